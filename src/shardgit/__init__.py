@@ -1,0 +1,1 @@
+"""shardgit: the storage tier of a Git host."""

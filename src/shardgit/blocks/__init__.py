@@ -1,0 +1,1 @@
+"""Immutable blocks by content id, and the stores that keep them."""

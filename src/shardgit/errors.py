@@ -1,0 +1,202 @@
+"""One error tree for the whole project; the edges map it to wire codes once.
+
+    ShardgitError                 code
+    +-- InvalidArgument           INVALID_ARGUMENT     the caller's words are off; do not retry
+    |   +-- MalformedInput        INVALID_ARGUMENT     bytes from outside that break their format
+    |   |   +-- MalformedPack         a pack, an entry or a delta
+    |   |   +-- MalformedObject       a commit, tree, tag or loose object
+    |   |   +-- MalformedPacket       a pkt-line or a protocol request
+    |   +-- InvalidRefName
+    |   +-- InvalidRepositoryName
+    +-- NotFound                  NOT_FOUND
+    |   +-- RepositoryMissing
+    |   +-- RefMissing
+    |   +-- ObjectMissing
+    |   +-- PathMissing
+    |   +-- ShardMissing
+    +-- AlreadyExists             ALREADY_EXISTS
+    |   +-- RepositoryExists
+    |   +-- ObjectCollision           an id that exists with other bytes
+    +-- Refused                   FAILED_PRECONDITION  the state forbids it; do not retry unchanged
+    |   +-- StoreFormatUnknown        a store written by a newer shardgit
+    |   +-- StoreBusy                 another process holds what is needed
+    |   +-- NotAStore
+    +-- PermissionRefused         PERMISSION_DENIED
+    +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
+    +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
+    |   +-- StorageFull               no space on the disk or in the map; nothing was written
+    +-- Unavailable               UNAVAILABLE          retry the same call
+    +-- DataLoss                  DATA_LOSS            stored bytes are missing or damaged
+    |   +-- BlockCorrupt
+    |   +-- JournalCorrupt
+    +-- Internal                  INTERNAL             a mistake of ours
+
+Messages are static, lower case and factual; the facts stand beside them as keyword arguments:
+
+    raise ObjectMissing("object is not in the repository", oid=hex_of(oid), repository=name)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ShardgitError(Exception):
+    """The root of every error that shardgit raises on purpose.
+
+    ``message`` is static text; ``facts`` are the values that go with it, JSON-friendly.
+    ``reason`` is the stable UPPER_SNAKE name used in google.rpc.ErrorInfo and in ``--json``.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, /, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    @property
+    def reason(self) -> str:
+        """The error's stable name: the class name in UPPER_SNAKE form."""
+        name = type(self).__name__
+        return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
+
+    def __str__(self) -> str:
+        """Message and facts on one line."""
+        if not self.facts:
+            return self.message
+        return f"{self.message} ({', '.join(f'{k}={v}' for k, v in self.facts.items())})"
+
+
+class InvalidArgument(ShardgitError):
+    """The caller's words are off."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class MalformedInput(InvalidArgument):
+    """Bytes from outside break the format they claim."""
+
+
+class MalformedPack(MalformedInput):
+    """A pack, one of its entries or a delta is broken."""
+
+
+class MalformedObject(MalformedInput):
+    """A Git object does not parse as its type."""
+
+
+class MalformedPacket(MalformedInput):
+    """A pkt-line or a protocol request is broken."""
+
+
+class InvalidRefName(InvalidArgument):
+    """A ref name that ``git check-ref-format`` refuses, or that is too long."""
+
+
+class InvalidRepositoryName(InvalidArgument):
+    """A repository name outside the allowed form."""
+
+
+class NotFound(ShardgitError):
+    """What was asked for is not there."""
+
+    code = "NOT_FOUND"
+
+
+class RepositoryMissing(NotFound):
+    """No repository has that name."""
+
+
+class RefMissing(NotFound):
+    """The repository has no such ref."""
+
+
+class ObjectMissing(NotFound):
+    """The repository cannot reach such an object."""
+
+
+class PathMissing(NotFound):
+    """The tree has no such path."""
+
+
+class ShardMissing(NotFound):
+    """The store has no such shard."""
+
+
+class AlreadyExists(ShardgitError):
+    """What was to be made is there already."""
+
+    code = "ALREADY_EXISTS"
+
+
+class RepositoryExists(AlreadyExists):
+    """A repository has that name already."""
+
+
+class ObjectCollision(AlreadyExists):
+    """An object id exists already with other bytes."""
+
+
+class Refused(ShardgitError):
+    """The state of the store forbids the operation."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class StoreFormatUnknown(Refused):
+    """The store was written in a format that this version does not know."""
+
+
+class StoreBusy(Refused):
+    """Another process holds what the operation needs."""
+
+
+class NotAStore(Refused):
+    """The folder holds no shardgit store."""
+
+
+class PermissionRefused(ShardgitError):
+    """The principal may not do that."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Conflict(ShardgitError):
+    """A compare-and-set lost against another writer."""
+
+    code = "ABORTED"
+
+
+class LimitExceeded(ShardgitError):
+    """A bound of limits.py was passed; nothing was changed."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class StorageFull(LimitExceeded):
+    """The disk or the map is full; nothing was written."""
+
+
+class Unavailable(ShardgitError):
+    """A passing fault; the same call may go through later."""
+
+    code = "UNAVAILABLE"
+
+
+class DataLoss(ShardgitError):
+    """Stored bytes are missing or damaged."""
+
+    code = "DATA_LOSS"
+
+
+class BlockCorrupt(DataLoss):
+    """A block's bytes do not match its id or its format."""
+
+
+class JournalCorrupt(DataLoss):
+    """A journal row does not match its checksum or its format."""
+
+
+class Internal(ShardgitError):
+    """A mistake of ours."""

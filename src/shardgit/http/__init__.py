@@ -1,0 +1,1 @@
+"""The smart-HTTP edge."""

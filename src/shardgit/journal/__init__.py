@@ -1,0 +1,1 @@
+"""What is small and mutable, behind one commit point."""

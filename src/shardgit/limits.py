@@ -1,0 +1,42 @@
+"""Every bound on sizes, depths, counts and queues that come from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds checked before anything is allocated. Units stand last in each name."""
+
+    # formats
+    block_target_bytes: int = MIB - 16  # fills LMDB's overflow pages exactly
+    block_max_bytes: int = 8 * MIB
+    segment_objects_max: int = 65_535  # ordinals are u16
+    # packs and objects
+    pack_objects_max: int = 1 << 30
+    object_size_max_bytes: int = 4 * GIB  # a larger object is refused
+    object_memory_max_bytes: int = 16 * MIB  # a larger one is streamed where that can be avoided
+    delta_depth_max: int = 4_095  # git's own ceiling for --depth
+    resolve_cache_max_bytes: int = 64 * MIB  # retained bases of one resolving thread
+    # names and refs
+    ref_name_max_bytes: int = 480  # an LMDB key is at most 511 bytes
+    ref_symbolic_depth_max: int = 5
+    repository_name_max_bytes: int = 200
+    # protocol
+    request_body_max_bytes: int = 64 * MIB  # a fetch request: wants and haves
+    request_lines_max: int = 1_000_000
+    refs_prefixes_max: int = 65_536
+    request_time_max_s: float = 3_600.0
+    client_stall_max_s: float = 60.0
+    # gRPC
+    message_max_bytes: int = MIB
+    ids_per_request_max: int = 10_000_000
+    page_size_max: int = 10_000
+
+
+DEFAULT = Limits()

@@ -1,0 +1,1 @@
+"""Work on the store itself: verify, settle, compact, gc, rebalance, backup."""

@@ -1,0 +1,1 @@
+"""Pack formats: the Python face of the pack kernels."""

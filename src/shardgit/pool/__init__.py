@@ -1,0 +1,1 @@
+"""Object namespaces: segments, index pieces, manifests and object reads."""

@@ -1,0 +1,1 @@
+"""Git's wire protocol without I/O: bytes in, events out."""

@@ -1,0 +1,1 @@
+"""Ref tables: immutable sorted snapshots with small overlays."""

@@ -1,0 +1,1 @@
+"""Which shard keeps which partition."""
