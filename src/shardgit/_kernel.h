@@ -368,6 +368,15 @@ static inline sg_status sg_delta_apply(const uint8_t *base, size_t base_size, co
     return SG_OK;
 }
 
+/* ---- counters shared by threads ---- */
+static inline uint64_t sg_fetch_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_RELAXED); }
+static inline uint64_t sg_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+/* Store `to` if *p is `from`; returns 1 when it did. */
+static inline int sg_swap(uint64_t *p, uint64_t from, uint64_t to) {
+    return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline int sg_claim(uint8_t *p) { return __atomic_exchange_n(p, (uint8_t)1, __ATOMIC_ACQ_REL) == 0; }
+
 /* The most that a deflate stream of n bytes can inflate to; a larger claim is a lie and is not allocated. */
 static inline uint64_t sg_inflate_most(uint64_t n) { return n > (UINT64_MAX >> 11) ? UINT64_MAX : n * 1032 + 1024; }
 

@@ -74,3 +74,7 @@ cdef extern from "_kernel.h" nogil:
                              uint8_t *result, size_t result_size, sg_copy *copies, size_t copies_room,
                              size_t *n_copies)
     uint64_t sg_inflate_most(uint64_t n)
+    uint64_t sg_fetch_add(uint64_t *p, uint64_t n)
+    uint64_t sg_load(const uint64_t *p)
+    int sg_swap(uint64_t *p, uint64_t from_, uint64_t to)
+    int sg_claim(uint8_t *p)

@@ -1,0 +1,1872 @@
+"""The ingest kernel: packs in; object ids, edges and segments out.
+
+An Ingest takes the bytes of whole packs (mapped files, usually), finds the entries, resolves every delta family on
+as many threads as call ``resolve``, computes every object id, notes the edges that walks need, and lays the entries
+out as segments (docs/formats/segment.md) and one graph stream (docs/formats/graph.md). Entry bodies are never
+deflated again: they are copied as they came.
+
+Memory: about 100 bytes an object, the edges, and on each thread the bases that are still needed. Children are
+visited light first and heavy last, so at most log2(objects) bases wait at once; past ``cache_max_bytes`` they are
+dropped and made again. No recursion; every size is checked against what the compressed bytes can hold.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from shardgit._kernel cimport *
+
+from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
+
+cdef enum:
+    NONE = 0xFFFFFFFF
+    EXTERNAL = 0x80000000
+    WINDOW = 65536
+    BATCH = 32  # roots that a thread takes at once
+    COMMIT = 1
+    TREE = 2
+    BLOB = 3
+    TAG = 4
+    HEADER = 64  # block header
+    TRAILER = 48  # segment trailer
+    PAGE_OVERHEAD = 16  # LMDB's header of a run of overflow pages
+
+
+ctypedef struct Object:
+    uint64_t at  # entry start in its pack
+    uint64_t body  # length of the zlib stream
+    uint64_t size  # what the stream inflates to: the object, or the delta
+    uint64_t raw  # size of the object
+    uint64_t edge_at  # first edge, in the lane's edges
+    int64_t date  # of a commit
+    uint32_t base
+    uint32_t child  # first child by OFS_DELTA; after layout: first child in the kept forest
+    uint32_t next  # next sibling
+    uint32_t heavy  # the child with the largest family
+    uint32_t weight  # objects in the family below, itself included
+    uint32_t edges
+    uint32_t position  # run-local
+    uint32_t place  # offset in the segment
+    uint32_t segment
+    uint16_t depth
+    uint16_t pack
+    uint8_t entry  # type in the pack
+    uint8_t type  # of the object, 0 until resolved
+    uint8_t head  # bytes of the entry before the zlib stream
+    uint8_t lane
+    uint8_t keep
+    uint8_t claimed
+    uint8_t hops
+    uint8_t alone  # stored in parts
+
+
+ctypedef struct Pack:
+    const uint8_t *data
+    uint64_t size
+    uint32_t first
+    uint32_t count
+
+
+ctypedef struct Frame:
+    uint8_t *data
+    uint64_t *bounds
+    uint32_t object
+    uint32_t child
+    uint32_t ref_at
+    uint32_t ref_end
+    uint32_t heavy  # NONE once taken
+
+
+ctypedef struct Lane:
+    sg_inflater *inflater
+    uint8_t *delta
+    size_t delta_room
+    uint8_t *result
+    size_t result_room
+    uint8_t *spare
+    size_t spare_room
+    uint8_t *window
+    sg_copy *copies
+    size_t copies_room
+    Frame *frames
+    size_t n_frames
+    size_t frames_room
+    uint64_t retained
+    uint8_t *edges
+    uint64_t n_edges
+    uint64_t edges_room
+
+
+ctypedef struct Segment:
+    uint32_t first  # position of its first object
+    uint32_t count
+    uint32_t entries_end
+    uint32_t length
+    uint32_t externals
+    uint32_t big
+    uint64_t raw
+    uint64_t bytes
+    uint8_t type
+    uint8_t hops
+    uint8_t alone
+
+
+def features():
+    """Return what the kernels were built with: inflate, hash and zlib versions."""
+    return {
+        "inflate": sg_inflate_name().decode(),
+        "hash": sg_openssl_name().decode(),
+        "zlib": sg_zlib_name().decode(),
+    }
+
+
+cdef inline bint room_for(void **memory, size_t *room, size_t need) noexcept nogil:
+    """Make *memory hold ``need`` bytes, contents lost. False without memory."""
+    cdef size_t want
+    if need <= room[0]:
+        return True
+    want = need + need // 4 + 4096
+    free(memory[0])
+    memory[0] = malloc(want)
+    room[0] = want if memory[0] != NULL else 0
+    return memory[0] != NULL
+
+
+cdef inline bint bit(const uint64_t *bits, size_t at) noexcept nogil:
+    return (bits[at >> 6] >> (at & 63)) & 1
+
+
+cdef inline void set_bit(uint64_t *bits, size_t at) noexcept nogil:
+    bits[at >> 6] |= <uint64_t>1 << (at & 63)
+
+
+cdef size_t last_bit(const uint64_t *bits, size_t at) noexcept nogil:
+    """Return the highest set bit at or below ``at``; one is known to be set."""
+    cdef size_t word = at >> 6
+    cdef uint64_t v = bits[word] & (~<uint64_t>0 >> (63 - (at & 63)))
+    while v == 0:
+        word -= 1
+        v = bits[word]
+    return (word << 6) + 63 - <size_t>__builtin_clzll(v)
+
+
+cdef extern from * nogil:
+    int __builtin_clzll(unsigned long long v)
+
+
+cdef void copy_bits(uint64_t *to, size_t to_at, const uint64_t *source, size_t at, size_t n) noexcept nogil:
+    """OR n bits of ``source`` from ``at`` into ``to`` from ``to_at``."""
+    cdef size_t take, word, shift
+    cdef uint64_t v
+    while n:
+        word = at >> 6
+        shift = at & 63
+        take = 64 - shift
+        if take > n:
+            take = n
+        v = source[word] >> shift
+        if take < 64:
+            v &= ((<uint64_t>1 << take) - 1)
+        shift = to_at & 63
+        to[to_at >> 6] |= v << shift
+        if shift and take > 64 - shift:
+            to[(to_at >> 6) + 1] |= v >> (64 - shift)
+        at += take
+        to_at += take
+        n -= take
+
+
+cdef inline int hex_digit(uint8_t c) noexcept nogil:
+    if 48 <= c <= 57:
+        return c - 48
+    if 97 <= c <= 102:
+        return c - 87
+    return -1
+
+
+cdef bint unhex(const uint8_t *text, size_t n, uint8_t *out) noexcept nogil:
+    """Turn 2n lower-case hex digits into n bytes. False when one is not."""
+    cdef size_t i
+    cdef int high, low
+    for i in range(n):
+        high = hex_digit(text[2 * i])
+        low = hex_digit(text[2 * i + 1])
+        if high < 0 or low < 0:
+            return False
+        out[i] = <uint8_t>(high * 16 + low)
+    return True
+
+
+cdef class Ingest:
+    """Packs on their way into a pool.
+
+    Use: ``scan`` each pack; ``resolve`` from any number of threads until ``finished``; ``finish``; maybe ``drop``;
+    ``layout``; then ``segment`` and ``graph``. Buffers that were scanned must not change until the Ingest is gone.
+    Errors: MalformedPack, MalformedObject, LimitExceeded; after one the Ingest is of no further use.
+    """
+
+    cdef readonly int hash_kind
+    cdef size_t hash_size
+    cdef uint64_t size_max
+    cdef uint64_t memory_max
+    cdef uint64_t cache_max
+    cdef uint64_t objects_max
+    cdef uint32_t depth_max
+    cdef Object *objects
+    cdef uint8_t *ids
+    cdef uint32_t n
+    cdef Pack *packs
+    cdef uint16_t n_packs
+    cdef Py_buffer *buffers
+    cdef uint32_t *roots
+    cdef uint32_t n_roots
+    cdef uint32_t *refs  # REF_DELTA entries sorted by pack and base id
+    cdef uint32_t n_refs
+    cdef Lane lanes[64]
+    cdef uint64_t n_lanes
+    cdef uint64_t taken  # roots given out
+    cdef uint64_t resolved
+    cdef uint64_t work  # bytes of objects made, those made again included
+    cdef uint64_t failure  # status + (object index << 8), 0 while all is well
+    cdef uint32_t *sorted  # object indices by id
+    cdef uint32_t *buckets  # first of `sorted` by the top 16 bits
+    cdef uint32_t *order  # object indices by position
+    cdef uint32_t kept
+    cdef Segment *segments
+    cdef uint32_t n_segments
+    cdef uint32_t segments_room
+    cdef uint32_t counts[5]
+    cdef bint linked
+    cdef object _externals
+    cdef uint64_t n_links
+
+    def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
+                  uint64_t objects_max, uint32_t depth_max):
+        self.hash_kind = hash_kind
+        self.hash_size = sg_hash_size(hash_kind)
+        self.size_max = size_max
+        self.memory_max = memory_max
+        self.cache_max = cache_max
+        self.objects_max = objects_max
+        self.depth_max = depth_max if depth_max < 65535 else 65535
+
+    def __dealloc__(self):
+        cdef uint64_t i
+        for i in range(self._lanes_used()):
+            free_lane(&self.lanes[i])
+        for i in range(self.n_packs):
+            PyBuffer_Release(&self.buffers[i])
+        free(self.buffers)
+        free(self.packs)
+        free(self.objects)
+        free(self.ids)
+        free(self.roots)
+        free(self.refs)
+        free(self.sorted)
+        free(self.buckets)
+        free(self.order)
+        free(self.segments)
+
+    cdef uint64_t _lanes_used(self) noexcept nogil:
+        return self.n_lanes if self.n_lanes < 64 else 64
+
+    # ---- scanning ----
+
+    def scan(self, pack not None, offsets=None):
+        """Find the entries of one whole pack: header, entries, trailer.
+
+        ``offsets`` (array of u64, ascending) are entry starts claimed by an .idx. They save inflating everything to
+        find the ends; every stream must still end exactly where the next entry starts, or ``resolve`` says MalformedPack.
+        """
+        if self.linked:
+            raise Internal("a pack was scanned after resolving began")
+        if self.n_packs == 65535:
+            raise LimitExceeded("too many packs in one import", limit=65535)
+        cdef Py_buffer *grown = <Py_buffer *>realloc(self.buffers, (<size_t>self.n_packs + 1) * sizeof(Py_buffer))
+        if grown == NULL:
+            raise MemoryError
+        self.buffers = grown
+        cdef Pack *packs = <Pack *>realloc(self.packs, (<size_t>self.n_packs + 1) * sizeof(Pack))
+        if packs == NULL:
+            raise MemoryError
+        self.packs = packs
+        PyObject_GetBuffer(pack, &self.buffers[self.n_packs], PyBUF_SIMPLE)
+        cdef Pack *p = &self.packs[self.n_packs]
+        p.data = <const uint8_t *>self.buffers[self.n_packs].buf
+        p.size = <uint64_t>self.buffers[self.n_packs].len
+        p.first = self.n
+        p.count = 0
+        self.n_packs += 1
+        if p.size < 12 + self.hash_size or memcmp(p.data, b"PACK", 4) != 0:
+            raise MalformedPack("not a pack", bytes=int(p.size))
+        cdef uint32_t version = sg_u32be(p.data + 4)
+        cdef uint32_t count = sg_u32be(p.data + 8)
+        if version != 2 and version != 3:
+            raise MalformedPack("unknown pack version", version=int(version))
+        # The smallest entry is a byte of header and eight of an empty zlib stream, so a larger claim is a lie.
+        if <uint64_t>count * 9 > p.size - 12 - self.hash_size:
+            raise MalformedPack("pack is too short for its object count", objects=int(count), bytes=int(p.size))
+        if <uint64_t>self.n + count > self.objects_max or <uint64_t>self.n + count >= EXTERNAL:
+            raise LimitExceeded("too many objects", objects=int(self.n) + int(count), limit=int(self.objects_max))
+        self._grow(count)
+        cdef const uint64_t[::1] hint
+        cdef const uint64_t *starts = NULL
+        if offsets is not None and count:
+            hint = offsets
+            if <uint64_t>hint.shape[0] != count:
+                raise MalformedPack("index and pack disagree on the object count", objects=int(count))
+            starts = &hint[0]
+        cdef uint64_t failed_at = 0
+        cdef sg_status st
+        with nogil:
+            st = self._scan(p, count, starts, &failed_at)
+        if st != SG_OK:
+            raise error_of(st, offset=int(failed_at), pack=int(self.n_packs - 1))
+
+    cdef int _grow(self, uint32_t count) except -1:
+        cdef size_t total = <size_t>self.n + count
+        cdef Object *objects = <Object *>realloc(self.objects, (total + 1) * sizeof(Object))
+        if objects == NULL:
+            raise MemoryError
+        self.objects = objects
+        cdef uint8_t *ids = <uint8_t *>realloc(self.ids, (total + 1) * self.hash_size)
+        if ids == NULL:
+            raise MemoryError
+        self.ids = ids
+        return 0
+
+    cdef sg_status _scan(self, Pack *p, uint32_t count, const uint64_t *starts, uint64_t *failed_at) noexcept nogil:
+        cdef uint64_t end = p.size - self.hash_size
+        cdef uint64_t at = 12
+        cdef uint32_t i
+        cdef Object *o
+        cdef sg_status st = SG_OK
+        cdef sg_inflater *inflater = sg_inflater_new()
+        cdef uint8_t *scratch = NULL
+        cdef size_t room = 0
+        cdef uint8_t trailer[32]
+        cdef sg_hash hash
+        if inflater == NULL:
+            return SG_MEMORY
+        for i in range(count):
+            failed_at[0] = at
+            o = &self.objects[self.n]
+            memset(o, 0, sizeof(Object))
+            o.pack = <uint16_t>(self.n_packs - 1)
+            if starts != NULL and starts[i] != at:
+                st = SG_RANGE
+                break
+            st = self._scan_head(p, o, at, end)
+            if st != SG_OK:
+                break
+            if starts != NULL:
+                at = starts[i + 1] if i + 1 < count else end
+                if at > end or at < o.at + o.head + 8:
+                    st = SG_RANGE
+                    break
+                o.body = at - o.at - o.head
+                if o.size > sg_inflate_most(o.body):
+                    st = SG_SIZE
+                    break
+            else:
+                st = self._scan_body(p, o, inflater, &scratch, &room, end)
+                if st != SG_OK:
+                    break
+                at = o.at + o.head + o.body
+            self.n += 1
+            p.count += 1
+        free(scratch)
+        sg_inflater_free(inflater)
+        if st != SG_OK:
+            return st
+        failed_at[0] = at
+        if at != end:
+            return SG_RANGE if starts != NULL else SG_TYPE
+        sg_hash_init(&hash, self.hash_kind)
+        sg_hash_update(&hash, p.data, <size_t>end)
+        sg_hash_final(&hash, trailer)
+        return SG_OK if memcmp(trailer, p.data + end, self.hash_size) == 0 else SG_CHECKSUM
+
+    cdef sg_status _scan_head(self, Pack *p, Object *o, uint64_t at, uint64_t end) noexcept nogil:
+        """Read an entry's header and, for OFS_DELTA, find its base."""
+        cdef int type = 0
+        cdef size_t head = 0, more = 0
+        cdef uint64_t distance = 0
+        cdef uint32_t low, high, middle
+        cdef sg_status st
+        if at >= end:
+            return SG_TRUNCATED
+        st = sg_entry_header(p.data + at, <size_t>(end - at), &type, &o.size, &head)
+        if st != SG_OK:
+            return st
+        o.at = at
+        o.base = NONE
+        o.child = NONE
+        o.next = NONE
+        o.heavy = NONE
+        o.weight = 1
+        o.keep = 1
+        o.entry = <uint8_t>type
+        if o.size > self.size_max:
+            return SG_LIMIT
+        if type == SG_OFS_DELTA:
+            st = sg_ofs_distance(p.data + at + head, <size_t>(end - at) - head, &distance, &more)
+            if st != SG_OK:
+                return st
+            if distance == 0 or distance > at - 12:
+                return SG_RANGE
+            low = p.first
+            high = self.n
+            while low < high:
+                middle = low + ((high - low) >> 1)
+                if self.objects[middle].at < at - distance:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low >= self.n or self.objects[low].at != at - distance:
+                return SG_RANGE
+            o.base = low
+        elif type == SG_REF_DELTA:
+            more = self.hash_size
+            if end - at - head < more:
+                return SG_TRUNCATED
+        o.head = <uint8_t>(head + more)
+        return SG_OK
+
+    cdef sg_status _scan_body(self, Pack *p, Object *o, sg_inflater *inflater, uint8_t **scratch, size_t *room,
+                              uint64_t end) noexcept nogil:
+        """Inflate an entry to find where it ends."""
+        cdef const uint8_t *source = p.data + o.at + o.head
+        cdef size_t left = <size_t>(end - o.at - o.head)
+        cdef size_t used = 0
+        cdef sg_status st
+        if o.size > sg_inflate_most(left):
+            return SG_SIZE
+        if o.size > self.memory_max:
+            if not room_for(<void **>scratch, room, WINDOW):
+                return SG_MEMORY
+            st = sg_inflate_stream(inflater, source, left, o.size, NULL, scratch[0], WINDOW, NULL, &used)
+        else:
+            if not room_for(<void **>scratch, room, <size_t>o.size):
+                return SG_MEMORY
+            st = sg_inflate(inflater, source, left, scratch[0], <size_t>o.size, &used)
+        o.body = used
+        return st
+
+    # ---- families ----
+
+    def link(self):
+        """Join bases and children, once, after the last scan and before ``resolve``."""
+        if self.linked:
+            return
+        self.linked = True
+        self.roots = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
+        self.refs = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
+        if self.roots == NULL or self.refs == NULL:
+            raise MemoryError
+        cdef uint32_t i
+        cdef Object *o
+        cdef Object *b
+        with nogil:
+            i = self.n
+            while i:
+                i -= 1
+                o = &self.objects[i]
+                if o.entry == SG_OFS_DELTA:
+                    b = &self.objects[o.base]
+                    b.weight += o.weight
+                    o.next = b.child
+                    b.child = i
+                    if b.heavy == NONE or self.objects[b.heavy].weight <= o.weight:
+                        b.heavy = i
+            for i in range(self.n):
+                o = &self.objects[i]
+                if o.entry == SG_REF_DELTA:
+                    self.refs[self.n_refs] = i
+                    self.n_refs += 1
+                elif o.entry != SG_OFS_DELTA:
+                    self.roots[self.n_roots] = i
+                    self.n_roots += 1
+            self._sort_refs()
+
+    cdef const uint8_t *_ref_base(self, uint32_t i) noexcept nogil:
+        """The base id that a REF_DELTA entry names."""
+        cdef Object *o = &self.objects[i]
+        return self.packs[o.pack].data + o.at + o.head - self.hash_size
+
+    cdef int _compare_ref(self, uint32_t i, uint16_t pack, const uint8_t *oid) noexcept nogil:
+        if self.objects[i].pack != pack:
+            return -1 if self.objects[i].pack < pack else 1
+        return memcmp(self._ref_base(i), oid, self.hash_size)
+
+    cdef void _sort_refs(self) noexcept nogil:
+        """Heap sort of the REF_DELTA entries by pack and base id: in place, n log n on any input."""
+        cdef uint32_t n = self.n_refs, start = n >> 1, end = n, root, child, v
+        while end > 1:
+            if start > 0:
+                start -= 1
+            else:
+                end -= 1
+                v = self.refs[end]
+                self.refs[end] = self.refs[0]
+                self.refs[0] = v
+            root = start
+            while 2 * root + 1 < end:
+                child = 2 * root + 1
+                if child + 1 < end and self._ref_less(self.refs[child], self.refs[child + 1]):
+                    child += 1
+                if not self._ref_less(self.refs[root], self.refs[child]):
+                    break
+                v = self.refs[root]
+                self.refs[root] = self.refs[child]
+                self.refs[child] = v
+                root = child
+
+    cdef inline bint _ref_less(self, uint32_t a, uint32_t b) noexcept nogil:
+        cdef int order = self._compare_ref(a, self.objects[b].pack, self._ref_base(b))
+        return order < 0 or (order == 0 and a < b)
+
+    cdef uint32_t _find_ref(self, uint16_t pack, const uint8_t *oid) noexcept nogil:
+        """The first of ``refs`` that is not below (pack, oid)."""
+        cdef uint32_t low = 0, high = self.n_refs, middle
+        while low < high:
+            middle = low + ((high - low) >> 1)
+            if self._compare_ref(self.refs[middle], pack, oid) < 0:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    @property
+    def objects_scanned(self):
+        """Entries found so far."""
+        return self.n
+
+    @property
+    def objects_resolved(self):
+        """Objects whose id is known; safe to read while other threads resolve."""
+        return sg_load(&self.resolved)
+
+    @property
+    def bytes_made(self):
+        """Bytes of all objects resolved, those of bases made again included."""
+        return sg_load(&self.work)
+
+    def resolve(self):
+        """Resolve families until none is left; call it from as many threads as shall work (64 at most).
+
+        Returns when no family is left to take or one failed; ``finish`` raises what went wrong.
+        """
+        self.link()
+        cdef uint64_t number = sg_fetch_add(&self.n_lanes, 1)
+        if number >= 64:
+            raise Internal("too many resolving threads")
+        cdef Lane *lane = &self.lanes[number]
+        cdef uint64_t first, i
+        cdef uint32_t root
+        cdef sg_status st
+        with nogil:
+            lane.inflater = sg_inflater_new()
+            lane.window = <uint8_t *>malloc(WINDOW)
+            if lane.inflater == NULL or lane.window == NULL:
+                sg_swap(&self.failure, 0, SG_MEMORY)
+            while sg_load(&self.failure) == 0:
+                first = sg_fetch_add(&self.taken, BATCH)
+                if first >= self.n_roots:
+                    break
+                for i in range(first, min(first + BATCH, <uint64_t>self.n_roots)):
+                    root = self.roots[i]
+                    st = self._family(lane, <uint8_t>number, &root)
+                    if st != SG_OK:
+                        sg_swap(&self.failure, 0, <uint64_t>st + (<uint64_t>root << 8))
+                        break
+            drop_frames(lane)
+            free_scratch(lane)
+
+    cdef sg_status _family(self, Lane *lane, uint8_t number, uint32_t *at) noexcept nogil:
+        """Resolve a root and all that hangs from it. *at is the object at work."""
+        cdef Frame *f
+        cdef uint32_t child
+        cdef bint last
+        cdef Frame held
+        cdef sg_status st = self._object(lane, number, at[0], NULL)
+        if st != SG_OK:
+            return st
+        while lane.n_frames:
+            f = &lane.frames[lane.n_frames - 1]
+            child = self._next_child(f)
+            if child == NONE:
+                drop_frame(lane)
+                continue
+            at[0] = child
+            if f.data == NULL:
+                st = self._make_again(lane, f)
+                if st != SG_OK:
+                    return st
+            last = f.heavy == NONE and f.child == NONE and f.ref_at == f.ref_end
+            held = f[0]
+            if last:
+                # The frame goes before its last child's comes, so a chain holds two objects, however deep.
+                lane.n_frames -= 1
+                lane.retained -= self.objects[held.object].raw
+            self.objects[child].base = held.object
+            st = self._object(lane, number, child, &held)
+            if last:
+                free(held.data)
+                free(held.bounds)
+            if st != SG_OK:
+                return st
+            if lane.retained > self.cache_max:
+                self._evict(lane)
+        return SG_OK
+
+    cdef uint32_t _next_child(self, Frame *f) noexcept nogil:
+        """Light children by offset first, then those by id, the heaviest last."""
+        cdef uint32_t i
+        while f.child != NONE:
+            i = f.child
+            f.child = self.objects[i].next
+            if i != self.objects[f.object].heavy:
+                # Look ahead, so that "no child left" is known when the last one is taken.
+                if f.child == self.objects[f.object].heavy and f.child != NONE:
+                    f.child = self.objects[f.child].next
+                return i
+        while f.ref_at < f.ref_end:
+            i = self.refs[f.ref_at]
+            f.ref_at += 1
+            if sg_claim(&self.objects[i].claimed):
+                return i
+        i = f.heavy
+        f.heavy = NONE
+        return i
+
+    cdef void _evict(self, Lane *lane) noexcept nogil:
+        """Drop the oldest bases until the rest fits; the newest stays."""
+        cdef size_t i
+        cdef Frame *f
+        for i in range(lane.n_frames - 1 if lane.n_frames else 0):
+            f = &lane.frames[i]
+            if f.data != NULL:
+                free(f.data)
+                f.data = NULL
+                lane.retained -= self.objects[f.object].raw
+                if lane.retained <= self.cache_max:
+                    return
+
+    cdef sg_status _make_again(self, Lane *lane, Frame *f) noexcept nogil:
+        """Make the data of a frame whose data was dropped."""
+        cdef size_t size = 0
+        cdef sg_status st = self._data(lane, f.object, &f.data, &size)
+        if st == SG_OK:
+            lane.retained += size
+            # Making bases again must not become the main work: 64 times all objects is far past any real pack.
+            if sg_load(&self.work) > (<uint64_t>1 << 36) and \
+                    sg_load(&self.work) // 64 > sg_load(&self.resolved) * self.memory_max:
+                return SG_LIMIT
+        return st
+
+    cdef sg_status _data(self, Lane *lane, uint32_t i, uint8_t **out, size_t *out_size) noexcept nogil:
+        """Make an object's bytes from its chain, in memory of its own."""
+        cdef uint32_t *chain
+        cdef uint32_t length = 1, at = i
+        cdef uint8_t *data = NULL
+        cdef uint8_t *made
+        cdef size_t size, used = 0
+        cdef Object *o
+        cdef sg_status st = SG_OK
+        while self.objects[at].base != NONE:
+            at = self.objects[at].base
+            length += 1
+        chain = <uint32_t *>malloc(<size_t>length * 4)
+        if chain == NULL:
+            return SG_MEMORY
+        at = i
+        size = length
+        while True:
+            size -= 1
+            chain[size] = at
+            if size == 0:
+                break
+            at = self.objects[at].base
+        for at in range(length):
+            o = &self.objects[chain[at]]
+            if at == 0:
+                data = <uint8_t *>malloc(<size_t>o.size + 1)
+                if data == NULL:
+                    st = SG_MEMORY
+                    break
+                st = self._inflate(lane, o, data)
+                size = <size_t>o.size
+            else:
+                if not room_for(<void **>&lane.spare, &lane.spare_room, <size_t>o.size):
+                    st = SG_MEMORY
+                    break
+                st = self._inflate(lane, o, lane.spare)
+                if st != SG_OK:
+                    break
+                made = <uint8_t *>malloc(<size_t>o.raw + 1)
+                if made == NULL:
+                    st = SG_MEMORY
+                    break
+                st = sg_delta_apply(data, size, lane.spare, <size_t>o.size, made, <size_t>o.raw, NULL, 0, &used)
+                free(data)
+                data = made
+                size = <size_t>o.raw
+            if st != SG_OK:
+                break
+            sg_fetch_add(&self.work, size)
+        free(chain)
+        if st != SG_OK:
+            free(data)
+            return st
+        out[0] = data
+        out_size[0] = size
+        return SG_OK
+
+    cdef sg_status _inflate(self, Lane *lane, Object *o, uint8_t *out) noexcept nogil:
+        """Inflate an entry's body; it must fill its span exactly."""
+        cdef const uint8_t *source = self.packs[o.pack].data + o.at + o.head
+        cdef size_t used = 0
+        cdef sg_status st = sg_inflate(lane.inflater, source, <size_t>o.body, out, <size_t>o.size, &used)
+        if st == SG_OK and used != o.body:
+            return SG_RANGE
+        return st
+
+    cdef sg_status _object(self, Lane *lane, uint8_t number, uint32_t i, Frame *base) noexcept nogil:
+        """Make object ``i`` (from ``base``, NULL for a root): id, edges, and a frame when children wait."""
+        cdef Object *o = &self.objects[i]
+        cdef uint8_t *oid = self.ids + <size_t>i * self.hash_size
+        cdef uint64_t base_size = 0, result_size = 0
+        cdef size_t at = 0, n_copies = 0
+        cdef uint32_t ref_at = 0, ref_end = 0
+        cdef bint waits
+        cdef sg_status st
+        if base == NULL:
+            o.type = o.entry
+            o.raw = o.size
+            if o.size > self.memory_max and o.type == BLOB and o.child == NONE:
+                st = self._stream_id(lane, o, oid)
+                if st != SG_OK:
+                    return st
+                if self.n_refs == 0 or not self._has_ref(o.pack, oid):
+                    o.edge_at = lane.n_edges
+                    sg_fetch_add(&self.resolved, 1)
+                    return SG_OK
+            if not room_for(<void **>&lane.result, &lane.result_room, <size_t>o.size):
+                return SG_MEMORY
+            st = self._inflate(lane, o, lane.result)
+        else:
+            o.type = self.objects[base.object].type
+            if self.objects[base.object].depth >= self.depth_max:
+                return SG_DEPTH
+            o.depth = <uint16_t>(self.objects[base.object].depth + 1)
+            if not room_for(<void **>&lane.delta, &lane.delta_room, <size_t>o.size):
+                return SG_MEMORY
+            st = self._inflate(lane, o, lane.delta)
+            if st != SG_OK:
+                return st
+            st = sg_delta_sizes(lane.delta, <size_t>o.size, &base_size, &result_size, &at)
+            if st != SG_OK:
+                return st
+            if result_size > self.size_max or (o.type == TREE and result_size >= EXTERNAL):
+                return SG_LIMIT
+            o.raw = result_size
+            if not room_for(<void **>&lane.result, &lane.result_room, <size_t>result_size):
+                return SG_MEMORY
+            if o.type == TREE and not room_for(<void **>&lane.copies, &lane.copies_room,
+                                               (<size_t>o.size + 1) * sizeof(sg_copy)):
+                return SG_MEMORY
+            st = sg_delta_apply(base.data, <size_t>self.objects[base.object].raw, lane.delta, <size_t>o.size,
+                                lane.result, <size_t>result_size, lane.copies if o.type == TREE else NULL,
+                                <size_t>o.size, &n_copies)
+        if st != SG_OK:
+            return st
+        sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
+        sg_fetch_add(&self.work, o.raw)
+        if self.n_refs:
+            ref_at = self._find_ref(o.pack, oid)
+            ref_end = ref_at
+            while ref_end < self.n_refs and self._compare_ref(self.refs[ref_end], o.pack, oid) == 0:
+                ref_end += 1
+        waits = o.child != NONE or ref_at < ref_end
+        o.lane = number
+        o.edge_at = lane.n_edges
+        cdef uint64_t *bounds = NULL
+        if o.type == TREE:
+            if waits:
+                bounds = <uint64_t *>calloc((<size_t>o.raw >> 6) + 2, 8)
+                if bounds == NULL:
+                    return SG_MEMORY
+            st = self._tree(lane, <size_t>o.raw, base, n_copies, bounds)
+        elif o.type == COMMIT:
+            st = self._commit(lane, o)
+        elif o.type == TAG:
+            st = self._tag(lane, <size_t>o.raw)
+        if st == SG_OK and lane.n_edges - o.edge_at >= EXTERNAL:
+            st = SG_LIMIT
+        o.edges = <uint32_t>(lane.n_edges - o.edge_at)
+        if st == SG_OK and waits:
+            st = self._push(lane, i, bounds, ref_at, ref_end)
+        if st != SG_OK:
+            free(bounds)
+            return st
+        sg_fetch_add(&self.resolved, 1)
+        return SG_OK
+
+    cdef bint _has_ref(self, uint16_t pack, const uint8_t *oid) noexcept nogil:
+        cdef uint32_t at = self._find_ref(pack, oid)
+        return at < self.n_refs and self._compare_ref(self.refs[at], pack, oid) == 0
+
+    cdef sg_status _stream_id(self, Lane *lane, Object *o, uint8_t *oid) noexcept nogil:
+        """Compute the id of a large blob without holding it."""
+        cdef sg_hash hash
+        cdef uint8_t header[32]
+        cdef size_t used = 0
+        cdef sg_status st
+        sg_hash_init(&hash, self.hash_kind)
+        sg_hash_update(&hash, header, sg_object_header(o.type, o.size, header))
+        st = sg_inflate_stream(lane.inflater, self.packs[o.pack].data + o.at + o.head, <size_t>o.body, o.size, NULL,
+                               lane.window, WINDOW, &hash, &used)
+        if st != SG_OK:
+            return st
+        sg_hash_final(&hash, oid)
+        sg_fetch_add(&self.work, o.size)
+        return SG_OK if used == o.body else SG_RANGE
+
+    cdef sg_status _push(self, Lane *lane, uint32_t i, uint64_t *bounds, uint32_t ref_at,
+                         uint32_t ref_end) noexcept nogil:
+        """Keep ``lane.result`` as a base."""
+        cdef Frame *f
+        cdef Frame *grown
+        cdef size_t size = <size_t>self.objects[i].raw
+        if lane.n_frames == lane.frames_room:
+            grown = <Frame *>realloc(lane.frames, (lane.frames_room + 64) * sizeof(Frame))
+            if grown == NULL:
+                return SG_MEMORY
+            lane.frames = grown
+            lane.frames_room += 64
+        f = &lane.frames[lane.n_frames]
+        if lane.result_room > 2 * size + 4096:
+            f.data = <uint8_t *>malloc(size + 1)
+            if f.data == NULL:
+                return SG_MEMORY
+            memcpy(f.data, lane.result, size)
+        else:
+            f.data = lane.result
+            lane.result = NULL
+            lane.result_room = 0
+        f.bounds = bounds
+        f.object = i
+        f.child = self.objects[i].child
+        f.heavy = self.objects[i].heavy
+        if f.child == f.heavy and f.child != NONE:
+            f.child = self.objects[f.child].next
+        f.ref_at = ref_at
+        f.ref_end = ref_end
+        lane.n_frames += 1
+        lane.retained += size
+        return SG_OK
+
+    # ---- edges ----
+
+    cdef sg_status _edge(self, Lane *lane, const uint8_t *oid) noexcept nogil:
+        cdef uint8_t *grown
+        if lane.n_edges == lane.edges_room:
+            grown = <uint8_t *>realloc(lane.edges, (lane.edges_room * 3 // 2 + 16384) * self.hash_size)
+            if grown == NULL:
+                return SG_MEMORY
+            lane.edges = grown
+            lane.edges_room = lane.edges_room * 3 // 2 + 16384
+        memcpy(lane.edges + lane.n_edges * self.hash_size, oid, self.hash_size)
+        lane.n_edges += 1
+        return SG_OK
+
+    cdef sg_status _tree(self, Lane *lane, size_t n, Frame *base, size_t n_copies, uint64_t *bounds) noexcept nogil:
+        """Note the children of the tree in ``lane.result`` that its base does not have.
+
+        Where a copy instruction starts on an entry of the base, all entries up to the last boundary inside the copy
+        are the base's own: they are skipped without being read.
+        """
+        cdef const uint8_t *data = lane.result
+        cdef size_t p = 0, k = 0, source, stop, end
+        cdef sg_copy *c
+        cdef bint link
+        cdef sg_status st
+        while p < n:
+            if base != NULL:
+                while k < n_copies and <size_t>lane.copies[k].to + lane.copies[k].length <= p:
+                    k += 1
+                if k < n_copies and lane.copies[k].to <= p:
+                    c = &lane.copies[k]
+                    source = <size_t>c.from_ + (p - c.to)
+                    if bit(base.bounds, source):
+                        stop = last_bit(base.bounds, <size_t>c.from_ + c.length)
+                        if stop > source:
+                            if bounds != NULL:
+                                copy_bits(bounds, p, base.bounds, source, stop - source)
+                            p += stop - source
+                            continue
+            st = tree_entry(data, n, p, self.hash_size, &end, &link)
+            if st != SG_OK:
+                return st
+            if bounds != NULL:
+                set_bit(bounds, p)
+            if not link:
+                st = self._edge(lane, data + end - self.hash_size)
+                if st != SG_OK:
+                    return st
+            p = end
+        if bounds != NULL:
+            set_bit(bounds, n)
+        return SG_OK
+
+    cdef sg_status _commit(self, Lane *lane, Object *o) noexcept nogil:
+        """Note tree, parents and committer date."""
+        cdef const uint8_t *data = lane.result
+        cdef size_t n = <size_t>o.raw, p = 0, line, hex = 2 * self.hash_size
+        cdef uint8_t oid[32]
+        cdef const uint8_t *found
+        cdef sg_status st
+        if n < 6 + hex or memcmp(data, b"tree ", 5) != 0 or data[5 + hex] != 10 or not unhex(data + 5, self.hash_size, oid):
+            return SG_OBJECT
+        st = self._edge(lane, oid)
+        p = 6 + hex
+        while st == SG_OK and n - p >= 8 + hex and memcmp(data + p, b"parent ", 7) == 0:
+            if data[p + 7 + hex] != 10 or not unhex(data + p + 7, self.hash_size, oid):
+                return SG_OBJECT
+            st = self._edge(lane, oid)
+            p += 8 + hex
+        if st != SG_OK:
+            return st
+        while p < n and data[p] != 10:
+            found = <const uint8_t *>memchr(data + p, 10, n - p)
+            line = <size_t>(found - (data + p)) if found != NULL else n - p
+            if line > 10 and memcmp(data + p, b"committer ", 10) == 0:
+                o.date = date_of(data + p, line)
+                break
+            p += line + 1
+        return SG_OK
+
+    cdef sg_status _tag(self, Lane *lane, size_t n) noexcept nogil:
+        """Note what a tag names."""
+        cdef const uint8_t *data = lane.result
+        cdef size_t hex = 2 * self.hash_size
+        cdef uint8_t oid[32]
+        if n < 8 + hex or memcmp(data, b"object ", 7) != 0 or data[7 + hex] != 10 or not unhex(data + 7, self.hash_size, oid):
+            return SG_OBJECT
+        return self._edge(lane, oid)
+
+    # ---- ids ----
+
+    def finish(self):
+        """Raise what ``resolve`` met, then sort the ids and keep one copy of each object.
+
+        An id twice in one pack is MalformedPack; over several packs the copy with the shorter chain stays.
+        """
+        cdef uint64_t failure = sg_load(&self.failure)
+        cdef uint32_t i
+        if failure:
+            i = <uint32_t>(failure >> 8)
+            raise error_of(<int>(failure & 255), offset=int(self.objects[i].at), pack=int(self.objects[i].pack))
+        if self.resolved != self.n:
+            for i in range(self.n):
+                if self.objects[i].type == 0:
+                    if self.objects[i].entry == SG_REF_DELTA:
+                        raise MalformedPack(
+                            "delta base is missing",
+                            base=self._ref_base(i)[:<Py_ssize_t>self.hash_size].hex(),
+                            offset=int(self.objects[i].at),
+                            pack=int(self.objects[i].pack),
+                        )
+            raise MalformedPack("delta base is missing", unresolved=int(self.n - self.resolved))
+        for i in range(<uint32_t>self._lanes_used()):
+            free_scratch(&self.lanes[i])
+        self.sorted = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
+        self.buckets = <uint32_t *>calloc(65537, 4)
+        if self.sorted == NULL or self.buckets == NULL:
+            raise MemoryError
+        cdef uint32_t twice = NONE
+        cdef bint ok
+        with nogil:
+            ok = self._sort()
+            if ok:
+                twice = self._unique()
+        if not ok:
+            raise MemoryError
+        if twice != NONE:
+            if twice & EXTERNAL:
+                twice &= ~<uint32_t>EXTERNAL
+                raise MalformedPack("two objects with one id differ in size or type", oid=self.id_at(twice).hex())
+            raise MalformedPack("object stands twice in one pack", oid=self.id_at(twice).hex(),
+                                offset=int(self.objects[twice].at), pack=int(self.objects[twice].pack))
+
+    cdef bint _sort(self) noexcept nogil:
+        """Sort object indices by id: radix over the first 8 bytes, then whole ids where those are equal."""
+        cdef uint64_t *keys = <uint64_t *>malloc((<size_t>self.n + 1) * 8)
+        cdef uint64_t *keys2 = <uint64_t *>malloc((<size_t>self.n + 1) * 8)
+        cdef uint32_t *other = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
+        cdef uint32_t *source = self.sorted
+        cdef uint32_t *target = other
+        cdef uint32_t *swap
+        cdef uint64_t *keys_swap
+        cdef size_t counts[65536]
+        cdef size_t i, j, total, c
+        cdef unsigned int shift
+        cdef uint32_t v
+        cdef bint ok = keys != NULL and keys2 != NULL and other != NULL
+        if ok:
+            for i in range(self.n):
+                keys[i] = sg_u64be(self.ids + i * self.hash_size)
+                source[i] = <uint32_t>i
+            for shift in range(0, 64, 16):
+                memset(counts, 0, sizeof(counts))
+                for i in range(self.n):
+                    counts[(keys[i] >> shift) & 65535] += 1
+                total = 0
+                for i in range(65536):
+                    c = counts[i]
+                    counts[i] = total
+                    if shift == 48:
+                        self.buckets[i] = <uint32_t>total
+                    total += c
+                for i in range(self.n):
+                    j = counts[(keys[i] >> shift) & 65535]
+                    counts[(keys[i] >> shift) & 65535] = j + 1
+                    keys2[j] = keys[i]
+                    target[j] = source[i]
+                swap = source
+                source = target
+                target = swap
+                keys_swap = keys
+                keys = keys2
+                keys2 = keys_swap
+            self.buckets[65536] = self.n
+            for i in range(1, self.n):  # four passes: the result is in self.sorted again
+                j = i
+                v = source[i]
+                while j and keys[j - 1] == keys[i] and memcmp(self.ids + <size_t>source[j - 1] * self.hash_size,
+                                                              self.ids + <size_t>v * self.hash_size, self.hash_size) > 0:
+                    source[j] = source[j - 1]
+                    j -= 1
+                source[j] = v
+        free(keys)
+        free(keys2)
+        free(other)
+        return ok
+
+    cdef inline bint _same_id(self, uint32_t a, uint32_t b) noexcept nogil:
+        return memcmp(self.ids + <size_t>a * self.hash_size, self.ids + <size_t>b * self.hash_size, self.hash_size) == 0
+
+    cdef uint32_t _unique(self) noexcept nogil:
+        """Of equal ids keep the one with the shortest chain; NONE, or an object that makes it impossible."""
+        cdef uint32_t i = 0, j, best
+        cdef Object *o
+        cdef Object *b
+        while i < self.n:
+            best = self.sorted[i]
+            j = i + 1
+            while j < self.n and self._same_id(self.sorted[i], self.sorted[j]):
+                o = &self.objects[self.sorted[j]]
+                b = &self.objects[best]
+                if o.raw != b.raw or o.type != b.type:
+                    return self.sorted[j] | EXTERNAL
+                if o.pack == b.pack:
+                    return self.sorted[j]
+                if o.depth < b.depth:
+                    best = self.sorted[j]
+                j += 1
+            if j > i + 1:
+                for j in range(i, j):
+                    self.objects[self.sorted[j]].keep = 1 if self.sorted[j] == best else 0
+                    # The first of equal ids is the one that lookups find.
+                    if self.sorted[j] == best:
+                        self.sorted[j] = self.sorted[i]
+                        self.sorted[i] = best
+                j += 1
+            i = j
+        return NONE
+
+    cdef uint32_t _find(self, const uint8_t *oid) noexcept nogil:
+        """The object with an id, the kept one of equal ids; NONE without."""
+        cdef uint32_t bucket = (<uint32_t>oid[0] << 8) | oid[1]
+        cdef uint32_t low = self.buckets[bucket], high = self.buckets[bucket + 1], middle, stop = high
+        cdef int order
+        while low < high:
+            middle = low + ((high - low) >> 1)
+            order = memcmp(self.ids + <size_t>self.sorted[middle] * self.hash_size, oid, self.hash_size)
+            if order < 0:
+                low = middle + 1
+            else:
+                high = middle
+        if low < stop and memcmp(self.ids + <size_t>self.sorted[low] * self.hash_size, oid, self.hash_size) == 0:
+            return self.sorted[low]
+        return NONE
+
+    def id_at(self, uint32_t i):
+        """Return the id of object ``i``."""
+        if i >= self.n:
+            raise IndexError(i)
+        return PyBytes_FromStringAndSize(<char *>self.ids + <size_t>i * self.hash_size, <Py_ssize_t>self.hash_size)
+
+    def find(self, bytes oid not None):
+        """Return the index of the object with that id, -1 without."""
+        if <size_t>len(oid) != self.hash_size or self.sorted == NULL:
+            return -1
+        cdef uint32_t i = self._find(<const uint8_t *>PyBytes_AS_STRING(oid))
+        return -1 if i == NONE else int(i)
+
+    def type_at(self, uint32_t i):
+        """Return the type (1 commit, 2 tree, 3 blob, 4 tag) of object ``i``."""
+        if i >= self.n:
+            raise IndexError(i)
+        return self.objects[i].type
+
+    def sorted_ids(self):
+        """Return all ids as one flat bytes, ascending; equal ids stand as often as they came."""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.n * self.hash_size))
+        cdef char *to = PyBytes_AS_STRING(out)
+        cdef uint32_t i
+        for i in range(self.n):
+            memcpy(to + i * self.hash_size, self.ids + <size_t>self.sorted[i] * self.hash_size, self.hash_size)
+        return out
+
+    def facts_at(self, uint32_t rank):
+        """Return (type, size) of the object at ``rank`` in ``sorted_ids``."""
+        if rank >= self.n:
+            raise IndexError(rank)
+        cdef Object *o = &self.objects[self.sorted[rank]]
+        return int(o.type), int(o.raw)
+
+    def drop(self, const uint8_t[::1] ranks not None):
+        """Leave out the objects whose byte in ``ranks`` (by rank in ``sorted_ids``) is not 0."""
+        if <size_t>ranks.shape[0] != self.n:
+            raise Internal("one byte for each object is wanted", objects=int(self.n))
+        cdef uint32_t i
+        for i in range(self.n):
+            if ranks[i]:
+                self.objects[self.sorted[i]].keep = 0
+
+    def drop_positions(self, const uint8_t[::1] bits not None, uint64_t first):
+        """Leave out what a bitset does not hold: object at run-local position p is bit ``first`` + p.
+
+        Returns how many objects went. ``layout`` must follow when any did.
+        """
+        cdef uint32_t p, gone = 0
+        cdef uint64_t at
+        for p in range(self.kept):
+            at = first + p
+            if <uint64_t>bits.shape[0] <= at >> 3 or not (bits[<Py_ssize_t>(at >> 3)] >> (at & 7)) & 1:
+                self.objects[self.order[p]].keep = 0
+                gone += 1
+        return int(gone)
+
+    def read(self, uint32_t i):
+        """Return the bytes of object ``i``."""
+        if i >= self.n or self.objects[i].type == 0:
+            raise IndexError(i)
+        cdef Lane lane
+        cdef uint8_t *data = NULL
+        cdef size_t size = 0
+        cdef sg_status st
+        memset(&lane, 0, sizeof(Lane))
+        with nogil:
+            lane.inflater = sg_inflater_new()
+            st = SG_MEMORY if lane.inflater == NULL else self._data(&lane, i, &data, &size)
+            free_lane(&lane)
+        if st != SG_OK:
+            raise error_of(st, offset=int(self.objects[i].at), pack=int(self.objects[i].pack))
+        try:
+            return PyBytes_FromStringAndSize(<char *>data, <Py_ssize_t>size)
+        finally:
+            free(data)
+
+    def children(self, uint32_t position):
+        """Return the ids of all children of the tree at a run-local position, gitlinks left out."""
+        if position >= self.kept or self.objects[self.order[position]].type != TREE:
+            raise IndexError(position)
+        cdef bytes tree = self.read(self.order[position])
+        return tree_children(tree, <int>self.hash_size)
+
+    def target(self, bytes oid not None):
+        """Return the id that the tag ``oid`` names, None when it is not a tag of this ingest."""
+        found = self.find(oid)
+        if found < 0 or self.objects[<uint32_t>found].type != TAG:
+            return None
+        cdef Object *o = &self.objects[<uint32_t>found]
+        return PyBytes_FromStringAndSize(<char *>self.lanes[o.lane].edges + o.edge_at * self.hash_size,
+                                         <Py_ssize_t>self.hash_size)
+
+    # ---- layout ----
+
+    def layout(self, *, uint64_t target, uint64_t most, uint32_t count_most):
+        """Assign every kept object to a segment: by type, families whole, close to ``target`` bytes a block.
+
+        ``most`` is the largest block; an entry that does not fit stands alone and is stored in parts; a family that
+        does not fit is cut. Returns the number of segments. May be called again after ``drop``.
+        """
+        if self.sorted == NULL:
+            raise Internal("layout before finish")
+        free(self.order)
+        self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
+        if self.order == NULL:
+            raise MemoryError
+        cdef sg_status st
+        with nogil:
+            st = self._layout(target, most, count_most)
+        if st != SG_OK:
+            raise error_of(st)
+        return int(self.n_segments)
+
+    cdef inline uint32_t _kept_base(self, Object *o) noexcept nogil:
+        """The kept object that an object is a delta on; NONE when that is not kept or stands alone."""
+        cdef uint32_t b
+        if o.base == NONE:
+            return NONE
+        b = o.base
+        if not self.objects[b].keep:
+            b = self._find(self.ids + <size_t>b * self.hash_size)
+            if b == NONE or not self.objects[b].keep:
+                return NONE
+        return NONE if self.objects[b].alone else b
+
+    cdef inline uint64_t _entry_most(self, Object *o) noexcept nogil:
+        """Most bytes that an entry and its footer rows can take."""
+        return o.body + 10 + (self.hash_size if o.base != NONE else 0) + self.hash_size + 4 + 4 + 2 + 8 + (
+            self.hash_size + 2 if o.base != NONE else 0)
+
+    cdef sg_status _layout(self, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
+        cdef uint32_t i, b, type
+        cdef Object *o
+        cdef sg_status st
+        cdef uint64_t *bytes_below
+        cdef uint32_t types[4]
+        types[0] = COMMIT
+        types[1] = TAG
+        types[2] = TREE
+        types[3] = BLOB
+        self.kept = 0
+        self.n_segments = 0
+        memset(self.counts, 0, sizeof(self.counts))
+        for i in range(self.n):
+            o = &self.objects[i]
+            o.child = NONE
+            o.next = NONE
+            o.position = NONE
+            o.hops = 0
+            o.weight = 1
+            o.alone = 1 if self._entry_most(o) + HEADER + TRAILER > most else 0
+            if o.alone and o.base != NONE:
+                return SG_LIMIT  # a delta of more than a block; see docs/formats/segment.md
+            if o.keep:
+                self.counts[o.type] += 1
+        bytes_below = <uint64_t *>calloc(<size_t>self.n + 1, 8)
+        if bytes_below == NULL:
+            return SG_MEMORY
+        i = self.n
+        while i:
+            i -= 1
+            o = &self.objects[i]
+            if o.keep:
+                b = self._kept_base(o)
+                if b != NONE:
+                    o.next = self.objects[b].child
+                    self.objects[b].child = i
+        for type in range(4):
+            for i in range(self.n):
+                o = &self.objects[i]
+                if o.keep and o.type == types[type] and self._kept_base(o) == NONE:
+                    st = self._place_family(i, target, most, count_most)
+                    if st != SG_OK:
+                        free(bytes_below)
+                        return st
+            self._close()
+        free(bytes_below)
+        return SG_OK
+
+    cdef uint32_t _below(self, uint32_t root, uint32_t at) noexcept nogil:
+        """The next object of a family in preorder, NONE at its end; base links lead back up."""
+        cdef uint32_t i = at
+        if self.objects[i].child != NONE:
+            return self.objects[i].child
+        while i != root:
+            if self.objects[i].next != NONE:
+                return self.objects[i].next
+            i = self._kept_base(&self.objects[i])
+        return NONE
+
+    cdef sg_status _place_family(self, uint32_t root, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
+        cdef uint64_t bytes = 0
+        cdef uint32_t count = 0, i = root
+        cdef bint whole
+        cdef Segment *s
+        cdef sg_status st
+        while i != NONE:
+            bytes += self._entry_most(&self.objects[i])
+            count += 1
+            i = self._below(root, i)
+        whole = bytes + HEADER + TRAILER <= most and count <= count_most
+        i = root
+        while i != NONE:
+            s = self._open_segment()
+            if s != NULL and s.count:
+                if s.type != self.objects[i].type or s.alone or self.objects[i].alone:
+                    self._close()
+                elif whole:
+                    if i == root and (self._weight(s) + bytes > target or s.count + count > count_most):
+                        self._close()
+                elif self._weight(s) + self._entry_most(&self.objects[i]) > (target if count > 1 else most) \
+                        or s.count >= count_most:
+                    self._close()
+            st = self._place(i)
+            if st != SG_OK:
+                return st
+            i = self._below(root, i)
+        return SG_OK
+
+    cdef inline uint64_t _weight(self, Segment *s) noexcept nogil:
+        """Bytes of the block as it stands."""
+        return <uint64_t>s.entries_end + self._footer(s)
+
+    cdef inline uint64_t _footer(self, Segment *s) noexcept nogil:
+        return s.count * (self.hash_size + 10) + <uint64_t>s.big * 8 + s.externals * (self.hash_size + 2) + TRAILER
+
+    cdef Segment *_open_segment(self) noexcept nogil:
+        if self.n_segments == 0 or self.segments[self.n_segments - 1].length:
+            return NULL
+        return &self.segments[self.n_segments - 1]
+
+    cdef void _close(self) noexcept nogil:
+        cdef Segment *s = self._open_segment()
+        if s != NULL:
+            s.length = <uint32_t>self._weight(s)
+
+    cdef sg_status _place(self, uint32_t i) noexcept nogil:
+        """Put one object at the end of the open segment."""
+        cdef Object *o = &self.objects[i]
+        cdef Object *b
+        cdef Segment *s = self._open_segment()
+        cdef Segment *grown
+        cdef uint8_t scratch[16]
+        cdef uint64_t length
+        cdef uint32_t base = NONE
+        if s == NULL:
+            if self.n_segments == self.segments_room:
+                grown = <Segment *>realloc(self.segments, (<size_t>self.segments_room * 2 + 64) * sizeof(Segment))
+                if grown == NULL:
+                    return SG_MEMORY
+                self.segments = grown
+                self.segments_room = self.segments_room * 2 + 64
+            s = &self.segments[self.n_segments]
+            memset(s, 0, sizeof(Segment))
+            self.n_segments += 1
+            s.first = self.kept
+            s.type = o.type
+            s.entries_end = HEADER
+            s.alone = o.alone
+        length = sg_put_entry_header(scratch, o.type, o.size) + o.body
+        o.segment = self.n_segments - 1
+        o.place = s.entries_end
+        if o.base != NONE:
+            base = self._kept_base(o)
+            if base != NONE and self.objects[base].segment == o.segment and self.objects[base].position != NONE:
+                length += sg_put_ofs_distance(scratch, <uint64_t>o.place - self.objects[base].place)
+                o.hops = self.objects[base].hops
+            else:
+                length += self.hash_size
+                s.externals += 1
+                if base != NONE:
+                    b = &self.objects[base]
+                    if b.hops >= 254:
+                        return SG_DEPTH
+                    o.hops = b.hops + 1
+                else:
+                    o.hops = 1
+            if o.hops > s.hops:
+                s.hops = o.hops
+        o.position = self.kept
+        self.order[self.kept] = i
+        self.kept += 1
+        s.count += 1
+        s.raw += o.raw
+        s.bytes += length
+        if o.raw >= EXTERNAL:
+            s.big += 1
+        if not o.alone:
+            s.entries_end += <uint32_t>length
+        return SG_OK
+
+    @property
+    def objects_kept(self):
+        """Objects in the layout."""
+        return self.kept
+
+    @property
+    def counts_by_type(self):
+        """Kept objects as (commits, tags, trees, blobs)."""
+        return (self.counts[COMMIT], self.counts[TAG], self.counts[TREE], self.counts[BLOB])
+
+    def segment_facts(self, uint32_t number):
+        """Return (objects, block bytes without parts, entry bytes, type, hops of external bases, alone)."""
+        if number >= self.n_segments:
+            raise IndexError(number)
+        cdef Segment *s = &self.segments[number]
+        return (int(s.count), int(s.length), int(s.bytes), int(s.type), int(s.hops if s.externals else 0), bool(s.alone))
+
+    def alone_entry(self, uint32_t number, uint64_t start, uint64_t length):
+        """Return a slice of the entry of a segment that stands alone, for its part blocks."""
+        if number >= self.n_segments or not self.segments[number].alone:
+            raise IndexError(number)
+        cdef Object *o = &self.objects[self.order[self.segments[number].first]]
+        cdef uint8_t head[16]
+        cdef uint64_t n = sg_put_entry_header(head, o.type, o.size)
+        cdef const uint8_t *body = self.packs[o.pack].data + o.at + o.head
+        cdef uint64_t total = n + o.body
+        if start >= total:
+            return b""
+        if length > total - start:
+            length = total - start
+        if start >= n:
+            return PyBytes_FromStringAndSize(<const char *>body + (start - n), <Py_ssize_t>length)
+        if length <= n - start:
+            return PyBytes_FromStringAndSize(<char *>head + start, <Py_ssize_t>length)
+        return (PyBytes_FromStringAndSize(<char *>head + start, <Py_ssize_t>(n - start))
+                + PyBytes_FromStringAndSize(<const char *>body, <Py_ssize_t>(length - (n - start))))
+
+    def segment(self, uint32_t number, bytes header not None, bytes parts=b""):
+        """Return segment block ``number`` behind a block header of 64 bytes; ``parts`` are the ids of its part blocks."""
+        if number >= self.n_segments or len(header) != HEADER or len(parts) % 32:
+            raise IndexError(number)
+        cdef Segment *s = &self.segments[number]
+        cdef size_t length = s.length + <size_t>len(parts)
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(out)
+        cdef const uint8_t *part_ids = <const uint8_t *>PyBytes_AS_STRING(parts)
+        cdef uint32_t n_parts = <uint32_t>(len(parts) // 32)
+        cdef bint ok
+        memcpy(to, PyBytes_AS_STRING(header), HEADER)
+        with nogil:
+            ok = self._write(s, to, length, part_ids, n_parts)
+        if not ok:
+            raise Internal("segment does not come out as laid out", segment=int(number))
+        return out
+
+    cdef bint _write(self, Segment *s, uint8_t *out, size_t length, const uint8_t *parts, uint32_t n_parts) noexcept nogil:
+        cdef size_t h = self.hash_size, n = s.count
+        cdef uint8_t *to = out + HEADER
+        cdef uint8_t *ids = out + s.entries_end
+        cdef uint8_t *offsets = ids + n * h
+        cdef uint8_t *sizes = offsets + n * 4
+        cdef uint8_t *order = sizes + n * 4
+        cdef uint8_t *big = order + n * 2
+        cdef uint8_t *ext_at = big + <size_t>s.big * 8
+        cdef uint8_t *ext_id = ext_at + <size_t>s.externals * 2
+        cdef uint8_t *end = ext_id + s.externals * h + <size_t>n_parts * 32
+        cdef uint32_t k, i, base, bigs = 0, externals = 0
+        cdef Object *o
+        if <size_t>(end - out) + TRAILER != length or (s.alone != 0) != (n_parts != 0):
+            return False
+        for k in range(s.count):
+            i = self.order[s.first + k]
+            o = &self.objects[i]
+            if not s.alone and to != out + o.place:
+                return False
+            if o.base == NONE:
+                if not s.alone:
+                    to += sg_put_entry_header(to, o.type, o.size)
+            else:
+                base = self._kept_base(o)
+                if base != NONE and self.objects[base].segment == o.segment:
+                    to += sg_put_entry_header(to, SG_OFS_DELTA, o.size)
+                    to += sg_put_ofs_distance(to, <uint64_t>o.place - self.objects[base].place)
+                else:
+                    to += sg_put_entry_header(to, SG_REF_DELTA, o.size)
+                    memcpy(to, self.ids + <size_t>o.base * h, h)
+                    if externals >= s.externals:
+                        return False
+                    sg_put_u16(ext_at + <size_t>externals * 2, <uint16_t>k)
+                    memcpy(ext_id + externals * h, to, h)
+                    externals += 1
+                    to += h
+            if not s.alone:
+                memcpy(to, self.packs[o.pack].data + o.at + o.head, <size_t>o.body)
+                to += o.body
+            memcpy(ids + k * h, self.ids + <size_t>i * h, h)
+            sg_put_u32(offsets + k * 4, o.place)
+            if o.raw >= EXTERNAL:
+                sg_put_u32(sizes + k * 4, <uint32_t>EXTERNAL | bigs)
+                sg_put_u64(big + <size_t>bigs * 8, o.raw)
+                bigs += 1
+            else:
+                sg_put_u32(sizes + k * 4, <uint32_t>o.raw)
+        if to != out + s.entries_end or externals != s.externals:
+            return False
+        if not sort_ordinals(ids, h, s.count, order):
+            return False
+        if n_parts:
+            memcpy(end - <size_t>n_parts * 32, parts, <size_t>n_parts * 32)
+        memset(end, 0, TRAILER)
+        sg_put_u32(end, s.entries_end)
+        sg_put_u32(end + 4, s.count)
+        sg_put_u32(end + 8, s.big)
+        sg_put_u32(end + 12, s.externals)
+        sg_put_u32(end + 16, n_parts)
+        end[20] = s.type
+        end[21] = 1 if s.alone else 0
+        end[22] = s.hops if s.externals else 0
+        sg_put_u64(end + 24, s.raw)
+        sg_put_u64(end + 32, s.bytes)
+        memcpy(end + 44, b"SGSF", 4)
+        return True
+
+    def index(self):
+        """Return (ids flat ascending, positions u32 flat) of the kept objects, for the run's index pieces."""
+        cdef bytes ids = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.kept * self.hash_size))
+        cdef bytes positions = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.kept * 4)
+        cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(ids)
+        cdef uint8_t *where = <uint8_t *>PyBytes_AS_STRING(positions)
+        cdef uint32_t i, rank, k = 0
+        with nogil:
+            for rank in range(self.n):
+                i = self.sorted[rank]
+                if self.objects[i].keep:
+                    memcpy(to + k * self.hash_size, self.ids + <size_t>i * self.hash_size, self.hash_size)
+                    sg_put_u32(where + <size_t>k * 4, self.objects[i].position)
+                    k += 1
+        return ids, positions
+
+    # ---- graph ----
+
+    cdef uint32_t _link(self, const uint8_t *oid) noexcept nogil:
+        """Run-local position of an id, or NONE when it is not among the kept objects."""
+        cdef uint32_t i = self._find(oid)
+        if i == NONE or not self.objects[i].keep:
+            return NONE
+        return self.objects[i].position
+
+    def externals(self):
+        """Return the ids of objects outside the layout that kept objects link to, ascending, each once."""
+        cdef uint32_t p, e
+        cdef Object *o
+        cdef const uint8_t *oid
+        cdef size_t h = self.hash_size
+        found = set()
+        self.n_links = 0
+        for p in range(self.kept):
+            o = &self.objects[self.order[p]]
+            self.n_links += o.edges
+            for e in range(o.edges):
+                oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
+                if self._link(oid) == NONE:
+                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
+            if o.type == TREE and o.base != NONE:
+                oid = self.ids + <size_t>o.base * h
+                if self._link(oid) == NONE:
+                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
+        self._externals = sorted(found)
+        return self._externals
+
+    def graph(self, generations=None):
+        """Return the run's graph stream. ``generations`` maps external commit ids to their generation."""
+        cdef list externals = self._externals if self._externals is not None else self.externals()
+        cdef bytes flat = b"".join(externals)
+        cdef const uint8_t *ext = <const uint8_t *>PyBytes_AS_STRING(flat)
+        cdef uint32_t x = <uint32_t>len(externals)
+        cdef uint32_t *known = <uint32_t *>calloc(<size_t>x + 1, 4)
+        cdef uint32_t c = self.counts[COMMIT], g = self.counts[TAG], t = self.counts[TREE]
+        cdef uint64_t parents = 0, edges = 0
+        cdef uint32_t p, k
+        cdef size_t length
+        cdef sg_status st
+        if known == NULL:
+            raise MemoryError
+        try:
+            if generations:
+                for k in range(x):
+                    known[k] = generations.get(externals[k], 0)
+            for p in range(c):
+                parents += self.objects[self.order[p]].edges - 1
+            for p in range(c + g, c + g + t):
+                edges += self.objects[self.order[p]].edges
+            if parents >= EXTERNAL or edges >= EXTERNAL:
+                raise LimitExceeded("too many links in one import", links=int(parents + edges))
+            length = (64 + <size_t>c * 16 + (<size_t>c + 1) * 4 + <size_t>parents * 4 + <size_t>g * 4 + <size_t>t * 4
+                      + (<size_t>t + 1) * 4 + <size_t>edges * 4 + x * self.hash_size)
+            out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+            to = <uint8_t *>PyBytes_AS_STRING(out)
+            with nogil:
+                st = self._write_graph(to, <uint32_t>parents, <uint32_t>edges, ext, x, known)
+            if st != SG_OK:
+                raise error_of(st)
+            return out
+        finally:
+            free(known)
+
+    cdef uint32_t _link_or_external(self, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:
+        cdef uint32_t found = self._link(oid), low = 0, high = x, middle
+        if found != NONE:
+            return found
+        while low < high:
+            middle = low + ((high - low) >> 1)
+            if memcmp(ext + middle * self.hash_size, oid, self.hash_size) < 0:
+                low = middle + 1
+            else:
+                high = middle
+        return <uint32_t>EXTERNAL | low
+
+    cdef sg_status _write_graph(self, uint8_t *out, uint32_t n_parents, uint32_t n_edges, const uint8_t *ext,
+                                uint32_t x, const uint32_t *known) noexcept nogil:
+        cdef uint32_t c = self.counts[COMMIT], g = self.counts[TAG], t = self.counts[TREE]
+        cdef size_t h = self.hash_size
+        cdef uint8_t *date = out + 64
+        cdef uint8_t *generation = date + <size_t>c * 8
+        cdef uint8_t *tree = generation + <size_t>c * 4
+        cdef uint8_t *parent_start = tree + <size_t>c * 4
+        cdef uint8_t *parents = parent_start + (<size_t>c + 1) * 4
+        cdef uint8_t *target = parents + <size_t>n_parents * 4
+        cdef uint8_t *similar = target + <size_t>g * 4
+        cdef uint8_t *edge_start = similar + <size_t>t * 4
+        cdef uint8_t *edges = edge_start + (<size_t>t + 1) * 4
+        cdef uint32_t p, e, at = 0, link
+        cdef const uint8_t *row
+        cdef Object *o
+        memset(out, 0, 64)
+        memcpy(out, b"SGGR", 4)
+        sg_put_u16(out + 4, 1)
+        sg_put_u16(out + 6, <uint16_t>self.hash_kind)
+        sg_put_u32(out + 8, c)
+        sg_put_u32(out + 12, g)
+        sg_put_u32(out + 16, t)
+        sg_put_u32(out + 20, self.counts[BLOB])
+        sg_put_u32(out + 24, n_parents)
+        sg_put_u32(out + 28, n_edges)
+        sg_put_u32(out + 32, x)
+        for p in range(c):
+            o = &self.objects[self.order[p]]
+            row = self.lanes[o.lane].edges + o.edge_at * h
+            sg_put_u64(date + <size_t>p * 8, <uint64_t>o.date)
+            sg_put_u32(tree + <size_t>p * 4, self._link_or_external(row, ext, x))
+            sg_put_u32(parent_start + <size_t>p * 4, at)
+            for e in range(1, o.edges):
+                sg_put_u32(parents + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
+                at += 1
+        sg_put_u32(parent_start + <size_t>c * 4, at)
+        for p in range(g):
+            o = &self.objects[self.order[c + p]]
+            sg_put_u32(target + <size_t>p * 4,
+                       self._link_or_external(self.lanes[o.lane].edges + o.edge_at * h, ext, x))
+        at = 0
+        for p in range(t):
+            o = &self.objects[self.order[c + g + p]]
+            link = NONE
+            if o.base != NONE:
+                link = self._link_or_external(self.ids + <size_t>o.base * h, ext, x)
+            sg_put_u32(similar + <size_t>p * 4, link)
+            sg_put_u32(edge_start + <size_t>p * 4, at)
+            row = self.lanes[o.lane].edges + o.edge_at * h
+            for e in range(o.edges):
+                sg_put_u32(edges + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
+                at += 1
+        sg_put_u32(edge_start + <size_t>t * 4, at)
+        memcpy(edges + <size_t>n_edges * 4, ext, x * h)
+        return number_generations(c, parent_start, parents, generation, known)
+
+
+def error_of(int st, **facts):
+    """Return the one typed error that a status stands for."""
+    if st == SG_MEMORY:
+        return MemoryError()
+    if st == SG_LIMIT:
+        return LimitExceeded("object is over a size limit", **facts)
+    if st == SG_OBJECT:
+        return MalformedObject("object does not parse as its type", **facts)
+    return MalformedPack(MESSAGES.get(st, "pack is damaged"), **facts)
+
+
+MESSAGES = {
+    SG_TRUNCATED: "pack ends inside an entry",
+    SG_DEFLATE: "entry is not a valid zlib stream",
+    SG_SIZE: "entry inflates to another size than it claims",
+    SG_TYPE: "unknown entry type or bytes after the last entry",
+    SG_VARINT: "entry header holds a number past 64 bits",
+    SG_RANGE: "delta or entry reaches outside its bounds",
+    SG_DELTA: "delta is damaged",
+    SG_BASE_SIZE: "delta names another base size",
+    SG_CHECKSUM: "pack checksum does not match",
+    SG_DEPTH: "delta chain is too deep",
+}
+
+
+cdef void drop_frame(Lane *lane) noexcept nogil:
+    """Free the topmost frame."""
+    cdef Frame *f
+    lane.n_frames -= 1
+    f = &lane.frames[lane.n_frames]
+    free(f.data)
+    free(f.bounds)
+
+
+cdef void drop_frames(Lane *lane) noexcept nogil:
+    while lane.n_frames:
+        drop_frame(lane)
+
+
+cdef void free_scratch(Lane *lane) noexcept nogil:
+    """Free all but the edges."""
+    sg_inflater_free(lane.inflater)
+    lane.inflater = NULL
+    free(lane.delta)
+    lane.delta = NULL
+    lane.delta_room = 0
+    free(lane.result)
+    lane.result = NULL
+    lane.result_room = 0
+    free(lane.spare)
+    lane.spare = NULL
+    lane.spare_room = 0
+    free(lane.window)
+    lane.window = NULL
+    free(lane.copies)
+    lane.copies = NULL
+    lane.copies_room = 0
+    free(lane.frames)
+    lane.frames = NULL
+    lane.frames_room = 0
+
+
+cdef void free_lane(Lane *lane) noexcept nogil:
+    drop_frames(lane)
+    free_scratch(lane)
+    free(lane.edges)
+    lane.edges = NULL
+
+
+cdef sg_status tree_entry(const uint8_t *data, size_t n, size_t at, size_t h, size_t *end, bint *link) noexcept nogil:
+    """Find the end of the tree entry at ``at`` and whether it is a gitlink."""
+    cdef size_t i = at
+    cdef uint32_t mode = 0
+    cdef const uint8_t *nul
+    while i < n and 48 <= data[i] <= 55 and i - at < 8:
+        mode = mode * 8 + (data[i] - 48)
+        i += 1
+    if i == at or i >= n or data[i] != 32:
+        return SG_OBJECT
+    nul = <const uint8_t *>memchr(data + i, 0, n - i)
+    if nul == NULL:
+        return SG_OBJECT
+    i = <size_t>(nul - data) + 1
+    if n - i < h or i - 1 == at:
+        return SG_OBJECT
+    end[0] = i + h
+    link[0] = (mode & 0o170000) == 0o160000
+    return SG_OK
+
+
+def tree_children(const uint8_t[::1] tree not None, int hash_size):
+    """Return the ids of a tree's entries in order, gitlinks left out; MalformedObject when it does not parse."""
+    cdef size_t n = <size_t>tree.shape[0], p = 0, end = 0, h = <size_t>hash_size
+    cdef bint link = False
+    out = []
+    while p < n:
+        if tree_entry(&tree[0], n, p, h, &end, &link) != SG_OK:
+            raise MalformedObject("tree does not parse", offset=int(p))
+        if not link:
+            out.append(PyBytes_FromStringAndSize(<const char *>&tree[0] + end - h, <Py_ssize_t>h))
+        p = end
+    return out
+
+
+cdef int64_t date_of(const uint8_t *line, size_t n) noexcept nogil:
+    """The seconds in "name <mail> 123 +0000"; 0 when there are none, as git reads it."""
+    cdef size_t i = n
+    cdef int64_t v = 0
+    cdef bint minus = False
+    while i and line[i - 1] != 62:
+        i -= 1
+    while i < n and line[i] == 32:
+        i += 1
+    if i < n and line[i] == 45:
+        minus = True
+        i += 1
+    while i < n and 48 <= line[i] <= 57:
+        if v > (<int64_t>1 << 62) // 10:
+            return 0
+        v = v * 10 + (line[i] - 48)
+        i += 1
+    return -v if minus else v
+
+
+cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
+    """Write the ordinals 0..n-1 as u16 in the order of their ids: radix over two bytes, then insertion."""
+    cdef uint32_t *starts = <uint32_t *>calloc(65537, 4)
+    cdef uint32_t i, j, v, w
+    cdef const uint8_t *oid
+    if starts == NULL:
+        return False
+    for i in range(n):
+        starts[((<uint32_t>ids[i * h] << 8) | ids[i * h + 1]) + 1] += 1
+    for i in range(65536):
+        starts[i + 1] += starts[i]
+    for i in range(n):
+        v = (<uint32_t>ids[i * h] << 8) | ids[i * h + 1]
+        sg_put_u16(order + <size_t>starts[v] * 2, <uint16_t>i)
+        starts[v] += 1
+    free(starts)
+    for i in range(1, n):
+        v = sg_u16(order + <size_t>i * 2)
+        oid = ids + v * h
+        j = i
+        while j:
+            w = sg_u16(order + <size_t>(j - 1) * 2)
+            if memcmp(ids + w * h, oid, h) <= 0:
+                break
+            sg_put_u16(order + <size_t>j * 2, <uint16_t>w)
+            j -= 1
+        sg_put_u16(order + <size_t>j * 2, <uint16_t>v)
+    return True
+
+
+cdef sg_status number_generations(uint32_t c, const uint8_t *start, const uint8_t *parents, uint8_t *out,
+                                  const uint32_t *known) noexcept nogil:
+    """Give each commit 1 + the highest generation of its parents, with an explicit stack."""
+    cdef uint32_t *stack = <uint32_t *>malloc((<size_t>c + 1) * 4)
+    cdef uint32_t p, top, e, link, best, v
+    cdef bint ready
+    if stack == NULL:
+        return SG_MEMORY
+    for p in range(c):
+        sg_put_u32(out + <size_t>p * 4, 0)
+    for p in range(c):
+        if sg_u32(out + <size_t>p * 4):
+            continue
+        top = 1
+        stack[0] = p
+        while top:
+            v = stack[top - 1]
+            best = 0
+            ready = True
+            for e in range(sg_u32(start + <size_t>v * 4), sg_u32(start + (<size_t>v + 1) * 4)):
+                link = sg_u32(parents + <size_t>e * 4)
+                if link & EXTERNAL:
+                    best = max(best, known[link & ~<uint32_t>EXTERNAL])
+                elif link >= c:
+                    free(stack)
+                    return SG_OBJECT  # a parent that is no commit
+                elif sg_u32(out + <size_t>link * 4) == 0:
+                    # An unnumbered parent goes first. A commit names its parents by their hash, so no cycle exists
+                    # and the stack holds a path: at most c.
+                    ready = False
+                    if top >= c:
+                        free(stack)
+                        return SG_OBJECT
+                    stack[top] = link
+                    top += 1
+                    break
+                else:
+                    best = max(best, sg_u32(out + <size_t>link * 4))
+            if ready:
+                sg_put_u32(out + <size_t>v * 4, best + 1)
+                top -= 1
+    free(stack)
+    return SG_OK
