@@ -220,6 +220,7 @@ cdef class Ingest:
     cdef Pack *packs
     cdef uint16_t n_packs
     cdef Py_buffer *buffers
+    cdef uint16_t n_buffers  # the packs that came from outside; those after are entries written anew
     cdef uint32_t *roots
     cdef uint32_t n_roots
     cdef uint32_t *refs  # REF_DELTA entries sorted by pack and base id
@@ -256,8 +257,10 @@ cdef class Ingest:
         cdef uint64_t i
         for i in range(self._lanes_used()):
             free_lane(&self.lanes[i])
-        for i in range(self.n_packs):
+        for i in range(self.n_buffers):
             PyBuffer_Release(&self.buffers[i])
+        for i in range(self.n_buffers, self.n_packs):
+            free(<void *>self.packs[i].data)
         free(self.buffers)
         free(self.packs)
         free(self.objects)
@@ -293,6 +296,7 @@ cdef class Ingest:
             raise MemoryError
         self.packs = packs
         PyObject_GetBuffer(pack, &self.buffers[self.n_packs], PyBUF_SIMPLE)
+        self.n_buffers += 1
         cdef Pack *p = &self.packs[self.n_packs]
         p.data = <const uint8_t *>self.buffers[self.n_packs].buf
         p.size = <uint64_t>self.buffers[self.n_packs].len
@@ -1212,12 +1216,66 @@ cdef class Ingest:
         self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
         if self.order == NULL:
             raise MemoryError
-        cdef sg_status st
+        cdef sg_status st = SG_OK
+        cdef uint32_t i
         with nogil:
-            st = self._layout(target, most, count_most)
+            for i in range(self.n):
+                if self.objects[i].keep and self.objects[i].base != NONE and \
+                        self._entry_most(&self.objects[i]) + HEADER + TRAILER > most:
+                    st = self._write_whole(i)
+                    if st != SG_OK:
+                        break
+            if st == SG_OK:
+                st = self._layout(target, most, count_most)
         if st != SG_OK:
             raise error_of(st)
         return int(self.n_segments)
+
+    cdef sg_status _write_whole(self, uint32_t i) noexcept nogil:
+        """Replace a delta that is larger than a block by the whole object: only whole objects are stored in parts."""
+        cdef Lane lane
+        cdef uint8_t *data = NULL
+        cdef uint8_t *entry
+        cdef size_t size = 0, room
+        cdef Pack *packs
+        cdef Object *o = &self.objects[i]
+        cdef sg_status st
+        if o.type != BLOB or self.n_packs == 65535:
+            return SG_LIMIT  # the edges of a tree are relative to its base
+        memset(&lane, 0, sizeof(Lane))
+        lane.inflater = sg_inflater_new()
+        st = SG_MEMORY if lane.inflater == NULL else self._data(&lane, i, &data, &size)
+        free_lane(&lane)
+        if st != SG_OK:
+            return st
+        room = sg_deflate_bound(size)
+        entry = <uint8_t *>malloc(room)
+        packs = <Pack *>realloc(self.packs, (<size_t>self.n_packs + 1) * sizeof(Pack))
+        if packs != NULL:
+            self.packs = packs
+        if entry == NULL or packs == NULL:
+            free(data)
+            free(entry)
+            return SG_MEMORY
+        room = sg_deflate(6, data, size, entry, room)
+        free(data)
+        if room == 0:
+            free(entry)
+            return SG_MEMORY
+        packs = &self.packs[self.n_packs]
+        packs.data = entry
+        packs.size = room
+        packs.first = i
+        packs.count = 1
+        o.pack = self.n_packs
+        self.n_packs += 1
+        o.at = 0
+        o.head = 0
+        o.body = room
+        o.size = size
+        o.base = NONE
+        o.entry = o.type
+        return SG_OK
 
     cdef inline uint32_t _kept_base(self, Object *o) noexcept nogil:
         """The kept object that an object is a delta on; NONE when that is not kept or stands alone."""
@@ -1257,8 +1315,6 @@ cdef class Ingest:
             o.hops = 0
             o.weight = 1
             o.alone = 1 if self._entry_most(o) + HEADER + TRAILER > most else 0
-            if o.alone and o.base != NONE:
-                return SG_LIMIT  # a delta of more than a block; see docs/formats/segment.md
             if o.keep:
                 self.counts[o.type] += 1
         bytes_below = <uint64_t *>calloc(<size_t>self.n + 1, 8)

@@ -1,0 +1,130 @@
+"""Turning an ingest into the blocks of a run: segments, parts, index pieces and the graph.
+
+The order of blocks does not matter to a reader: nothing is reachable before the manifest's pointer is swapped.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
+from shardgit.limits import DEFAULT, Limits
+from shardgit.pool.manifest import BlockRef, RunRecord, SegmentEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit._fastpack import Ingest
+    from shardgit.oid import BlockId, HashKind, PoolId
+
+ALONE = 1
+EXTERNAL_BASES = 2
+INDEX_TRAILER = struct.Struct("<I8x4s")
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlock:
+    """A block that is to be put: its id and its bytes."""
+
+    id: BlockId
+    data: bytes
+
+    @property
+    def ref(self) -> BlockRef:
+        """A reference to it as a block of its own."""
+        return BlockRef(self.id, len(self.data), 0)
+
+
+@dataclass(slots=True)
+class RunWriter:
+    """Makes the blocks of one run out of an Ingest that is laid out. Pull ``segments``, ``index`` and ``graph`` in turn.
+
+    Afterwards ``record`` and ``entries`` say what a manifest needs.
+    """
+
+    ingest: Ingest
+    pool: PoolId
+    hash_kind: HashKind
+    first_serial: int
+    level: int = 0
+    limits: Limits = DEFAULT
+    entries: list[SegmentEntry] = field(default_factory=list)
+    _index: list[tuple[bytes, BlockRef]] = field(default_factory=list)
+    _graph: list[BlockRef] = field(default_factory=list)
+
+    def segments(self, count: int) -> Iterator[NewBlock]:
+        """Make segment blocks 0 to count - 1, each behind its part blocks."""
+        for number in range(count):
+            objects, length, entry_bytes, kind, _, alone = self.ingest.segment_facts(number)
+            parts: list[NewBlock] = []
+            if alone:
+                for block in self._parts(number, entry_bytes):
+                    parts.append(NewBlock(block.id, b""))  # only the id is kept
+                    yield block
+            part_ids = b"".join(part.id for part in parts)
+            header = new_header(BlockKind.SEGMENT, self.hash_kind, self.pool, length + len(part_ids))
+            data = self.ingest.segment(number, header, part_ids)
+            block = NewBlock(block_id(data), data)
+            flags = (ALONE if alone else 0) | (EXTERNAL_BASES if self.ingest.segment_facts(number)[4] else 0)
+            self.entries.append(
+                SegmentEntry(
+                    ref=block.ref,
+                    serial=self.first_serial + number,
+                    objects=objects,
+                    entry_bytes=entry_bytes,
+                    type=kind,
+                    flags=flags,
+                )
+            )
+            yield block
+
+    def _parts(self, number: int, entry_bytes: int) -> Iterator[NewBlock]:
+        room = self.limits.block_target_bytes - HEADER_SIZE
+        for start in range(0, entry_bytes, room):
+            payload = self.ingest.alone_entry(number, start, room)
+            yield self._block(BlockKind.PART, payload)
+
+    def index(self) -> Iterator[NewBlock]:
+        """Make the index pieces."""
+        ids, positions = self.ingest.index()
+        size = self.hash_kind.size
+        total = len(positions) // 4
+        room = (self.limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
+        pieces = max(1, -(-total // room))
+        each = -(-total // pieces) if total else 0
+        for start in range(0, total, each or 1):
+            stop = min(start + each, total)
+            keys = b"".join(ids[at * size : at * size + 8] for at in range(start, stop))
+            payload = keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
+            block = self._block(BlockKind.INDEX, payload)
+            self._index.append((keys[:8], block.ref))
+            yield block
+
+    def graph(self, stream: bytes) -> Iterator[NewBlock]:
+        """Cut the graph stream into blocks."""
+        room = self.limits.block_target_bytes - HEADER_SIZE
+        for start in range(0, len(stream), room):
+            block = self._block(BlockKind.GRAPH, stream[start : start + room])
+            self._graph.append(block.ref)
+            yield block
+
+    def _block(self, kind: BlockKind, payload: bytes) -> NewBlock:
+        data = new_header(kind, self.hash_kind, self.pool, HEADER_SIZE + len(payload)) + payload
+        return NewBlock(block_id(data), data)
+
+    def record(self) -> RunRecord:
+        """Return the run's record for the manifest."""
+        commits, tags, trees, blobs = self.ingest.counts_by_type
+        return RunRecord(
+            level=self.level,
+            first_serial=self.first_serial,
+            segments=len(self.entries),
+            commits=commits,
+            tags=tags,
+            trees=trees,
+            blobs=blobs,
+            index=tuple(self._index),
+            graph=tuple(self._graph),
+        )

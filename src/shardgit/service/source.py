@@ -1,0 +1,343 @@
+"""A Git repository on disk as the source of an import: its packs, loose objects, alternates and refs.
+
+Read by our own code; the ``git`` program is asked only for a URL (``git clone --mirror``) and for refs that stand in
+a reftable.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import mmap
+import os
+import re
+import struct
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardgit.errors import InvalidArgument, MalformedInput, MalformedObject, NotFound, Refused
+from shardgit.limits import DEFAULT, Limits
+from shardgit.oid import HashKind, ObjectId, oid_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TYPES = {b"commit": 1, b"tree": 2, b"blob": 3, b"tag": 4}
+ALTERNATES_MAX = 64
+URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/]+@[^/:]+:)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRef:
+    """A ref of the source: an object id, or the name of another ref."""
+
+    name: bytes
+    target: ObjectId | None
+    symbolic: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePack:
+    """A mapped pack and, where an .idx says so, the starts of its entries (u64, ascending)."""
+
+    path: Path
+    data: mmap.mmap
+    offsets: array.array[int] | None
+
+
+def is_url(source: str) -> bool:
+    """Return whether ``git`` has to fetch the source."""
+    return bool(URL.match(source))
+
+
+@contextlib.contextmanager
+def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[GitSource]:
+    """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards."""
+    if not is_url(source):
+        with GitSource(Path(source), scratch=scratch, limits=limits) as opened_source:
+            yield opened_source
+        return
+    if source.startswith("-") or source.lower().startswith("ext::"):
+        raise InvalidArgument("source URL is not allowed", source=source)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="mirror-") as folder:
+        target = Path(folder) / "mirror.git"
+        command = ["git", "clone", "--quiet", "--mirror", "--", source, str(target)]
+        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        except FileNotFoundError as cause:
+            raise Refused("the git program is needed to import from a URL") from cause
+        if done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise NotFound("git could not read the source", source=source, git=lines[-1] if lines else "")
+        with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
+            yield opened_source
+
+
+class GitSource:
+    """One repository on disk. A context manager: packs stay mapped until it is left.
+
+    Errors: NotFound when there is no repository, Refused for a shallow one, MalformedInput and MalformedObject for
+    damaged files.
+    """
+
+    def __init__(self, path: Path, *, scratch: Path, limits: Limits = DEFAULT) -> None:
+        self.folder = git_folder(path)
+        self.limits = limits
+        common = self.folder / "commondir"
+        self.common = (self.folder / common.read_text().strip()).resolve() if common.is_file() else self.folder
+        config = self.common / "config"
+        self._config = config.read_text("utf-8", "replace").lower() if config.is_file() else ""
+        sha256 = re.search(r"^\s*objectformat\s*=\s*sha256\s*$", self._config, re.MULTILINE)
+        self.hash_kind = HashKind.SHA256 if sha256 else HashKind.SHA1
+        shallow = self.common / "shallow"
+        if shallow.is_file() and shallow.stat().st_size:
+            raise Refused("source is a shallow clone; fetch --unshallow it first", source=str(path))
+        self._scratch = scratch
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> GitSource:
+        """Return self."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unmap and close all packs."""
+        self._stack.close()
+
+    # ---- objects ----
+
+    def object_folders(self) -> list[Path]:
+        """Return the objects folder and those of its alternates, each once."""
+        found: list[Path] = []
+        waiting = [self.common / "objects"]
+        while waiting:
+            folder = waiting.pop(0).resolve()
+            if folder in found or not folder.is_dir():
+                continue
+            found.append(folder)
+            if len(found) > ALTERNATES_MAX:
+                raise MalformedInput("too many alternates", source=str(self.folder), limit=ALTERNATES_MAX)
+            alternates = folder / "info" / "alternates"
+            if alternates.is_file():
+                for line in alternates.read_text("utf-8", "surrogateescape").splitlines():
+                    if line.strip() and not line.startswith("#"):
+                        waiting.append(folder / line.strip())
+        return found
+
+    def packs(self, *, use_index: bool = True) -> Iterator[SourcePack]:
+        """Map every pack, the largest first, and last a pack made of the loose objects."""
+        paths = [p for folder in self.object_folders() for p in sorted((folder / "pack").glob("*.pack"))]
+        for path in sorted(paths, key=lambda p: (-p.stat().st_size, p.name)):
+            data = self._map(path)
+            index = path.with_suffix(".idx")
+            offsets = read_offsets(index, self.hash_kind) if use_index and index.is_file() else None
+            yield SourcePack(path, data, offsets)
+        loose = self._loose_pack()
+        if loose is not None:
+            yield SourcePack(loose, self._map(loose), None)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise MalformedInput("pack is empty", path=str(path))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._stack.callback(_close_map, data)
+        return data
+
+    def loose_paths(self) -> Iterator[Path]:
+        """Return the loose objects' files."""
+        name = re.compile("[0-9a-f]{%d}" % (2 * self.hash_kind.size - 2))
+        for folder in self.object_folders():
+            for fan in sorted(folder.iterdir()):
+                if re.fullmatch("[0-9a-f]{2}", fan.name) and fan.is_dir():
+                    for path in sorted(fan.iterdir()):
+                        if name.fullmatch(path.name):
+                            yield path
+
+    def _loose_pack(self) -> Path | None:
+        """Write the loose objects as one pack of whole objects; None when there are none."""
+        paths = list(self.loose_paths())
+        if not paths:
+            return None
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self._scratch, prefix="loose-", suffix=".pack")
+        target = Path(name)
+        self._stack.callback(target.unlink, missing_ok=True)
+        with os.fdopen(handle, "w+b") as file:
+            file.write(b"PACK" + struct.pack(">II", 2, len(paths)))
+            for path in paths:
+                for piece in loose_entry(path, self.limits):
+                    file.write(piece)
+            file.flush()
+            hashed = _new_hash(self.hash_kind)
+            file.seek(0)
+            while piece := file.read(1 << 20):
+                hashed.update(piece)
+            file.write(hashed.digest())
+        return target
+
+    # ---- refs ----
+
+    def head(self) -> SourceRef | None:
+        """Return HEAD as it stands: symbolic (its target may be unborn), detached, or None when it is broken."""
+        path = self.folder / "HEAD"
+        try:
+            text = path.read_bytes().strip()
+        except OSError:
+            return None
+        return self._ref(b"HEAD", text)
+
+    def refs(self) -> list[SourceRef]:
+        """Return every ref under refs/, sorted by name; loose ones win over packed ones."""
+        if re.search(r"^\s*refstorage\s*=\s*reftable\s*$", self._config, re.MULTILINE):
+            return self._refs_by_git()
+        found: dict[bytes, SourceRef] = {}
+        packed = self.common / "packed-refs"
+        if packed.is_file():
+            for line in packed.read_bytes().split(b"\n"):
+                if line[:1] in (b"", b"#", b"^"):
+                    continue
+                text, _, name = line.partition(b" ")
+                ref = self._ref(name, text)
+                if ref is not None:
+                    found[name] = ref
+        root = self.common / "refs"
+        for folder, _, files in os.walk(os.fsencode(root)):
+            for file in files:
+                path = os.path.join(folder, file)
+                name = os.path.relpath(path, os.fsencode(self.common))
+                if name.endswith(b".lock"):
+                    continue
+                with open(path, "rb") as opened_file:
+                    ref = self._ref(name, opened_file.read(4096).strip())
+                if ref is not None:
+                    found[name] = ref
+        return [found[name] for name in sorted(found)]
+
+    def _ref(self, name: bytes, text: bytes) -> SourceRef | None:
+        if text.startswith(b"ref:"):
+            return SourceRef(name, None, text[4:].strip())
+        try:
+            return SourceRef(name, oid_of(text.split(b" ", 1)[0].split(b"\t", 1)[0], self.hash_kind), None)
+        except InvalidArgument as cause:
+            raise MalformedInput("ref does not parse", ref=name.decode("utf-8", "replace")) from cause
+
+    def _refs_by_git(self) -> list[SourceRef]:
+        shape = "%(objectname) %(refname) %(symref)"
+        command = ["git", "--git-dir", str(self.folder), "for-each-ref", f"--format={shape}"]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except FileNotFoundError as cause:
+            raise Refused("the git program is needed to read a reftable") from cause
+        if done.returncode:
+            raise MalformedInput("git could not read the refs", git=done.stderr.decode("utf-8", "replace").strip())
+        found = []
+        for line in done.stdout.splitlines():
+            text, name, symbolic = line.split(b" ", 2)
+            ref = SourceRef(name, None, symbolic) if symbolic else self._ref(name, text)
+            if ref is not None:
+                found.append(ref)
+        return sorted(found, key=lambda ref: ref.name)
+
+
+def git_folder(path: Path) -> Path:
+    """Return the Git folder of a bare repository or a work tree; NotFound when there is none."""
+    for candidate in (path, path / ".git"):
+        if candidate.is_file() and candidate.name == ".git":
+            text = candidate.read_text("utf-8", "surrogateescape").strip()
+            if text.startswith("gitdir:"):
+                return git_folder((candidate.parent / text[7:].strip()).resolve())
+        has_objects = (candidate / "objects").is_dir() or (candidate / "commondir").is_file()
+        if has_objects and (candidate / "HEAD").exists():
+            return candidate.resolve()
+    raise NotFound("no Git repository there", source=str(path))
+
+
+def read_offsets(index: Path, kind: HashKind) -> array.array[int] | None:
+    """Return the entry starts that an .idx of version 2 claims, ascending; None when it cannot be used.
+
+    The claim is a hint: whoever uses it checks every entry against it.
+    """
+    data = index.read_bytes()
+    if len(data) < 1032 or data[:8] != b"\xfftOc\x00\x00\x00\x02":
+        return None
+    (count,) = struct.unpack_from(">I", data, 1028)
+    at = 1032 + count * (kind.size + 4)
+    if len(data) < at + 4 * count:
+        return None
+    small = array.array("I", data[at : at + 4 * count])
+    small.byteswap()
+    large = array.array("Q", data[at + 4 * count : at + 4 * count + (len(data) - at - 4 * count - 2 * kind.size) // 8 * 8])
+    large.byteswap()
+    try:
+        offsets = array.array("Q", sorted(v if v < 1 << 31 else large[v - (1 << 31)] for v in small))
+    except IndexError:
+        return None
+    return offsets
+
+
+def loose_entry(path: Path, limits: Limits) -> Iterator[bytes]:
+    """Turn a loose object into a pack entry: its header, then its body deflated anew, in pieces."""
+    inflate = zlib.decompressobj()
+    with path.open("rb") as file:
+        try:
+            piece = inflate.decompress(file.read(4096), 8192)
+        except zlib.error as cause:
+            raise MalformedObject("loose object is not a zlib stream", path=path.name) from cause
+        header, nul, piece = piece.partition(b"\0")
+        name, _, digits = header.partition(b" ")
+        if not nul or name not in TYPES or not digits.isdigit() or len(digits) > 19:
+            raise MalformedObject("loose object has no valid header", path=path.name)
+        size = int(digits)
+        if size > limits.object_size_max_bytes:
+            raise MalformedObject("loose object is over the size limit", path=path.name, size=size)
+        yield entry_header(TYPES[name], size)
+        deflate = zlib.compressobj()
+        done = 0
+        while True:
+            done += len(piece)
+            if done > size:
+                break
+            yield deflate.compress(piece)
+            if inflate.eof:
+                break
+            source = inflate.unconsumed_tail or file.read(1 << 16)
+            try:
+                piece = inflate.decompress(source, 1 << 20)
+            except zlib.error as cause:
+                raise MalformedObject("loose object is damaged", path=path.name) from cause
+            if not source and not piece:
+                break
+        if done != size or not inflate.eof:
+            raise MalformedObject("loose object has another size than it claims", path=path.name, size=size)
+        yield deflate.flush()
+
+
+def entry_header(kind: int, size: int) -> bytes:
+    """Return a pack entry's type-and-size header."""
+    out = bytearray()
+    byte = kind << 4 | size & 15
+    size >>= 4
+    while size:
+        out.append(byte | 0x80)
+        byte = size & 0x7F
+        size >>= 7
+    out.append(byte)
+    return bytes(out)
+
+
+def _new_hash(kind: HashKind):  # type: ignore[no-untyped-def]  # hashlib's class is private
+    import hashlib
+
+    return hashlib.sha1(usedforsecurity=False) if kind is HashKind.SHA1 else hashlib.sha256()
+
+
+def _close_map(data: mmap.mmap) -> None:
+    # A kernel that still holds the buffer keeps the map alive; the map goes with it.
+    with contextlib.suppress(BufferError):
+        data.close()
