@@ -1,0 +1,106 @@
+"""The block: header, id, partition. See docs/formats/block.md."""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+import time
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from shardgit.errors import BlockCorrupt
+from shardgit.oid import BlockId, HashKind, PoolId
+
+MAGIC = b"SGB1"
+VERSION = 1
+HEADER_SIZE = 64
+BLOCK_MAX_BYTES = 8 << 20
+_HEADER = struct.Struct("<4sBBBBQ16sQ16s8x")
+
+
+class BlockKind(enum.IntEnum):
+    """What a block holds."""
+
+    SEGMENT = 1
+    INDEX = 2
+    GRAPH = 3
+    BITMAP = 4
+    MANIFEST = 5
+    PART = 6
+    REFS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHeader:
+    """The 64 bytes that every block starts with."""
+
+    kind: BlockKind
+    hash_kind: HashKind
+    flags: int
+    length: int
+    pool: PoolId
+    created_ms: int
+    nonce: bytes
+
+    def pack(self) -> bytes:
+        """Return the header's bytes."""
+        return _HEADER.pack(
+            MAGIC,
+            VERSION,
+            self.kind,
+            self.hash_kind,
+            self.flags,
+            self.length,
+            self.pool,
+            self.created_ms,
+            self.nonce,
+        )
+
+
+def new_header(
+    kind: BlockKind, hash_kind: HashKind, pool: PoolId, length: int, *, flags: int = 0
+) -> bytes:
+    """Return the header of a block of ``length`` bytes in all, with the time of now and a fresh nonce."""
+    created_ms = time.time_ns() // 1_000_000
+    return BlockHeader(kind, hash_kind, flags, length, pool, created_ms, os.urandom(16)).pack()
+
+
+def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> BlockHeader:
+    """Return the header of a whole block; BlockCorrupt when it is off or of another kind."""
+    if len(data) < HEADER_SIZE:
+        raise BlockCorrupt("block is shorter than its header", bytes=len(data))
+    magic, version, raw_kind, raw_hash, flags, length, pool, created_ms, nonce = _HEADER.unpack(
+        data[:HEADER_SIZE]
+    )
+    if magic != MAGIC or version != VERSION:
+        raise BlockCorrupt("block has an unknown magic or version", version=version)
+    if length != len(data) or length > BLOCK_MAX_BYTES:
+        raise BlockCorrupt("block has another length than it claims", bytes=len(data))
+    try:
+        header = BlockHeader(
+            BlockKind(raw_kind), HashKind(raw_hash), flags, length, PoolId(pool), created_ms, nonce
+        )
+    except ValueError as cause:
+        raise BlockCorrupt("block has an unknown kind", kind=raw_kind, hash=raw_hash) from cause
+    if kind is not None and header.kind is not kind:
+        raise BlockCorrupt("block is of another kind", kind=header.kind.name, wanted=kind.name)
+    return header
+
+
+def block_id(data: bytes | memoryview) -> BlockId:
+    """Return the id of a whole block: BLAKE3-256 of its bytes."""
+    return BlockId(blake3(data).digest())
+
+
+def partition_of(block: BlockId) -> int:
+    """Return the partition of a block, 0 to 65,535: the first two bytes of its id."""
+    return block[0] << 8 | block[1]
+
+
+def verify_block(block: BlockId, data: bytes | memoryview) -> None:
+    """Check a block's bytes against its id, and its header; BlockCorrupt when they are off."""
+    if block_id(data) != block:
+        raise BlockCorrupt("block does not match its id", block=block.hex())
+    parse_header(data)

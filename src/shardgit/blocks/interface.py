@@ -1,0 +1,75 @@
+"""What every store of blocks promises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from shardgit.oid import BlockId
+
+T = TypeVar("T")
+
+
+class BlockStore(Protocol):
+    """Immutable blocks by content id.
+
+    put_many returns once every block is durable; from then on get_many sees it in any process. Two puts of one id
+    carry equal bytes, so either may win. A missing id is None, not an error. Damaged bytes are BlockCorrupt, never
+    returned: a block is checked against its id the first time a process touches it. A put that meets a full disk or
+    map is StorageFull and leaves nothing of its batch behind in that shard.
+
+    The methods named ``_sync`` and ``use`` run in the calling thread (a worker's, never the event loop's); the others
+    are the same for the event loop.
+    """
+
+    def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+        """Return a copy of each block, None where it is missing, in the order of ``ids``."""
+        ...
+
+    def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        """Store blocks; durable on return."""
+        ...
+
+    def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
+        """Say which blocks are here."""
+        ...
+
+    def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
+        """Delete blocks; those that are missing are passed over. Durable on return."""
+        ...
+
+    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
+        """Run ``job`` over a block's bytes where they lie; None when it is missing.
+
+        The view dies with the call: a copy of what is needed, or a kernel's result, leaves it.
+        """
+        ...
+
+    def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
+        """Return id and length of the blocks in partitions ``low`` to ``high`` - 1, by rising id.
+
+        A block put or deleted meanwhile may or may not be seen; no transaction outlives a batch.
+        """
+        ...
+
+    async def get_many(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+        """Do what get_many_sync does."""
+        ...
+
+    async def put_many(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        """Do what put_many_sync does."""
+        ...
+
+    async def has_many(self, ids: Sequence[BlockId]) -> list[bool]:
+        """Do what has_many_sync does."""
+        ...
+
+    async def delete_many(self, ids: Sequence[BlockId]) -> None:
+        """Do what delete_many_sync does."""
+        ...
+
+    def scan(self, low: int = 0, high: int = 65_536) -> AsyncIterator[tuple[BlockId, int]]:
+        """Do what scan_sync does."""
+        ...
