@@ -1,0 +1,158 @@
+"""The journal's rows: keys and typed records. See docs/formats/journal.md."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from shardgit.errors import JournalCorrupt
+from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+
+VERSION = 1
+RING_KEY = b"G"
+STORE_KEY = b"M"
+NEXT_REPOSITORY_KEY = b"C"
+REPOSITORY_NAMES = b"N"
+_REPOSITORY = struct.Struct("<BBHQ16sQHI")
+_NAME = struct.Struct("<BBHQ")
+_POOL = struct.Struct("<BBHQQ32s")
+_HEAD = struct.Struct("<BBHQ32s")
+_COUNTER = struct.Struct("<Q")
+_NONE = bytes(32)
+
+
+def repository_key(repository: RepositoryId) -> bytes:
+    """Return the key of a repository's record."""
+    return b"I" + repository.to_bytes(8, "big")
+
+
+def name_key(name: str) -> bytes:
+    """Return the key of a name."""
+    return REPOSITORY_NAMES + name.encode()
+
+
+def pool_key(pool: PoolId) -> bytes:
+    """Return the key of a pool's record."""
+    return b"P" + pool
+
+
+def refs_head_key(repository: RepositoryId) -> bytes:
+    """Return the key of a repository's refs head."""
+    return b"H" + repository.to_bytes(8, "big")
+
+
+def ref_key(repository: RepositoryId, name: bytes) -> bytes:
+    """Return the key of a loose ref."""
+    return b"R" + repository.to_bytes(8, "big") + name
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRecord:
+    """A repository: its number, name, pool and settings."""
+
+    id: RepositoryId
+    name: str
+    pool: PoolId
+    hash_kind: HashKind
+    created_ms: int
+    settings: bytes = b"{}"
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        name = self.name.encode()
+        head = _REPOSITORY.pack(
+            VERSION, self.hash_kind, 0, self.id, self.pool, self.created_ms, len(name), len(self.settings)
+        )
+        return head + name + self.settings
+
+    @classmethod
+    def decode(cls, data: bytes) -> RepositoryRecord:
+        """Return the record in a row's value; JournalCorrupt when it is off."""
+        try:
+            version, kind, _, number, pool, created, length, settings = _REPOSITORY.unpack_from(data)
+            if version != VERSION or len(data) != _REPOSITORY.size + length + settings:
+                raise JournalCorrupt("repository record is off", version=version, bytes=len(data))
+            name = data[_REPOSITORY.size : _REPOSITORY.size + length].decode()
+            rest = data[_REPOSITORY.size + length :]
+            return cls(RepositoryId(number), name, PoolId(pool), HashKind(kind), created, rest)
+        except (struct.error, ValueError) as cause:
+            raise JournalCorrupt("repository record does not parse", bytes=len(data)) from cause
+
+
+@dataclass(frozen=True, slots=True)
+class NameRecord:
+    """What a name stands for: a repository in a cell (0 while there is one journal)."""
+
+    id: RepositoryId
+    cell: int = 0
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _NAME.pack(VERSION, 0, self.cell, self.id)
+
+    @classmethod
+    def decode(cls, data: bytes) -> NameRecord:
+        """Return the record in a row's value; JournalCorrupt when it is off."""
+        if len(data) != _NAME.size or data[0] != VERSION:
+            raise JournalCorrupt("name record is off", bytes=len(data))
+        _, _, cell, number = _NAME.unpack(data)
+        return cls(RepositoryId(number), cell)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """A pool and the block id of its current manifest, None while it is empty."""
+
+    id: PoolId
+    hash_kind: HashKind
+    manifest: BlockId | None
+    generation: int
+    created_ms: int
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _POOL.pack(
+            VERSION, self.hash_kind, 0, self.generation, self.created_ms, self.manifest or _NONE
+        )
+
+    @classmethod
+    def decode(cls, pool: PoolId, data: bytes) -> PoolRecord:
+        """Return the record in a row's value; JournalCorrupt when it is off."""
+        if len(data) != _POOL.size or data[0] != VERSION or data[1] not in (1, 2):
+            raise JournalCorrupt("pool record is off", pool=pool.hex(), bytes=len(data))
+        _, kind, _, generation, created, manifest = _POOL.unpack(data)
+        return cls(
+            pool, HashKind(kind), BlockId(manifest) if manifest != _NONE else None, generation, created
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RefsHead:
+    """The head of a repository's refs: the snapshot below the loose ones. Its revision changes with every ref."""
+
+    snapshot: BlockId | None
+    count: int
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _HEAD.pack(VERSION, 0, 0, self.count, self.snapshot or _NONE)
+
+    @classmethod
+    def decode(cls, data: bytes) -> RefsHead:
+        """Return the record in a row's value; JournalCorrupt when it is off."""
+        if len(data) != _HEAD.size or data[0] != VERSION:
+            raise JournalCorrupt("refs head is off", bytes=len(data))
+        _, _, _, count, snapshot = _HEAD.unpack(data)
+        return cls(BlockId(snapshot) if snapshot != _NONE else None, count)
+
+
+def encode_counter(value: int) -> bytes:
+    """Return the value of a counter's row."""
+    return _COUNTER.pack(value)
+
+
+def decode_counter(data: bytes) -> int:
+    """Return the number in a counter's row; JournalCorrupt when it is off."""
+    if len(data) != _COUNTER.size:
+        raise JournalCorrupt("counter is off", bytes=len(data))
+    return int(_COUNTER.unpack(data)[0])
