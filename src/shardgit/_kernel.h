@@ -309,7 +309,7 @@ static inline sg_status sg_delta_varint(const uint8_t *p, size_t left, uint64_t 
     return SG_OK;
 }
 static inline sg_status sg_delta_sizes(const uint8_t *delta, size_t n, uint64_t *base, uint64_t *result, size_t *at) {
-    size_t a, b;
+    size_t a = 0, b = 0;
     sg_status st = sg_delta_varint(delta, n, base, &a);
     if (st != SG_OK) return st;
     st = sg_delta_varint(delta + a, n - a, result, &b);

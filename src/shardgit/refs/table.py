@@ -165,6 +165,8 @@ def _ranges(prefixes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         return [(b"", b"\xff" * 500)]
     kept: list[bytes] = []
     for prefix in sorted(set(prefixes)):
+        if len(prefix) > DEFAULT.ref_name_max_bytes:
+            continue  # no ref is that long
         if not kept or not prefix.startswith(kept[-1]):
             kept.append(prefix)
     return [(prefix, end_of(prefix)) for prefix in kept]

@@ -1,0 +1,599 @@
+"""The graph kernel: what reaches what, without reading objects. See docs/formats/graph.md.
+
+A PoolGraph is the graph streams of a pool's runs with all links turned into pool positions; a Walk marks what tips
+reach in a bitset over pool positions (bit p is byte p >> 3, bit p & 7).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from shardgit._kernel cimport sg_put_u64, sg_u16, sg_u32, sg_u64
+
+from shardgit.errors import BlockCorrupt, Internal
+
+cdef enum:
+    NONE = 0xFFFFFFFF
+    MISSING = 0xFFFFFFFE
+    EXTERNAL = 0x80000000
+    COMMIT = 1
+    TREE = 2
+    BLOB = 3
+    TAG = 4
+    WANT = 1
+    HAVE = 2
+
+
+ctypedef struct Stream:
+    const uint8_t *date
+    const uint8_t *generation
+    const uint8_t *tree
+    const uint8_t *parent_start
+    const uint8_t *parents
+    const uint8_t *target
+    const uint8_t *similar
+    const uint8_t *edge_start
+    const uint8_t *edges
+    const uint8_t *externals
+    uint32_t c
+    uint32_t g
+    uint32_t t
+    uint32_t b
+    uint32_t m
+    uint32_t e
+    uint32_t x
+
+
+cdef bint stream_of(const uint8_t *data, size_t length, int hash_kind, size_t h, Stream *s) noexcept nogil:
+    """Place the columns of a graph stream; False when the counts do not add up."""
+    cdef uint64_t need
+    if length < 64 or memcmp(data, b"SGGR", 4) != 0 or sg_u16(data + 4) != 1 or sg_u16(data + 6) != <uint32_t>hash_kind:
+        return False
+    s.c = sg_u32(data + 8)
+    s.g = sg_u32(data + 12)
+    s.t = sg_u32(data + 16)
+    s.b = sg_u32(data + 20)
+    s.m = sg_u32(data + 24)
+    s.e = sg_u32(data + 28)
+    s.x = sg_u32(data + 32)
+    need = 64 + <uint64_t>s.c * 20 + 4 + <uint64_t>s.m * 4 + <uint64_t>s.g * 4 + <uint64_t>s.t * 8 + 4 \
+        + <uint64_t>s.e * 4 + <uint64_t>s.x * h
+    if need != length or <uint64_t>s.c + s.g + s.t + s.b >= EXTERNAL or s.x >= 0x7FFFFFFE:
+        return False
+    s.date = data + 64
+    s.generation = s.date + <size_t>s.c * 8
+    s.tree = s.generation + <size_t>s.c * 4
+    s.parent_start = s.tree + <size_t>s.c * 4
+    s.parents = s.parent_start + (<size_t>s.c + 1) * 4
+    s.target = s.parents + <size_t>s.m * 4
+    s.similar = s.target + <size_t>s.g * 4
+    s.edge_start = s.similar + <size_t>s.t * 4
+    s.edges = s.edge_start + (<size_t>s.t + 1) * 4
+    s.externals = s.edges + <size_t>s.e * 4
+    return True
+
+
+cdef bint rising(const uint8_t *starts, uint32_t n, uint32_t end) noexcept nogil:
+    cdef uint32_t i, last = 0, v
+    for i in range(n + 1):
+        v = sg_u32(starts + <size_t>i * 4)
+        if v < last or (i == 0 and v != 0):
+            return False
+        last = v
+    return last == end
+
+
+cdef inline bint has(const uint64_t *bits, uint32_t at) noexcept nogil:
+    return (bits[at >> 6] >> (at & 63)) & 1
+
+
+cdef inline void put(uint64_t *bits, uint32_t at) noexcept nogil:
+    bits[at >> 6] |= <uint64_t>1 << (at & 63)
+
+
+cdef void *grown(void *memory, uint64_t count, size_t size) except NULL:
+    cdef void *more = realloc(memory, (<size_t>count + 1) * size)
+    if more == NULL:
+        raise MemoryError
+    return more
+
+
+cdef class PoolGraph:
+    """The commits, tags and trees of a pool as flat arrays."""
+
+    cdef readonly int hash_kind
+    cdef size_t h
+    cdef readonly uint32_t objects
+    cdef readonly uint32_t commits
+    cdef readonly uint32_t tags
+    cdef readonly uint32_t trees
+    cdef uint32_t n_parents
+    cdef uint32_t n_edges
+    cdef uint8_t *kind  # by pool position
+    cdef uint32_t *row  # by pool position: index into the arrays of its kind
+    cdef int64_t *date
+    cdef uint32_t *generation
+    cdef uint32_t *tree
+    cdef uint32_t *parent_start
+    cdef uint32_t *parents
+    cdef uint32_t *target
+    cdef uint32_t *similar
+    cdef uint32_t *edge_start
+    cdef uint32_t *edges
+
+    def __cinit__(self, int hash_kind):
+        self.hash_kind = hash_kind
+        self.h = 32 if hash_kind == 2 else 20
+        self.parent_start = <uint32_t *>calloc(1, 4)
+        self.edge_start = <uint32_t *>calloc(1, 4)
+        if self.parent_start == NULL or self.edge_start == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.kind)
+        free(self.row)
+        free(self.date)
+        free(self.generation)
+        free(self.tree)
+        free(self.parent_start)
+        free(self.parents)
+        free(self.target)
+        free(self.similar)
+        free(self.edge_start)
+        free(self.edges)
+
+    @staticmethod
+    def externals_of(bytes stream not None, int hash_kind):
+        """Return the ids of the objects outside the run that its links name, in the stream's order."""
+        cdef Stream s
+        cdef size_t h = 32 if hash_kind == 2 else 20
+        cdef uint32_t i
+        if not stream_of(<const uint8_t *>PyBytes_AS_STRING(stream), <size_t>len(stream), hash_kind, h, &s):
+            raise BlockCorrupt("graph stream is off", bytes=len(stream))
+        return [PyBytes_FromStringAndSize(<const char *>s.externals + i * h, <Py_ssize_t>h) for i in range(s.x)]
+
+    def add_run(self, bytes stream not None, externals not None):
+        """Append a run. ``externals`` are the pool positions of ``externals_of`` (stream), -1 where the pool lacks one."""
+        cdef Stream s
+        cdef uint32_t i, base = self.objects, bad = 0
+        cdef int64_t position
+        cdef uint32_t *outside
+        if not stream_of(<const uint8_t *>PyBytes_AS_STRING(stream), <size_t>len(stream), self.hash_kind, self.h, &s):
+            raise BlockCorrupt("graph stream is off", bytes=len(stream))
+        cdef uint64_t total = <uint64_t>base + s.c + s.g + s.t + s.b
+        if total >= EXTERNAL or <uint64_t>self.n_edges + s.e >= EXTERNAL or <uint64_t>self.n_parents + s.m >= EXTERNAL:
+            raise BlockCorrupt("graph is too large", objects=int(total))
+        if not rising(s.parent_start, s.c, s.m) or not rising(s.edge_start, s.t, s.e):
+            raise BlockCorrupt("graph stream has falling starts")
+        if <uint64_t>len(externals) != s.x:
+            raise Internal("one position for each external is wanted", externals=int(s.x))
+        outside = <uint32_t *>malloc((<size_t>s.x + 1) * 4)
+        if outside == NULL:
+            raise MemoryError
+        try:
+            for i in range(s.x):
+                position = externals[i]
+                outside[i] = <uint32_t>position if 0 <= position < <int64_t>total else <uint32_t>MISSING
+            self.kind = <uint8_t *>grown(self.kind, total, 1)
+            self.row = <uint32_t *>grown(self.row, total, 4)
+            self.date = <int64_t *>grown(self.date, <uint64_t>self.commits + s.c, 8)
+            self.generation = <uint32_t *>grown(self.generation, <uint64_t>self.commits + s.c, 4)
+            self.tree = <uint32_t *>grown(self.tree, <uint64_t>self.commits + s.c, 4)
+            self.parent_start = <uint32_t *>grown(self.parent_start, <uint64_t>self.commits + s.c + 1, 4)
+            self.parents = <uint32_t *>grown(self.parents, <uint64_t>self.n_parents + s.m, 4)
+            self.target = <uint32_t *>grown(self.target, <uint64_t>self.tags + s.g, 4)
+            self.similar = <uint32_t *>grown(self.similar, <uint64_t>self.trees + s.t, 4)
+            self.edge_start = <uint32_t *>grown(self.edge_start, <uint64_t>self.trees + s.t + 1, 4)
+            self.edges = <uint32_t *>grown(self.edges, <uint64_t>self.n_edges + s.e, 4)
+            with nogil:
+                bad = self._append(&s, base, outside)
+            if bad:
+                raise BlockCorrupt("graph link is out of range", links=int(bad))
+            self.objects = <uint32_t>total
+            self.commits += s.c
+            self.tags += s.g
+            self.trees += s.t
+            self.n_parents += s.m
+            self.n_edges += s.e
+        finally:
+            free(outside)
+
+    cdef uint32_t _append(self, Stream *s, uint32_t base, const uint32_t *outside) noexcept nogil:
+        cdef uint32_t i, bad = 0, n = s.c + s.g + s.t + s.b
+        for i in range(s.c):
+            self.kind[base + i] = COMMIT
+            self.row[base + i] = self.commits + i
+            self.date[self.commits + i] = <int64_t>sg_u64(s.date + <size_t>i * 8)
+            self.generation[self.commits + i] = sg_u32(s.generation + <size_t>i * 4)
+            self.tree[self.commits + i] = link(sg_u32(s.tree + <size_t>i * 4), base, n, outside, s.x, &bad)
+            self.parent_start[self.commits + i + 1] = self.n_parents + sg_u32(s.parent_start + (<size_t>i + 1) * 4)
+        for i in range(s.m):
+            self.parents[self.n_parents + i] = link(sg_u32(s.parents + <size_t>i * 4), base, n, outside, s.x, &bad)
+        for i in range(s.g):
+            self.kind[base + s.c + i] = TAG
+            self.row[base + s.c + i] = self.tags + i
+            self.target[self.tags + i] = link(sg_u32(s.target + <size_t>i * 4), base, n, outside, s.x, &bad)
+        for i in range(s.t):
+            self.kind[base + s.c + s.g + i] = TREE
+            self.row[base + s.c + s.g + i] = self.trees + i
+            self.similar[self.trees + i] = link(sg_u32(s.similar + <size_t>i * 4), base, n, outside, s.x, &bad)
+            self.edge_start[self.trees + i + 1] = self.n_edges + sg_u32(s.edge_start + (<size_t>i + 1) * 4)
+        for i in range(s.e):
+            self.edges[self.n_edges + i] = link(sg_u32(s.edges + <size_t>i * 4), base, n, outside, s.x, &bad)
+        for i in range(s.b):
+            self.kind[base + s.c + s.g + s.t + i] = BLOB
+            self.row[base + s.c + s.g + s.t + i] = 0
+        return bad
+
+    cdef uint32_t _commit(self, int64_t position) except? 0xFFFFFFFF:
+        if not 0 <= position < self.objects or self.kind[position] != COMMIT:
+            raise BlockCorrupt("graph position is no commit", position=int(position))
+        return self.row[position]
+
+    def type_at(self, uint32_t position):
+        """Return the type at a pool position: 1 commit, 2 tree, 3 blob, 4 tag."""
+        if position >= self.objects:
+            raise IndexError(position)
+        return int(self.kind[position])
+
+    def parents_at(self, uint32_t position):
+        """Return the positions of a commit's parents, in its order; -1 where the pool lacks one."""
+        cdef uint32_t r = self._commit(position), i
+        return [position_or_none(self.parents[i]) for i in range(self.parent_start[r], self.parent_start[r + 1])]
+
+    def tree_at(self, uint32_t position):
+        """Return the position of a commit's tree, -1 where the pool lacks it."""
+        return position_or_none(self.tree[self._commit(position)])
+
+    def target_at(self, uint32_t position):
+        """Return the position of what a tag names, -1 where the pool lacks it."""
+        if position >= self.objects or self.kind[position] != TAG:
+            raise BlockCorrupt("graph position is no tag", position=int(position))
+        return position_or_none(self.target[self.row[position]])
+
+    def date_at(self, uint32_t position):
+        """Return a commit's committer date, in seconds since 1970."""
+        return int(self.date[self._commit(position)])
+
+    def generation_at(self, uint32_t position):
+        """Return a commit's generation number."""
+        return int(self.generation[self._commit(position)])
+
+    def peel(self, uint32_t position):
+        """Return the position of what a chain of tags names in the end, -1 where the pool lacks it."""
+        cdef uint32_t at = position, steps = 0
+        if position >= self.objects:
+            raise IndexError(position)
+        while self.kind[at] == TAG:
+            at = self.target[self.row[at]]
+            steps += 1
+            if at >= MISSING or steps > self.tags:
+                return -1
+        return int(at)
+
+    def split(self, wants not None, haves not None):
+        """Return (commits that wants reach and haves do not, their parents that haves reach), as pool positions.
+
+        ``wants`` and ``haves`` are commits. Paints by falling generation, so only what lies above the join is visited.
+        """
+        cdef uint8_t *paint = <uint8_t *>calloc(<size_t>self.commits + 1, 1)
+        cdef uint8_t *edge = NULL
+        cdef uint32_t *heap = <uint32_t *>malloc((<size_t>self.commits + 2) * 4)
+        cdef uint32_t *place = <uint32_t *>malloc((<size_t>self.commits + 1) * 4)
+        cdef uint32_t n = 0, only_want = 0, r, p, i, parent, rank
+        cdef uint8_t color, old
+        if paint == NULL or heap == NULL or place == NULL:
+            free(paint)
+            free(heap)
+            free(place)
+            raise MemoryError
+        wanted = []
+        boundary = set()
+        # place: the pool position of each commit row that was met
+        try:
+            for color, tips in ((WANT, wants), (HAVE, haves)):
+                for position in tips:
+                    r = self._commit(position)
+                    old = paint[r]
+                    if old & color:
+                        continue
+                    paint[r] = old | color
+                    place[r] = position
+                    if old == 0:
+                        n = self._heap_push(heap, n, r)
+                        if color == WANT:
+                            only_want += 1
+                    elif old == WANT:
+                        only_want -= 1
+            order = []
+            with nogil:
+                while n and only_want:
+                    r = heap[0]
+                    n = self._heap_pop(heap, n)
+                    color = paint[r]
+                    if color == WANT:
+                        only_want -= 1
+                        with gil:
+                            order.append(int(r))
+                    for i in range(self.parent_start[r], self.parent_start[r + 1]):
+                        parent = self.parents[i]
+                        if parent >= MISSING or self.kind[parent] != COMMIT:
+                            continue
+                        p = self.row[parent]
+                        old = paint[p]
+                        if old & color == color:
+                            continue
+                        paint[p] = old | color
+                        place[p] = parent
+                        if old == 0:
+                            n = self._heap_push(heap, n, p)
+                            if color == WANT:
+                                only_want += 1
+                        elif old == WANT:
+                            only_want -= 1
+            for rank in order:
+                if paint[rank] == WANT:
+                    wanted.append(int(place[rank]))
+                    for i in range(self.parent_start[rank], self.parent_start[rank + 1]):
+                        parent = self.parents[i]
+                        if parent < MISSING and self.kind[parent] == COMMIT and paint[self.row[parent]] & HAVE:
+                            boundary.add(int(parent))
+        finally:
+            free(paint)
+            free(heap)
+            free(place)
+        return wanted, sorted(boundary)
+
+    cdef inline bint _before(self, uint32_t a, uint32_t b) noexcept nogil:
+        return self.generation[a] > self.generation[b]
+
+    cdef uint32_t _heap_push(self, uint32_t *heap, uint32_t n, uint32_t r) noexcept nogil:
+        cdef uint32_t at = n, up
+        while at:
+            up = (at - 1) >> 1
+            if not self._before(r, heap[up]):
+                break
+            heap[at] = heap[up]
+            at = up
+        heap[at] = r
+        return n + 1
+
+    cdef uint32_t _heap_pop(self, uint32_t *heap, uint32_t n) noexcept nogil:
+        cdef uint32_t last = heap[n - 1], at = 0, down
+        n -= 1
+        while 2 * at + 1 < n:
+            down = 2 * at + 1
+            if down + 1 < n and self._before(heap[down + 1], heap[down]):
+                down += 1
+            if not self._before(heap[down], last):
+                break
+            heap[at] = heap[down]
+            at = down
+        heap[at] = last
+        return n
+
+    def is_ancestor(self, uint32_t ancestor, uint32_t descendant):
+        """Return whether ``descendant`` is or reaches ``ancestor``."""
+        if ancestor == descendant:
+            return True
+        if self.generation[self._commit(ancestor)] >= self.generation[self._commit(descendant)]:
+            return False
+        return not self.split([ancestor], [descendant])[0]
+
+
+cdef inline uint32_t link(uint32_t v, uint32_t base, uint32_t n, const uint32_t *outside, uint32_t x,
+                          uint32_t *bad) noexcept nogil:
+    """Turn a stream's link into a pool position."""
+    if v == NONE:
+        return NONE
+    if v & EXTERNAL:
+        if (v & ~<uint32_t>EXTERNAL) >= x:
+            bad[0] += 1
+            return NONE
+        return outside[v & ~<uint32_t>EXTERNAL]
+    if v >= n:
+        bad[0] += 1
+        return NONE
+    return base + v
+
+
+cdef object position_or_none(uint32_t v):
+    return -1 if v >= MISSING else int(v)
+
+
+cdef class Walk:
+    """Marks exactly what tips reach.
+
+    ``have`` is a bitset of objects that count as reached already and are left out; what the trees in it share with
+    others counts as had too. Use: ``mark`` tips; ``run`` until it returns no tree; each tree that it returns is to be
+    read by the caller, whose ``expand`` marks its children.
+    """
+
+    cdef PoolGraph graph
+    cdef uint64_t *bits
+    cdef uint64_t *have
+    cdef size_t words
+    cdef uint32_t *stack
+    cdef uint64_t n_stack
+    cdef uint64_t stack_room
+    cdef uint32_t *pending
+    cdef uint64_t n_pending
+    cdef uint64_t pending_room
+    cdef readonly bint incomplete  # a link led to an object that the pool lacks
+    cdef bint no_memory
+
+    def __cinit__(self, PoolGraph graph not None, have=None):
+        cdef const uint8_t[::1] given
+        self.graph = graph
+        self.words = (<size_t>graph.objects >> 6) + 1
+        self.bits = <uint64_t *>calloc(self.words, 8)
+        if self.bits == NULL:
+            raise MemoryError
+        if have is not None:
+            self.have = <uint64_t *>calloc(self.words, 8)
+            if self.have == NULL:
+                raise MemoryError
+            given = have
+            if given.shape[0]:
+                memcpy(self.have, &given[0], min(<size_t>given.shape[0], self.words * 8))
+
+    def __dealloc__(self):
+        free(self.bits)
+        free(self.have)
+        free(self.stack)
+        free(self.pending)
+
+    cdef void _mark(self, uint32_t position) noexcept nogil:
+        cdef uint32_t *more
+        if position >= MISSING:
+            if position == MISSING:
+                self.incomplete = True
+            return
+        if has(self.bits, position) or (self.have != NULL and has(self.have, position)):
+            return
+        put(self.bits, position)
+        if self.graph.kind[position] == BLOB:
+            return
+        if self.n_stack == self.stack_room:
+            more = <uint32_t *>realloc(self.stack, (<size_t>self.stack_room * 2 + 1024) * 4)
+            if more == NULL:
+                self.no_memory = True
+                return
+            self.stack = more
+            self.stack_room = self.stack_room * 2 + 1024
+        self.stack[self.n_stack] = position
+        self.n_stack += 1
+
+    def mark(self, positions not None):
+        """Mark tips."""
+        cdef int64_t position
+        for position in positions:
+            if not 0 <= position < self.graph.objects:
+                raise IndexError(position)
+            self._mark(<uint32_t>position)
+
+    def mark_alone(self, positions not None):
+        """Mark objects without what they reach."""
+        cdef int64_t position
+        for position in positions:
+            if not 0 <= position < self.graph.objects:
+                raise IndexError(position)
+            put(self.bits, <uint32_t>position)
+
+    def expand(self, positions not None):
+        """Mark the children of a tree that ``run`` returned; -1 stands for one that the pool lacks."""
+        cdef int64_t position
+        for position in positions:
+            if position < 0:
+                self.incomplete = True
+            elif position < self.graph.objects:
+                self._mark(<uint32_t>position)
+            else:
+                raise IndexError(position)
+
+    cdef inline bint _reached(self, uint32_t position) noexcept nogil:
+        return has(self.bits, position) or (self.have != NULL and has(self.have, position))
+
+    cdef void _edges(self, uint32_t r) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.graph.edge_start[r], self.graph.edge_start[r + 1]):
+            self._mark(self.graph.edges[i])
+
+    cdef void _visit(self, uint32_t position) noexcept nogil:
+        cdef uint32_t r = self.graph.row[position], i, similar
+        cdef uint32_t *more
+        if self.graph.kind[position] == COMMIT:
+            self._mark(self.graph.tree[r])
+            for i in range(self.graph.parent_start[r], self.graph.parent_start[r + 1]):
+                self._mark(self.graph.parents[i])
+        elif self.graph.kind[position] == TAG:
+            self._mark(self.graph.target[r])
+        else:
+            similar = self.graph.similar[r]
+            if similar == NONE or (similar < MISSING and self._reached(similar)):
+                self._edges(r)
+                return
+            if self.n_pending == self.pending_room:
+                more = <uint32_t *>realloc(self.pending, (<size_t>self.pending_room * 2 + 1024) * 4)
+                if more == NULL:
+                    self.no_memory = True
+                    return
+                self.pending = more
+                self.pending_room = self.pending_room * 2 + 1024
+            self.pending[self.n_pending] = position
+            self.n_pending += 1
+
+    cdef void _run(self) noexcept nogil:
+        cdef uint64_t i, kept
+        cdef uint32_t position, similar
+        while not self.no_memory:
+            while self.n_stack and not self.no_memory:
+                self.n_stack -= 1
+                self._visit(self.stack[self.n_stack])
+            # A tree that waits for its similar tree owes only its edges once that is reached.
+            kept = 0
+            for i in range(self.n_pending):
+                position = self.pending[i]
+                similar = self.graph.similar[self.graph.row[position]]
+                if similar < MISSING and self._reached(similar):
+                    self._edges(self.graph.row[position])
+                else:
+                    self.pending[kept] = position
+                    kept += 1
+            self.n_pending = kept
+            if self.n_stack == 0:
+                return
+
+    def run(self, uint64_t most=512):
+        """Mark what is reached without reading; return up to ``most`` trees that must be read, [] at the end."""
+        cdef uint64_t i, take
+        with nogil:
+            self._run()
+        if self.no_memory:
+            raise MemoryError
+        take = self.n_pending if self.n_pending < most else most
+        self.n_pending -= take
+        out = []
+        for i in range(take):
+            out.append(int(self.pending[self.n_pending + i]))
+        out.sort()
+        return out
+
+    def add_closed(self, bits not None):
+        """Mark a closed set of objects: all that they reach is in it too."""
+        cdef const uint8_t[::1] given = bits
+        cdef size_t i, n = min(<size_t>given.shape[0], self.words * 8)
+        cdef uint8_t *to = <uint8_t *>self.bits
+        for i in range(n):
+            to[i] |= given[<Py_ssize_t>i]
+
+    def bitset(self):
+        """Return the marks: one bit for each object of the pool."""
+        return PyBytes_FromStringAndSize(<char *>self.bits, <Py_ssize_t>((<size_t>self.graph.objects + 7) >> 3))
+
+    def count(self):
+        """Return how many objects are marked."""
+        cdef uint64_t total = 0
+        cdef size_t i
+        with nogil:
+            for i in range(self.words):
+                total += <uint64_t>__builtin_popcountll(self.bits[i])
+        return int(total)
+
+
+cdef extern from * nogil:
+    int __builtin_popcountll(unsigned long long v)
+
+
+def positions_of(const uint8_t[::1] bits not None):
+    """Return the set bits of a bitset as a list."""
+    cdef Py_ssize_t i
+    cdef int k
+    out = []
+    for i in range(bits.shape[0]):
+        if bits[i]:
+            for k in range(8):
+                if (bits[i] >> k) & 1:
+                    out.append(int(i * 8 + k))
+    return out
