@@ -1,0 +1,114 @@
+"""One pack stream out of a pool: stored entries are copied, whole segments at a time where they are wanted whole."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardgit import _segment
+from shardgit.oid import ObjectId
+from shardgit.pool.manifest import ALONE, EXTERNAL_BASES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.pool.view import PlacedSegment, PoolView
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOptions:
+    """What the client takes: OFS_DELTA, thin packs; ``sideband`` frames the stream as packets of band 1."""
+
+    ofs_delta: bool = True
+    thin: bool = False
+    sideband: bool = False
+
+
+class Transfer:
+    """A pack of the objects in ``wanted`` (a bitset over pool positions) for a client that has those in ``have``.
+
+    Pull ``chunks`` from a worker thread, one at a time: about 1 MiB each (a segment of up to 8 MiB at most), no
+    transaction is open between them. Equal arguments over one manifest give equal bytes.
+    """
+
+    def __init__(self, view: PoolView, wanted: bytes, have: bytes = b"", *, options: TransferOptions) -> None:
+        self.view = view
+        self.wanted = wanted
+        self.have = have
+        self.options = options
+        self._plan = [
+            (segment, count)
+            for segment in view.segments
+            if (count := _segment.range_count(wanted, segment.base, segment.entry.objects))
+        ]
+        self.objects = sum(count for _, count in self._plan)
+        self.objects_rewritten = 0  # sent whole because their base is not with the client
+
+    def chunks(self) -> Iterator[bytes]:
+        """Return the stream, from the pack's header to its trailer."""
+        framer = _segment.PackFramer(int(self.view.hash_kind), sideband=self.options.sideband)
+        head = b"PACK" + struct.pack(">II", 2, self.objects)
+        yield framer.frame(head, 0, len(head))
+        for segment, count in self._plan:
+            if segment.entry.flags & ALONE:
+                for part in self.view.parts(segment):
+                    yield framer.frame(part, 0, len(part))
+            elif count == segment.entry.objects and self._verbatim(segment):
+                yield self.view.use_segment(segment, lambda view: _frame_entries(framer, view, self.view.hash_kind.size))
+            else:
+                yield from self._some(framer, segment)
+        yield framer.trailer()
+
+    def _externals(self, segment: PlacedSegment) -> list[int]:
+        if not segment.entry.flags & EXTERNAL_BASES:
+            return []
+        names = self.view.use_segment(segment, lambda view: _segment.externals_of(view, self.view.hash_kind.size))
+        return self.view.positions([ObjectId(name) for name in names])
+
+    def _verbatim(self, segment: PlacedSegment) -> bool:
+        """Return whether a segment that is wanted whole can go as it stands."""
+        if not self.options.ofs_delta:
+            return False
+        return all(
+            position >= 0
+            and (_bit(self.wanted, position) or (self.options.thin and _bit(self.have, position)))
+            for position in self._externals(segment)
+        )
+
+    def _some(self, framer: _segment.PackFramer, segment: PlacedSegment) -> Iterator[bytes]:
+        outside = array("q", self._externals(segment))
+
+        def copy(view: memoryview) -> tuple[bytes, list[int]]:
+            return _segment.copy_entries(
+                view,
+                self.view.hash_kind.size,
+                segment.base,
+                self.wanted,
+                self.have,
+                outside,
+                self.options.ofs_delta,
+                self.options.thin,
+            )
+
+        entries, whole = self.view.use_segment(segment, copy)
+        for at in range(0, len(entries), PIECE_BYTES):
+            yield framer.frame(entries, at, min(at + PIECE_BYTES, len(entries)))
+        self.objects_rewritten += len(whole)
+        for at in range(0, len(whole), 64):
+            positions = [segment.base + ordinal for ordinal in whole[at : at + 64]]
+            for found in self.view.read_positions(positions):
+                entry = _segment.whole_entry(found.type, found.data)
+                yield framer.frame(entry, 0, len(entry))
+
+
+def _frame_entries(framer: _segment.PackFramer, view: memoryview, hash_size: int) -> bytes:
+    start, end = _segment.entries_span(view, hash_size)
+    return framer.frame(view, start, end)
+
+
+def _bit(bits: bytes, position: int) -> bool:
+    return position >> 3 < len(bits) and bool(bits[position >> 3] >> (position & 7) & 1)

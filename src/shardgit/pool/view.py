@@ -1,0 +1,350 @@
+"""A pool as one manifest shows it: lookups and object reads. Immutable; methods run in the calling thread."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from array import array
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit import _segment
+from shardgit._graph import PoolGraph
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
+from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
+from shardgit.limits import DEFAULT, Limits
+from shardgit.oid import BlockId, HashKind, ObjectId
+from shardgit.pool.manifest import ALONE, BlockRef, Manifest, SegmentEntry, decode_manifest, embedded_block, runs_in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from shardgit.blocks.interface import BlockStore
+
+T = TypeVar("T")
+EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not written
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What an object is: type 1 commit, 2 tree, 3 blob, 4 tag; size in bytes."""
+
+    id: ObjectId
+    type: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GitObject:
+    """An object with its bytes."""
+
+    id: ObjectId
+    type: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSegment:
+    """A segment and the pool position of its first object."""
+
+    entry: SegmentEntry
+    base: int
+
+
+class PoolView:
+    """One generation of a pool. Errors: DataLoss when a block that the manifest names is missing or damaged."""
+
+    def __init__(self, blocks: BlockStore, manifest_id: BlockId, *, limits: Limits = DEFAULT) -> None:
+        (root,) = blocks.get_many_sync([manifest_id])
+        if root is None:
+            raise DataLoss("manifest block is missing", block=manifest_id.hex())
+        self.id = manifest_id
+        self.blocks = blocks
+        self.limits = limits
+        self._root = root
+        self.manifest: Manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes))
+        self.hash_kind: HashKind = self.manifest.hash_kind
+        self.objects = self.manifest.objects
+        self._run_starts = runs_in_order(self.manifest.runs)
+        self.segments = self._placed()  # in clone order
+        self._by_position = sorted(self.segments, key=lambda segment: segment.base)
+        self._starts = [segment.base for segment in self._by_position]
+        self._sound: set[BlockId] = set()
+        self._pieces: dict[BlockId, bytes] = {}
+        self._graph: PoolGraph | None = None
+        self._lock = threading.Lock()
+
+    def _placed(self) -> list[PlacedSegment]:
+        by_serial = {entry.serial: entry for entry in self.manifest.segments}
+        base: dict[int, int] = {}
+        for run, start in zip(self.manifest.runs, self._run_starts, strict=True):
+            at = start
+            for serial in range(run.first_serial, run.first_serial + run.segments):
+                base[serial] = at
+                at += by_serial[serial].objects
+            if at - start != run.objects:
+                raise BlockCorrupt("run has another object count than its segments", block=self.id.hex())
+        return [PlacedSegment(entry, base[entry.serial]) for entry in self.manifest.segments]
+
+    # ---- blocks ----
+
+    def _use(self, ref: BlockRef, job: Callable[[memoryview], T]) -> T:
+        if ref.inline:
+            return job(memoryview(embedded_block(self._root, ref)))
+        found = self.blocks.use(ref.id, lambda view: (job(view),))
+        if found is None:
+            raise DataLoss("block is missing", block=ref.id.hex())
+        return found[0]
+
+    def use_segment(self, segment: PlacedSegment, job: Callable[[memoryview], T]) -> T:
+        """Run ``job`` over a segment's block, which is checked the first time."""
+        ref = segment.entry.ref
+
+        def checked(view: memoryview) -> T:
+            if ref.id not in self._sound:
+                parse_header(view, kind=BlockKind.SEGMENT)
+                if _segment.check(view, self.hash_kind.size) != segment.entry.objects:
+                    raise BlockCorrupt("segment has another count than its manifest says", block=ref.id.hex())
+                self._sound.add(ref.id)
+            return job(view)
+
+        return self._use(ref, checked)
+
+    def parts(self, segment: PlacedSegment) -> Iterator[bytes]:
+        """Return the payloads of a segment's part blocks, in order."""
+        names = self.use_segment(segment, lambda view: _segment.part_ids(view, self.hash_kind.size))
+        for name in names:
+            data = self._use(BlockRef(BlockId(name), 0), bytes)
+            parse_header(data, kind=BlockKind.PART)
+            yield data[HEADER_SIZE:]
+
+    # ---- lookups ----
+
+    def _piece(self, ref: BlockRef) -> bytes:
+        found = self._pieces.get(ref.id)
+        if found is None:
+            found = self._use(ref, bytes)
+            parse_header(found, kind=BlockKind.INDEX)
+            _segment.check_index(found)
+            self._pieces[ref.id] = found
+        return found
+
+    def positions(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return the pool position of each id, -1 where the pool has no such object."""
+        out = [-1] * len(ids)
+        flat = b"".join(ids)
+        if len(flat) != len(ids) * self.hash_kind.size:
+            return [self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids]
+        waiting = list(range(len(ids)))
+        for run, start in reversed(list(zip(self.manifest.runs, self._run_starts, strict=True))):
+            if not waiting or not run.index:
+                continue
+            firsts = [key for key, _ in run.index]
+            by_piece: dict[int, array[int]] = defaultdict(lambda: array("q"))
+            for number in waiting:
+                piece = bisect_right(firsts, ids[number][:8]) - 1
+                # Equal keys may straddle two pieces: the earlier one is asked too.
+                if piece >= 0:
+                    by_piece[piece].append(number)
+                    if piece and firsts[piece] == ids[number][:8]:
+                        by_piece[piece - 1].append(number)
+            candidates: list[tuple[int, int]] = []
+            for piece, which in by_piece.items():
+                data = self._piece(run.index[piece][1])
+                found = array("q", bytes(8 * len(which)))
+                _segment.index_find(data, flat, self.hash_kind.size, which, found)
+                for number, local in zip(which, found, strict=True):
+                    if local >= 0:
+                        candidates.append((start + local, number))
+                    elif local < -1:
+                        key = int.from_bytes(ids[number][:8], "big")
+                        candidates += [(start + row, number) for row in _segment.index_rows(data, key, key, 1 << 16)]
+            self._confirm(candidates, ids, out)
+            waiting = [number for number in waiting if out[number] < 0]
+        return out
+
+    def _confirm(self, candidates: list[tuple[int, int]], ids: Sequence[ObjectId], out: list[int]) -> None:
+        """Keep the candidates (position, number) whose whole id is the one asked for."""
+        candidates.sort()
+        for segment, some in self._grouped(candidates, key=lambda entry: entry[0]):
+            ordinals = [position - segment.base for position, _ in some]
+            found = self.use_segment(
+                segment, lambda view, o=ordinals: _segment.ids_at(view, self.hash_kind.size, o)  # type: ignore[misc]
+            )
+            for (position, number), oid in zip(some, found, strict=True):
+                if oid == ids[number]:
+                    out[number] = position
+
+    def _grouped(self, items: Sequence[T], *, key: Callable[[T], int]) -> Iterator[tuple[PlacedSegment, list[T]]]:
+        """Group items that are sorted by position by their segment."""
+        at = 0
+        while at < len(items):
+            segment = self.segment_at(key(items[at]))
+            end = segment.base + segment.entry.objects
+            stop = at
+            while stop < len(items) and key(items[stop]) < end:
+                stop += 1
+            yield segment, list(items[at:stop])
+            at = stop
+
+    def segment_at(self, position: int) -> PlacedSegment:
+        """Return the segment that holds a position; IndexError outside the pool."""
+        if not 0 <= position < self.objects:
+            raise IndexError(position)
+        return self._by_position[bisect_right(self._starts, position) - 1]
+
+    def ids_at(self, positions: Sequence[int]) -> list[ObjectId]:
+        """Return the ids at pool positions."""
+        return [info.id for info in self.info(positions)]
+
+    def info(self, positions: Sequence[int]) -> list[ObjectInfo]:
+        """Return id, type and size at pool positions."""
+        out: dict[int, ObjectInfo] = {}
+        size = self.hash_kind.size
+        for segment, some in self._grouped(sorted(set(positions)), key=lambda position: position):
+            ordinals = [position - segment.base for position in some]
+
+            def look(view: memoryview, ordinals: list[int] = ordinals) -> tuple[list[bytes], list[int]]:
+                return _segment.ids_at(view, size, ordinals), _segment.sizes_at(view, size, ordinals)
+
+            for position, oid, length in zip(some, *self.use_segment(segment, look), strict=True):
+                out[position] = ObjectInfo(ObjectId(oid), segment.entry.type, length)
+        return [out[position] for position in positions]
+
+    def find_prefix(self, prefix: str, *, limit: int = 16) -> list[ObjectId]:
+        """Return up to ``limit`` ids whose hex starts with ``prefix`` (4 digits or more)."""
+        low = int(prefix[:16].ljust(16, "0"), 16)
+        high = int(prefix[:16].ljust(16, "f"), 16)
+        found: list[ObjectId] = []
+        for run, start in zip(self.manifest.runs, self._run_starts, strict=True):
+            for key, ref in run.index:
+                if int.from_bytes(key, "big") <= high:
+                    rows = _segment.index_rows(self._piece(ref), low, high, 4096)
+                    ids = self.ids_at([start + row for row in rows])
+                    found += [oid for oid in ids if oid.hex().startswith(prefix)]
+            if len(found) >= limit:
+                break
+        return sorted(set(found))[:limit]
+
+    # ---- objects ----
+
+    def read(self, ids: Sequence[ObjectId]) -> list[GitObject | None]:
+        """Return each object, None where the pool has none."""
+        positions = self.positions(ids)
+        held = iter(self.read_positions([position for position in positions if position >= 0]))
+        return [next(held) if position >= 0 else None for position in positions]
+
+    def read_positions(self, positions: Sequence[int], *, rounds: int = EXTERNAL_ROUNDS_MAX) -> list[GitObject]:
+        """Return the objects at pool positions."""
+        out: dict[int, GitObject] = {}
+        size = self.hash_kind.size
+        for segment, some in self._grouped(sorted(set(positions)), key=lambda position: position):
+            if segment.entry.flags & ALONE:
+                info = self.info([segment.base])[0]
+                data = b"".join(self.read_stream(segment.base))
+                out[segment.base] = GitObject(info.id, info.type, data)
+                continue
+            ordinals = [position - segment.base for position in some]
+            bases: dict[bytes, bytes] = {}
+
+            def decode(
+                view: memoryview, ordinals: list[int] = ordinals, bases: dict[bytes, bytes] = bases
+            ) -> tuple[list[bytes], list[bytes | None], list[bytes]]:
+                return (_segment.ids_at(view, size, ordinals), *_segment.decode_many(view, size, ordinals, bases))
+
+            ids, objects, missing = self.use_segment(segment, decode)
+            if missing:
+                if rounds == 0:
+                    raise BlockCorrupt("chain of external bases is too long", block=segment.entry.ref.id.hex())
+                bases |= self._bases(missing, rounds)
+                ids, objects, missing = self.use_segment(segment, decode)
+            for position, oid, data_or_none in zip(some, ids, objects, strict=True):
+                if data_or_none is None:
+                    raise BlockCorrupt("object has no base", oid=oid.hex())
+                out[position] = GitObject(ObjectId(oid), segment.entry.type, data_or_none)
+        return [out[position] for position in positions]
+
+    def _bases(self, ids: list[bytes], rounds: int) -> dict[bytes, bytes]:
+        positions = self.positions([ObjectId(oid) for oid in ids])
+        lost = [oid.hex() for oid, position in zip(ids, positions, strict=True) if position < 0]
+        if lost:
+            raise DataLoss("delta base is not in the pool", oid=lost[0])
+        found = self.read_positions(positions, rounds=rounds - 1)
+        return {base.id: base.data for base in found}
+
+    def read_stream(self, position: int) -> Iterator[bytes]:
+        """Return an object's bytes in pieces of about 1 MiB; one that is no delta is never held whole."""
+        segment = self.segment_at(position)
+        (info,) = self.info([position])
+        if segment.entry.flags & ALONE:
+            yield from self._inflate(_behind_header(self.parts(segment)), info)
+            return
+        ordinal = position - segment.base
+
+        def cut(view: memoryview) -> bytes | None:
+            kind, _, start, end = _segment.entry_at(view, self.hash_kind.size, ordinal)
+            return bytes(view[start:end]) if kind <= 4 else None
+
+        body = self.use_segment(segment, cut)
+        if body is not None:
+            yield from self._inflate(iter([body]), info)
+            return
+        if info.size > self.limits.object_size_max_bytes:
+            raise LimitExceeded("object is over the size limit", size=info.size)
+        data = self.read_positions([position])[0].data
+        for at in range(0, len(data), PIECE_BYTES):
+            yield data[at : at + PIECE_BYTES]
+
+    def _inflate(self, source: Iterator[bytes], info: ObjectInfo) -> Iterator[bytes]:
+        inflate = zlib.decompressobj()
+        done = 0
+        try:
+            for piece in source:
+                waiting = piece
+                while waiting and not inflate.eof:
+                    out = inflate.decompress(waiting, PIECE_BYTES)
+                    waiting = inflate.unconsumed_tail
+                    done += len(out)
+                    if done > info.size:
+                        raise BlockCorrupt("stored object is longer than its size", oid=info.id.hex())
+                    if out:
+                        yield out
+        except zlib.error as cause:
+            raise BlockCorrupt("stored object does not inflate", oid=info.id.hex()) from cause
+        if not inflate.eof or done != info.size:
+            raise BlockCorrupt("stored object is shorter than its size", oid=info.id.hex())
+
+    # ---- graph ----
+
+    def graph(self) -> PoolGraph:
+        """Return the pool's graph, built at the first call."""
+        with self._lock:
+            if self._graph is None:
+                graph = PoolGraph(int(self.hash_kind))
+                for run in self.manifest.runs:
+                    stream = b"".join(self._graph_blocks(run.graph))
+                    outside = PoolGraph.externals_of(stream, int(self.hash_kind))
+                    graph.add_run(stream, self.positions([ObjectId(oid) for oid in outside]))
+                if graph.objects != self.objects:
+                    raise BlockCorrupt("graph has another object count than the pool", block=self.id.hex())
+                self._graph = graph
+            return self._graph
+
+    def _graph_blocks(self, refs: Iterable[BlockRef]) -> Iterator[bytes]:
+        for ref in refs:
+            data = self._use(ref, bytes)
+            parse_header(data, kind=BlockKind.GRAPH)
+            yield data[HEADER_SIZE:]
+
+
+def _behind_header(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass an entry on without its type-and-size header, which stands whole in the first part."""
+    first = next(parts, b"")
+    at = 0
+    while at < len(first) and first[at] & 0x80:
+        at += 1
+    yield first[at + 1 :]
+    yield from parts

@@ -1,0 +1,204 @@
+"""A store, put together: journal, blocks, refs, workers and the views of its pools."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from shardgit.errors import RepositoryExists, RepositoryMissing
+from shardgit.graph.closure import closure
+from shardgit.journal.interface import Compare, Put
+from shardgit.journal.records import (
+    NEXT_REPOSITORY_KEY,
+    NameRecord,
+    PoolRecord,
+    RepositoryRecord,
+    decode_counter,
+    encode_counter,
+    name_key,
+    pool_key,
+    repository_key,
+)
+from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+from shardgit.pool.view import PoolView
+from shardgit.service.names import check_repository_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from shardgit.blocks.routed import RoutedStore
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.journal.lmdb import LmdbJournal
+    from shardgit.limits import Limits
+    from shardgit.refs.table import RefTable
+    from shardgit.workers import Workers
+
+VIEWS_CACHED = 64
+REACH_CACHED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """A pool's record and the revision of its row, for compare-and-set."""
+
+    record: PoolRecord
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryState:
+    """One consistent look at a repository: record, pool and the journal's snapshot that both came from."""
+
+    record: RepositoryRecord
+    pool: PoolState
+    refs_key: bytes
+
+
+class Store:
+    """What services work on. Made by node.open_store; methods run in the calling thread."""
+
+    def __init__(
+        self,
+        *,
+        journal: LmdbJournal,
+        blocks: RoutedStore,
+        refs: RefTable,
+        workers: Workers,
+        limits: Limits,
+        scratch: Path,
+    ) -> None:
+        self.journal = journal
+        self.blocks = blocks
+        self.refs = refs
+        self.workers = workers
+        self.limits = limits
+        self.scratch = scratch
+        self._views: OrderedDict[BlockId, PoolView] = OrderedDict()
+        self._reach: OrderedDict[tuple[BlockId, bytes], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    # ---- repositories ----
+
+    def repository(self, snapshot: JournalSnapshot, name: str) -> RepositoryRecord:
+        """Return a repository's record; RepositoryMissing without."""
+        row = snapshot.get(name_key(name)) if len(name.encode()) <= self.limits.repository_name_max_bytes else None
+        if row is not None:
+            found = snapshot.get(repository_key(NameRecord.decode(row.value).id))
+            if found is not None:
+                return RepositoryRecord.decode(found.value)
+        raise RepositoryMissing("repository does not exist", repository=name)
+
+    def state(self, snapshot: JournalSnapshot, name: str) -> RepositoryState:
+        """Return a repository with its pool, as one snapshot shows them."""
+        record = self.repository(snapshot, name)
+        return RepositoryState(record, self.pool(snapshot, record.pool), self.refs.state_key(snapshot, record))
+
+    def create_repository(self, name: str, hash_kind: HashKind = HashKind.SHA1) -> RepositoryRecord:
+        """Make an empty repository with a pool of its own; HEAD is the unborn refs/heads/main.
+
+        Errors: InvalidRepositoryName, RepositoryExists.
+        """
+        from shardgit.journal.records import RefsHead, ref_key, refs_head_key
+        from shardgit.refs.ref import Ref, encode_row
+
+        check_repository_name(name, max_bytes=self.limits.repository_name_max_bytes)
+        now_ms = time.time_ns() // 1_000_000
+        for _ in range(16):
+            with self.journal.snapshot() as snapshot:
+                if snapshot.get(name_key(name)) is not None:
+                    raise RepositoryExists("repository exists already", repository=name)
+                row = snapshot.get(NEXT_REPOSITORY_KEY)
+            number = RepositoryId(decode_counter(row.value) if row else 1)
+            pool = PoolRecord(PoolId(os.urandom(16)), hash_kind, None, 0, now_ms)
+            record = RepositoryRecord(number, name, pool.id, hash_kind, now_ms)
+            head = Ref(b"HEAD", symbolic=b"refs/heads/main")
+            conditions: list[Condition] = [
+                Compare(name_key(name), 0),
+                Compare(NEXT_REPOSITORY_KEY, row.revision if row else 0),
+            ]
+            operations: list[Operation] = [
+                Put(NEXT_REPOSITORY_KEY, encode_counter(number + 1)),
+                Put(name_key(name), NameRecord(number).encode()),
+                Put(repository_key(number), record.encode()),
+                Put(pool_key(pool.id), pool.encode()),
+                Put(refs_head_key(number), RefsHead(None, 0).encode()),
+                Put(ref_key(number, b"HEAD"), encode_row(head, hash_kind)),
+            ]
+            if self.try_commit(conditions, operations):
+                return record
+        raise RepositoryExists("repository is being made by many at once", repository=name)
+
+    def try_commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> bool:
+        """Commit; False when it lost against another writer."""
+        from shardgit.errors import Conflict
+
+        try:
+            self.journal.commit_sync(conditions, operations)
+        except Conflict:
+            return False
+        return True
+
+    # ---- pools ----
+
+    def pool(self, snapshot: JournalSnapshot, pool: PoolId) -> PoolState:
+        """Return a pool's record; RepositoryMissing when it is gone."""
+        row = snapshot.get(pool_key(pool))
+        if row is None:
+            raise RepositoryMissing("pool does not exist", pool=pool.hex())
+        return PoolState(PoolRecord.decode(pool, row.value), row.revision)
+
+    def view(self, pool: PoolState) -> PoolView | None:
+        """Return the view of a pool's current manifest, None while it is empty. Cached by manifest."""
+        manifest = pool.record.manifest
+        if manifest is None:
+            return None
+        with self._lock:
+            found = self._views.get(manifest)
+            if found is not None:
+                self._views.move_to_end(manifest)
+                return found
+        made = PoolView(self.blocks, manifest, limits=self.limits)
+        with self._lock:
+            found = self._views.setdefault(manifest, made)
+            while len(self._views) > VIEWS_CACHED:
+                self._views.popitem(last=False)
+        return found
+
+    def reachable(self, snapshot: JournalSnapshot, state: RepositoryState) -> bytes:
+        """Return the bitset of all that the repository's refs reach: what it may serve. Cached by ref state."""
+        view = self.view(state.pool)
+        if view is None:
+            return b""
+        key = (view.id, state.refs_key)
+        with self._lock:
+            found = self._reach.get(key)
+            if found is not None:
+                self._reach.move_to_end(key)
+                return found
+        tips = {ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None}
+        head = self.refs.get(snapshot, state.record, b"HEAD")
+        if head is not None and head.target is not None:
+            tips.add(head.target)
+        positions = view.positions(sorted(tips))
+        made = closure(view, [position for position in positions if position >= 0])
+        with self._lock:
+            self._reach[key] = made
+            while len(self._reach) > 1 and sum(map(len, self._reach.values())) > REACH_CACHED_BYTES:
+                self._reach.popitem(last=False)
+        return made
+
+    def next_pool(self, pool: PoolState, manifest: BlockId) -> tuple[Compare, Put]:
+        """Return what a commit needs to swap a pool's manifest."""
+        record = replace(pool.record, manifest=manifest, generation=pool.record.generation + 1)
+        return Compare(pool_key(record.id), pool.revision), Put(pool_key(record.id), record.encode())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.workers.close()
+        self.journal.close()
+        self.blocks.close()
