@@ -154,6 +154,8 @@ cdef size_t last_bit(const uint64_t *bits, size_t at) noexcept nogil:
 
 cdef extern from * nogil:
     int __builtin_clzll(unsigned long long v)
+    uint32_t __builtin_bswap32(uint32_t v)
+    uint64_t __builtin_bswap64(uint64_t v)
 
 
 cdef void copy_bits(uint64_t *to, size_t to_at, const uint64_t *source, size_t at, size_t n) noexcept nogil:
@@ -1121,6 +1123,19 @@ cdef class Ingest:
         cdef uint32_t i = self._find(<const uint8_t *>PyBytes_AS_STRING(oid))
         return -1 if i == NONE else int(i)
 
+    def position(self, bytes oid not None):
+        """Return the run-local position of an object of the layout, -1 when it is not in it."""
+        if <size_t>len(oid) != self.hash_size or self.order == NULL:
+            return -1
+        cdef uint32_t at = self._link(<const uint8_t *>PyBytes_AS_STRING(oid))
+        return -1 if at == NONE else int(at)
+
+    def id_at_position(self, uint32_t position):
+        """Return the id of the object at a run-local position."""
+        if position >= self.kept:
+            raise IndexError(position)
+        return self.id_at(self.order[position])
+
     def type_at(self, uint32_t i):
         """Return the type (1 commit, 2 tree, 3 blob, 4 tag) of object ``i``."""
         if i >= self.n:
@@ -1213,6 +1228,7 @@ cdef class Ingest:
         if self.sorted == NULL:
             raise Internal("layout before finish")
         free(self.order)
+        self._externals = None
         self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
         if self.order == NULL:
             raise MemoryError
@@ -1622,6 +1638,27 @@ cdef class Ingest:
                     found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
         self._externals = sorted(found)
         return self._externals
+
+    def index_rows(self):
+        """Return (ids flat ascending, CRC32 of each entry u32 BE, pack offset of each u64 BE) for a pack's .idx.
+
+        Only for one pack; every object once.
+        """
+        if self.n_buffers != 1 or self.sorted == NULL:
+            raise Internal("an .idx is made of one resolved pack")
+        cdef bytes crcs = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.n * 4)
+        cdef bytes offsets = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.n * 8)
+        cdef uint8_t *crc_to = <uint8_t *>PyBytes_AS_STRING(crcs)
+        cdef uint8_t *offset_to = <uint8_t *>PyBytes_AS_STRING(offsets)
+        cdef uint32_t rank
+        cdef Object *o
+        with nogil:
+            for rank in range(self.n):
+                o = &self.objects[self.sorted[rank]]
+                sg_put_u32(crc_to + <size_t>rank * 4, __builtin_bswap32(
+                    sg_crc32(0, self.packs[o.pack].data + o.at, <size_t>(o.head + o.body))))
+                sg_put_u64(offset_to + <size_t>rank * 8, __builtin_bswap64(o.at))
+        return self.sorted_ids(), crcs, offsets
 
     def graph(self, generations=None):
         """Return the run's graph stream. ``generations`` maps external commit ids to their generation."""

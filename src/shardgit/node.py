@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 
 def create_store(folder: Path, *, shards: int = 1, shard_paths: list[Path] | None = None) -> StoreLayout:
     """Make a new embedded store: folders, an empty journal with the first ring, empty shards."""
-    layout = create_layout(folder, shards=shards, shard_paths=shard_paths)
-    workers = Workers(1)
-    journal = LmdbJournal(layout.journal, create=True)
-    try:
-        for place in layout.shards:
-            ShardStore(place.path, workers, create=True).close()
-        ring = build([RingShard(place.number) for place in layout.shards])
-        journal.commit_sync([Compare(RING_KEY, 0)], [Put(RING_KEY, ring.encode())])
-    finally:
-        journal.close()
-        workers.close()
-    return layout
+
+    def fill(layout: StoreLayout) -> None:
+        workers = Workers(1)
+        journal = LmdbJournal(layout.journal, create=True)
+        try:
+            for place in layout.shards:
+                ShardStore(place.path, workers, create=True).close()
+            ring = build([RingShard(place.number) for place in layout.shards])
+            journal.commit_sync([Compare(RING_KEY, 0)], [Put(RING_KEY, ring.encode())])
+        finally:
+            journal.close()
+            workers.close()
+
+    return create_layout(folder, shards=shards, shard_paths=shard_paths, fill=fill)
 
 
 @contextmanager

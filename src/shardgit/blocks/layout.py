@@ -7,8 +7,12 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardgit.errors import AlreadyExists, InvalidArgument, NotAStore, Refused, StoreFormatUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FORMAT_FILE = "format"
 MAGIC = "shardgit store"
@@ -43,8 +47,16 @@ class StoreLayout:
         return self.folder / "tmp"
 
 
-def create_layout(folder: Path, *, shards: int = 1, shard_paths: list[Path] | None = None) -> StoreLayout:
-    """Make the folders of a new store; the format file comes last, so a crash before it leaves no store.
+def create_layout(
+    folder: Path,
+    *,
+    shards: int = 1,
+    shard_paths: list[Path] | None = None,
+    fill: Callable[[StoreLayout], None],
+) -> StoreLayout:
+    """Make the folders of a new store and let ``fill`` put the journal and the shards into them.
+
+    The format file comes last, so a crash before it leaves no store.
 
     Errors: AlreadyExists when a store is there, Refused when the folder holds something else, InvalidArgument.
     """
@@ -63,6 +75,7 @@ def create_layout(folder: Path, *, shards: int = 1, shard_paths: list[Path] | No
         if any(path.iterdir()):
             raise Refused("shard folder is not empty", path=str(path))
         write_identity(path, store_id, number)
+    fill(StoreLayout(folder, store_id, tuple(ShardPlace(n, path) for n, path in enumerate(places))))
     rows = [{"number": number, "path": _stored_path(folder, path)} for number, path in enumerate(places)]
     text = f"{MAGIC} {VERSION}\n" + json.dumps({"store": store_id, "shards": rows}, indent=2) + "\n"
     _write_durably(folder / FORMAT_FILE, text)

@@ -7,7 +7,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import _segment
@@ -320,18 +320,38 @@ class PoolView:
     # ---- graph ----
 
     def graph(self) -> PoolGraph:
-        """Return the pool's graph, built at the first call."""
+        """Return the pool's graph, built at the first call; it is shared and must not be added to."""
         with self._lock:
             if self._graph is None:
-                graph = PoolGraph(int(self.hash_kind))
-                for run in self.manifest.runs:
-                    stream = b"".join(self._graph_blocks(run.graph))
-                    outside = PoolGraph.externals_of(stream, int(self.hash_kind))
-                    graph.add_run(stream, self.positions([ObjectId(oid) for oid in outside]))
-                if graph.objects != self.objects:
-                    raise BlockCorrupt("graph has another object count than the pool", block=self.id.hex())
-                self._graph = graph
+                self._graph = self.copy_graph()
             return self._graph
+
+    def copy_graph(self) -> PoolGraph:
+        """Build the pool's graph anew, for a caller who adds to it."""
+        graph = PoolGraph(int(self.hash_kind))
+        for run in self.manifest.runs:
+            stream = b"".join(self._graph_blocks(run.graph))
+            outside = PoolGraph.externals_of(stream, int(self.hash_kind))
+            graph.add_run(stream, self.positions([ObjectId(oid) for oid in outside]))
+        if graph.objects != self.objects:
+            raise BlockCorrupt("graph has another object count than the pool", block=self.id.hex())
+        return graph
+
+    def unembedded(self, manifest: Manifest, put: Callable[[BlockId, bytes], None]) -> Manifest:
+        """Return ``manifest`` with the blocks that this view's root embeds as blocks of their own, given to ``put``."""
+
+        def out(ref: BlockRef) -> BlockRef:
+            if not ref.inline:
+                return ref
+            put(ref.id, embedded_block(self._root, ref))
+            return BlockRef(ref.id, ref.length)
+
+        runs = tuple(
+            replace(run, index=tuple((key, out(ref)) for key, ref in run.index), graph=tuple(out(r) for r in run.graph))
+            for run in manifest.runs
+        )
+        segments = tuple(replace(segment, ref=out(segment.ref)) for segment in manifest.segments)
+        return replace(manifest, runs=runs, segments=segments, bitmaps=tuple(out(ref) for ref in manifest.bitmaps))
 
     def _graph_blocks(self, refs: Iterable[BlockRef]) -> Iterator[bytes]:
         for ref in refs:
