@@ -23,6 +23,9 @@ cdef enum:
     TAG = 4
     WANT = 1
     HAVE = 2
+    OPEN = 1
+    YES = 2
+    NO = 3
 
 
 ctypedef struct Stream:
@@ -372,6 +375,68 @@ cdef class PoolGraph:
             at = down
         heap[at] = last
         return n
+
+    def all_reach(self, wants not None, haves not None):
+        """Return whether every commit of ``wants`` is or reaches one of ``haves``; both are pool positions."""
+        cdef uint8_t *state = <uint8_t *>calloc(<size_t>self.commits + 1, 1)
+        cdef uint32_t *stack = <uint32_t *>malloc((<size_t>self.commits + 2) * 4)
+        cdef uint32_t *cursor = <uint32_t *>malloc((<size_t>self.commits + 1) * 4)
+        cdef uint32_t r, lowest = NONE
+        cdef bint ok = True
+        if state == NULL or stack == NULL or cursor == NULL:
+            free(state)
+            free(stack)
+            free(cursor)
+            raise MemoryError
+        try:
+            for position in haves:
+                r = self._commit(position)
+                state[r] = YES
+                if self.generation[r] < lowest:
+                    lowest = self.generation[r]
+            for position in wants:
+                r = self._commit(position)
+                with nogil:
+                    ok = self._reaches(r, lowest, state, stack, cursor)
+                if not ok:
+                    break
+        finally:
+            free(state)
+            free(stack)
+            free(cursor)
+        return bool(ok)
+
+    cdef bint _reaches(self, uint32_t start, uint32_t lowest, uint8_t *state, uint32_t *stack,
+                       uint32_t *cursor) noexcept nogil:
+        """Depth-first with an explicit stack; what is known of a commit is kept for the next want."""
+        cdef uint32_t top = 1, r, p, parent
+        if state[start] == 0:
+            state[start] = OPEN
+            stack[0] = start
+            cursor[start] = self.parent_start[start]
+            while top:
+                r = stack[top - 1]
+                if self.generation[r] < lowest or cursor[r] == self.parent_start[r + 1]:
+                    state[r] = NO
+                    top -= 1
+                    continue
+                parent = self.parents[cursor[r]]
+                cursor[r] += 1
+                if parent >= MISSING or self.kind[parent] != COMMIT:
+                    continue
+                p = self.row[parent]
+                if state[p] == YES:
+                    # All that is on the stack reaches it.
+                    while top:
+                        top -= 1
+                        state[stack[top]] = YES
+                    break
+                if state[p] == 0:
+                    state[p] = OPEN
+                    cursor[p] = self.parent_start[p]
+                    stack[top] = p
+                    top += 1
+        return state[start] == YES
 
     def is_ancestor(self, uint32_t ancestor, uint32_t descendant):
         """Return whether ``descendant`` is or reaches ``ancestor``."""

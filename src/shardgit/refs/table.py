@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardgit.errors import RefMissing
-from shardgit.journal.interface import Compare, CompareRange, DeleteRange, Put, end_of
+from shardgit.journal.interface import Compare, CompareRange, Delete, DeleteRange, Put, end_of
 from shardgit.journal.records import RefsHead, ref_key, refs_head_key
 from shardgit.limits import DEFAULT
 from shardgit.refs.name import check_ref_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import BlockId
 
-LOOSE_MAX = 64  # refs that an import writes as loose rows; more become a snapshot
+LOOSE_MAX = 56  # refs that an import writes as loose rows, so that old and new fit a commit; more become a snapshot
 SNAPSHOTS_CACHED = 256
 
 
@@ -140,22 +140,27 @@ class RefTable:
             check_ref_name(ref.name)
             if ref.symbolic is not None:
                 check_ref_name(ref.symbolic)
-        prefix = ref_key(repository.id, b"")
         key = refs_head_key(repository.id)
         row = journal.get(key)
+        low, high = ref_key(repository.id, b"refs/"), end_of(ref_key(repository.id, b"refs/"))
         conditions: list[Condition] = [
             Compare(key, row.revision if row else 0),
-            CompareRange(prefix, end_of(prefix), journal.revision),
+            CompareRange(ref_key(repository.id, b""), high, journal.revision),
         ]
-        loose = list(rows) if len(rows) <= LOOSE_MAX else []
+        operations: list[Operation] = []
         root = None
-        if not loose and rows:
+        before = [old.key for old in journal.range(low, high, limit=LOOSE_MAX + 1)]
+        if max(len(rows), len(before)) <= LOOSE_MAX:
+            names = {ref_key(repository.id, ref.name): ref for ref in rows}
+            operations += [Delete(old) for old in before if old not in names]
+            operations += [Put(at, encode_row(ref, repository.hash_kind)) for at, ref in names.items()]
+        else:
             root, blocks, _ = encode_snapshot(rows, pool=repository.pool, hash_kind=repository.hash_kind)
             self._blocks.put_many_sync(blocks)
+            operations.append(DeleteRange(low, high))
+        operations.append(Put(key, RefsHead(root, len(rows)).encode()))
         if head is not None:
-            loose.append(head)
-        operations: list[Operation] = [DeleteRange(prefix, end_of(prefix)), Put(key, RefsHead(root, len(rows)).encode())]
-        operations += [Put(ref_key(repository.id, ref.name), encode_row(ref, repository.hash_kind)) for ref in loose]
+            operations.append(Put(ref_key(repository.id, b"HEAD"), encode_row(head, repository.hash_kind)))
         return RefsChange(tuple(conditions), tuple(operations))
 
 

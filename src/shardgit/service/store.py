@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from shardgit.errors import RepositoryExists, RepositoryMissing
+from blake3 import blake3
+
+from shardgit.errors import Conflict, RepositoryExists, RepositoryMissing
 from shardgit.graph.closure import closure
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
     NameRecord,
     PoolRecord,
+    RefsHead,
     RepositoryRecord,
     decode_counter,
     encode_counter,
     name_key,
     pool_key,
+    ref_key,
+    refs_head_key,
     repository_key,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.view import PoolView
+from shardgit.refs.ref import Ref, encode_row
 from shardgit.service.names import check_repository_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from shardgit.blocks.routed import RoutedStore
@@ -103,9 +110,6 @@ class Store:
 
         Errors: InvalidRepositoryName, RepositoryExists.
         """
-        from shardgit.journal.records import RefsHead, ref_key, refs_head_key
-        from shardgit.refs.ref import Ref, encode_row
-
         check_repository_name(name, max_bytes=self.limits.repository_name_max_bytes)
         now_ms = time.time_ns() // 1_000_000
         for _ in range(16):
@@ -135,8 +139,6 @@ class Store:
 
     def try_commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> bool:
         """Commit; False when it lost against another writer."""
-        from shardgit.errors import Conflict
-
         try:
             self.journal.commit_sync(conditions, operations)
         except Conflict:
@@ -175,17 +177,28 @@ class Store:
         if view is None:
             return b""
         key = (view.id, state.refs_key)
+        return self._cached(key, lambda: self._reach_of_refs(snapshot, state, view))
+
+    def _reach_of_refs(self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView) -> bytes:
+        tips = {ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None}
+        head = self.refs.get(snapshot, state.record, b"HEAD")
+        if head is not None and head.target is not None:
+            tips.add(head.target)
+        return self.closure_of(view, [position for position in view.positions(sorted(tips)) if position >= 0])
+
+    def closure_of(self, view: PoolView, tips: Sequence[int]) -> bytes:
+        """Return the bitset of all that pool positions reach. Cached by the set of tips."""
+        ordered = array("I", sorted(set(tips)))
+        key = (view.id, blake3(ordered.tobytes()).digest())
+        return self._cached(key, lambda: closure(view, ordered))
+
+    def _cached(self, key: tuple[BlockId, bytes], make: Callable[[], bytes]) -> bytes:
         with self._lock:
             found = self._reach.get(key)
             if found is not None:
                 self._reach.move_to_end(key)
                 return found
-        tips = {ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None}
-        head = self.refs.get(snapshot, state.record, b"HEAD")
-        if head is not None and head.target is not None:
-            tips.add(head.target)
-        positions = view.positions(sorted(tips))
-        made = closure(view, [position for position in positions if position >= 0])
+        made = make()
         with self._lock:
             self._reach[key] = made
             while len(self._reach) > 1 and sum(map(len, self._reach.values())) > REACH_CACHED_BYTES:

@@ -1,0 +1,103 @@
+"""Logs, request ids and metrics. Event names are static; facts are fields. docs/metrics.md lists every metric."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+import time
+import uuid
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.errors import ShardgitError
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
+
+REQUESTS = Counter("shardgit_requests_total", "Requests by edge and result code.", ["edge", "code"])
+REQUEST_SECONDS = Histogram("shardgit_request_seconds", "Time of requests, to the last byte.", ["edge"], buckets=_BUCKETS)
+REQUESTS_ACTIVE = Gauge(
+    "shardgit_requests_active", "Requests under way.", ["edge"], multiprocess_mode="livesum"
+)
+WORKER_RESTARTS = Counter("shardgit_worker_restarts_total", "Workers that died and were started again.")
+
+
+def configure(*, json: bool | None = None, level: str = "info") -> None:
+    """Send logs to standard error: JSON lines, or text on a terminal."""
+    as_json = not sys.stderr.isatty() if json is None else json
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _add_request_id,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _add_request_id(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if current := request_id.get():
+        event["request_id"] = current
+    return event
+
+
+def log() -> structlog.stdlib.BoundLogger:
+    """Return the logger."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
+
+
+class Request:
+    """One request, as logs and metrics see it."""
+
+    def __init__(self, edge: str, what: str, given: str | None) -> None:
+        self.edge = edge
+        self.what = what
+        self.id = given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        self.code = "OK"
+
+    def failed(self, error: ShardgitError) -> None:
+        """Note a typed error."""
+        self.code = error.code
+        level = "error" if error.code in ("INTERNAL", "DATA_LOSS") else "info"
+        getattr(log(), level)("request_refused", edge=self.edge, what=self.what, error=str(error), code=error.code)
+
+    def gone(self) -> None:
+        """Note that the client went away."""
+        self.code = "CANCELLED"
+
+
+@contextlib.contextmanager
+def request(edge: str, what: str, given_id: str | None = None) -> Iterator[Request]:
+    """Follow one request: id, time, count, and a log line for what nobody expected."""
+    seen = Request(edge, what, given_id)
+    token = request_id.set(seen.id)
+    begun = time.monotonic()
+    REQUESTS_ACTIVE.labels(edge).inc()
+    try:
+        yield seen
+    except Exception:
+        if seen.code == "OK":
+            seen.code = "INTERNAL"
+            log().exception("request_failed", edge=edge, what=what)
+        raise
+    finally:
+        REQUESTS_ACTIVE.labels(edge).dec()
+        REQUESTS.labels(edge, seen.code).inc()
+        REQUEST_SECONDS.labels(edge).observe(time.monotonic() - begun)
+        with contextlib.suppress(ValueError):
+            request_id.reset(token)
