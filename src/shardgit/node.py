@@ -68,3 +68,9 @@ def open_store(folder: Path, *, threads: int | None = None, limits: Limits = DEF
         yield store
     finally:
         store.close()
+
+
+def check_readers(folder: Path) -> int:
+    """Free the LMDB reader slots that dead processes left; returns how many."""
+    with open_store(folder, threads=1) as store:
+        return store.journal.reader_check() + sum(shard.reader_check() for shard in store.blocks.shards.values())

@@ -28,7 +28,6 @@ REQUEST_SECONDS = Histogram("shardgit_request_seconds", "Time of requests, to th
 REQUESTS_ACTIVE = Gauge(
     "shardgit_requests_active", "Requests under way.", ["edge"], multiprocess_mode="livesum"
 )
-WORKER_RESTARTS = Counter("shardgit_worker_restarts_total", "Workers that died and were started again.")
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:

@@ -1,4 +1,6 @@
-"""What a journal promises: a small ordered key-value store with revisions, shaped so that etcd can serve it too."""
+"""What a journal promises: a small ordered key-value store with revisions, shaped so that etcd can
+serve it too.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-OPERATIONS_MAX = 128
-KEY_MAX_BYTES = 511
+OPERATIONS_MAX = 128  # etcd's --max-txn-ops
+KEY_MAX_BYTES = 511  # LMDB's
 VALUE_MAX_BYTES = 1 << 20
+COMMIT_MAX_BYTES = 1_400_000  # etcd takes requests of 1.5 MiB
+END = b"\xff" * KEY_MAX_BYTES
+"""Behind every key: no key starts with 0xff."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class CompareRange:
-    """No row in low <= key < high may be newer than this revision."""
+    """No row in low <= key < high may be newer than this revision. Deleted rows are not seen."""
 
     low: bytes
     high: bytes
@@ -59,7 +64,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DeleteRange:
-    """Delete the rows in low <= key < high."""
+    """Delete the rows in low <= key < high; one operation, however many there are."""
 
     low: bytes
     high: bytes
@@ -70,7 +75,10 @@ Operation = Put | Delete | DeleteRange
 
 
 class JournalSnapshot(Protocol):
-    """The journal as it was at one moment. Short-lived: a request, not a transfer."""
+    """The journal as it was at one moment.
+
+    Short-lived: a request, not a transfer. Used by one thread at a time.
+    """
 
     @property
     def revision(self) -> int:
@@ -82,17 +90,19 @@ class JournalSnapshot(Protocol):
         ...
 
     def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
-        """Return the rows in low <= key < high by rising key, lazily."""
+        """Return the rows in low <= key < high by rising key, lazily, while the snapshot lasts."""
         ...
 
 
 class Journal(Protocol):
     """All that is small and mutable.
 
-    commit checks every condition, then applies every operation, or raises Conflict and applies none; it returns the
-    new revision once all is durable. Conditions and operations together are 128 at most, no key stands twice, and
-    nothing is read inside. Commits that wait together share one fsync. A full disk or map is StorageFull and changes
-    nothing.
+    commit checks every condition against the state before it, then applies every operation, or
+    raises Conflict and applies none. It returns once all is durable: the revision from which on
+    readers see it, the journal's unchanged one when it changed nothing. Rows that it wrote have
+    that revision, and no earlier row has. Conditions and operations together are 128 and 1.4 MB at
+    most, no key is touched twice, and nothing is read inside. Commits that wait together share one
+    fsync; each is checked for itself. A full disk or map is StorageFull and changes nothing.
     """
 
     def snapshot(self) -> AbstractContextManager[JournalSnapshot]:
@@ -100,7 +110,7 @@ class Journal(Protocol):
         ...
 
     def revision(self) -> int:
-        """Return the revision of the last commit, of any process; cheap."""
+        """Return the revision of the last commit, of any process; cheap: for every request."""
         ...
 
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
@@ -108,30 +118,68 @@ class Journal(Protocol):
         ...
 
     async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """Commit from the event loop."""
+        """Commit from the event loop.
+
+        A cancelled caller does not undo a commit that is under way.
+        """
         ...
+
+    def close(self) -> None:
+        """Finish the commits that wait; every later call is Unavailable."""
+        ...
+
+
+def check_key(key: bytes) -> None:
+    """Raise LimitExceeded for a key that no journal takes."""
+    if not 1 <= len(key) <= KEY_MAX_BYTES or key[0] == 0xFF:
+        raise LimitExceeded(
+            "journal key has an impossible length or start", bytes=len(key), limit=KEY_MAX_BYTES
+        )
 
 
 def check_commit(conditions: Sequence[Condition], operations: Sequence[Operation]) -> None:
     """Raise LimitExceeded or InvalidArgument for a commit that no journal takes."""
-    if len(conditions) + len(operations) > OPERATIONS_MAX:
+    count = len(conditions) + len(operations)
+    if count > OPERATIONS_MAX:
         raise LimitExceeded(
-            "too many operations in one commit", operations=len(conditions) + len(operations), limit=OPERATIONS_MAX
+            "too many operations in one commit", operations=count, limit=OPERATIONS_MAX
         )
+    size = 0
+    for step in (*conditions, *operations):
+        match step:
+            case Compare(key) | Delete(key):
+                check_key(key)
+                size += len(key)
+            case Put(key, value):
+                check_key(key)
+                if len(value) > VALUE_MAX_BYTES:
+                    raise LimitExceeded(
+                        "journal value is too large", bytes=len(value), limit=VALUE_MAX_BYTES
+                    )
+                size += len(key) + len(value)
+            case CompareRange(low, high) | DeleteRange(low, high):
+                check_key(low)
+                if len(high) > KEY_MAX_BYTES or low >= high:
+                    raise InvalidArgument(
+                        "journal range is empty or too long", low=low.hex(), high=high.hex()
+                    )
+                size += len(low) + len(high)
+    if size > COMMIT_MAX_BYTES:
+        raise LimitExceeded("journal commit is too large", bytes=size, limit=COMMIT_MAX_BYTES)
+    # As in etcd: within one commit there is no order, so no two operations may meet in one key.
     keys = [operation.key for operation in operations if isinstance(operation, Put | Delete)]
     if len(set(keys)) != len(keys):
         raise InvalidArgument("a key stands twice in one commit")
-    for operation in operations:
-        if isinstance(operation, Put):
-            if not 1 <= len(operation.key) <= KEY_MAX_BYTES:
-                raise LimitExceeded("journal key has an impossible length", bytes=len(operation.key))
-            if len(operation.value) > VALUE_MAX_BYTES:
-                raise LimitExceeded("journal value is too large", bytes=len(operation.value), limit=VALUE_MAX_BYTES)
+    for gone in operations:
+        if isinstance(gone, DeleteRange) and any(gone.low <= key < gone.high for key in keys):
+            raise InvalidArgument(
+                "a key stands inside a deleted range of its commit", low=gone.low.hex()
+            )
 
 
 def end_of(prefix: bytes) -> bytes:
     """Return the first key behind all keys that start with ``prefix``."""
     stripped = prefix.rstrip(b"\xff")
     if not stripped:
-        return b"\xff" * (KEY_MAX_BYTES + 1)
+        return END
     return stripped[:-1] + bytes([stripped[-1] + 1])

@@ -1,8 +1,12 @@
-"""The embedded journal: one LMDB environment, group commit, a checksum in every row. See docs/formats/journal.md."""
+"""The embedded journal: one LMDB environment, group commit, a checksum in every row.
+
+See docs/formats/journal.md.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import struct
 import threading
@@ -11,60 +15,151 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import lmdb
 from blake3 import blake3
 
-from shardgit.errors import Conflict, JournalCorrupt, ShardgitError, Unavailable
-from shardgit.journal.interface import Compare, CompareRange, Delete, DeleteRange, Put, Row, check_commit
-from shardgit.lmdbenv import PAGE_BYTES, Environment
+from shardgit.errors import (
+    Conflict,
+    DataLoss,
+    Internal,
+    JournalCorrupt,
+    ShardgitError,
+    StorageFull,
+    Unavailable,
+)
+from shardgit.journal.interface import (
+    KEY_MAX_BYTES,
+    Compare,
+    CompareRange,
+    Delete,
+    DeleteRange,
+    Put,
+    Row,
+    check_commit,
+)
+from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import lmdb
-
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
 
 _FRAME = struct.Struct("<Q8s")
+_SEED = struct.Struct("<HQ")
 GROUP_MAX = 256  # commits that share one transaction
 
 
-def _checksum(key: bytes | memoryview, revision: int, value: bytes | memoryview) -> bytes:
-    return blake3(struct.pack("<HQ", len(key), revision) + bytes(key) + bytes(value)).digest(length=8)
+def _checksum(key: bytes, revision: int, value: bytes) -> bytes:
+    return blake3(b"".join((_SEED.pack(len(key), revision), key, value))).digest(length=8)
 
 
-def _frame(key: bytes, value: bytes, revision: int) -> bytes:
-    return _FRAME.pack(revision, _checksum(key, revision, value)) + value
-
-
-def _row(key: bytes | memoryview, framed: memoryview) -> Row:
+def _row(key: bytes, framed: bytes | memoryview) -> Row:
     if len(framed) < _FRAME.size:
-        raise JournalCorrupt("journal row is too short", key=bytes(key).hex())
+        raise JournalCorrupt("journal row is too short", key=key.hex())
     revision, checksum = _FRAME.unpack_from(framed)
     value = bytes(framed[_FRAME.size :])
     if _checksum(key, revision, value) != checksum:
-        raise JournalCorrupt("journal row does not match its checksum", key=bytes(key).hex())
-    return Row(bytes(key), value, revision)
+        raise JournalCorrupt("journal row does not match its checksum", key=key.hex())
+    return Row(key, value, revision)
+
+
+def _get(transaction: lmdb.Transaction, key: bytes) -> Row | None:
+    """Return a row.
+
+    A miss is believed only when the rows on both sides of it are whole and in order.
+    """
+    if not 1 <= len(key) <= KEY_MAX_BYTES:
+        return None
+    framed = transaction.get(key)
+    if framed is not None:
+        return _row(key, framed)
+    with transaction.cursor() as cursor:
+        behind = cursor.set_range(key)
+        if behind:
+            after = bytes(cursor.key())
+            _row(after, cursor.value())
+            if after <= key:
+                raise JournalCorrupt("journal rows are out of order", key=after.hex())
+        if cursor.prev() if behind else cursor.last():
+            before = bytes(cursor.key())
+            _row(before, cursor.value())
+            if before >= key:
+                raise JournalCorrupt("journal rows are out of order", key=before.hex())
+    return None
+
+
+def _between(transaction: lmdb.Transaction, low: bytes, high: bytes) -> Iterator[Row]:
+    low = low[: KEY_MAX_BYTES + 1] or b"\0"
+    last: bytes | None = None
+    start = low[:KEY_MAX_BYTES]
+    with transaction.cursor() as cursor:
+        found = cursor.set_range(start)
+        if found and start < low and bytes(cursor.key()) == start:
+            found = cursor.next()
+        while found:
+            key = bytes(cursor.key())
+            row = _row(key, cursor.value())
+            if key < low or (last is not None and key <= last):
+                raise JournalCorrupt("journal rows are out of order", key=key.hex())
+            if key >= high:
+                return
+            yield row
+            last = key
+            found = cursor.next()
+
+
+@contextmanager
+def _typed(path: str) -> Iterator[None]:
+    """Turn LMDB's own errors into ours."""
+    try:
+        yield
+    except JournalCorrupt:
+        raise
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as cause:
+        raise JournalCorrupt("journal is damaged", path=path, cause=str(cause)) from cause
+    except DataLoss as cause:
+        raise JournalCorrupt(cause.message, **cause.facts) from cause
+    except lmdb.ReadersFullError as cause:
+        raise Unavailable("journal has no free reader slot", path=path) from cause
+    except lmdb.Error as cause:
+        raise Unavailable("journal failed", path=path, cause=str(cause)) from cause
 
 
 class _Snapshot:
-    def __init__(self, transaction: lmdb.Transaction) -> None:
-        self._transaction = transaction
+    def __init__(self, transaction: lmdb.Transaction, path: str) -> None:
+        self._transaction: lmdb.Transaction | None = transaction
+        self._path = path
         self.revision = int(transaction.id())
 
+    def _open(self) -> lmdb.Transaction:
+        if self._transaction is None:
+            raise Unavailable("journal snapshot has ended")
+        return self._transaction
+
+    def end(self) -> None:
+        self._transaction = None
+
     def get(self, key: bytes) -> Row | None:
-        framed = self._transaction.get(key)
-        return None if framed is None else _row(key, framed)
+        with _typed(self._path):
+            return _get(self._open(), key)
 
     def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
-        with self._transaction.cursor() as cursor:
-            if not cursor.set_range(low or b"\0"):
-                return
-            for key, framed in cursor:
-                if limit == 0 or bytes(key) >= high:
+        return self._range(self._open(), low, high, limit)
+
+    def _range(
+        self, transaction: lmdb.Transaction, low: bytes, high: bytes, limit: int | None
+    ) -> Iterator[Row]:
+        if limit is not None and limit <= 0:
+            return
+        given = 0
+        with _typed(self._path):
+            for row in _between(transaction, low, high):
+                yield row
+                given += 1
+                if given == limit:
                     return
-                yield _row(key, framed)
-                limit = None if limit is None else limit - 1
+                self._open()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,37 +170,59 @@ class _Waiting:
 
 
 class LmdbJournal:
-    """The journal of an embedded store. Any number of processes may have it open; LMDB lets one write at a time.
+    """The journal of an embedded store.
 
-    A commit's revision is the number of its LMDB transaction; commits of one group share it.
+    Any number of processes may have it open; LMDB lets one write at a time. A commit's revision is
+    the number of its LMDB transaction; commits of one group share it. Opening a journal that is
+    missing (without ``create``), truncated or not LMDB's is JournalCorrupt.
     """
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
-        self._environment = Environment(folder, create=create)
+    def __init__(self, folder: Path, *, create: bool = False, map_bytes: int = MAP_BYTES) -> None:
+        self._path = str(folder)
+        with _typed(self._path):
+            self._environment = Environment(folder, create=create, map_bytes=map_bytes)
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._closed = False
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise Internal("a journal was used across a fork", path=self._path)
+        if self._closed:
+            raise Unavailable("journal is closed", path=self._path)
 
     @contextmanager
     def snapshot(self) -> Iterator[JournalSnapshot]:
         """See Journal."""
+        self._check_open()
         with self._environment.read() as transaction:
-            yield _Snapshot(transaction)
+            opened = _Snapshot(transaction, self._path)
+            try:
+                yield opened
+            finally:
+                opened.end()
 
     def revision(self) -> int:
         """See Journal."""
+        self._check_open()
         return self._environment.last_transaction()
 
-    def _enqueue(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Future[int]:
+    def _enqueue(
+        self, conditions: Sequence[Condition], operations: Sequence[Operation]
+    ) -> Future[int]:
         check_commit(conditions, operations)
+        self._check_open()
+        answer: Future[int] = Future()
         with self._lock:
             if self._closed:
-                raise Unavailable("journal is closed")
+                raise Unavailable("journal is closed", path=self._path)
             if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
+                self._writer = threading.Thread(
+                    target=self._write, name="journal-writer", daemon=True
+                )
                 self._writer.start()
-            answer: Future[int] = Future()
             self._waiting.put(_Waiting(conditions, operations, answer))
         return answer
 
@@ -114,7 +231,7 @@ class LmdbJournal:
         return self._enqueue(conditions, operations).result()
 
     async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """See Journal. A cancelled caller does not undo a commit that is under way."""
+        """See Journal."""
         return await asyncio.shield(asyncio.wrap_future(self._enqueue(conditions, operations)))
 
     def _write(self) -> None:
@@ -133,25 +250,19 @@ class LmdbJournal:
             self._commit_group(group)
 
     def _commit_group(self, group: list[_Waiting]) -> None:
-        answers: list[int | ShardgitError] = []
+        answers: list[int | ShardgitError]
         try:
-            # commit point: a crash before it leaves nothing of the group, a crash after it leaves all of it, fsynced;
-            # callers are answered only after.
-            with self._environment.write() as transaction:
-                revision = int(transaction.id())
+            answers = self._apply_group(group)
+        except (
+            BaseException
+        ) as error:  # nothing of the group was committed, and all of it must hear so
+            if isinstance(error, StorageFull) and len(group) > 1:
+                # One that is too large must not fail the others.
                 for waiting in group:
-                    try:
-                        for condition in waiting.conditions:
-                            _check(transaction, condition)
-                    except (Conflict, JournalCorrupt) as error:
-                        answers.append(error)
-                        continue
-                    for operation in waiting.operations:
-                        _apply(transaction, operation, revision)
-                    answers.append(revision)
-        except BaseException as error:  # noqa: BLE001  # whatever it was, nothing was committed and all must hear it
+                    self._commit_group([waiting])
+                return
             for waiting in group:
-                waiting.answer.set_exception(error)
+                waiting.answer.set_exception(_copy_of(error))
             return
         for waiting, answer in zip(group, answers, strict=True):
             if isinstance(answer, int):
@@ -159,18 +270,45 @@ class LmdbJournal:
             else:
                 waiting.answer.set_exception(answer)
 
+    def _apply_group(self, group: list[_Waiting]) -> list[int | ShardgitError]:
+        failed: dict[int, ShardgitError] = {}
+        wrote = False
+        # commit point: a crash before the end of this block leaves nothing of the group, a crash
+        # after it all of it, fsynced. Callers hear of it only after. A commit under way when the
+        # process died is one or the other, whole.
+        with _typed(self._path), self._environment.write() as transaction:
+            revision = int(transaction.id())
+            for number, waiting in enumerate(group):
+                try:
+                    for condition in waiting.conditions:
+                        _check(transaction, condition)
+                except (Conflict, JournalCorrupt) as error:
+                    failed[number] = error
+                    continue
+                for operation in waiting.operations:
+                    wrote = _apply(transaction, operation, revision) or wrote
+        # A transaction that changed nothing does not use its number up.
+        made = revision if wrote else revision - 1
+        return [failed.get(number, made) for number in range(len(group))]
+
     def stats(self) -> tuple[int, int]:
         """Return (live bytes, file bytes)."""
+        self._check_open()
         live, total = self._environment.pages_used()
         return live * PAGE_BYTES, total * PAGE_BYTES
 
     def reader_check(self) -> int:
-        """Free the reader slots of dead processes."""
+        """Free the reader slots of dead processes; returns how many there were."""
+        self._check_open()
         return self._environment.reader_check()
 
     def close(self) -> None:
-        """Finish what waits and close the environment."""
+        """See Journal. In a forked child it does nothing: the environment is the parent's."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             writer = self._writer
         if writer is not None:
@@ -179,29 +317,39 @@ class LmdbJournal:
         self._environment.close()
 
 
+def _copy_of(error: BaseException) -> BaseException:
+    """Return an error of its own for each waiter: a traceback grows with every raise."""
+    if not isinstance(error, ShardgitError):
+        return Internal("journal commit failed", cause=repr(error))
+    copy = type(error)(error.message, **error.facts)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
 def _check(transaction: lmdb.Transaction, condition: Condition) -> None:
     match condition:
         case Compare(key, revision):
-            framed = transaction.get(key)
-            if (0 if framed is None else _row(key, framed).revision) != revision:
+            row = _get(transaction, key)
+            if (0 if row is None else row.revision) != revision:
                 raise Conflict("journal row has changed", key=key.hex())
         case CompareRange(low, high, revision):
-            with transaction.cursor() as cursor:
-                found = cursor.set_range(low or b"\0")
-                while found and bytes(cursor.key()) < high:
-                    if _row(cursor.key(), cursor.value()).revision > revision:
-                        raise Conflict("journal range has changed", low=low.hex())
-                    found = cursor.next()
+            if any(row.revision > revision for row in _between(transaction, low, high)):
+                raise Conflict("journal range has changed", low=low.hex())
 
 
-def _apply(transaction: lmdb.Transaction, operation: Operation, revision: int) -> None:
+def _apply(transaction: lmdb.Transaction, operation: Operation, revision: int) -> bool:
+    """Apply one operation; says whether it changed anything."""
     match operation:
         case Put(key, value):
-            transaction.put(key, _frame(key, value, revision))
+            framed = _FRAME.pack(revision, _checksum(key, revision, value)) + value
+            return bool(transaction.put(key, framed))
         case Delete(key):
-            transaction.delete(key)
+            return bool(transaction.delete(key))
         case DeleteRange(low, high):
+            changed = False
             with transaction.cursor() as cursor:
-                found = cursor.set_range(low or b"\0")
+                found = cursor.set_range(low)
                 while found and bytes(cursor.key()) < high:
+                    changed = True
                     found = cursor.delete() and bool(cursor.key())
+            return changed

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shardgit.errors import JournalCorrupt
+from shardgit.journal.interface import Compare, Put
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+
+if TYPE_CHECKING:
+    from shardgit.journal.interface import JournalSnapshot
 
 VERSION = 1
 RING_KEY = b"G"
@@ -16,8 +21,9 @@ REPOSITORY_NAMES = b"N"
 _REPOSITORY = struct.Struct("<BBHQ16sQHI")
 _NAME = struct.Struct("<BBHQ")
 _POOL = struct.Struct("<BBHQQ32s")
-_HEAD = struct.Struct("<BBHQ32s")
-_COUNTER = struct.Struct("<Q")
+_HEAD = struct.Struct("<BBHIQ32s")
+_COUNTER = struct.Struct("<B7xQ")
+_STORE = struct.Struct("<BxH12x16s")
 _NONE = bytes(32)
 
 
@@ -34,6 +40,14 @@ def name_key(name: str) -> bytes:
 def pool_key(pool: PoolId) -> bytes:
     """Return the key of a pool's record."""
     return b"P" + pool
+
+
+def loose_range(repository: RepositoryId) -> tuple[bytes, bytes]:
+    """Return the key range of a repository's loose refs; HEAD, which is not under refs/, lies
+    outside.
+    """
+    prefix = b"R" + repository.to_bytes(8, "big")
+    return prefix + b"refs/", prefix + b"refs0"
 
 
 def refs_head_key(repository: RepositoryId) -> bytes:
@@ -61,7 +75,14 @@ class RepositoryRecord:
         """Return the row's value."""
         name = self.name.encode()
         head = _REPOSITORY.pack(
-            VERSION, self.hash_kind, 0, self.id, self.pool, self.created_ms, len(name), len(self.settings)
+            VERSION,
+            self.hash_kind,
+            0,
+            self.id,
+            self.pool,
+            self.created_ms,
+            len(name),
+            len(self.settings),
         )
         return head + name + self.settings
 
@@ -69,7 +90,9 @@ class RepositoryRecord:
     def decode(cls, data: bytes) -> RepositoryRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
         try:
-            version, kind, _, number, pool, created, length, settings = _REPOSITORY.unpack_from(data)
+            version, kind, _, number, pool, created, length, settings = _REPOSITORY.unpack_from(
+                data
+            )
             if version != VERSION or len(data) != _REPOSITORY.size + length + settings:
                 raise JournalCorrupt("repository record is off", version=version, bytes=len(data))
             name = data[_REPOSITORY.size : _REPOSITORY.size + length].decode()
@@ -122,37 +145,95 @@ class PoolRecord:
             raise JournalCorrupt("pool record is off", pool=pool.hex(), bytes=len(data))
         _, kind, _, generation, created, manifest = _POOL.unpack(data)
         return cls(
-            pool, HashKind(kind), BlockId(manifest) if manifest != _NONE else None, generation, created
+            pool,
+            HashKind(kind),
+            BlockId(manifest) if manifest != _NONE else None,
+            generation,
+            created,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RefsHead:
-    """The head of a repository's refs: the snapshot below the loose ones. Its revision changes with every ref."""
+    """The head of a repository's refs: the snapshot below the loose ones.
+
+    Its row's revision changes with every ref. ``count`` is the number of refs that stand, ``loose``
+    the number of loose rows, deletions among them; HEAD counts for neither. ``hash_kind`` is that
+    of the snapshot's ids.
+    """
 
     snapshot: BlockId | None
     count: int
+    loose: int = 0
+    hash_kind: HashKind | None = None
 
     def encode(self) -> bytes:
         """Return the row's value."""
-        return _HEAD.pack(VERSION, 0, 0, self.count, self.snapshot or _NONE)
+        kind = self.hash_kind or 0
+        return _HEAD.pack(VERSION, kind, 0, self.loose, self.count, self.snapshot or _NONE)
 
     @classmethod
     def decode(cls, data: bytes) -> RefsHead:
         """Return the record in a row's value; JournalCorrupt when it is off."""
-        if len(data) != _HEAD.size or data[0] != VERSION:
+        if len(data) != _HEAD.size or data[0] != VERSION or data[1] > HashKind.SHA256:
             raise JournalCorrupt("refs head is off", bytes=len(data))
-        _, _, _, count, snapshot = _HEAD.unpack(data)
-        return cls(BlockId(snapshot) if snapshot != _NONE else None, count)
+        _, kind, _, loose, count, snapshot = _HEAD.unpack(data)
+        if snapshot != _NONE and not kind:
+            raise JournalCorrupt("refs head names a snapshot of no hash kind")
+        root = BlockId(snapshot) if snapshot != _NONE else None
+        return cls(root, count, loose, HashKind(kind) if kind else None)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """Which store this journal belongs to: the 16 bytes of its UUID, and the journal's format."""
+
+    id: bytes
+    format: int = 1
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _STORE.pack(VERSION, self.format, self.id)
+
+    @classmethod
+    def decode(cls, data: bytes) -> StoreRecord:
+        """Return the record in a row's value; JournalCorrupt when it is off."""
+        if len(data) != _STORE.size or data[0] != VERSION:
+            raise JournalCorrupt("store record is off", bytes=len(data))
+        _, form, store = _STORE.unpack(data)
+        return cls(store, form)
 
 
 def encode_counter(value: int) -> bytes:
     """Return the value of a counter's row."""
-    return _COUNTER.pack(value)
+    return _COUNTER.pack(VERSION, value)
 
 
 def decode_counter(data: bytes) -> int:
     """Return the number in a counter's row; JournalCorrupt when it is off."""
-    if len(data) != _COUNTER.size:
+    if len(data) != _COUNTER.size or data[0] != VERSION:
         raise JournalCorrupt("counter is off", bytes=len(data))
-    return int(_COUNTER.unpack(data)[0])
+    return int(_COUNTER.unpack(data)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A repository id and what makes it ours: both go into the commit that uses it."""
+
+    id: RepositoryId
+    condition: Compare
+    operation: Put
+
+
+def allocate_repository(snapshot: JournalSnapshot) -> Allocation:
+    """Return the next repository id, from 1 on; ids are never used twice.
+
+    The commit loses (Conflict) to another's.
+    """
+    row = snapshot.get(NEXT_REPOSITORY_KEY)
+    number = decode_counter(row.value) if row else 1
+    return Allocation(
+        RepositoryId(number),
+        Compare(NEXT_REPOSITORY_KEY, row.revision if row else 0),
+        Put(NEXT_REPOSITORY_KEY, encode_counter(number + 1)),
+    )

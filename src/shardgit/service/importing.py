@@ -29,7 +29,7 @@ from shardgit.pool.manifest import Manifest, encode_manifest
 from shardgit.pool.writer import RunWriter
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
-from shardgit.service.progress import Progress, Report, silent
+from shardgit.progress import Progress, Report, silent
 from shardgit.service.source import opened
 
 if TYPE_CHECKING:

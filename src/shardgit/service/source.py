@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import hashlib
 import mmap
 import os
 import re
@@ -174,7 +175,7 @@ class GitSource:
                 for piece in loose_entry(path, self.limits):
                     file.write(piece)
             file.flush()
-            hashed = _new_hash(self.hash_kind)
+            hashed = new_hash(self.hash_kind)
             file.seek(0)
             while piece := file.read(1 << 20):
                 hashed.update(piece)
@@ -331,9 +332,8 @@ def entry_header(kind: int, size: int) -> bytes:
     return bytes(out)
 
 
-def _new_hash(kind: HashKind):  # type: ignore[no-untyped-def]  # hashlib's class is private
-    import hashlib
-
+def new_hash(kind: HashKind) -> "hashlib._Hash":
+    """Return a hash object of the kind."""
     return hashlib.sha1(usedforsecurity=False) if kind is HashKind.SHA1 else hashlib.sha256()
 
 
