@@ -68,19 +68,19 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         admin = await self._admin()
+        code = 0
         try:
             async with asyncio.TaskGroup() as group:
                 started = [asyncio.Event() for _ in range(self.count)]
                 for number in range(self.count):
                     group.create_task(self._keep(number, started[number]))
-                waiter = group.create_task(self._all(started))
-                del waiter
+                group.create_task(self._all(started))
         except* Refused as failed:
             telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
-            return 1
+            code = 1
         finally:
             await admin.cleanup()
-        return 0
+        return code
 
     async def _all(self, started: list[asyncio.Event]) -> None:
         for event in started:

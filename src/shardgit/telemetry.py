@@ -1,4 +1,8 @@
-"""Logs, request ids and metrics. Event names are static; facts are fields. docs/metrics.md lists every metric."""
+"""Logs, request ids and metrics. Event names are static; facts are fields.
+
+docs/metrics.md lists every metric. Workers count into files that the supervisor adds up, where
+PROMETHEUS_MULTIPROC_DIR is set before this module is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,32 +27,68 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 
-REQUESTS = Counter("shardgit_requests_total", "Requests by edge and result code.", ["edge", "code"])
-REQUEST_SECONDS = Histogram("shardgit_request_seconds", "Time of requests, to the last byte.", ["edge"], buckets=_BUCKETS)
+WORKER_REGISTRY = CollectorRegistry()
+"""What workers count."""
+
+SUPERVISOR_REGISTRY = CollectorRegistry()
+"""What the supervisor counts."""
+
+REQUESTS = Counter(
+    "shardgit_requests_total",
+    "Requests by edge and result code.",
+    ["edge", "code"],
+    registry=WORKER_REGISTRY,
+)
+REQUEST_SECONDS = Histogram(
+    "shardgit_request_seconds",
+    "Time of requests, to the last byte.",
+    ["edge"],
+    buckets=_BUCKETS,
+    registry=WORKER_REGISTRY,
+)
 REQUESTS_ACTIVE = Gauge(
-    "shardgit_requests_active", "Requests under way.", ["edge"], multiprocess_mode="livesum"
+    "shardgit_requests_active",
+    "Requests under way.",
+    ["edge"],
+    multiprocess_mode="livesum",
+    registry=WORKER_REGISTRY,
+)
+WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=SUPERVISOR_REGISTRY)
+WORKER_RESTARTS = Counter(
+    "shardgit_worker_restarts_total",
+    "Workers that died and were started again.",
+    registry=SUPERVISOR_REGISTRY,
+)
+BUILD_INFO = Gauge(
+    "shardgit_build_info", "1, labelled with the version.", ["version"], registry=SUPERVISOR_REGISTRY
 )
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Send logs to standard error: JSON lines, or text on a terminal."""
     as_json = not sys.stderr.isatty() if json is None else json
+    rendered: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
+    if as_json:
+        rendered = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
+            *rendered,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,
     )
 
 
-def _add_request_id(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _add_request_id(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     if current := request_id.get():
         event["request_id"] = current
     return event
@@ -72,8 +112,15 @@ class Request:
     def failed(self, error: ShardgitError) -> None:
         """Note a typed error."""
         self.code = error.code
-        level = "error" if error.code in ("INTERNAL", "DATA_LOSS") else "info"
-        getattr(log(), level)("request_refused", edge=self.edge, what=self.what, error=str(error), code=error.code)
+        severe = error.code in ("INTERNAL", "DATA_LOSS")
+        log().log(
+            logging.ERROR if severe else logging.INFO,
+            "request_refused",
+            edge=self.edge,
+            what=self.what,
+            error=str(error),
+            code=error.code,
+        )
 
     def gone(self) -> None:
         """Note that the client went away."""
@@ -82,7 +129,10 @@ class Request:
 
 @contextlib.contextmanager
 def request(edge: str, what: str, given_id: str | None = None) -> Iterator[Request]:
-    """Follow one request: id, time, count, and a log line for what nobody expected."""
+    """Follow one request: id, time, count, and a log line for what nobody expected.
+
+    ``given_id`` is the client's X-Request-Id, taken when it is harmless.
+    """
     seen = Request(edge, what, given_id)
     token = request_id.set(seen.id)
     begun = time.monotonic()
@@ -98,5 +148,6 @@ def request(edge: str, what: str, given_id: str | None = None) -> Iterator[Reque
         REQUESTS_ACTIVE.labels(edge).dec()
         REQUESTS.labels(edge, seen.code).inc()
         REQUEST_SECONDS.labels(edge).observe(time.monotonic() - begun)
+        # A generator that ends in another context than it began in may not reset it.
         with contextlib.suppress(ValueError):
             request_id.reset(token)

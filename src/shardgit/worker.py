@@ -49,7 +49,7 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     )
     await runner.setup()
     await web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG).start()
-    server = make_server(store, config.grpc)
+    server = await make_server(store, config.grpc)
     await server.start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()

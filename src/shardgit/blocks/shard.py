@@ -43,6 +43,7 @@ class ShardStore(OnWorkers):
     ) -> None:
         self.workers = workers
         self.bytes_max = bytes_max
+        self.folder = folder
         self._environment = Environment(folder, create=create)
         self._writer = threading.Lock()
         self._verified: set[bytes] = set()

@@ -12,13 +12,13 @@ from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, line
 from shardgit.protocol.upload_pack import AdvertisedRef
+from shardgit.service.look import Look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.pool.view import PoolView
     from shardgit.protocol.upload_pack import Fetch
     from shardgit.refs.ref import Ref
     from shardgit.service.store import Store
@@ -61,23 +61,13 @@ def _shown(
     return [AdvertisedRef(ref.name, final.target, final.peeled, ref.symbolic)]
 
 
-class FetchSession:
+class FetchSession(Look):
     """One request on one consistent look at a repository. Methods run in a worker thread."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.store = store
-        with store.journal.snapshot() as snapshot:
-            state = store.state(snapshot, name)
-            self.record = state.record
-            self.view: PoolView | None = store.view(state.pool)
-            self.reachable = store.reachable(snapshot, state)
-            self.tags = [ref for ref in store.refs.list(snapshot, state.record, prefixes=(b"refs/tags/",)) if ref.peeled]
-
-    def positions(self, ids: Sequence[ObjectId]) -> list[int]:
-        """Return pool positions of what the repository reaches, -1 for all else."""
-        if self.view is None:
-            return [-1] * len(ids)
-        return [at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)]
+    def _load(self, snapshot: JournalSnapshot, name: str) -> None:
+        super()._load(snapshot, name)
+        tags = self.store.refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))
+        self.tags = [ref.target for ref in tags if ref.peeled is not None and ref.target is not None]
 
     def wants(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return the positions of wants; ObjectMissing, in the words that git uses, for one that is not ours."""
@@ -115,7 +105,7 @@ class FetchSession:
         assert self.view is not None
         graph = self.view.graph()
         out = bytearray(wanted)
-        for at in self.view.positions([ref.target for ref in self.tags if ref.target]):
+        for at in self.view.positions(self.tags):
             target = graph.peel(at) if at >= 0 else -1
             if target >= 0 and bit(wanted, target):
                 link = at

@@ -1,0 +1,5 @@
+"""python -m shardgit."""
+
+from shardgit.cli.main import main
+
+main()

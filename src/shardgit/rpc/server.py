@@ -1,0 +1,63 @@
+"""The gRPC edge of one worker: all services, health and reflection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from shardgit.rpc.services import Commits, Objects, Refs, RepositoriesService, Shards
+from shardgit.v1 import (
+    commit_pb2,
+    commit_pb2_grpc,
+    object_pb2,
+    object_pb2_grpc,
+    ref_pb2,
+    ref_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+    shard_pb2,
+    shard_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from shardgit.service.store import Store
+
+RECEIVE_MAX_BYTES = 4 << 20
+
+
+async def make_server(store: Store, address: str) -> grpc.aio.Server:
+    """Return a server bound to ``address`` (shared with the other workers), not yet started."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", RECEIVE_MAX_BYTES),
+            ("grpc.max_send_message_length", RECEIVE_MAX_BYTES),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+    object_pb2_grpc.add_ObjectServiceServicer_to_server(Objects(store), server)
+    repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)
+    ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store), server)
+    commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)
+    names = [
+        module.DESCRIPTOR.services_by_name[service].full_name
+        for module, service in (
+            (object_pb2, "ObjectService"),
+            (repository_pb2, "RepositoryService"),
+            (ref_pb2, "RefService"),
+            (commit_pb2, "CommitService"),
+            (shard_pb2, "ShardService"),
+        )
+    ]
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", *names):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    server.add_insecure_port(address)
+    return server

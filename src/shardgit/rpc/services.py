@@ -1,0 +1,412 @@
+"""The gRPC services, thin over service/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit.errors import InvalidArgument, LimitExceeded, RefMissing
+from shardgit.oid import HashKind, ObjectId
+from shardgit.refs.ref import Ref
+from shardgit.rpc.status import stream, unary
+from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.reading import CommitInfo, Reading
+from shardgit.service.repositories import Repositories, RepositoryInfo
+from shardgit.service.shards import list_shards
+from shardgit.v1 import (
+    commit_pb2,
+    commit_pb2_grpc,
+    object_pb2,
+    object_pb2_grpc,
+    ref_pb2,
+    ref_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+    shard_pb2,
+    shard_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    import grpc
+
+    from shardgit.objects import Signature
+    from shardgit.pool.view import ObjectInfo
+    from shardgit.service.store import Store
+
+T = TypeVar("T")
+BATCH_IDS = 256  # objects decoded in one job
+BATCH_BYTES = 4 << 20  # of objects that are held for one answer; a larger object is streamed
+INFO_IDS = 4_096
+REFS_BATCH = 1_000
+
+
+class _Service:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def _read(self, repository: str) -> Reading:
+        authorize(ANONYMOUS, Action.READ, repository)
+        return await self._run(Reading, self.store, repository)
+
+    async def _run(self, job: Callable[..., T], *words: object) -> T:
+        return await self.store.workers.run(job, *words)
+
+    async def _pull(self, source: Iterator[T]) -> AsyncIterator[T]:
+        """Pull from an iterator on a worker, one step at a time, as the client takes the answers."""
+        while (item := await self._run(lambda: next(source, None))) is not None:
+            yield item
+
+
+class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
+    """ObjectService."""
+
+    @stream
+    async def GetObjects(
+        self, requests: AsyncIterator[object_pb2.GetObjectsRequest], _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
+        reading: Reading | None = None
+        in_order = False
+        asked = 0
+        async for request in requests:
+            if request.WhichOneof("part") == "header":
+                if reading is not None:
+                    raise InvalidArgument("stream has two headers")
+                reading = await self._read(request.header.repository)
+                in_order = request.header.order == object_pb2.GetObjectsRequest.ORDER_REQUEST
+                continue
+            if reading is None:
+                raise InvalidArgument("stream does not begin with a header")
+            ids = [ObjectId(oid) for oid in request.data.ids]
+            asked += len(ids)
+            if asked > self.store.limits.ids_per_request_max:
+                raise LimitExceeded("too many ids in one stream", limit=self.store.limits.ids_per_request_max)
+            infos = await self._run(reading.infos, ids)
+            async for answer in self._objects(reading, ids, infos, in_order=in_order):
+                yield answer
+
+    async def _objects(
+        self, reading: Reading, ids: Sequence[ObjectId], infos: Sequence[ObjectInfo | None], *, in_order: bool
+    ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
+        order = list(range(len(ids)))
+        if not in_order and reading.view is not None:
+            # Neighbours in the store share blocks and bases: they are decoded together.
+            positions = await self._run(reading.positions, ids)
+            order.sort(key=positions.__getitem__)
+        at = 0
+        while at < len(order):
+            stop, held = at, 0
+            while stop < len(order) and stop - at < BATCH_IDS and held < BATCH_BYTES:
+                info = infos[order[stop]]
+                held += info.size if info else 0
+                stop += 1
+                if held > BATCH_BYTES and stop - at > 1:
+                    stop -= 1
+                    break
+            some = order[at:stop]
+            at = stop
+            info = infos[some[0]]
+            if len(some) == 1 and info is not None and info.size > BATCH_BYTES:
+                async for answer in self._large(reading, info):
+                    yield answer
+                continue
+            found = await self._run(reading.objects, [ids[number] for number in some])
+            answer = object_pb2.GetObjectsResponse(
+                ids=b"".join(ids[number] for number in some),
+                types=bytes(one.type if one else 0 for one in found),
+                sizes=[len(one.data) if one else 0 for one in found],
+            )
+            data = b"".join(one.data for one in found if one)
+            most = self.store.limits.message_max_bytes - 64 * 1024
+            answer.data = data[:most]
+            yield answer
+            for rest in range(most, len(data), most):
+                yield object_pb2.GetObjectsResponse(data=data[rest : rest + most])
+
+    async def _large(self, reading: Reading, info: ObjectInfo) -> AsyncIterator[object_pb2.GetObjectsResponse]:
+        position = await self._run(reading.position, info.id)
+        _, pieces = await self._run(reading.stream, position)
+        yield object_pb2.GetObjectsResponse(ids=info.id, types=bytes([info.type]), sizes=[info.size])
+        async for piece in self._pull(pieces):
+            yield object_pb2.GetObjectsResponse(data=piece)
+
+    @stream
+    async def GetObject(
+        self, request: object_pb2.GetObjectRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[object_pb2.GetObjectResponse]:
+        reading = await self._read(request.repository)
+        position = await self._run(reading.resolve, request.revision)
+        info, pieces = await self._run(reading.stream, position)
+        header = object_pb2.GetObjectResponse.Header(id=info.id, type=info.type, size=info.size)
+        yield object_pb2.GetObjectResponse(header=header)
+        async for piece in self._pull(pieces):
+            yield object_pb2.GetObjectResponse(data=piece)
+
+    @stream
+    async def GetObjectInfo(
+        self, request: object_pb2.GetObjectInfoRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[object_pb2.GetObjectInfoResponse]:
+        reading = await self._read(request.repository)
+        for at in range(0, len(request.ids), INFO_IDS):
+            ids = [ObjectId(oid) for oid in request.ids[at : at + INFO_IDS]]
+            found = await self._run(reading.infos, ids)
+            yield object_pb2.GetObjectInfoResponse(
+                ids=b"".join(ids),
+                types=bytes(one.type if one else 0 for one in found),
+                sizes=[one.size if one else 0 for one in found],
+            )
+
+    @stream
+    async def ListObjects(
+        self, request: object_pb2.ListObjectsRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[object_pb2.ListObjectsResponse]:
+        reading = await self._read(request.repository)
+        async for infos in self._pull(reading.all_infos()):
+            for at in range(0, len(infos), INFO_IDS):
+                some = infos[at : at + INFO_IDS]
+                yield object_pb2.ListObjectsResponse(
+                    ids=b"".join(info.id for info in some),
+                    types=bytes(info.type for info in some),
+                    sizes=[info.size for info in some],
+                )
+
+
+def _repository(info: RepositoryInfo) -> repository_pb2.Repository:
+    return repository_pb2.Repository(
+        id=info.id, name=info.name, hash_kind=int(info.hash_kind), created_ms=info.created_ms, head=info.head
+    )
+
+
+class RepositoriesService(_Service, repository_pb2_grpc.RepositoryServiceServicer):
+    """RepositoryService."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.repositories = Repositories(store)
+
+    @unary
+    async def CreateRepository(
+        self, request: repository_pb2.CreateRepositoryRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.CreateRepositoryResponse:
+        authorize(ANONYMOUS, Action.WRITE, request.name)
+        kind = HashKind(request.hash_kind or HashKind.SHA1)
+        info = await self._run(self.repositories.create, request.name, kind)
+        return repository_pb2.CreateRepositoryResponse(repository=_repository(info))
+
+    @unary
+    async def GetRepository(
+        self, request: repository_pb2.GetRepositoryRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.GetRepositoryResponse:
+        authorize(ANONYMOUS, Action.READ, request.name)
+        info = await self._run(self.repositories.get, request.name)
+        return repository_pb2.GetRepositoryResponse(repository=_repository(info))
+
+    @unary
+    async def ListRepositories(
+        self, request: repository_pb2.ListRepositoriesRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.ListRepositoriesResponse:
+        authorize(ANONYMOUS, Action.READ, None)
+        limit = min(request.page_size or 1_000, self.store.limits.page_size_max)
+        infos = await self.store.workers.run(
+            self.repositories.list, prefix=request.prefix, after=request.page_token, limit=limit
+        )
+        token = infos[-1].name if len(infos) == limit else ""
+        return repository_pb2.ListRepositoriesResponse(
+            repositories=[_repository(info) for info in infos], next_page_token=token
+        )
+
+    @unary
+    async def DeleteRepository(
+        self, request: repository_pb2.DeleteRepositoryRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.DeleteRepositoryResponse:
+        authorize(ANONYMOUS, Action.WRITE, request.name)
+        await self._run(self.repositories.delete, request.name)
+        return repository_pb2.DeleteRepositoryResponse()
+
+    @unary
+    async def RenameRepository(
+        self, request: repository_pb2.RenameRepositoryRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.RenameRepositoryResponse:
+        authorize(ANONYMOUS, Action.WRITE, request.name)
+        info = await self._run(self.repositories.rename, request.name, request.new_name)
+        return repository_pb2.RenameRepositoryResponse(repository=_repository(info))
+
+    @unary
+    async def GetRepositoryStats(
+        self, request: repository_pb2.GetRepositoryStatsRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.GetRepositoryStatsResponse:
+        authorize(ANONYMOUS, Action.READ, request.name)
+        stats = await self._run(self.repositories.stats, request.name)
+        return repository_pb2.GetRepositoryStatsResponse(
+            objects=stats.objects,
+            reachable_objects=stats.reachable_objects,
+            stored_bytes=stats.stored_bytes,
+            segments=stats.segments,
+            runs=stats.runs,
+            refs=stats.refs,
+            generation=stats.generation,
+        )
+
+
+class Refs(_Service, ref_pb2_grpc.RefServiceServicer):
+    """RefService."""
+
+    @stream
+    async def ListRefs(
+        self, request: ref_pb2.ListRefsRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[ref_pb2.ListRefsResponse]:
+        authorize(ANONYMOUS, Action.READ, request.repository)
+        after = b""
+        while True:
+            some = await self._run(self._page, request.repository, tuple(request.prefixes), after)
+            if some:
+                yield ref_pb2.ListRefsResponse(refs=[_ref(ref, target) for ref, target in some])
+            if len(some) < REFS_BATCH:
+                return
+            after = some[-1][0].name
+
+    def _page(self, repository: str, prefixes: tuple[bytes, ...], after: bytes) -> list[tuple[Ref, Ref]]:
+        # Each page is a snapshot of its own: a transaction must not live as long as a client reads.
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, repository)
+            found = self.store.refs.list(
+                snapshot, record, prefixes=prefixes, start_after=after, limit=REFS_BATCH
+            )
+            return [(ref, self._final(snapshot, record, ref)) for ref in found]
+
+    def _final(self, snapshot, record, ref: Ref) -> Ref:  # type: ignore[no-untyped-def]
+        if ref.symbolic is None:
+            return ref
+        try:
+            return self.store.refs.resolve(snapshot, record, ref.symbolic)
+        except RefMissing:
+            return Ref(ref.name)
+
+    @unary
+    async def GetRef(
+        self, request: ref_pb2.GetRefRequest, _: grpc.aio.ServicerContext
+    ) -> ref_pb2.GetRefResponse:
+        authorize(ANONYMOUS, Action.READ, request.repository)
+
+        def look() -> ref_pb2.Ref:
+            with self.store.journal.snapshot() as snapshot:
+                record = self.store.repository(snapshot, request.repository)
+                ref = self.store.refs.get(snapshot, record, request.name)
+                if ref is None:
+                    name = request.name.decode("utf-8", "replace")
+                    raise RefMissing("ref does not exist", ref=name, repository=request.repository)
+                return _ref(ref, self._final(snapshot, record, ref))
+
+        return ref_pb2.GetRefResponse(ref=await self._run(look))
+
+
+def _ref(ref: Ref, final: Ref) -> ref_pb2.Ref:
+    return ref_pb2.Ref(
+        name=ref.name, target=final.target or b"", peeled=final.peeled or b"", symbolic=ref.symbolic or b""
+    )
+
+
+def _signature(one: Signature) -> commit_pb2.Signature:
+    return commit_pb2.Signature(name=one.name, email=one.email, seconds=one.seconds, zone=one.zone)
+
+
+def _commit(info: CommitInfo) -> commit_pb2.Commit:
+    commit = info.commit
+    return commit_pb2.Commit(
+        id=info.id,
+        tree=commit.tree,
+        parents=commit.parents,
+        author=_signature(commit.author),
+        committer=_signature(commit.committer),
+        message=commit.message,
+    )
+
+
+class Commits(_Service, commit_pb2_grpc.CommitServiceServicer):
+    """CommitService."""
+
+    @unary
+    async def GetCommit(
+        self, request: commit_pb2.GetCommitRequest, _: grpc.aio.ServicerContext
+    ) -> commit_pb2.GetCommitResponse:
+        reading = await self._read(request.repository)
+        position = reading.peel(await self._run(reading.resolve, request.revision), "commit")
+        (info,) = await self._run(reading.commits, [position])
+        return commit_pb2.GetCommitResponse(commit=_commit(info))
+
+    @stream
+    async def ListCommits(
+        self, request: commit_pb2.ListCommitsRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[commit_pb2.ListCommitsResponse]:
+        reading = await self._read(request.repository)
+        async for infos in self._pull(reading.log(list(request.revisions) or ["HEAD"], limit=request.limit)):
+            yield commit_pb2.ListCommitsResponse(commits=[_commit(info) for info in infos])
+
+    @unary
+    async def IsAncestor(
+        self, request: commit_pb2.IsAncestorRequest, _: grpc.aio.ServicerContext
+    ) -> commit_pb2.IsAncestorResponse:
+        reading = await self._read(request.repository)
+        found = await self._run(reading.is_ancestor, request.ancestor, request.descendant)
+        return commit_pb2.IsAncestorResponse(is_ancestor=found)
+
+    @unary
+    async def MergeBase(
+        self, request: commit_pb2.MergeBaseRequest, _: grpc.aio.ServicerContext
+    ) -> commit_pb2.MergeBaseResponse:
+        reading = await self._read(request.repository)
+        return commit_pb2.MergeBaseResponse(ids=await self._run(reading.merge_bases, request.a, request.b))
+
+    @stream
+    async def GetTree(
+        self, request: commit_pb2.GetTreeRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[commit_pb2.GetTreeResponse]:
+        reading = await self._read(request.repository)
+        position = await self._run(reading.resolve, request.revision)
+        async for rows in self._pull(reading.walk_tree(position, recursive=request.recursive)):
+            entries = [commit_pb2.TreeEntry(mode=one.mode, path=path, id=one.id) for path, one in rows]
+            yield commit_pb2.GetTreeResponse(entries=entries)
+
+    @stream
+    async def ReadPath(
+        self, request: commit_pb2.ReadPathRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[commit_pb2.ReadPathResponse]:
+        reading = await self._read(request.repository)
+        start = await self._run(reading.resolve, request.revision)
+        position, mode = await self._run(reading.entry_at, start, request.path)
+        info, pieces = await self._run(reading.stream, position)
+        if info.type != 3:
+            raise InvalidArgument("path is a folder", path=request.path.decode("utf-8", "replace"))
+        header = commit_pb2.ReadPathResponse.Header(id=info.id, mode=mode, size=info.size)
+        yield commit_pb2.ReadPathResponse(header=header)
+        async for piece in self._pull(pieces):
+            yield commit_pb2.ReadPathResponse(data=piece)
+
+
+class Shards(_Service, shard_pb2_grpc.ShardServiceServicer):
+    """ShardService."""
+
+    @unary
+    async def ListShards(
+        self, _: shard_pb2.ListShardsRequest, __: grpc.aio.ServicerContext
+    ) -> shard_pb2.ListShardsResponse:
+        authorize(ANONYMOUS, Action.ADMIN, None)
+        found = await self._run(list_shards, self.store)
+        return shard_pb2.ListShardsResponse(
+            shards=[
+                shard_pb2.Shard(
+                    id=one.id,
+                    path=one.path,
+                    zone=one.zone,
+                    weight=one.weight,
+                    state=one.state,
+                    blocks=one.blocks,
+                    bytes=one.bytes,
+                    file_bytes=one.file_bytes,
+                    partitions=one.partitions,
+                )
+                for one in found
+            ],
+            ring_epoch=self.store.blocks.ring.epoch,
+            replicas=self.store.blocks.ring.replicas,
+        )

@@ -1,0 +1,45 @@
+"""A consistent look at one repository: record, pool view, and what its refs reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardgit.errors import ObjectMissing
+from shardgit.graph.closure import bit
+from shardgit.oid import ObjectId, hex_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.pool.view import PoolView
+    from shardgit.service.store import Store
+
+
+class Look:
+    """What a repository may serve at one moment. Methods run in the calling thread, a worker's."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        with store.journal.snapshot() as snapshot:
+            self._load(snapshot, name)
+
+    def _load(self, snapshot: JournalSnapshot, name: str) -> None:
+        state = self.store.state(snapshot, name)
+        self.state = state
+        self.record = state.record
+        self.view: PoolView | None = self.store.view(state.pool)
+        self.reachable = self.store.reachable(snapshot, state)
+
+    def positions(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return pool positions of what the repository reaches, -1 for all else."""
+        if self.view is None:
+            return [-1] * len(ids)
+        return [at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)]
+
+    def position(self, oid: ObjectId) -> int:
+        """Return one position; ObjectMissing when the repository does not reach the object."""
+        (at,) = self.positions([oid])
+        if at < 0:
+            raise ObjectMissing("object is not in the repository", oid=hex_of(oid), repository=self.record.name)
+        return at

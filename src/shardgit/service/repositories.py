@@ -1,0 +1,144 @@
+"""Repositories by name: make, find, list, rename, delete, measure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from shardgit.errors import Conflict, RepositoryExists
+from shardgit.journal.interface import Compare, Delete, Put, end_of
+from shardgit.journal.records import (
+    REPOSITORY_NAMES,
+    NameRecord,
+    RepositoryRecord,
+    deleted_key,
+    encode_counter,
+    name_key,
+    repository_key,
+)
+from shardgit.oid import HashKind
+from shardgit.pool.manifest import ALONE
+from shardgit.service.look import Look
+from shardgit.service.names import check_repository_name
+
+if TYPE_CHECKING:
+    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.service.store import Store
+
+PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryInfo:
+    """A repository as users see it. ``head`` is what HEAD points to, an id in hex when it is detached."""
+
+    id: int
+    name: str
+    hash_kind: HashKind
+    created_ms: int
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryStats:
+    """Counts and sizes of a repository's pool."""
+
+    objects: int
+    reachable_objects: int
+    stored_bytes: int
+    segments: int
+    runs: int
+    refs: int
+    generation: int
+
+
+class Repositories:
+    """The repositories of a store. Methods run in the calling thread."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def create(self, name: str, hash_kind: HashKind = HashKind.SHA1) -> RepositoryInfo:
+        """Make an empty repository. Errors: InvalidRepositoryName, RepositoryExists."""
+        self.store.create_repository(name, hash_kind)
+        return self.get(name)
+
+    def get(self, name: str) -> RepositoryInfo:
+        """Return a repository; RepositoryMissing without."""
+        with self.store.journal.snapshot() as snapshot:
+            return self._info(snapshot, self.store.repository(snapshot, name))
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = PAGE) -> list[RepositoryInfo]:
+        """Return up to ``limit`` repositories by rising name, from the one behind ``after``."""
+        start = max(name_key(prefix), name_key(after) + b"\0" if after else b"")
+        with self.store.journal.snapshot() as snapshot:
+            rows = snapshot.range(start, end_of(name_key(prefix)), limit=limit)
+            names = [row.key.removeprefix(REPOSITORY_NAMES).decode() for row in rows]
+            return [self._info(snapshot, self.store.repository(snapshot, name)) for name in names]
+
+    def _info(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> RepositoryInfo:
+        head = self.store.refs.get(snapshot, record, b"HEAD")
+        text = ""
+        if head is not None:
+            text = head.symbolic.decode("utf-8", "replace") if head.symbolic else head.target.hex() if head.target else ""
+        return RepositoryInfo(record.id, record.name, record.hash_kind, record.created_ms, text)
+
+    def delete(self, name: str) -> None:
+        """Take a repository's name away; its refs and objects stay for gc's grace period."""
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, name)
+            rows = [snapshot.get(key) for key in (name_key(name), repository_key(record.id))]
+        deleted_ms = encode_counter(time.time_ns() // 1_000_000)
+        # commit point: before it the repository is there, after it the name is free.
+        done = self.store.try_commit(
+            [Compare(row.key, row.revision) for row in rows if row],
+            [
+                Delete(name_key(name)),
+                Delete(repository_key(record.id)),
+                Put(deleted_key(record.id), deleted_ms + record.encode()),
+            ],
+        )
+        if not done:
+            raise Conflict("repository changed meanwhile; look again", repository=name)
+
+    def rename(self, name: str, new_name: str) -> RepositoryInfo:
+        """Give a repository another name. Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName."""
+        check_repository_name(new_name, max_bytes=self.store.limits.repository_name_max_bytes)
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, name)
+            if snapshot.get(name_key(new_name)) is not None:
+                raise RepositoryExists("repository exists already", repository=new_name)
+            rows = [snapshot.get(key) for key in (name_key(name), repository_key(record.id))]
+        # commit point: before it the old name stands, after it the new one.
+        done = self.store.try_commit(
+            [Compare(name_key(new_name), 0), *(Compare(row.key, row.revision) for row in rows if row)],
+            [
+                Delete(name_key(name)),
+                Put(name_key(new_name), NameRecord(record.id).encode()),
+                Put(repository_key(record.id), replace(record, name=new_name).encode()),
+            ],
+        )
+        if not done:
+            raise Conflict("repository changed meanwhile; look again", repository=name)
+        return self.get(new_name)
+
+    def stats(self, name: str) -> RepositoryStats:
+        """Count a repository's objects, blocks and refs."""
+        look = Look(self.store, name)
+        with self.store.journal.snapshot() as snapshot:
+            refs = self.store.refs.head(snapshot, look.record).count
+        if look.view is None:
+            return RepositoryStats(0, 0, 0, 0, 0, refs, 0)
+        manifest = look.view.manifest
+        stored = sum(ref.length for ref in manifest.blocks())
+        stored += sum(entry.entry_bytes for entry in manifest.segments if entry.flags & ALONE)
+        return RepositoryStats(
+            objects=look.view.objects,
+            reachable_objects=int.from_bytes(look.reachable, "little").bit_count(),
+            stored_bytes=stored,
+            segments=len(manifest.segments),
+            runs=len(manifest.runs),
+            refs=refs,
+            generation=manifest.generation,
+        )
