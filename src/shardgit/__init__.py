@@ -1,1 +1,20 @@
-"""shardgit: the storage tier of a Git host."""
+"""shardgit: the storage tier of a Git host.
+
+``shardgit.connect(target)`` opens a client, ``shardgit.aio.connect(target)`` an asynchronous one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shardgit.client import Client
+
+__all__ = ["connect"]
+
+
+def connect(target: str, token: str | None = None) -> Client:
+    """Return a client for the gRPC address ``target``; a context manager."""
+    from shardgit import client
+
+    return client.connect(target, token)

@@ -46,8 +46,8 @@ def get(
         out = sys.stdout.buffer
         if address := server_address(server, data):
             with connected(address) as client:
-                head, pieces = client.repo(repo).stream(revision)
-                oid, kind, size = head
+                facts, pieces = client.repo(repo).open(revision)
+                oid, kind, size = facts.id, facts.type, facts.size
                 body = b"".join(pieces) if json else None
                 for piece in () if json else pieces:
                     out.write(piece)
@@ -78,7 +78,8 @@ def info(
     with failing(json=json):
         if address := server_address(server, data):
             with connected(address) as client:
-                oid, kind, size = client.repo(repo).stat(revision)
+                facts, _ = client.repo(repo).open(revision)
+                oid, kind, size = facts.id, facts.type, facts.size
         else:
             with opened(data) as store:
                 reading = Reading(store, repo)

@@ -1,0 +1,390 @@
+"""The asynchronous Python client: ``async with shardgit.aio.connect("127.0.0.1:7420") as store``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from shardgit import errors
+from shardgit.oid import HashKind, ObjectId
+from shardgit.service.repositories import RepositoryInfo, RepositoryStats
+from shardgit.service.shards import ShardInfo
+from shardgit.v1 import (
+    commit_pb2,
+    commit_pb2_grpc,
+    object_pb2,
+    object_pb2_grpc,
+    ref_pb2,
+    ref_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+    shard_pb2,
+    shard_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from types import TracebackType
+
+CHANNELS = 2  # a connection stays with one worker, so a client opens several
+IDS_PER_MESSAGE = 2_000
+MESSAGE_MAX_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object with its bytes; type 1 commit, 2 tree, 3 blob, 4 tag."""
+
+    id: ObjectId
+    type: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """An object without its bytes."""
+
+    id: ObjectId
+    type: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A ref; ``target`` is None while a symbolic one is unborn."""
+
+    name: bytes
+    target: ObjectId | None
+    peeled: ObjectId | None
+    symbolic: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who did something and when (seconds since 1970, and the zone as written)."""
+
+    name: bytes
+    email: bytes
+    seconds: int
+    zone: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit."""
+
+    id: ObjectId
+    tree: ObjectId
+    parents: tuple[ObjectId, ...]
+    author: Person
+    committer: Person
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRow:
+    """One entry of a tree; ``path`` counts from the tree that was asked for."""
+
+    mode: int
+    path: bytes
+    id: ObjectId
+
+
+def connect(target: str, token: str | None = None) -> Client:
+    """Return a client for the gRPC address ``target``; an async context manager."""
+    return Client(target, token)
+
+
+def error_of(call: grpc.RpcError) -> errors.ShardgitError:
+    """Return the typed error that a server raised, from the status of its answer."""
+    code = call.code().name if isinstance(call, grpc.aio.AioRpcError) else "INTERNAL"
+    text = str(call.details() if isinstance(call, grpc.aio.AioRpcError) else call)
+    for key, value in (call.trailing_metadata() or ()) if isinstance(call, grpc.aio.AioRpcError) else ():
+        if key != "grpc-status-details-bin":
+            continue
+        status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == "shardgit":
+                return _named(info, text)
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.ShardgitError) and kind.code == code:
+            return kind(text)
+    return errors.Unavailable(text) if code in ("CANCELLED", "DEADLINE_EXCEEDED") else errors.Internal(text)
+
+
+def _named(info: error_details_pb2.ErrorInfo, text: str) -> errors.ShardgitError:
+    facts = {key: json.loads(value) for key, value in info.metadata.items()}
+    name = "".join(part.capitalize() for part in info.reason.split("_"))
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.ShardgitError)):
+        kind = errors.ShardgitError
+    # The server's text holds the facts already; they come back as facts.
+    return kind(text.partition(" (")[0] if facts else text, **facts)
+
+
+class Client:
+    """A store, seen through one server. Errors are those of shardgit.errors."""
+
+    def __init__(self, target: str, token: str | None = None) -> None:
+        options = [("grpc.max_receive_message_length", MESSAGE_MAX_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)]
+        self._turn = itertools.cycle(self._channels)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    async def __aenter__(self) -> Client:
+        """Return self."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def call(self, stub: Any, method: str, request: Any) -> Any:
+        """Make one call with one answer."""
+        try:
+            return await getattr(stub(next(self._turn)), method)(request, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+
+    async def stream(self, stub: Any, method: str, request: Any) -> AsyncIterator[Any]:
+        """Make one call with a stream of answers."""
+        try:
+            async for answer in getattr(stub(next(self._turn)), method)(request, metadata=self._metadata):
+                yield answer
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+
+    # ---- repositories ----
+
+    def repo(self, name: str) -> Repo:
+        """Return a repository; nothing is asked before its first use."""
+        return Repo(self, name)
+
+    async def create(self, name: str, *, object_format: str = "sha1") -> RepositoryInfo:
+        """Make an empty repository."""
+        request = repository_pb2.CreateRepositoryRequest(name=name, hash_kind=int(HashKind.from_git_name(object_format)))
+        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "CreateRepository", request)
+        return _repository(answer.repository)
+
+    async def repository(self, name: str) -> RepositoryInfo:
+        """Return what is known of a repository."""
+        request = repository_pb2.GetRepositoryRequest(name=name)
+        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "GetRepository", request)
+        return _repository(answer.repository)
+
+    async def repositories(self, prefix: str = "") -> AsyncIterator[RepositoryInfo]:
+        """Return all repositories by rising name."""
+        token = ""
+        while True:
+            request = repository_pb2.ListRepositoriesRequest(prefix=prefix, page_token=token)
+            answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "ListRepositories", request)
+            for one in answer.repositories:
+                yield _repository(one)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def delete(self, name: str) -> None:
+        """Delete a repository."""
+        request = repository_pb2.DeleteRepositoryRequest(name=name)
+        await self.call(repository_pb2_grpc.RepositoryServiceStub, "DeleteRepository", request)
+
+    async def rename(self, name: str, new_name: str) -> RepositoryInfo:
+        """Give a repository another name."""
+        request = repository_pb2.RenameRepositoryRequest(name=name, new_name=new_name)
+        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "RenameRepository", request)
+        return _repository(answer.repository)
+
+    async def shards(self) -> list[ShardInfo]:
+        """Return the shards of the store."""
+        answer = await self.call(shard_pb2_grpc.ShardServiceStub, "ListShards", shard_pb2.ListShardsRequest())
+        return [
+            ShardInfo(s.id, s.path, s.zone, s.weight, s.state, s.blocks, s.bytes, s.file_bytes, s.partitions)
+            for s in answer.shards
+        ]
+
+
+class Repo:
+    """One repository of a client."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    # ---- objects ----
+
+    async def objects(self, ids: Iterable[bytes]) -> AsyncIterator[Object | None]:
+        """Return objects in the order of ``ids`` (raw), None where the repository has none."""
+
+        async def requests() -> AsyncIterator[object_pb2.GetObjectsRequest]:
+            header = object_pb2.GetObjectsRequest.Header(
+                repository=self.name, order=object_pb2.GetObjectsRequest.ORDER_REQUEST
+            )
+            yield object_pb2.GetObjectsRequest(header=header)
+            source = iter(ids)
+            while some := list(itertools.islice(source, IDS_PER_MESSAGE)):
+                yield object_pb2.GetObjectsRequest(data=object_pb2.GetObjectsRequest.Data(ids=some))
+
+        size = 0
+        waiting: list[tuple[ObjectId, int, int]] = []
+        held = bytearray()
+        async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "GetObjects", requests()):
+            if answer.types:
+                size = len(answer.ids) // len(answer.types)
+                names = [ObjectId(answer.ids[at : at + size]) for at in range(0, len(answer.ids), size)]
+                waiting += zip(names, answer.types, answer.sizes, strict=True)
+            held += answer.data
+            used = done = 0
+            while done < len(waiting) and len(held) - used >= waiting[done][2]:
+                oid, kind, length = waiting[done]
+                done += 1
+                yield Object(oid, kind, length, bytes(held[used : used + length])) if kind else None
+                used += length
+            del held[:used], waiting[:done]
+        if waiting:
+            raise errors.Unavailable("stream ended inside an object")
+
+    async def info(self, ids: Sequence[bytes]) -> list[ObjectFacts | None]:
+        """Return types and sizes in the order of ``ids`` (raw), None where the repository has no such object."""
+        out: list[ObjectFacts | None] = []
+        for at in range(0, len(ids), 50_000):
+            request = object_pb2.GetObjectInfoRequest(repository=self.name, ids=ids[at : at + 50_000])
+            async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "GetObjectInfo", request):
+                out += [fact if fact.type else None for fact in _facts(answer)]
+        return out
+
+    async def list_objects(self) -> AsyncIterator[ObjectFacts]:
+        """Return all objects that the refs reach."""
+        request = object_pb2.ListObjectsRequest(repository=self.name)
+        async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "ListObjects", request):
+            for fact in _facts(answer):
+                yield fact
+
+    async def open(self, revision: str) -> tuple[ObjectFacts, AsyncIterator[bytes]]:
+        """Return an object's facts and its bytes in pieces, by id or revision (REV:PATH too)."""
+        request = object_pb2.GetObjectRequest(repository=self.name, revision=revision)
+        answers = self.client.stream(object_pb2_grpc.ObjectServiceStub, "GetObject", request)
+        head = (await anext(answers)).header
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async for answer in answers:
+                yield answer.data
+
+        return ObjectFacts(ObjectId(head.id), head.type, head.size), pieces()
+
+    # ---- paths and commits ----
+
+    async def read(self, revision: str, path: str | bytes) -> bytes:
+        """Return the bytes of a file at a revision."""
+        raw = path.encode() if isinstance(path, str) else path
+        request = commit_pb2.ReadPathRequest(repository=self.name, revision=revision, path=raw)
+        out = bytearray()
+        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "ReadPath", request):
+            out += answer.data
+        return bytes(out)
+
+    async def commit_info(self, revision: str) -> Commit:
+        """Return one commit."""
+        request = commit_pb2.GetCommitRequest(repository=self.name, revision=revision)
+        answer = await self.client.call(commit_pb2_grpc.CommitServiceStub, "GetCommit", request)
+        return _commit(answer.commit)
+
+    async def log(self, *revisions: str, limit: int = 0) -> AsyncIterator[Commit]:
+        """Return history by falling date; ^REV leaves out what REV reaches; ``limit`` 0 is none."""
+        request = commit_pb2.ListCommitsRequest(repository=self.name, revisions=revisions, limit=limit)
+        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "ListCommits", request):
+            for one in answer.commits:
+                yield _commit(one)
+
+    async def tree(self, revision: str, *, recursive: bool = False) -> AsyncIterator[TreeRow]:
+        """Return the entries of a tree (REV or REV:PATH)."""
+        request = commit_pb2.GetTreeRequest(repository=self.name, revision=revision, recursive=recursive)
+        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "GetTree", request):
+            for one in answer.entries:
+                yield TreeRow(one.mode, one.path, ObjectId(one.id))
+
+    async def is_ancestor(self, ancestor: str, descendant: str) -> bool:
+        """Return whether ``descendant`` is or reaches ``ancestor``."""
+        request = commit_pb2.IsAncestorRequest(repository=self.name, ancestor=ancestor, descendant=descendant)
+        answer = await self.client.call(commit_pb2_grpc.CommitServiceStub, "IsAncestor", request)
+        return bool(answer.is_ancestor)
+
+    async def merge_base(self, a: str, b: str) -> list[ObjectId]:
+        """Return the best common ancestors."""
+        request = commit_pb2.MergeBaseRequest(repository=self.name, a=a, b=b)
+        answer = await self.client.call(commit_pb2_grpc.CommitServiceStub, "MergeBase", request)
+        return [ObjectId(oid) for oid in answer.ids]
+
+    # ---- refs ----
+
+    async def refs(self, prefix: str | bytes = b"") -> AsyncIterator[Ref]:
+        """Return the refs under a prefix by rising name, HEAD left out."""
+        raw = prefix.encode() if isinstance(prefix, str) else prefix
+        request = ref_pb2.ListRefsRequest(repository=self.name, prefixes=[raw] if raw else [])
+        async for answer in self.client.stream(ref_pb2_grpc.RefServiceStub, "ListRefs", request):
+            for one in answer.refs:
+                yield _ref(one)
+
+    async def ref(self, name: str | bytes) -> Ref:
+        """Return one ref by its full name, or HEAD."""
+        raw = name.encode() if isinstance(name, str) else name
+        request = ref_pb2.GetRefRequest(repository=self.name, name=raw)
+        answer = await self.client.call(ref_pb2_grpc.RefServiceStub, "GetRef", request)
+        return _ref(answer.ref)
+
+    async def stats(self) -> RepositoryStats:
+        """Return counts and sizes."""
+        request = repository_pb2.GetRepositoryStatsRequest(name=self.name)
+        answer = await self.client.call(repository_pb2_grpc.RepositoryServiceStub, "GetRepositoryStats", request)
+        return RepositoryStats(
+            answer.objects,
+            answer.reachable_objects,
+            answer.stored_bytes,
+            answer.segments,
+            answer.runs,
+            answer.refs,
+            answer.generation,
+        )
+
+
+def _facts(answer: Any) -> list[ObjectFacts]:
+    size = len(answer.ids) // len(answer.types) if answer.types else 1
+    names = [ObjectId(answer.ids[at : at + size]) for at in range(0, len(answer.ids), size)]
+    return [ObjectFacts(*row) for row in zip(names, answer.types, answer.sizes, strict=True)]
+
+
+def _repository(one: repository_pb2.Repository) -> RepositoryInfo:
+    return RepositoryInfo(one.id, one.name, HashKind(one.hash_kind), one.created_ms, one.head)
+
+
+def _ref(one: ref_pb2.Ref) -> Ref:
+    return Ref(
+        one.name,
+        ObjectId(one.target) if one.target else None,
+        ObjectId(one.peeled) if one.peeled else None,
+        one.symbolic or None,
+    )
+
+
+def _person(one: commit_pb2.Signature) -> Person:
+    return Person(one.name, one.email, one.seconds, one.zone)
+
+
+def _commit(one: commit_pb2.Commit) -> Commit:
+    parents = tuple(ObjectId(oid) for oid in one.parents)
+    author, committer = _person(one.author), _person(one.committer)
+    return Commit(ObjectId(one.id), ObjectId(one.tree), parents, author, committer, one.message)

@@ -1,0 +1,184 @@
+"""The Python client: ``with shardgit.connect("127.0.0.1:7420") as store``. The verbs of shardgit.aio, without async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit import aio
+from shardgit.aio import Commit, Object, ObjectFacts, Person, Ref, TreeRow
+from shardgit.oid import ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from shardgit.service.repositories import RepositoryInfo, RepositoryStats
+    from shardgit.service.shards import ShardInfo
+
+__all__ = ["Client", "Commit", "Object", "ObjectFacts", "Person", "Ref", "Repo", "TreeRow", "connect"]
+T = TypeVar("T")
+
+
+def connect(target: str, token: str | None = None) -> Client:
+    """Return a client for the gRPC address ``target``; a context manager. Usable from any number of threads."""
+    return Client(target, token)
+
+
+class _Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="shardgit-client", daemon=True)
+        self.thread.start()
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """Run a coroutine to its end."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Pull from an async iterator, 64 items a step."""
+
+        async def some() -> list[T]:
+            out: list[T] = []
+            async for item in source:
+                out.append(item)
+                if len(out) == 64:
+                    break
+            return out
+
+        try:
+            while items := self.run(some()):
+                yield from items
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                self.run(close())
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+class Client:
+    """A store, seen through one server. Errors are those of shardgit.errors."""
+
+    def __init__(self, target: str, token: str | None = None) -> None:
+        self._loop = _Loop()
+
+        async def make() -> aio.Client:
+            return aio.Client(target, token)
+
+        self._client = self._loop.run(make())
+        self._open = True
+
+    def __enter__(self) -> Client:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._open:
+            self._open = False
+            self._loop.run(self._client.close())
+            self._loop.stop()
+
+    def repo(self, name: str) -> Repo:
+        """Return a repository; nothing is asked before its first use."""
+        return Repo(self._loop, self._client.repo(name))
+
+    def create(self, name: str, *, object_format: str = "sha1") -> RepositoryInfo:
+        """Make an empty repository."""
+        return self._loop.run(self._client.create(name, object_format=object_format))
+
+    def repository(self, name: str) -> RepositoryInfo:
+        """Return what is known of a repository."""
+        return self._loop.run(self._client.repository(name))
+
+    def repositories(self, prefix: str = "") -> Iterator[RepositoryInfo]:
+        """Return all repositories by rising name."""
+        return self._loop.iterate(self._client.repositories(prefix))
+
+    def delete(self, name: str) -> None:
+        """Delete a repository."""
+        self._loop.run(self._client.delete(name))
+
+    def rename(self, name: str, new_name: str) -> RepositoryInfo:
+        """Give a repository another name."""
+        return self._loop.run(self._client.rename(name, new_name))
+
+    def shards(self) -> list[ShardInfo]:
+        """Return the shards of the store."""
+        return self._loop.run(self._client.shards())
+
+
+class Repo:
+    """One repository of a client."""
+
+    def __init__(self, loop: _Loop, repo: aio.Repo) -> None:
+        self._loop = loop
+        self._repo = repo
+        self.name = repo.name
+
+    def objects(self, ids: Iterable[bytes]) -> Iterator[Object | None]:
+        """Return objects in the order of ``ids`` (raw), None where the repository has none."""
+        return self._loop.iterate(self._repo.objects(ids))
+
+    def info(self, ids: Sequence[bytes]) -> list[ObjectFacts | None]:
+        """Return types and sizes in the order of ``ids`` (raw), None where the repository has no such object."""
+        return self._loop.run(self._repo.info(ids))
+
+    def list_objects(self) -> Iterator[ObjectFacts]:
+        """Return all objects that the refs reach."""
+        return self._loop.iterate(self._repo.list_objects())
+
+    def open(self, revision: str) -> tuple[ObjectFacts, Iterator[bytes]]:
+        """Return an object's facts and its bytes in pieces, by id or revision (REV:PATH too)."""
+        facts, pieces = self._loop.run(self._repo.open(revision))
+        return facts, self._loop.iterate(pieces)
+
+    def read(self, revision: str, path: str | bytes) -> bytes:
+        """Return the bytes of a file at a revision."""
+        return self._loop.run(self._repo.read(revision, path))
+
+    def commit_info(self, revision: str) -> Commit:
+        """Return one commit."""
+        return self._loop.run(self._repo.commit_info(revision))
+
+    def log(self, *revisions: str, limit: int = 0) -> Iterator[Commit]:
+        """Return history by falling date; ^REV leaves out what REV reaches; ``limit`` 0 is none."""
+        return self._loop.iterate(self._repo.log(*revisions, limit=limit))
+
+    def tree(self, revision: str, *, recursive: bool = False) -> Iterator[TreeRow]:
+        """Return the entries of a tree (REV or REV:PATH)."""
+        return self._loop.iterate(self._repo.tree(revision, recursive=recursive))
+
+    def is_ancestor(self, ancestor: str, descendant: str) -> bool:
+        """Return whether ``descendant`` is or reaches ``ancestor``."""
+        return self._loop.run(self._repo.is_ancestor(ancestor, descendant))
+
+    def merge_base(self, a: str, b: str) -> list[ObjectId]:
+        """Return the best common ancestors."""
+        return self._loop.run(self._repo.merge_base(a, b))
+
+    def refs(self, prefix: str | bytes = b"") -> Iterator[Ref]:
+        """Return the refs under a prefix by rising name, HEAD left out."""
+        return self._loop.iterate(self._repo.refs(prefix))
+
+    def ref(self, name: str | bytes) -> Ref:
+        """Return one ref by its full name, or HEAD."""
+        return self._loop.run(self._repo.ref(name))
+
+    def stats(self) -> RepositoryStats:
+        """Return counts and sizes."""
+        return self._loop.run(self._repo.stats())
