@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SHARDGIT_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+WORKERS_MAX = 256
+DRAIN_MAX_S = 3_600.0
+# Variables that others read: the CLI, the build and the benches. Kubernetes sets SHARDGIT_PORT and
+# SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
+_NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,12 +39,19 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Check what the types do not."""
         for name in ("grpc", "http", "admin"):
             split_address(getattr(self, name), name)
-        if not 0 <= self.workers <= 256:
-            raise InvalidArgument("workers must be 0 to 256", workers=self.workers)
-        if self.log_level not in ("debug", "info", "warning", "error"):
-            raise InvalidArgument("log_level must be debug, info, warning or error", log_level=self.log_level)
-        if self.drain_s < 0:
-            raise InvalidArgument("drain_s must not be negative", drain_s=self.drain_s)
+        taken = [text for text in (self.grpc, self.http, self.admin) if not text.endswith(":0")]
+        if len(set(taken)) < len(taken):
+            raise InvalidArgument("two addresses are the same", addresses=", ".join(taken))
+        if not self.data:
+            raise InvalidArgument("data is empty")
+        if not 0 <= self.workers <= WORKERS_MAX:
+            raise InvalidArgument("workers is out of range", workers=self.workers, most=WORKERS_MAX)
+        if self.log_level not in LOG_LEVELS:
+            raise InvalidArgument(
+                "log_level is not known", log_level=self.log_level, known="|".join(LOG_LEVELS)
+            )
+        if not 0 <= self.drain_s <= DRAIN_MAX_S:
+            raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
 
     @property
     def folder(self) -> Path:
@@ -45,33 +59,64 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return Path(self.data)
 
 
-def split_address(text: str, name: str = "address") -> tuple[str, int]:
+def split_address(text: str, key: str = "address") -> tuple[str, int]:
     """Return host and port of HOST:PORT or [HOST]:PORT; InvalidArgument otherwise."""
     host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise InvalidArgument("not an address; write HOST:PORT", key=name, value=text)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise InvalidArgument("not an address; write HOST:PORT", key=key, value=text[:200])
     return host, int(port)
 
 
 def load_config(
-    file: Path | None, *, environment: Mapping[str, str] = os.environ, flags: Mapping[str, object] | None = None
+    file: Path | None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    flags: Mapping[str, object] | None = None,
 ) -> ServeConfig:
-    """Return the configuration; InvalidArgument names the key that is off."""
+    """Return the configuration; InvalidArgument names the key that is off and where it stands.
+
+    ``flags`` are values by key; None stands for a flag that was not given.
+    """
+    known = {field.name: field.type for field in msgspec.structs.fields(ServeConfig)}
     merged: dict[str, object] = {}
     if file is not None:
-        try:
-            merged |= tomllib.loads(file.read_text("utf-8"))
-        except OSError as cause:
-            raise InvalidArgument("configuration file cannot be read", path=str(file)) from cause
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-            raise InvalidArgument("configuration file is not TOML", path=str(file), cause=str(cause)) from cause
-    for field in msgspec.structs.fields(ServeConfig):
-        text = environment.get(PREFIX + field.name.upper())
-        if text is not None:
-            merged[field.name] = text
+        for key, value in _read(file).items():
+            if key not in known:
+                raise InvalidArgument("unknown configuration key", key=key[:200], path=str(file))
+            merged[key] = _typed(value, known[key], key, str(file), strict=True)
+    for name, text in environment.items():
+        if not name.startswith(PREFIX) or _NOT_OURS.fullmatch(name.removeprefix(PREFIX)):
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key not in known or name != name.upper():
+            raise InvalidArgument("unknown configuration variable", variable=name[:200])
+        merged[key] = _typed(text, known[key], key, name, strict=False)
     merged |= {key: value for key, value in (flags or {}).items() if value is not None}
+    return ServeConfig(**merged)  # type: ignore[arg-type]
+
+
+def _read(file: Path) -> dict[str, object]:
     try:
-        return msgspec.convert(merged, ServeConfig, strict=False)
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as cause:
+        raise InvalidArgument(
+            "configuration file cannot be read", path=str(file), cause=cause.strerror
+        ) from cause
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise InvalidArgument(
+            "configuration file is not TOML", path=str(file), cause=str(cause)
+        ) from cause
+
+
+def _typed(value: object, kind: object, key: str, source: str, *, strict: bool) -> object:
+    """Return the value as its key's type; text from the environment is read as a number."""
+    try:
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as cause:
-        raise InvalidArgument("configuration is off", cause=str(cause)) from cause
+        raise InvalidArgument(
+            "configuration value has the wrong type", key=key, source=source, cause=str(cause)
+        ) from cause

@@ -1,0 +1,48 @@
+# Everything works on a fresh Debian machine; "make setup" is part of every target.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
+
+.PHONY: help setup run test check format bench bench-smoke interop fuzz clean
+
+help: ## Print this.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
+
+setup: ## Make .venv, install what is missing, build the kernels and protobuf modules.
+	@.ci/setup
+
+run: setup ## Import REPO=path (else this project's own history, as demo) into ./data and serve it.
+	@REPO='$(REPO)' NAME='$(NAME)' .ci/demo
+
+test: setup ## Run all tests.
+	$(BIN)/pytest -q
+
+check: setup ## Formatting, lint, types, floors and kernel stubs.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/stubtest $(addprefix shardgit.,$(KERNELS))
+
+format: setup ## Format and sort imports in place.
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: setup ## Compare with git, as ratios; REPO=path, else a generated repository.
+	$(BIN)/python bench/run.py $(if $(REPO),--repo '$(REPO)')
+
+bench-smoke: setup ## The same on a small repository: does it run at all?
+	$(BIN)/python bench/run.py --smoke
+
+interop: setup ## Clone with git, dulwich and libgit2.
+	$(BIN)/pytest -q -m interop
+
+fuzz: setup ## Fuzz the kernels under AddressSanitizer; SECONDS_EACH=60.
+	@$(MAKE) --no-print-directory -C tests/fuzz
+
+clean: ## Remove all that was built; ./data stays.
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf src/*.egg-info src/shardgit/v1 src/shardgit/*.so src/shardgit/_*.c src/shardgit/_*.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
