@@ -7,7 +7,9 @@ import re
 from shardgit.errors import InvalidRefName
 from shardgit.limits import DEFAULT
 
-_FORBIDDEN = re.compile(rb"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^/|/$|\.$|(?:^|/)\.|\.lock(?:/|$)")
+_FORBIDDEN = re.compile(
+    rb"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|\A/|/\Z|\.\Z|(?:\A|/)\.|\.lock(?:/|\Z)"
+)
 
 
 def is_ref_name(name: bytes) -> bool:
@@ -16,7 +18,7 @@ def is_ref_name(name: bytes) -> bool:
 
 
 def check_ref_name(name: bytes, *, max_bytes: int = DEFAULT.ref_name_max_bytes) -> None:
-    """Raise InvalidRefName unless ``name`` is HEAD or a full ref name under refs/ of a sane length."""
+    """Raise InvalidRefName unless ``name`` is HEAD or a full name under refs/ of a sane length."""
     if len(name) > max_bytes:
         raise InvalidRefName("ref name is too long", bytes=len(name), limit=max_bytes)
     if name != b"HEAD" and not (name.startswith(b"refs/") and is_ref_name(name)):

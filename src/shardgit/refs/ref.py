@@ -31,6 +31,11 @@ class Ref:
     symbolic: bytes | None = None
     peeled: ObjectId | None = None
 
+    @property
+    def stands(self) -> bool:
+        """False for the mark of a deleted ref, which has neither target nor symbolic."""
+        return self.target is not None or self.symbolic is not None
+
 
 def encode_body(ref: Ref) -> bytes:
     """Return a ref's record without its name."""
@@ -43,23 +48,26 @@ def encode_body(ref: Ref) -> bytes:
     return bytes([Kind.DIRECT]) + ref.target
 
 
-def decode_body(name: bytes, data: bytes | memoryview, kind: HashKind) -> tuple[Ref, int]:
-    """Return the ref at the start of ``data`` and its length; a deleted one has neither target nor symbolic."""
-    try:
-        what = Kind(data[0])
-        size = kind.size
-        if what is Kind.SYMBOLIC:
-            (length,) = _U16.unpack_from(data, 1)
-            end = 3 + length
-            ref = Ref(name, symbolic=bytes(data[3:end]))
-        elif what is Kind.DELETED:
-            end, ref = 1, Ref(name)
-        else:
-            peeled = ObjectId(bytes(data[1 + size : 1 + 2 * size])) if what is Kind.PEELED else None
-            end = 1 + size * what
-            ref = Ref(name, target=ObjectId(bytes(data[1 : 1 + size])), peeled=peeled)
-    except (ValueError, IndexError, struct.error) as cause:
-        raise JournalCorrupt("ref record does not parse", bytes=len(data)) from cause
+def decode_body(name: bytes, data: bytes, at: int, size: int) -> tuple[Ref, int]:
+    """Return the ref at ``at`` and where it ends; ``size`` is the length of an id.
+
+    Errors: JournalCorrupt.
+    """
+    kind = data[at] if at < len(data) else 0
+    at += 1
+    if kind == Kind.DIRECT:
+        end = at + size
+        ref = Ref(name, ObjectId(data[at:end]))
+    elif kind == Kind.PEELED:
+        end = at + 2 * size
+        ref = Ref(name, ObjectId(data[at : at + size]), None, ObjectId(data[at + size : end]))
+    elif kind == Kind.SYMBOLIC and at + 2 <= len(data):
+        end = at + 2 + (data[at] | data[at + 1] << 8)
+        ref = Ref(name, symbolic=data[at + 2 : end])
+    elif kind == Kind.DELETED:
+        return Ref(name), at
+    else:
+        raise JournalCorrupt("ref record does not parse", kind=kind)
     if end > len(data):
         raise JournalCorrupt("ref record is cut short", bytes=len(data))
     return ref, end
@@ -74,7 +82,7 @@ def decode_row(name: bytes, data: bytes) -> Ref:
     """Return the ref in a loose row's value; JournalCorrupt when it is off."""
     if len(data) < 3 or data[0] != VERSION or data[1] not in (1, 2):
         raise JournalCorrupt("loose ref is off", bytes=len(data))
-    ref, end = decode_body(name, data[2:], HashKind(data[1]))
-    if end != len(data) - 2:
+    ref, end = decode_body(name, data, 2, HashKind(data[1]).size)
+    if end != len(data):
         raise JournalCorrupt("loose ref has bytes behind it", bytes=len(data))
     return ref

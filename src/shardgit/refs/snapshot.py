@@ -3,136 +3,184 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
-from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt
+from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.oid import BlockId, HashKind, PoolId
-from shardgit.refs.ref import Ref, decode_body, encode_body
+from shardgit.refs.page import PAGE_BYTES, PageWriter, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardgit.blocks.interface import BlockStore
+    from shardgit.refs.ref import Ref
 
-PAGE_FLAG = 1
-PAGE_BYTES = 256 << 10  # a page is parsed whole: 256 KiB is about 4,000 refs, 3 ms
 _ROOT = struct.Struct("<4sIQ")
 _ROOT_PAGE = struct.Struct("<32sIH")
-_PAGE = struct.Struct("<4sI")
-_NAME = struct.Struct("<H")
+_BATCH_FIRST, _BATCH_MAX = 16, 8_192  # refs decoded at once: a lookup wants one, a listing all
 
 
-def encode_snapshot(
-    refs: Iterable[Ref], *, pool: PoolId, hash_kind: HashKind
-) -> tuple[BlockId, list[tuple[BlockId, bytes]], int]:
-    """Return (root id, blocks to put, number of refs) of a snapshot over refs that are sorted by name."""
-    blocks: list[tuple[BlockId, bytes]] = []
-    pages: list[tuple[BlockId, int, bytes]] = []
-    rows: list[bytes] = []
-    first = b""
-    size = total = 0
+@dataclass(frozen=True, slots=True)
+class PageEntry:
+    """A page as its root names it."""
 
-    def finish(kind_flags: int, payload: bytes) -> BlockId:
-        length = HEADER_SIZE + len(payload)
-        data = new_header(BlockKind.REFS, hash_kind, pool, length, flags=kind_flags) + payload
-        made = block_id(data)
-        blocks.append((made, data))
-        return made
+    id: BlockId
+    count: int
+    first: bytes
 
-    def close_page() -> None:
-        pages.append((finish(PAGE_FLAG, _PAGE.pack(b"SGRP", len(rows)) + b"".join(rows)), len(rows), first))
 
-    for ref in refs:
-        row = _NAME.pack(len(ref.name)) + ref.name + encode_body(ref)
-        if rows and size + len(row) > PAGE_BYTES:
-            close_page()
-            rows, size = [], 0
-        if not rows:
-            first = ref.name
-        rows.append(row)
-        size += len(row)
-        total += 1
-    if rows:
-        close_page()
-    root = _ROOT.pack(b"SGRR", len(pages), total)
-    root += b"".join(_ROOT_PAGE.pack(page, count, len(name)) + name for page, count, name in pages)
-    return finish(0, root), blocks, total
+@dataclass(frozen=True, slots=True)
+class NewSnapshot:
+    """A snapshot about to be put: None as its root when it has no ref."""
+
+    root: BlockId | None
+    blocks: list[tuple[BlockId, bytes]]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
 class RefSnapshot:
-    """An opened snapshot: the root; pages are read when a name falls into them."""
+    """An opened snapshot: the root; a page is read when a name falls into it."""
 
     hash_kind: HashKind
-    count: int
-    pages: tuple[BlockId, ...]
+    pages: tuple[PageEntry, ...]
     firsts: tuple[bytes, ...]
     blocks: BlockStore
 
     @classmethod
     def open(cls, blocks: BlockStore, root: BlockId) -> RefSnapshot:
         """Read the root; DataLoss when it is missing, BlockCorrupt when it is off."""
-        data = _read(blocks, root)
+        (data,) = blocks.get_many_sync([root])
+        if data is None:
+            raise DataLoss("ref snapshot is missing", block=root.hex())
         header = parse_header(data, kind=BlockKind.REFS)
+        pages: list[PageEntry] = []
         try:
             magic, count, total = _ROOT.unpack_from(data, HEADER_SIZE)
             at = HEADER_SIZE + _ROOT.size
-            pages, firsts = [], []
             for _ in range(count):
-                page, _, length = _ROOT_PAGE.unpack_from(data, at)
-                at += _ROOT_PAGE.size
-                pages.append(BlockId(page))
-                firsts.append(data[at : at + length])
-                at += length
+                page, refs, length = _ROOT_PAGE.unpack_from(data, at)
+                at += _ROOT_PAGE.size + length
+                pages.append(PageEntry(BlockId(page), refs, data[at - length : at]))
         except struct.error as cause:
             raise BlockCorrupt("ref snapshot does not parse", block=root.hex()) from cause
-        if magic != b"SGRR" or header.flags or at != len(data) or any(a >= b for a, b in zip(firsts, firsts[1:], strict=False)):
+        firsts = tuple(page.first for page in pages)
+        rising = all(a < b for a, b in pairwise(firsts))
+        summed = sum(page.count for page in pages) == total
+        if magic != b"SGRR" or header.flags or at != len(data) or not (rising and summed and pages):
             raise BlockCorrupt("ref snapshot is off", block=root.hex())
-        return cls(header.hash_kind, total, tuple(pages), tuple(firsts), blocks)
+        return cls(header.hash_kind, tuple(pages), firsts, blocks)
 
     def range(self, low: bytes, high: bytes) -> Iterator[Ref]:
-        """Return the refs in low <= name < high, by rising name; only pages that can hold one are read."""
+        """Return the refs in low <= name < high by rising name; reads pages that can hold one."""
         at = max(bisect_right(self.firsts, low) - 1, 0)
+        batch = _BATCH_FIRST
         while at < len(self.pages) and self.firsts[at] < high:
-            for ref in self.page(at):
-                if ref.name >= high:
-                    return
-                if ref.name >= low:
-                    yield ref
-            at += 1
+            refs, more = self._take(at, low, high, batch)
+            yield from refs
+            if more:
+                low = refs[-1].name + b"\0"
+                batch = min(batch * 8, _BATCH_MAX)
+            else:
+                at += 1
 
     def get(self, name: bytes) -> Ref | None:
         """Return one ref, None when it is missing."""
         return next(self.range(name, name + b"\0"), None)
 
     def page(self, number: int) -> list[Ref]:
-        """Read and parse one page."""
-        data = _read(self.blocks, self.pages[number])
-        header = parse_header(data, kind=BlockKind.REFS)
-        found: list[Ref] = []
-        try:
-            magic, count = _PAGE.unpack_from(data, HEADER_SIZE)
-            at = HEADER_SIZE + _PAGE.size
-            view = memoryview(data)
-            for _ in range(count):
-                (length,) = _NAME.unpack_from(data, at)
-                name = data[at + 2 : at + 2 + length]
-                at += 2 + length
-                ref, used = decode_body(name, view[at:], self.hash_kind)
-                found.append(ref)
-                at += used
-        except (struct.error, JournalCorrupt) as cause:
-            raise BlockCorrupt("ref page does not parse", block=self.pages[number].hex()) from cause
-        if magic != b"SGRP" or header.flags != PAGE_FLAG or at != len(data) or not found or found[0].name != self.firsts[number]:
-            raise BlockCorrupt("ref page is off", block=self.pages[number].hex())
+        """Read one page whole."""
+        refs, _ = self._take(number, b"", b"\xff", self.pages[number].count)
+        if len(refs) != self.pages[number].count or refs[0].name != self.firsts[number]:
+            raise BlockCorrupt("ref page is not the one named", block=self.pages[number].id.hex())
+        return refs
+
+    def _take(self, number: int, low: bytes, high: bytes, most: int) -> tuple[list[Ref], bool]:
+        page = self.pages[number].id
+        found = self.blocks.use(page, lambda view: take(view, low, high, most))
+        if found is None:
+            raise DataLoss("page of a ref snapshot is missing", block=page.hex())
         return found
 
 
-def _read(blocks: BlockStore, block: BlockId) -> bytes:
-    (data,) = blocks.get_many_sync([block])
-    if data is None:
-        raise DataLoss("ref snapshot block is missing", block=block.hex())
-    return data
+class _Writer:
+    def __init__(self, pool: PoolId, hash_kind: HashKind) -> None:
+        self._pool = pool
+        self._hash_kind = hash_kind
+        self._page = PageWriter()
+        self._pages: list[PageEntry] = []
+        self._blocks: list[tuple[BlockId, bytes]] = []
+
+    @property
+    def small(self) -> bool:
+        """Whether the page begun is too small to be left behind."""
+        return self._page.count > 0 and self._page.size < PAGE_BYTES // 4
+
+    def add(self, ref: Ref) -> None:
+        if not self._page.add(ref):
+            self._close_page()
+            self._page.add(ref)
+
+    def keep(self, page: PageEntry) -> None:
+        self._close_page()
+        self._pages.append(page)
+
+    def _close_page(self) -> None:
+        page = self._page
+        if page.count:
+            made = self._put(page.block(self._pool, self._hash_kind))
+            self._pages.append(PageEntry(made, page.count, page.first))
+            self._page = PageWriter()
+
+    def _put(self, data: bytes) -> BlockId:
+        made = block_id(data)
+        self._blocks.append((made, data))
+        return made
+
+    def finish(self) -> NewSnapshot:
+        self._close_page()
+        count = sum(page.count for page in self._pages)
+        if not count:
+            return NewSnapshot(None, [], 0)
+        payload = _ROOT.pack(b"SGRR", len(self._pages), count) + b"".join(
+            _ROOT_PAGE.pack(page.id, page.count, len(page.first)) + page.first
+            for page in self._pages
+        )
+        length = HEADER_SIZE + len(payload)
+        root = self._put(new_header(BlockKind.REFS, self._hash_kind, self._pool, length) + payload)
+        return NewSnapshot(root, self._blocks, count)
+
+
+def new_snapshot(refs: Iterable[Ref], *, pool: PoolId, hash_kind: HashKind) -> NewSnapshot:
+    """Return a snapshot of refs that come by rising name."""
+    writer = _Writer(pool, hash_kind)
+    for ref in refs:
+        writer.add(ref)
+    return writer.finish()
+
+
+def fold(old: RefSnapshot, changes: Sequence[Ref], *, pool: PoolId) -> NewSnapshot:
+    """Return ``old`` with ``changes`` by rising name; a ref that does not stand is a deletion.
+
+    Pages that no change falls into are shared, not written anew.
+    """
+    writer = _Writer(pool, old.hash_kind)
+    names = [change.name for change in changes]
+    begin = 0
+    for number, page in enumerate(old.pages):
+        last = number + 1 == len(old.pages)
+        end = len(changes) if last else bisect_left(names, old.firsts[number + 1], begin)
+        if begin == end and not writer.small:
+            writer.keep(page)
+            continue
+        merged = {ref.name: ref for ref in old.page(number)}
+        merged.update((change.name, change) for change in changes[begin:end])
+        for name in sorted(merged):
+            if merged[name].stands:
+                writer.add(merged[name])
+        begin = end
+    return writer.finish()
