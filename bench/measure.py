@@ -1,0 +1,104 @@
+"""Measuring processes: CPU, wall, peak memory of our own; medians and ratios."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something cost. ``memory_bytes`` is the peak of anonymous and shared memory, mapped files left out."""
+
+    wall_s: float
+    cpu_s: float
+    memory_bytes: int = 0
+
+
+def memory_of(pid: int) -> int:
+    """Return RssAnon + RssShmem of a process in bytes, 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return sum(int(rows.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
+
+
+def cpu_of(pid: int) -> float:
+    """Return CPU seconds of a process and of its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / TICKS
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes below a process, itself first."""
+    found = [pid]
+    for at in found:
+        for task in Path(f"/proc/{at}/task").glob("*/children"):
+            try:
+                found += [int(word) for word in task.read_text().split() if int(word) not in found]
+            except OSError:
+                continue
+    return found
+
+
+class Peak:
+    """Samples the memory of a process tree every few milliseconds while it is entered."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.005):
+            self.bytes = max(self.bytes, sum(memory_of(pid) for pid in children_of(self.pid)))
+
+    def __enter__(self) -> Peak:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stop.set()
+        self._thread.join()
+
+
+def run(command: list[str], **words: object) -> Cost:
+    """Run a command to its end and return what it cost."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **words)  # type: ignore[call-overload]
+    with Peak(process.pid) as peak:
+        code = process.wait()
+    wall = time.monotonic() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if code:
+        raise SystemExit(f"{' '.join(command[:4])} ... failed with {code}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(wall, cpu, peak.bytes)
+
+
+def median(costs: Iterable[Cost]) -> Cost:
+    """Return the medians of each column."""
+    rows = list(costs)
+    return Cost(
+        statistics.median(row.wall_s for row in rows),
+        statistics.median(row.cpu_s for row in rows),
+        int(statistics.median(row.memory_bytes for row in rows)),
+    )

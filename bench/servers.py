@@ -1,0 +1,138 @@
+"""The servers that are compared, and a client that asks for a pack and throws it away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+LIGHTTPD = """
+server.document-root = "{root}"
+server.bind = "127.0.0.1"
+server.port = {port}
+server.modules = ("mod_setenv", "mod_alias", "mod_cgi")
+server.stream-response-body = 2
+server.pid-file = "{folder}/pid"
+server.errorlog = "{folder}/errors"
+setenv.set-environment = ("GIT_PROJECT_ROOT" => "{root}", "GIT_HTTP_EXPORT_ALL" => "1",
+  "GIT_CONFIG_COUNT" => "1", "GIT_CONFIG_KEY_0" => "safe.directory", "GIT_CONFIG_VALUE_0" => "*")
+alias.url = ("/" => "{backend}/")
+cgi.assign = ("" => "")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: the root of its processes, and the URL of the repository."""
+
+    name: str
+    pid: int
+    url: str
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(url: str) -> None:
+    for _ in range(400):
+        with contextlib.suppress(OSError), urlopen(f"{url}/info/refs?service=git-upload-pack"):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"server does not answer: {url}")
+
+
+@contextlib.contextmanager
+def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[Server]:
+    """Serve a store."""
+    ports = [free_port() for _ in range(3)]
+    words = [f"--{flag}=127.0.0.1:{port}" for flag, port in zip(("http", "grpc", "admin"), ports, strict=True)]
+    command = [sys.executable, "-m", "shardgit", "serve", "--data", str(store), f"--workers={workers}", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{ports[0]}/{name}.git"
+        _wait(url)
+        yield Server("shardgit", process.pid, url)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def http_backend(repository: Path, folder: Path) -> Iterator[Server]:
+    """Serve a bare repository by git http-backend behind lighttpd."""
+    binary = shutil.which("lighttpd") or "/usr/sbin/lighttpd"
+    backend = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip()
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "lighttpd.conf"
+    text = LIGHTTPD.format(root=repository.parent.resolve(), port=port, folder=folder.resolve(), backend=backend)
+    config.write_text(text.replace('("/" => ', '("/git/" => ').replace(f'"{backend}/")', f'"{backend}/git-http-backend/")'))
+    process = subprocess.Popen([binary, "-D", "-f", str(config)], env={**os.environ, "HOME": str(folder)})
+    try:
+        url = f"http://127.0.0.1:{port}/git/{repository.name}"
+        _wait(url)
+        yield Server("git http-backend", process.pid, url)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def line(text: bytes) -> bytes:
+    """Return a pkt-line."""
+    return b"%04x" % (len(text) + 4) + text
+
+
+def post(url: str, body: bytes) -> Request:
+    """Return a protocol v2 request."""
+    headers = {
+        "Content-Type": "application/x-git-upload-pack-request",
+        "Accept": "application/x-git-upload-pack-result",
+        "Git-Protocol": "version=2",
+    }
+    return Request(f"{url}/git-upload-pack", data=body, headers=headers)
+
+
+def tips(url: str) -> list[bytes]:
+    """Return the ids of all heads and tags, in hex."""
+    body = line(b"command=ls-refs\n") + b"0001" + line(b"ref-prefix refs/heads/\n") + line(b"ref-prefix refs/tags/\n")
+    with urlopen(post(url, body + b"0000")) as answer:
+        data = answer.read()
+    found: dict[bytes, None] = {}
+    at = 0
+    while at + 4 <= len(data):
+        length = int(data[at : at + 4], 16)
+        if length > 4:
+            found[data[at + 4 : at + length].split(b" ", 1)[0]] = None
+        at += max(length, 4)
+    return list(found)
+
+
+def clone_body(wants: list[bytes], haves: list[bytes] = []) -> bytes:  # noqa: B006
+    """Return the request of a clone (or of a fetch on top of ``haves``)."""
+    rows = [b"thin-pack\n", b"no-progress\n", b"ofs-delta\n"]
+    rows += [b"want " + oid + b"\n" for oid in wants] + [b"have " + oid + b"\n" for oid in haves] + [b"done\n"]
+    return line(b"command=fetch\n") + b"0001" + b"".join(map(line, rows)) + b"0000"
+
+
+def discard(url: str, body: bytes) -> int:
+    """Send a request and throw the answer away; returns its length."""
+    count = 0
+    with urlopen(post(url, body)) as answer:
+        while piece := answer.read(1 << 20):
+            count += len(piece)
+            tail = piece[-4:]
+    if tail != b"0000":
+        raise SystemExit("server's answer is cut short")
+    return count
