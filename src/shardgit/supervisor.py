@@ -1,80 +1,124 @@
-"""The supervisor: probes the ports, starts the workers, restarts one that dies, serves the admin port."""
+"""The supervisor: holds the ports, keeps the workers alive, serves the admin port."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest, multiprocess
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+    multiprocess,
+)
 
 from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
-from shardgit.errors import Refused
+from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
+from shardgit.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OWN = CollectorRegistry()
+REGISTRY = CollectorRegistry()
+WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=REGISTRY)
 WORKER_RESTARTS = Counter(
-    "shardgit_worker_restarts_total", "Workers that died and were started again.", registry=OWN
+    "shardgit_worker_restarts_total",
+    "Workers that died and were started again.",
+    registry=REGISTRY,
 )
+BUILD_INFO = Gauge(
+    "shardgit_build_info", "1, labelled with the version.", ["version"], registry=REGISTRY
+)
+ADDRESSES = ("grpc", "http", "admin")
+BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
+STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
 START_MAX_S = 60.0
+KILL_AFTER_S = 10.0  # past the drain
 
 
-def free_port(address: str, key: str) -> str:
-    """Return the address, port 0 replaced by a free port; Refused when somebody listens there.
+class Address:
+    """A listening address that is ours until ``close``; port 0 has become a free port.
 
-    The probe is made without SO_REUSEPORT: with it, two servers would share a port in silence.
+    The probe is made without SO_REUSEPORT: with it, two servers would share a port in silence. Then
+    a socket that never listens keeps the port for the workers, which share it.
     """
-    host, port = split_address(address, key)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def __init__(self, text: str, key: str) -> None:
+        host, port = split_address(text, key)
         try:
-            probe.bind((host, port))
-            probe.listen(1)
+            family, _, _, _, where = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
         except OSError as cause:
-            raise Refused("address is in use or not ours", key=key, address=address, cause=cause.strerror) from cause
-        found = probe.getsockname()[1]
-    return f"[{host}]:{found}" if ":" in host else f"{host}:{found}"
+            raise Refused("host does not resolve", key=key, address=text) from cause
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+                probe.listen(1)
+                where = probe.getsockname()
+            self._held = socket.socket(family, socket.SOCK_STREAM)
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._held.bind(where)
+        except OSError as cause:
+            if cause.errno == errno.EADDRINUSE:
+                raise Refused(
+                    "address is in use; is another server running?", key=key, address=text
+                ) from cause
+            raise Refused(
+                "address cannot be bound", key=key, address=text, cause=cause.strerror
+            ) from cause
+        self.text = f"[{host}]:{where[1]}" if ":" in host else f"{host}:{where[1]}"
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._held.close()
 
 
 class Supervisor:
-    """Keeps ``count`` workers alive until it is told to stop."""
+    """Keeps ``count`` workers alive until it is told to stop; ``ready`` is called once."""
 
-    def __init__(self, config: ServeConfig, count: int, metrics: str, ready: Callable[[ServeConfig], None]) -> None:
+    def __init__(
+        self, config: ServeConfig, *, count: int, metrics: str, ready: Callable[[], None]
+    ) -> None:
         self.config = config
         self.count = count
         self.metrics = metrics
         self.ready = ready
         self.stop = asyncio.Event()
-        self.alive: dict[int, asyncio.subprocess.Process] = {}
+        self.hurry = asyncio.Event()
+        self.serving: set[int] = set()
+        self._served: set[int] = set()  # workers that were ready at least once
+        self._readers = asyncio.Lock()
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; returns the exit code."""
+        """Serve until SIGTERM or SIGINT; returns the exit code. A second signal kills."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop.set)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self._told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         admin = await self._admin()
         code = 0
         try:
             async with asyncio.TaskGroup() as group:
-                started = [asyncio.Event() for _ in range(self.count)]
                 for number in range(self.count):
-                    group.create_task(self._keep(number, started[number]))
-                group.create_task(self._all(started))
+                    group.create_task(self._keep(number))
         except* Refused as failed:
             telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
             code = 1
@@ -82,103 +126,159 @@ class Supervisor:
             await admin.cleanup()
         return code
 
-    async def _all(self, started: list[asyncio.Event]) -> None:
-        for event in started:
-            await event.wait()
-        if not self.stop.is_set():
-            self.ready(self.config)
+    def _told_to_stop(self) -> None:
+        if self.stop.is_set():
+            self.hurry.set()
+        self.stop.set()
 
-    async def _keep(self, number: int, started: asyncio.Event) -> None:
+    def _hung_up(self) -> None:
+        """Stop when the terminal is gone; elsewhere the signal is kept for reloading."""
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._told_to_stop()
+        else:
+            telemetry.log().warning("sighup_ignored")
+
+    async def _keep(self, number: int) -> None:
         """Start worker ``number`` again and again until the stop."""
-        delay = 0.1
-        try:
-            while not self.stop.is_set():
-                begun = time.monotonic()
-                code = await self._one(number, started)
-                if self.stop.is_set():
-                    return
-                if not started.is_set():
-                    raise Refused("a worker does not start", worker=number, exit_code=code)
-                WORKER_RESTARTS.inc()
-                freed = await asyncio.to_thread(check_readers, self.config.folder)
-                telemetry.log().warning("worker_died", worker=number, exit_code=code, readers_freed=freed)
-                delay = 0.1 if time.monotonic() - begun > 60 else min(delay * 2, BACKOFF_MAX_S)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.stop.wait(), delay)
-        finally:
-            started.set()
+        delay = BACKOFF_MIN_S
+        while not self.stop.is_set():
+            begun = time.monotonic()
+            code = await self._one(number)
+            if self.stop.is_set():
+                return
+            if number not in self._served:
+                raise Refused("a worker does not start", worker=number, exit_code=code)
+            WORKER_RESTARTS.inc()
+            telemetry.log().warning("worker_died", worker=number, exit_code=code)
+            await self._free_readers()
+            steady = time.monotonic() - begun > STEADY_S
+            delay = BACKOFF_MIN_S if steady else min(delay * 2, BACKOFF_MAX_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self.stop.wait()
 
-    async def _one(self, number: int, started: asyncio.Event) -> int:
-        """Run one worker process to its end."""
+    async def _free_readers(self) -> None:
+        """Free the reader slots that a dead worker left; an old reader keeps pages from reuse."""
+        async with self._readers:  # an environment is open once in a process
+            try:
+                freed = await asyncio.to_thread(check_readers, self.config.folder)
+            except ShardgitError as error:
+                telemetry.log().error("reader_check_failed", error=str(error))
+            else:
+                telemetry.log().info("readers_freed", count=freed)
+
+    async def _one(self, number: int) -> int:
+        """Run one worker process to its end; returns its exit code."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-c",
-            "import sys, msgspec; from shardgit.config import ServeConfig; from shardgit.worker import main; "
-            "main(msgspec.json.decode(sys.argv[1], type=ServeConfig))",
+            "-P",
+            "-m",
+            "shardgit.worker",
             msgspec.json.encode(self.config).decode(),
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},
-            start_new_session=True,  # ctrl-C reaches the supervisor, which stops the workers in order
+            start_new_session=True,  # ctrl-C reaches the supervisor, which stops workers in order
         )
         assert process.stdout is not None
-        self.alive[number] = process
-        stopping = asyncio.ensure_future(self.stop.wait())
+        first_line = asyncio.ensure_future(process.stdout.readline())
         ended = asyncio.ensure_future(process.wait())
+        stopping = asyncio.ensure_future(self.stop.wait())
         try:
-            async with asyncio.timeout(START_MAX_S):
-                if await process.stdout.readline() == b"ready\n":
-                    started.set()
-            await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                process.terminate()
-                await asyncio.wait({ended}, timeout=self.config.drain_s + 10)
+            await asyncio.wait(
+                {first_line, stopping}, timeout=START_MAX_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if first_line.done() and first_line.result() == b"ready\n":
+                self._now_serving(number)
+                await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not ended.done():
-                process.kill()
+            self.serving.discard(number)
+            WORKERS.set(len(self.serving))
+            await self._end(process, ended)
+            first_line.cancel()
             stopping.cancel()
-            self.alive.pop(number, None)
-        multiprocess.mark_process_dead(process.pid, path=self.metrics)  # type: ignore[no-untyped-call]
-        return await ended
+            multiprocess.mark_process_dead(process.pid, path=self.metrics)  # type: ignore[no-untyped-call]
+        return ended.result()
+
+    def _now_serving(self, number: int) -> None:
+        self.serving.add(number)
+        self._served.add(number)
+        WORKERS.set(len(self.serving))
+        if len(self._served) == self.count and self.ready is not None:
+            announce, self.ready = self.ready, _nothing
+            announce()
+
+    async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:
+        """Ask a worker to drain and go; kill it when it takes too long or a second signal comes."""
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            hurry = asyncio.ensure_future(self.hurry.wait())
+            either: list[asyncio.Future[Any]] = [ended, hurry]
+            await asyncio.wait(
+                either,
+                timeout=self.config.drain_s + KILL_AFTER_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            hurry.cancel()
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.wait({ended})
 
     # ---- admin port ----
 
     async def _admin(self) -> web.AppRunner:
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/livez", self._live)
+        app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         host, port = split_address(self.config.admin)
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, reuse_port=True).start()
         return runner
 
     async def _metrics(self, _: web.Request) -> web.Response:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=self.metrics)  # type: ignore[no-untyped-call]
-        return web.Response(body=generate_latest(registry) + generate_latest(OWN), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        body = generate_latest(registry) + generate_latest(REGISTRY)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _live(self, _: web.Request) -> web.Response:
+    async def _livez(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
         if self.stop.is_set():
             return web.Response(status=503, text="draining\n")
-        missing = self.count - len(self.alive)
-        return web.Response(status=503 if missing else 200, text=f"{missing} workers missing\n" if missing else "ok\n")
+        text = f"{len(self.serving)} of {self.count} workers serve\n"
+        return web.Response(status=200 if self.serving else 503, text=text)
+
+
+def _nothing() -> None:
+    """Stand for what was announced already."""
 
 
 def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
-    """Serve a store until a signal; returns the exit code. ``ready`` is called once with the addresses in use."""
-    with tempfile.TemporaryDirectory(prefix="shardgit-metrics-") as metrics:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-        telemetry.configure(level=config.log_level)
-        addresses = {key: free_port(getattr(config, key), key) for key in ("grpc", "http", "admin")}
-        settled = msgspec.structs.replace(config, data=str(config.folder.resolve()), **addresses)
+    """Serve a store until a signal; returns the exit code.
+
+    ``ready`` is called once, with the addresses in use. Errors: Refused when an address is taken.
+    """
+    telemetry.configure(level=config.log_level)
+    BUILD_INFO.labels(VERSION).set(1)
+    with contextlib.ExitStack() as held:
+        texts: dict[str, str] = {}
+        for key in ADDRESSES:
+            address = Address(getattr(config, key), key)
+            held.callback(address.close)
+            texts[key] = address.text
+        settled = msgspec.structs.replace(config, data=str(config.folder.resolve()), **texts)
         count = config.workers or os.cpu_count() or 1
+        metrics = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))
 
         async def run() -> int:
-            return await Supervisor(settled, count, metrics, ready).run()
+            return await Supervisor(
+                settled, count=count, metrics=metrics, ready=lambda: ready(settled)
+            ).run()
 
         return uvloop.run(run())

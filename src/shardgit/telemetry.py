@@ -27,40 +27,29 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 
-WORKER_REGISTRY = CollectorRegistry()
-"""What workers count."""
-
-SUPERVISOR_REGISTRY = CollectorRegistry()
-"""What the supervisor counts."""
+REGISTRY = CollectorRegistry()
+"""What workers count. The supervisor's own metrics stand in supervisor.py: a worker that knew them
+would report them too."""
 
 REQUESTS = Counter(
     "shardgit_requests_total",
     "Requests by edge and result code.",
     ["edge", "code"],
-    registry=WORKER_REGISTRY,
+    registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "shardgit_request_seconds",
     "Time of requests, to the last byte.",
     ["edge"],
     buckets=_BUCKETS,
-    registry=WORKER_REGISTRY,
+    registry=REGISTRY,
 )
 REQUESTS_ACTIVE = Gauge(
     "shardgit_requests_active",
     "Requests under way.",
     ["edge"],
     multiprocess_mode="livesum",
-    registry=WORKER_REGISTRY,
-)
-WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=SUPERVISOR_REGISTRY)
-WORKER_RESTARTS = Counter(
-    "shardgit_worker_restarts_total",
-    "Workers that died and were started again.",
-    registry=SUPERVISOR_REGISTRY,
-)
-BUILD_INFO = Gauge(
-    "shardgit_build_info", "1, labelled with the version.", ["version"], registry=SUPERVISOR_REGISTRY
+    registry=REGISTRY,
 )
 
 

@@ -7,13 +7,16 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvloop
 from aiohttp import web
 
 from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
+from shardgit.errors import ShardgitError
 from shardgit.http.app import GitHttp
 from shardgit.node import open_store
 from shardgit.rpc.server import make_server
@@ -23,22 +26,35 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 BACKLOG = 1_024
+CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
+REFUSED_EXIT = 3
 
 
-def main(config: ServeConfig) -> None:
-    """Serve until SIGTERM or until the supervisor is gone, then drain."""
+def run_worker(config: ServeConfig) -> int:
+    """Serve until SIGTERM or until the supervisor is gone, then drain; returns the exit code."""
     telemetry.configure(level=config.log_level)
-    with open_store(config.folder) as store:
-        uvloop.run(_serve(config, store))
+    try:
+        with open_store(config.folder) as store:
+            uvloop.run(_serve(config, store))
+    except ShardgitError as error:
+        telemetry.log().error("worker_refused", error=str(error), reason=error.reason)
+        return REFUSED_EXIT
+    return 0
 
 
 async def _serve(config: ServeConfig, store: Store) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    # The supervisor holds the other end of standard input: at its end the worker is an orphan and goes.
-    loop.add_reader(sys.stdin.fileno(), stop.set)
+    orphan_watch = sys.stdin.fileno()
+
+    def leave() -> None:
+        loop.remove_reader(orphan_watch)  # at its end it is readable for ever
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, leave)
+    loop.add_signal_handler(signal.SIGINT, leave)
+    # The supervisor holds the other end of standard input: at its end the worker is an orphan.
+    loop.add_reader(orphan_watch, leave)
     host, port = split_address(config.http)
     runner = web.AppRunner(
         GitHttp(store, version=VERSION).app(),
@@ -51,12 +67,25 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     await web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG).start()
     server = await make_server(store, config.grpc)
     await server.start()
+    telemetry.log().info("worker_ready", pid=os.getpid())
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    telemetry.log().info("worker_ready", pid=os.getpid(), http=config.http, grpc=config.grpc)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe from here on
     await stop.wait()
     telemetry.log().info("worker_draining", pid=os.getpid())
+    _leave_at_last(config.drain_s + 2 * CLOSE_MAX_S)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(config.drain_s + 5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
             group.create_task(server.stop(config.drain_s))
             group.create_task(runner.cleanup())
+
+
+def _leave_at_last(seconds: float) -> None:
+    """End the process after that time, whatever its threads do: an orphan must not stay."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(msgspec.json.decode(sys.argv[1], type=ServeConfig)))
