@@ -15,7 +15,8 @@ import os
 import resource
 import struct
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import lmdb
@@ -24,10 +25,10 @@ from shardgit.errors import DataLoss, Internal, StorageFull, StoreBusy, Unavaila
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MAP_BYTES = 1 << 40
 READERS_MAX = 2_048
+LOCK_FILE_BYTES = READERS_MAX * 64 + 4_096  # 64 bytes a reader slot, and room for the mutexes
 PAGE_BYTES = 4_096
 FREE_TAIL_MAX = 1 << 20  # pages; a longer missing tail is not looked up in the free list
 PROBE_BYTES = 64 << 20  # less room than this explains a failed write
@@ -118,6 +119,31 @@ def _free_pages(opened: BinaryIO, root: int, present: int) -> set[int]:
     return free
 
 
+def _reserve_lock_file(folder: Path) -> None:
+    """Make the lock file with its blocks on the disk, unless there is one.
+
+    LMDB makes it sparse and maps it: on a full disk the first reader to touch a hole is killed by
+    SIGBUS. A file that is there is left alone: closing any handle of it would drop this process's
+    locks. Errors: StorageFull.
+    """
+    target = folder / "lock.mdb"
+    if target.exists():
+        return
+    handle, name = tempfile.mkstemp(dir=folder, prefix="lock-")
+    try:
+        os.posix_fallocate(handle, 0, LOCK_FILE_BYTES)
+        os.fchmod(handle, 0o644)
+        with suppress(FileExistsError):  # another process was faster
+            target.hardlink_to(name)
+    except OSError as cause:
+        if cause.errno in NO_SPACE:
+            raise StorageFull("no space left for the lock file", path=str(folder)) from cause
+        raise Unavailable("lock file was not made", path=str(target), cause=str(cause)) from cause
+    finally:
+        os.close(handle)
+        Path(name).unlink()
+
+
 class Environment:
     """One LMDB environment with one unnamed table. Never used across a fork."""
 
@@ -130,6 +156,7 @@ class Environment:
             # LMDB would quietly begin a new, empty database in an empty file.
             raise DataLoss("database file is missing or empty", path=str(self.file))
         check_size(self.file)
+        _reserve_lock_file(folder)
         try:
             self._environment = lmdb.open(
                 str(folder),
@@ -199,6 +226,13 @@ class Environment:
         except OSError as error:
             return error.errno in NO_SPACE
         return False
+
+    def trim(self) -> None:
+        """Give back to the disk what a commit that failed has appended past the last page."""
+        with self.write():  # the lock keeps other writers out
+            end = (int(self._environment.info()["last_pgno"]) + 1) * PAGE_BYTES
+            if self.file.stat().st_size > end:
+                os.truncate(self.file, end)
 
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction."""

@@ -46,6 +46,7 @@ class BlockHeader:
 
     def pack(self) -> bytes:
         """Return the header's bytes."""
+        assert len(self.pool) == len(self.nonce) == 16
         return _HEADER.pack(
             MAGIC,
             VERSION,
@@ -62,7 +63,7 @@ class BlockHeader:
 def new_header(
     kind: BlockKind, hash_kind: HashKind, pool: PoolId, length: int, *, flags: int = 0
 ) -> bytes:
-    """Return the header of a block of ``length`` bytes in all, with the time of now and a fresh nonce."""
+    """Return the header of a block of ``length`` bytes in all, born now, with a fresh nonce."""
     created_ms = time.time_ns() // 1_000_000
     return BlockHeader(kind, hash_kind, flags, length, pool, created_ms, os.urandom(16)).pack()
 

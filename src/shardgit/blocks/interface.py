@@ -15,13 +15,21 @@ T = TypeVar("T")
 class BlockStore(Protocol):
     """Immutable blocks by content id.
 
-    put_many returns once every block is durable; from then on get_many sees it in any process. Two puts of one id
-    carry equal bytes, so either may win. A missing id is None, not an error. Damaged bytes are BlockCorrupt, never
-    returned: a block is checked against its id the first time a process touches it. A put that meets a full disk or
-    map is StorageFull and leaves nothing of its batch behind in that shard.
+    put_many returns once every block is durable; from then on get_many sees it in any process. Two
+    puts of one id carry equal bytes, so either may win. A block that does not match its id or has a
+    broken header is BlockCorrupt, and nothing of its batch is stored.
 
-    The methods named ``_sync`` and ``use`` run in the calling thread (a worker's, never the event loop's); the others
-    are the same for the event loop.
+    A missing id is None, not an error. Damaged bytes are BlockCorrupt, never returned: a block is
+    checked against its id the first time a process touches it. Putting a damaged block again
+    repairs it.
+
+    A put that meets a full disk, map or size limit is StorageFull and leaves nothing of its batch
+    behind in that shard; all that was there stays readable.
+
+    The methods named ``_sync`` and ``use`` run in the calling thread (a worker's, never the event
+    loop's) and may be called from many threads at once; the others are the same for the event
+    loop. A cancelled call ends once its job has ended: a put that was cancelled has either
+    happened or not, and is safe to repeat. Nothing may be used across a fork.
     """
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
@@ -44,6 +52,8 @@ class BlockStore(Protocol):
         """Run ``job`` over a block's bytes where they lie; None when it is missing.
 
         The view dies with the call: a copy of what is needed, or a kernel's result, leaves it.
+        It is released behind the job; slices of it are not, and must not be kept. A job may be run
+        again over another replica, so it is free of effects or safe to repeat.
         """
         ...
 

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import uuid
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit.errors import AlreadyExists, InvalidArgument, NotAStore, Refused, StoreFormatUnknown
+from shardgit.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotAStore,
+    Refused,
+    StorageFull,
+    StoreBusy,
+    StoreFormatUnknown,
+)
+from shardgit.lmdbenv import NO_SPACE
+from shardgit.ring.builder import build
+from shardgit.ring.ring import RingShard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardgit.ring.ring import Ring
 
 FORMAT_FILE = "format"
+CREATING_FILE = "creating"
+IDENTITY_FILE = "shard.json"
 MAGIC = "shardgit store"
 VERSION = 1
 SHARDS_MAX = 256
+FILE_MAX_BYTES = 1 << 20
+_OF_A_SHARD = (IDENTITY_FILE, IDENTITY_FILE + ".new", "data.mdb", "lock.mdb")
+_OF_A_STORE = ("journal", "shards", "tmp")
+_OF_A_DISK = {"lost+found"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,76 +73,205 @@ def create_layout(
     folder: Path,
     *,
     shards: int = 1,
-    shard_paths: list[Path] | None = None,
+    shard_paths: Sequence[Path] | None = None,
     fill: Callable[[StoreLayout], None],
 ) -> StoreLayout:
     """Make the folders of a new store and let ``fill`` put the journal and the shards into them.
 
-    The format file comes last, so a crash before it leaves no store.
+    The format file comes last, so a crash before it leaves no store, and the next call clears what
+    the first one left. When ``fill`` raises, the folders are as they were.
 
-    Errors: AlreadyExists when a store is there, Refused when the folder holds something else, InvalidArgument.
+    Errors: AlreadyExists when a store is there, StoreBusy while another process makes one, Refused
+    when a folder holds something else, InvalidArgument, StorageFull.
     """
     if (folder / FORMAT_FILE).exists():
         raise AlreadyExists("a store exists there already", path=str(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused("folder is not empty", path=str(folder))
-    places = shard_paths or [folder / "shards" / f"{number:03}" for number in range(shards)]
-    if not 1 <= len(places) <= SHARDS_MAX:
-        raise InvalidArgument("a store has 1 to 256 shards", shards=len(places))
-    store_id = str(uuid.uuid4())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "journal").mkdir()
-    for number, path in enumerate(places):
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise Refused("shard folder is not empty", path=str(path))
-        write_identity(path, store_id, number)
-    fill(StoreLayout(folder, store_id, tuple(ShardPlace(n, path) for n, path in enumerate(places))))
-    rows = [{"number": number, "path": _stored_path(folder, path)} for number, path in enumerate(places)]
-    text = f"{MAGIC} {VERSION}\n" + json.dumps({"store": store_id, "shards": rows}, indent=2) + "\n"
-    _write_durably(folder / FORMAT_FILE, text)
+    places = _places(folder, shards, shard_paths)
+    try:
+        with _making(folder, places) as store_id:
+            layout = StoreLayout(folder, store_id, places)
+            layout.journal.mkdir()
+            layout.scratch.mkdir()
+            for place in places:
+                place.path.mkdir(parents=True, exist_ok=True)
+                write_identity(place.path, store_id, place.number)
+            fill(layout)
+            _sync(layout)
+            rows = [{"number": p.number, "path": _stored_path(folder, p.path)} for p in places]
+            facts = json.dumps({"store": store_id, "shards": rows}, indent=2)
+            # commit point: before it a crash leaves no store, after it a whole one.
+            _write_durably(folder / FORMAT_FILE, f"{MAGIC} {VERSION}\n{facts}\n")
+    except OSError as cause:
+        if cause.errno in NO_SPACE:
+            raise StorageFull("no space left for a store", path=str(folder)) from cause
+        raise Refused("store was not made", path=str(folder), cause=str(cause)) from cause
     return open_layout(folder)
 
 
 def open_layout(folder: Path) -> StoreLayout:
     """Read and check a store's folder.
 
-    Errors: NotAStore, StoreFormatUnknown for a newer version, Refused when a shard's disk is missing or swapped.
+    Errors: NotAStore, StoreFormatUnknown for another version, Refused when a shard's disk is
+    missing or swapped.
     """
-    try:
-        text = (folder / FORMAT_FILE).read_text("utf-8")
-    except OSError as cause:
-        raise NotAStore("no shardgit store there; make one with: shardgit init DIR", path=str(folder)) from cause
+    text = _read(folder)
     first, _, rest = text.partition("\n")
     magic, _, version = first.rpartition(" ")
-    if magic != MAGIC or not version.isdigit():
+    if magic != MAGIC or not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise NotAStore("folder's format file is not shardgit's", path=str(folder))
     if int(version) != VERSION:
-        raise StoreFormatUnknown("store has another format version", version=int(version), known=VERSION)
+        raise StoreFormatUnknown(
+            "store has another format version", version=int(version), known=VERSION
+        )
     try:
         facts = json.loads(rest)
-        store_id = str(facts["store"])
-        places = tuple(ShardPlace(int(row["number"]), folder / str(row["path"])) for row in facts["shards"])
-    except (ValueError, KeyError, TypeError) as cause:
+        store_id = str(uuid.UUID(facts["store"]))
+        places = tuple(ShardPlace(int(r["number"]), folder / r["path"]) for r in facts["shards"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise NotAStore("store's format file does not parse", path=str(folder)) from cause
+    if not places or len({place.number for place in places}) != len(places):
+        raise NotAStore("store's format file names no shard, or one twice", path=str(folder))
     for place in places:
         check_identity(place.path, store_id, place.number)
     return StoreLayout(folder, store_id, places)
 
 
+def initial_ring(layout: StoreLayout, *, replicas: int = 1, seed: int = 0) -> Ring:
+    """Return the first ring over a store's shards: equal weights, a zone for each disk.
+
+    Errors: InvalidArgument when there are fewer shards than replicas.
+    """
+    disks: dict[int, int] = {}
+    shards = []
+    for place in layout.shards:
+        zone = disks.setdefault(place.path.stat().st_dev, len(disks))
+        shards.append(RingShard(place.number, zone))
+    return build(shards, replicas=replicas, seed=seed)
+
+
 def write_identity(path: Path, store_id: str, number: int) -> None:
     """Write a shard's identity file."""
-    _write_durably(path / "shard.json", json.dumps({"store": store_id, "shard": number}) + "\n")
+    _write_durably(path / IDENTITY_FILE, json.dumps({"store": store_id, "shard": number}) + "\n")
 
 
 def check_identity(path: Path, store_id: str, number: int) -> None:
     """Refuse a shard folder that is missing or belongs to another store or number."""
     try:
-        facts = json.loads((path / "shard.json").read_text("utf-8"))
-    except (OSError, ValueError) as cause:
-        raise Refused("shard is not there; is its disk mounted?", shard=number, path=str(path)) from cause
+        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise Refused(
+            "shard is not there; is its disk mounted?", shard=number, path=str(path)
+        ) from cause
     if facts != {"store": store_id, "shard": number}:
         raise Refused("folder belongs to another shard or store", shard=number, path=str(path))
+
+
+def _places(
+    folder: Path, shards: int, shard_paths: Sequence[Path] | None
+) -> tuple[ShardPlace, ...]:
+    paths = shard_paths or [folder / "shards" / f"{number:03}" for number in range(shards)]
+    if not 1 <= len(paths) <= SHARDS_MAX:
+        raise InvalidArgument("a store has 1 to 256 shards", shards=len(paths))
+    resolved = [path.resolve() for path in paths]
+    own = {folder.resolve(), *(folder.resolve() / name for name in ("journal", "tmp", "shards"))}
+    for number, path in enumerate(resolved):
+        rest = own.union(resolved[:number])
+        inside = path.is_relative_to(folder.resolve() / "journal")
+        nested = any(path in other.parents for other in rest)
+        nested = nested or any(other in path.parents for other in resolved[:number])
+        if path in rest or inside or nested:
+            raise InvalidArgument("shards and journal want a folder each", path=str(path))
+    return tuple(ShardPlace(number, path) for number, path in enumerate(paths))
+
+
+@contextmanager
+def _making(folder: Path, places: tuple[ShardPlace, ...]) -> Iterator[str]:
+    """Hold the file that marks a store in the making; clear up when its making fails."""
+    was_there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / CREATING_FILE
+    left = {entry.name for entry in folder.iterdir()} - _OF_A_DISK
+    if left and CREATING_FILE not in left:
+        raise Refused("folder is not empty", path=str(folder))
+    with mark.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            raise StoreBusy("another process makes a store there", path=str(folder)) from cause
+        if (folder / FORMAT_FILE).exists():
+            raise AlreadyExists("a store exists there already", path=str(folder))
+        file.seek(0)
+        _clear_what_is_left(folder, file.read())
+        try:
+            for place in places:
+                _check_empty(place.path)
+            store_id = str(uuid.uuid4())
+            file.truncate(0)
+            file.write(json.dumps([store_id, *(str(p.path.resolve()) for p in places)]))
+            file.flush()
+            os.fsync(file.fileno())
+            yield store_id
+        except BaseException:
+            if not (folder / FORMAT_FILE).exists():
+                file.seek(0)
+                _clear_what_is_left(folder, file.read())
+                mark.unlink()
+                if not was_there:
+                    with suppress(OSError):
+                        folder.rmdir()
+            raise
+        mark.unlink()
+
+
+def _check_empty(path: Path) -> None:
+    if path.exists() and {entry.name for entry in path.iterdir()} - _OF_A_DISK:
+        raise Refused("shard folder is not empty", path=str(path))
+
+
+def _clear_what_is_left(folder: Path, text: str) -> None:
+    """Remove what a store in the making has put into its folders, and nothing else."""
+    try:
+        store_id, *paths = (str(part) for part in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        # Cut short before anything was made, or not ours.
+        if {entry.name for entry in folder.iterdir()} - _OF_A_DISK - {CREATING_FILE}:
+            raise Refused("folder is not empty", path=str(folder)) from None
+        return
+    for path in map(Path, paths):
+        try:
+            facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            facts = None
+        if isinstance(facts, dict) and facts.get("store") == store_id:
+            for own in [*(path / name for name in _OF_A_SHARD), *path.glob("lock-*")]:
+                own.unlink(missing_ok=True)
+    for name in _OF_A_STORE:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _read(folder: Path) -> str:
+    try:
+        with (folder / FORMAT_FILE).open("rb") as file:
+            return file.read(FILE_MAX_BYTES).decode("utf-8")
+    except OSError as cause:
+        if (folder / CREATING_FILE).exists():
+            message = "store was not made to its end; make it again with: shardgit init DIR"
+        else:
+            message = "no shardgit store there; make one with: shardgit init DIR"
+        raise NotAStore(message, path=str(folder)) from cause
+    except UnicodeDecodeError as cause:
+        raise NotAStore("folder's format file is not shardgit's", path=str(folder)) from cause
+
+
+def _sync(layout: StoreLayout) -> None:
+    """Make files and folder entries durable: LMDB syncs what it commits, not what it makes."""
+    folders = {layout.folder, layout.journal, layout.scratch}
+    for place in layout.shards:
+        folders.update((place.path, place.path.parent))
+    for folder in folders:
+        for file in (folder / "data.mdb", folder):
+            if file.exists():
+                _fsync(file)
 
 
 def _stored_path(folder: Path, path: Path) -> str:
@@ -137,7 +288,11 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     # commit point: before it the file is as it was, after it whole and new.
     fresh.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

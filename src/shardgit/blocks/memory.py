@@ -45,10 +45,14 @@ class MemoryBlocks(OnWorkers):
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore."""
         data = self.blocks.get(block)
-        return None if data is None else job(memoryview(data))
+        if data is None:
+            return None
+        with memoryview(data) as view:
+            return job(view)
 
     def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore."""
         for block in sorted(self.blocks):
-            if low <= partition_of(block) < high and block in self.blocks:
-                yield block, len(self.blocks[block])
+            data = self.blocks.get(block)
+            if data is not None and low <= partition_of(block) < high:
+                yield block, len(data)
