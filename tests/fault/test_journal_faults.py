@@ -303,3 +303,53 @@ def test_a_flipped_bit_in_a_row_is_never_an_answer(tmp_path: Path) -> None:
             journal.commit_sync([Compare(key, 0)], [Put(b"x", b"")])
         journal.close()
     assert caught > 250
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_anywhere_in_the_pages_is_never_a_wrong_answer(tmp_path: Path) -> None:
+    """Keys, pointers and branch pages too; in a child process, as LMDB may not survive it."""
+    truth = {b"R%07d/refs/heads/topic" % n: b"v%d" % n * 8 for n in range(2_000)}
+    journal = LmdbJournal(tmp_path / "j", create=True)
+    keys = list(truth)
+    for start in range(0, len(keys), 100):
+        journal.commit_sync([], [Put(key, truth[key]) for key in keys[start : start + 100]])
+    journal.close()
+    file = tmp_path / "j" / "data.mdb"
+    whole = file.read_bytes()
+    chance = random.Random(3)
+    outcomes: dict[int, int] = {}
+    for _ in range(100):
+        flipped = bytearray(whole)
+        flipped[chance.randrange(2 * PAGE_BYTES, len(whole))] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(answers_of(tmp_path / "j", truth, keys[::7]))
+            finally:
+                os._exit(99)
+        _, status = os.waitpid(child, 0)
+        outcome = os.waitstatus_to_exitcode(status)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    assert set(outcomes) <= {0, 1}, outcomes
+    assert outcomes[1] > 50
+
+
+def answers_of(folder: Path, truth: dict[bytes, bytes], keys: list[bytes]) -> int:
+    """Return 0 when all is as it was, 1 when damage was reported, 2 for a wrong answer."""
+    reported = 0
+    try:
+        journal = LmdbJournal(folder)
+        with journal.snapshot() as snapshot:
+            for key in keys:
+                try:
+                    row = snapshot.get(key)
+                    if row is None or row.value != truth[key]:
+                        return 2
+                except ShardgitError:
+                    reported = 1
+            if {row.key: row.value for row in snapshot.range(b"\0", END)} != truth:
+                return 2
+    except ShardgitError:
+        reported = 1
+    return reported
