@@ -353,3 +353,14 @@ def answers_of(folder: Path, truth: dict[bytes, bytes], keys: list[bytes]) -> in
     except ShardgitError:
         reported = 1
     return reported
+
+
+def test_commits_are_synced_and_the_file_is_not_written_through_the_map(tmp_path: Path) -> None:
+    journal = LmdbJournal(tmp_path / "j", create=True)
+    flags = journal._environment._environment.flags()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+    assert journal._environment._environment.info()["map_size"] == 1 << 40
+    assert journal._environment._environment.max_readers() >= 1_000
+    journal.close()
