@@ -570,11 +570,14 @@ cdef class PackFramer:
 
     cdef sg_hash hash
     cdef readonly bint sideband
-    cdef readonly uint64_t bytes_hashed
+    cdef readonly uint64_t bytes_framed
+    cdef bytes known
 
-    def __cinit__(self, int hash_kind, *, bint sideband):
+    def __cinit__(self, int hash_kind, *, bint sideband, bytes trailer=None):
+        """With ``trailer``, the hash of exactly this stream as it was framed before, nothing is hashed again."""
         sg_hash_init(&self.hash, hash_kind)
         self.sideband = sideband
+        self.known = trailer
 
     def frame(self, const uint8_t[::1] data not None, size_t start, size_t end):
         """Hash data[start:end] and return it as it goes to the client: hashed, copied and framed in one pass."""
@@ -582,13 +585,20 @@ cdef class PackFramer:
             raise IndexError(end)
         if start == end:
             return b""
-        return self._frame(&data[0] + start, end - start, True)
+        return self._frame(&data[0] + start, end - start, self.known is None)
+
+    def digest(self):
+        """Return the hash of all that was framed; once, at the end."""
+        cdef uint8_t digest[32]
+        if self.known is None:
+            sg_hash_final(&self.hash, digest)
+            self.known = PyBytes_FromStringAndSize(<char *>digest, <Py_ssize_t>sg_hash_size(self.hash.kind))
+        return self.known
 
     def trailer(self):
-        """Return the pack's trailer: the hash of all that was framed."""
-        cdef uint8_t digest[32]
-        sg_hash_final(&self.hash, digest)
-        return self._frame(digest, sg_hash_size(self.hash.kind), False)
+        """Return the pack's trailer as it goes to the client."""
+        cdef bytes digest = self.digest()
+        return self._frame(<const uint8_t *>PyBytes_AS_STRING(digest), <size_t>len(digest), False)
 
     cdef bytes _frame(self, const uint8_t *data, size_t n, bint hashed):
         cdef size_t packets = (n + PAYLOAD - 1) // PAYLOAD
@@ -596,7 +606,7 @@ cdef class PackFramer:
         cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
         cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(out)
         cdef size_t take
-        self.bytes_hashed += n
+        self.bytes_framed += n
         with nogil:
             while n:
                 take = n if n < PAYLOAD else PAYLOAD

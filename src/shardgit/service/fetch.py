@@ -98,7 +98,7 @@ class FetchSession(Look):
         options = TransferOptions(
             ofs_delta=request.ofs_delta, thin=request.thin_pack, sideband=request.sideband == 2
         )
-        return Transfer(self.view, wanted, have, options=options)
+        return Transfer(self.view, wanted, have, options=options, trailers=self.store.trailers)
 
     def _with_tags(self, wanted: bytes) -> bytes:
         """Add annotated tags whose object is sent."""

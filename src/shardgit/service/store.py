@@ -30,6 +30,7 @@ from shardgit.journal.records import (
     repository_key,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+from shardgit.pool.transfer import Trailers
 from shardgit.pool.view import PoolView
 from shardgit.refs.ref import Ref, encode_row
 from shardgit.service.names import check_repository_name
@@ -85,6 +86,7 @@ class Store:
         self.workers = workers
         self.limits = limits
         self.scratch = scratch
+        self.trailers = Trailers()
         self._views: OrderedDict[BlockId, PoolView] = OrderedDict()
         self._reach: OrderedDict[tuple[BlockId, bytes], bytes] = OrderedDict()
         self._lock = Lock()
