@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardgit.cli import objects, refs, repos, shards
-from shardgit.cli.context import DataOption, JsonOption, data_folder, failing, print_json
+from shardgit.cli.context import (
+    FAILED,
+    USAGE,
+    DataOption,
+    JsonOption,
+    UsageRefused,
+    failing,
+)
+from shardgit.cli.output import print_json
 
+if TYPE_CHECKING:
+    from shardgit.config import ServeConfig
+
+HELP = """The storage tier of a Git host: objects in shards, cloned by stock git.
+
+\b
+Start here:
+  shardgit init ./data
+  shardgit repo import demo ~/src/project
+  shardgit serve
+  git clone http://127.0.0.1:7421/demo.git
+
+Commands work on the store in --data DIR (SHARDGIT_DATA, else ./data), also while it is served, or
+through --server HOST:PORT (SHARDGIT_SERVER). Exit codes: 0 done, 1 refused or failed, 2 usage.
+"""
+COMPLETE_VARIABLE = "_SHARDGIT_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
 app = typer.Typer(
     name="shardgit",
-    help="The storage tier of a Git host: objects in shards, cloned by stock git.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,63 +54,94 @@ app.add_typer(shards.app, name="shard")
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new store; must be empty or missing.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the new store; empty or missing.")
+    ],
     shards: Annotated[int, typer.Option(min=1, max=256, help="Number of shards.")] = 1,
     shard_path: Annotated[
-        list[Path] | None, typer.Option(metavar="PATH", help="Folder of a shard, once for each; sets their number.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Folder of a shard, once for each; sets their number."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make an empty store.
 
-    Example: shardgit init ./data --shards 4
+    \b
+    Examples:
+      shardgit init ./data --shards 4
+      shardgit init ./data --shard-path /disk1/shard --shard-path /disk2/shard
     """
-    from shardgit.node import create_store
-
     with failing(json=json):
+        from shardgit.node import create_store
+
+        if shard_path and shards not in (1, len(shard_path)):
+            raise UsageRefused("--shards and --shard-path disagree", shards=shards)
         layout = create_store(folder, shards=shards, shard_paths=shard_path or None)
         if json:
-            print_json({"store": layout.store_id, "shards": [str(place.path) for place in layout.shards]})
+            paths = [str(place.path) for place in layout.shards]
+            print_json({"store": layout.store_id, "path": str(folder), "shards": paths})
         else:
-            typer.echo(f"made store {layout.store_id} with {len(layout.shards)} shard(s) in {folder}")
+            count = len(layout.shards)
+            typer.echo(f"made store {layout.store_id} with {count} shard(s) in {folder}")
 
 
 @app.command()
 def serve(
     data: DataOption = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file; SHARDGIT_* and flags win.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; one a core by default.")] = None,
-    grpc: Annotated[str | None, typer.Option(metavar="ADDR", help="Default 127.0.0.1:7420.")] = None,
-    http: Annotated[str | None, typer.Option(metavar="ADDR", help="Default 127.0.0.1:7421.")] = None,
-    admin: Annotated[str | None, typer.Option(metavar="ADDR", help="Default 127.0.0.1:7423.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check configuration and store, then leave.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file; SHARDGIT_* and flags win.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Worker processes; one a core by default.")
+    ] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="gRPC; default 127.0.0.1:7420.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Git over HTTP; default 127.0.0.1:7421.")
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Metrics, health; default 127.0.0.1:7423.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check configuration and store, start nothing.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve a store: git over HTTP, and gRPC.
+    """Serve a store: git over HTTP, and gRPC. SIGTERM and ctrl-C drain; a second one kills.
 
-    Example: shardgit serve --data ./data
+    \b
+    Examples:
+      shardgit serve --data ./data
+      shardgit serve --config /etc/shardgit.toml --check
     """
-    from shardgit.blocks.layout import open_layout
-    from shardgit.config import ServeConfig, load_config
-
     with failing(json=json):
-        flags = {"workers": workers, "grpc": grpc, "http": http, "admin": admin}
-        settled = load_config(config, flags={**flags, "data": str(data_folder(data)) if data else None})
+        from shardgit.blocks.layout import open_layout
+        from shardgit.config import load_config
+        from shardgit.errors import InvalidArgument
+
+        flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "admin": admin}
+        flags["data"] = str(data) if data else None
+        try:
+            settled = load_config(config, flags=flags)
+        except InvalidArgument as error:
+            raise UsageRefused(error.message, **error.facts) from error
         layout = open_layout(settled.folder)
         if check:
             if json:
-                print_json({"ok": True, "store": layout.store_id})
+                print_json({"store": layout.store_id, **_plain(settled)})
             else:
-                typer.echo(f"configuration and store {layout.store_id} are fine")
+                typer.echo(f"configuration is sound; store {layout.store_id} in {settled.data}")
             return
+        from shardgit.supervisor import serve as supervise
 
         def ready(now: ServeConfig) -> None:
             if json:
-                print_json({"http": now.http, "grpc": now.grpc, "admin": now.admin})
+                print_json(_plain(now))
             else:
-                typer.echo(f"serving {settled.folder}: http://{now.http}/NAME.git, gRPC on {now.grpc}, admin on {now.admin}")
-
-        from shardgit.supervisor import serve as supervise
+                typer.echo(
+                    f"serving on http://{now.http}/NAME.git, gRPC {now.grpc}, admin http://{now.admin}/"
+                )
 
         raise typer.Exit(supervise(settled, ready=ready))
 
@@ -91,29 +149,83 @@ def serve(
 @app.command()
 def version(json: JsonOption = False) -> None:
     """Print the version and what the kernels are built with."""
-    from shardgit._fastpack import features
-    from shardgit.version import VERSION
+    with failing(json=json):
+        from shardgit._fastpack import features
+        from shardgit.version import VERSION
 
-    facts = features()
-    if json:
-        print_json({"version": VERSION, **facts})
-    else:
-        typer.echo(f"shardgit {VERSION}\ninflate: {facts['inflate']}\nhash: {facts['hash']}\nzlib: {facts['zlib']}")
+        facts = features()
+        if json:
+            print_json({"version": VERSION, **facts})
+            return
+        typer.echo(f"shardgit {VERSION}")
+        for key, value in facts.items():
+            typer.echo(f"{key}: {value}")
 
 
 @app.command()
-def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")] = "bash") -> None:
-    """Print a completion script: eval "$(shardgit completion bash)"."""
-    from typer._completion_shared import get_completion_script
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")] = "bash",
+) -> None:
+    """Print a completion script.
 
-    from shardgit.errors import InvalidArgument
-
+    \b
+    Examples:
+      eval "$(shardgit completion bash)"
+      shardgit completion fish > ~/.config/fish/completions/shardgit.fish
+    """
     with failing():
-        if shell not in ("bash", "zsh", "fish"):
-            raise InvalidArgument("no completion for that shell", shell=shell)
-        typer.echo(get_completion_script(prog_name="shardgit", complete_var="_SHARDGIT_COMPLETE", shell=shell))
+        from typer._completion_shared import get_completion_script
+
+        if shell not in SHELLS:
+            raise UsageRefused("no completion for that shell", shell=shell, known="|".join(SHELLS))
+        typer.echo(
+            get_completion_script(prog_name="shardgit", complete_var=COMPLETE_VARIABLE, shell=shell)
+        )
+
+
+def _plain(config: ServeConfig) -> dict[str, object]:
+    from msgspec.structs import asdict
+
+    return asdict(config)
 
 
 def main() -> None:
-    """Run the command."""
-    app(prog_name="shardgit")
+    """Run the command; usage errors take one line, and nothing ends in a traceback."""
+    if COMPLETE_VARIABLE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()
+    try:
+        code = app(prog_name="shardgit", standalone_mode=False)
+    except typer.Abort:
+        _say("interrupted")
+        code = FAILED
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = FAILED
+    except Exception as error:
+        code = _unexpected(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: Exception) -> int:
+    # Typer brings its own copy of click from some version on, so its usage errors are known by
+    # what they can do.
+    tell = getattr(error, "format_message", None)
+    if tell is not None:
+        text = tell()
+        if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help itself
+            sys.stderr.write(f"{text}\n")
+            return USAGE
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "shardgit"
+        _say(f"{text.rstrip('.')} (see {where} --help)")
+        return USAGE
+    if os.environ.get("SHARDGIT_DEBUG"):
+        raise error
+    _say(f"internal error (cause={type(error).__name__}: {error}; SHARDGIT_DEBUG=1 tells more)")
+    return FAILED
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"shardgit: {' '.join(text.split())}\n")

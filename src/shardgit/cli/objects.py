@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli.context import (
-    DataOption,
-    JsonOption,
-    ServerOption,
-    connected,
-    failing,
-    opened,
-    print_json,
-    server_address,
-)
+from shardgit.cli.context import DataOption, JsonOption, ServerOption, failing, reached
+from shardgit.cli.output import print_json, print_json_rows
 
-app = typer.Typer(help="Objects.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from shardgit.cli.backend import ObjectRow
+
+app = typer.Typer(help="Read objects.", no_args_is_help=True)
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO")]
 RevisionArgument = Annotated[
-    str, typer.Argument(metavar="OID-or-REV[:PATH]", help="An id, a unique start of one, or main~2:README.md.")
+    str,
+    typer.Argument(
+        metavar="OID-or-REV[:PATH]", help="An id, a unique start of one, or main~2:README.md."
+    ),
 ]
 NAMES = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}
 
@@ -34,34 +32,24 @@ def get(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write an object's bytes to standard output (with --json: base64).
+    """Write an object's bytes to standard output; with --json they stand there as base64.
 
-    Example: shardgit object get demo main:README.md
+    \b
+    Examples:
+      shardgit object get demo HEAD
+      shardgit object get demo main:README.md
+      shardgit object get demo v1.0^{tree} --json
     """
-    import base64
+    with failing(json=json), reached(server, data) as store:
+        row, pieces = store.open(repo, revision)
+        if json:
+            from base64 import b64encode
 
-    from shardgit.service.reading import Reading
-
-    with failing(json=json):
-        out = sys.stdout.buffer
-        if address := server_address(server, data):
-            with connected(address) as client:
-                facts, pieces = client.repo(repo).open(revision)
-                oid, kind, size = facts.id, facts.type, facts.size
-                body = b"".join(pieces) if json else None
-                for piece in () if json else pieces:
-                    out.write(piece)
-        else:
-            with opened(data) as store:
-                reading = Reading(store, repo)
-                info, pieces = reading.stream(reading.resolve(revision))
-                oid, kind, size = info.id, info.type, info.size
-                body = b"".join(pieces) if json else None
-                for piece in () if json else pieces:
-                    out.write(piece)
-        out.flush()
-        if body is not None:
-            print_json({"id": oid, "type": NAMES[kind], "size": size, "data": base64.b64encode(body).decode()})
+            body = b64encode(b"".join(pieces)).decode("ascii")
+            print_json({**_plain(row), "data": body})
+            return
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
 
 
 @app.command()
@@ -72,46 +60,40 @@ def info(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print an object's id, type and size."""
-    from shardgit.service.reading import Reading
+    """Print an object's id, type and size.
 
-    with failing(json=json):
-        if address := server_address(server, data):
-            with connected(address) as client:
-                facts, _ = client.repo(repo).open(revision)
-                oid, kind, size = facts.id, facts.type, facts.size
-        else:
-            with opened(data) as store:
-                reading = Reading(store, repo)
-                found, _ = reading.stream(reading.resolve(revision))
-                oid, kind, size = found.id, found.type, found.size
+    \b
+    Example:
+      shardgit object info demo main:README.md
+    """
+    with failing(json=json), reached(server, data) as store:
+        row, _ = store.open(repo, revision)
         if json:
-            print_json({"id": oid, "type": NAMES[kind], "size": size})
+            print_json(_plain(row))
         else:
-            typer.echo(f"{oid.hex()} {NAMES[kind]} {size}")
+            typer.echo(_line(row))
 
 
 @app.command("list")
 def list_(
-    repo: RepoArgument, data: DataOption = None, server: ServerOption = None, json: JsonOption = False
+    repo: RepoArgument,
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """List all objects that the refs reach: id, type, size. With --json one object a line."""
-    import json as json_module
+    """List all objects that the refs reach: id, type, size."""
+    with failing(json=json), reached(server, data) as store:
+        rows = store.objects(repo)
+        if json:
+            print_json_rows("objects", map(_plain, rows))
+            return
+        for row in rows:
+            sys.stdout.write(_line(row) + "\n")
 
-    from shardgit.service.reading import Reading
 
-    def show(oid: bytes, kind: int, size: int) -> None:
-        row = {"id": oid.hex(), "type": NAMES[kind], "size": size}
-        sys.stdout.write(json_module.dumps(row) + "\n" if json else f"{oid.hex()} {NAMES[kind]} {size}\n")
+def _plain(row: ObjectRow) -> dict[str, object]:
+    return {"id": row.id.hex(), "type": NAMES[row.type], "size": row.size}
 
-    with failing(json=json):
-        if address := server_address(server, data):
-            with connected(address) as client:
-                for one in client.repo(repo).list_objects():
-                    show(one.id, one.type, one.size)
-        else:
-            with opened(data) as store:
-                for some in Reading(store, repo).all_infos():
-                    for one in some:
-                        show(one.id, one.type, one.size)
-        sys.stdout.flush()
+
+def _line(row: ObjectRow) -> str:
+    return f"{row.id.hex()} {NAMES[row.type]} {row.size}"

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli.context import (
-    DataOption,
-    JsonOption,
-    ServerOption,
-    connected,
-    failing,
-    opened,
-    print_json,
-    server_address,
-)
+from shardgit.cli.context import DataOption, JsonOption, ServerOption, failing, reached
+from shardgit.cli.output import print_json, print_json_rows, print_line
 
 if TYPE_CHECKING:
-    from shardgit.protocol.upload_pack import AdvertisedRef
+    from shardgit.cli.backend import RefRow
 
-app = typer.Typer(help="Refs.", no_args_is_help=True)
+app = typer.Typer(help="Read refs.", no_args_is_help=True)
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO")]
 
 
@@ -32,62 +25,52 @@ def list_(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List refs with what they name, as git for-each-ref does."""
-    with failing(json=json):
-        found = [ref for ref in _all(repo, prefix, server_address(server, data), data) if ref.name != b"HEAD"]
+    """List refs with the ids that they name, by rising name.
+
+    \b
+    Example:
+      shardgit ref list demo --prefix refs/tags/
+    """
+    with failing(json=json), reached(server, data) as store:
+        rows = store.refs(repo, os.fsencode(prefix))
         if json:
-            print_json({"refs": [_plain(ref) for ref in found]})
+            print_json_rows("refs", map(_plain, rows))
             return
-        for ref in found:
-            typer.echo(f"{ref.target.hex() if ref.target else '-'} {ref.name.decode('utf-8', 'replace')}")
+        for ref in rows:
+            print_line(f"{ref.target.hex() if ref.target else '-'} {_text(ref.name)}")
 
 
 @app.command()
 def get(
     repo: RepoArgument,
-    name: Annotated[str, typer.Argument(metavar="REF", help="Full name, such as refs/heads/main, or HEAD.")],
+    name: Annotated[
+        str, typer.Argument(metavar="REF", help="Full name, such as refs/heads/main, or HEAD.")
+    ],
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print what a ref names."""
-    from shardgit.errors import RefMissing
+    """Print the id that a ref names.
 
-    with failing(json=json):
-        found = [ref for ref in _all(repo, name, server_address(server, data), data) if ref.name == name.encode()]
-        if not found:
-            raise RefMissing("ref does not exist", ref=name, repository=repo)
+    \b
+    Example:
+      shardgit ref get demo HEAD --json
+    """
+    with failing(json=json), reached(server, data) as store:
+        found = store.ref(repo, os.fsencode(name))
         if json:
-            print_json(_plain(found[0]))
+            print_json(_plain(found))
+        elif found.target is not None:
+            typer.echo(found.target.hex())
         else:
-            target = found[0].target
-            typer.echo(target.hex() if target else f"unborn: {(found[0].symbolic or b'').decode('utf-8', 'replace')}")
+            print_line(f"unborn, points to {_text(found.symbolic or b'')}")
 
 
-def _all(repo: str, prefix: str, address: str | None, data: object) -> list[AdvertisedRef]:
-    from pathlib import Path
-
-    from shardgit.service.fetch import advertised
-
-    if address:
-        with connected(address) as client:
-            remote = client.repo(repo)
-            found = [remote.ref(b"HEAD")] if prefix == "HEAD" else remote.refs(prefix=prefix)
-            return [_advertised(ref) for ref in found]
-    assert data is None or isinstance(data, Path)
-    with opened(data) as store:
-        return advertised(store, repo, (prefix.encode(),) if prefix else ())
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
-def _advertised(ref: object) -> AdvertisedRef:
-    from shardgit.client import Ref
-    from shardgit.protocol.upload_pack import AdvertisedRef
-
-    assert isinstance(ref, Ref)
-    return AdvertisedRef(ref.name, ref.target, ref.peeled, ref.symbolic)
-
-
-def _plain(ref: AdvertisedRef) -> dict[str, str | None]:
+def _plain(ref: RefRow) -> dict[str, str | None]:
     return {
         "name": ref.name.decode("utf-8", "replace"),
         "target": ref.target.hex() if ref.target else None,

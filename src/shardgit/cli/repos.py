@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardgit.cli.context import (
+    FAILED,
     DataOption,
     JsonOption,
     ServerOption,
-    connected,
+    UsageRefused,
     failing,
-    human_bytes,
-    local_only,
-    opened,
-    print_json,
-    print_table,
-    progress_bar,
-    server_address,
+    opened_here,
+    reached,
 )
+from shardgit.cli.output import human_bytes, print_json, print_json_rows, print_table, progress_bar
 
-app = typer.Typer(help="Repositories.", no_args_is_help=True)
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")]
+if TYPE_CHECKING:
+    from shardgit.service.repositories import RepositoryInfo
+
+app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
+]
 
 
 @app.command()
@@ -34,19 +38,18 @@ def create(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make an empty repository."""
+    """Make an empty repository; its HEAD is refs/heads/main.
+
+    \b
+    Example:
+      shardgit repo create team/project
+    """
     from shardgit.oid import HashKind
-    from shardgit.service.repositories import Repositories
 
     with failing(json=json):
         kind = HashKind.from_git_name(object_format)
-        if address := server_address(server, data):
-            with connected(address) as client:
-                info = client.create(name, object_format=object_format)
-        else:
-            with opened(data) as store:
-                info = Repositories(store).create(name, kind)
-        _print(info, json=json, text=f"made repository {name}")
+        with reached(server, data) as store:
+            _print(store.create(name, kind), json=json, text=f"made repository {name}")
 
 
 @app.command("list")
@@ -56,50 +59,36 @@ def list_(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List repositories."""
-    from shardgit.service.repositories import PAGE, Repositories
-
-    with failing(json=json):
-        if address := server_address(server, data):
-            with connected(address) as client:
-                found = list(client.repositories(prefix=prefix))
-        else:
-            found = []
-            with opened(data) as store:
-                while True:
-                    some = Repositories(store).list(prefix=prefix, after=found[-1].name if found else "")
-                    found += some
-                    if len(some) < PAGE:
-                        break
+    """List repositories by name."""
+    with failing(json=json), reached(server, data) as store:
+        found = store.repositories(prefix)
         if json:
-            print_json({"repositories": [_plain(info) for info in found]})
+            print_json_rows("repositories", map(_plain, found))
         else:
-            print_table(["NAME", "FORMAT", "HEAD"], [[one.name, one.hash_kind.git_name, one.head] for one in found])
+            rows: list[list[object]] = [
+                [one.name, one.hash_kind.git_name, one.head] for one in found
+            ]
+            print_table(["NAME", "FORMAT", "HEAD"], rows)
 
 
 @app.command()
 def show(
-    name: NameArgument, data: DataOption = None, server: ServerOption = None, json: JsonOption = False
+    name: NameArgument,
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Show a repository: counts and sizes."""
-    from shardgit.service.repositories import Repositories
-
-    with failing(json=json):
-        if address := server_address(server, data):
-            with connected(address) as client:
-                info, stats = client.repository(name), client.repo(name).stats()
-        else:
-            with opened(data) as store:
-                info, stats = Repositories(store).get(name), Repositories(store).stats(name)
+    with failing(json=json), reached(server, data) as store:
+        info, stats = store.repository(name), store.stats(name)
         if json:
-            from dataclasses import asdict
-
             print_json({**_plain(info), **asdict(stats)})
             return
-        typer.echo(f"{info.name}  ({info.hash_kind.git_name}, HEAD -> {info.head})")
+        typer.echo(f"{info.name}  ({info.hash_kind.git_name}, HEAD {info.head})")
         typer.echo(f"objects     {stats.objects:,} ({stats.reachable_objects:,} reachable)")
         typer.echo(f"refs        {stats.refs:,}")
-        typer.echo(f"stored      {human_bytes(stats.stored_bytes)} in {stats.segments:,} segments, {stats.runs} runs")
+        stored = human_bytes(stats.stored_bytes)
+        typer.echo(f"stored      {stored} in {stats.segments:,} segments, {stats.runs:,} runs")
         typer.echo(f"generation  {stats.generation}")
 
 
@@ -112,38 +101,26 @@ def rename(
     json: JsonOption = False,
 ) -> None:
     """Give a repository another name."""
-    from shardgit.service.repositories import Repositories
-
-    with failing(json=json):
-        if address := server_address(server, data):
-            with connected(address) as client:
-                info = client.rename(name, new_name)
-        else:
-            with opened(data) as store:
-                info = Repositories(store).rename(name, new_name)
-        _print(info, json=json, text=f"renamed {name} to {new_name}")
+    with failing(json=json), reached(server, data) as store:
+        _print(store.rename(name, new_name), json=json, text=f"renamed {name} to {new_name}")
 
 
 @app.command()
 def delete(
     name: NameArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Delete a repository. Its objects stay until gc's grace period is over."""
-    from shardgit.service.repositories import Repositories
-
-    with failing(json=json):
-        if not yes and not json:
-            typer.confirm(f"delete repository {name}?", abort=True)
-        if address := server_address(server, data):
-            with connected(address) as client:
-                client.delete(name)
-        else:
-            with opened(data) as store:
-                Repositories(store).delete(name)
+    """Delete a repository. Its objects stay in the store until gc, which comes later."""
+    with failing(json=json), reached(server, data) as store:
+        if not yes:
+            if json or not sys.stdin.isatty():
+                raise UsageRefused("deleting needs --yes where nobody can be asked")
+            store.repository(name)
+            typer.confirm(f"delete repository {name}?", abort=True, err=True)
+        store.delete(name)
         if json:
             print_json({"deleted": name})
         else:
@@ -153,29 +130,37 @@ def delete(
 @app.command("import")
 def import_(
     name: NameArgument,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Path of a Git repository, or a URL that git reads.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Path of any Git repository, or a URL that git can clone."
+        ),
+    ],
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Import a Git repository; a second import brings what is new.
+    """Import a Git repository; importing again brings what is new.
 
-    The repository is made when it is missing; afterwards its refs are those of the source.
+    The repository is made when it is missing. Afterwards its refs are those of the source. Works on
+    the store's folder, also while a server runs on it.
 
-    Example: shardgit repo import demo ~/src/project --data ./data
+    \b
+    Examples:
+      shardgit repo import demo ~/src/project
+      shardgit repo import demo https://example.org/project.git --data ./data
     """
-    from shardgit.service.importing import import_repository
+    with failing(json=json), opened_here(server, data, "repo import") as store:
+        from shardgit.service.importing import import_repository
 
-    with failing(json=json):
-        local_only(server_address(server, data), "repo import")
-        with opened(data) as store, progress_bar(quiet=json) as report:
+        with progress_bar(quiet=json) as report:
             done = import_repository(store, name, source, progress=report)
         if json:
             print_json(done)
             return
         typer.echo(
-            f"imported {done.objects:,} new objects ({human_bytes(done.stored_bytes)}) and {done.refs:,} refs "
-            f"into {name} in {done.seconds:.1f} s"
+            f"imported {done.objects:,} new objects ({human_bytes(done.stored_bytes)} stored), "
+            f"{done.refs:,} refs into {name} in {done.seconds:.1f} s"
         )
         if done.objects_unreachable:
             typer.echo(f"left out {done.objects_unreachable:,} objects that no ref reaches")
@@ -184,52 +169,58 @@ def import_(
 @app.command()
 def export(
     name: NameArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new bare repository.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The new bare repository; must not exist.")
+    ],
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a repository as a bare Git repository, every object checked."""
-    from shardgit.service.exporting import export_repository
+    """Write a repository as a bare Git repository, every object checked.
 
-    with failing(json=json):
-        local_only(server_address(server, data), "repo export")
-        with opened(data) as store, progress_bar(quiet=json) as report:
+    \b
+    Example:
+      shardgit repo export demo demo.git && git -C demo.git fsck --strict
+    """
+    with failing(json=json), opened_here(server, data, "repo export") as store:
+        from shardgit.service.exporting import export_repository
+
+        with progress_bar(quiet=json) as report:
             done = export_repository(store, name, folder, progress=report)
         if json:
             print_json(done)
-        else:
-            typer.echo(
-                f"exported {done.objects:,} objects and {done.refs:,} refs to {folder} "
-                f"({human_bytes(done.pack_bytes)}) in {done.seconds:.1f} s"
-            )
+            return
+        typer.echo(
+            f"exported {done.objects:,} objects ({human_bytes(done.pack_bytes)}), "
+            f"{done.refs:,} refs to {folder} in {done.seconds:.1f} s"
+        )
 
 
 @app.command()
 def verify(
-    name: NameArgument, data: DataOption = None, server: ServerOption = None, json: JsonOption = False
+    name: NameArgument,
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Make every object anew, compare its id, and follow all links."""
-    from shardgit.operate.verify import verify_repository
+    """Make every object anew, compare its id, and follow all links; exit code 1 on damage."""
+    with failing(json=json), opened_here(server, data, "repo verify") as store:
+        from shardgit.operate.verify import verify_repository
 
-    with failing(json=json):
-        local_only(server_address(server, data), "repo verify")
-        with opened(data) as store, progress_bar(quiet=json) as report:
+        with progress_bar(quiet=json) as report:
             done = verify_repository(store, name, progress=report)
         if json:
             print_json(done)
         elif not done.bad:
-            typer.echo(f"{name}: {done.objects:,} objects and {done.refs:,} refs are whole ({done.seconds:.1f} s)")
-        for oid in done.bad if not json else ():
-            typer.echo(f"damaged object {oid}", err=True)
+            counts = f"{done.objects:,} objects and {done.refs:,} refs"
+            typer.echo(f"{name}: {counts} are whole ({done.seconds:.1f} s)")
         if done.bad:
-            raise typer.Exit(1)
+            for oid in done.bad:
+                typer.echo(f"shardgit: object is damaged (oid={oid})", err=True)
+            raise typer.Exit(FAILED)
 
 
-def _plain(info: object) -> dict[str, object]:
-    from shardgit.service.repositories import RepositoryInfo
-
-    assert isinstance(info, RepositoryInfo)
+def _plain(info: RepositoryInfo) -> dict[str, object]:
     return {
         "id": info.id,
         "name": info.name,
@@ -239,7 +230,7 @@ def _plain(info: object) -> dict[str, object]:
     }
 
 
-def _print(info: object, *, json: bool, text: str) -> None:
+def _print(info: RepositoryInfo, *, json: bool, text: str) -> None:
     if json:
         print_json(_plain(info))
     else:

@@ -1,0 +1,69 @@
+"""What commands need of a store, whether it is opened here or reached through a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.oid import HashKind, ObjectId
+    from shardgit.service.repositories import RepositoryInfo, RepositoryStats
+    from shardgit.service.shards import ShardInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RefRow:
+    """A ref as it is shown; ``target`` is None while a symbolic one is unborn."""
+
+    name: bytes
+    target: ObjectId | None
+    peeled: ObjectId | None
+    symbolic: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """An object's id, type (numbered as in packs) and size in bytes."""
+
+    id: ObjectId
+    type: int
+    size: int
+
+
+class Backend(Protocol):
+    """The verbs of the commands. Errors are those of shardgit.errors; iterators are lazy."""
+
+    def create(self, name: str, kind: HashKind) -> RepositoryInfo:
+        """Make an empty repository."""
+
+    def repository(self, name: str) -> RepositoryInfo:
+        """Return one repository."""
+
+    def repositories(self, prefix: str) -> Iterator[RepositoryInfo]:
+        """Return repositories by rising name."""
+
+    def stats(self, name: str) -> RepositoryStats:
+        """Return a repository's counts and sizes."""
+
+    def delete(self, name: str) -> None:
+        """Delete a repository."""
+
+    def rename(self, name: str, new_name: str) -> RepositoryInfo:
+        """Give a repository another name."""
+
+    def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
+        """Return refs by rising name, HEAD left out."""
+
+    def ref(self, name: str, ref: bytes) -> RefRow:
+        """Return one ref by its full name, or HEAD; RefMissing without."""
+
+    def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
+        """Return an object and its bytes in pieces."""
+
+    def objects(self, name: str) -> Iterator[ObjectRow]:
+        """Return all objects that the refs reach."""
+
+    def shards(self) -> list[ShardInfo]:
+        """Return the shards by number."""

@@ -1,0 +1,88 @@
+"""A store that is opened here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardgit.cli.backend import ObjectRow, RefRow
+from shardgit.errors import RefMissing
+from shardgit.service.fetch import advertised
+from shardgit.service.reading import Reading
+from shardgit.service.repositories import PAGE, Repositories
+from shardgit.service.shards import list_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.oid import HashKind
+    from shardgit.service.repositories import RepositoryInfo, RepositoryStats
+    from shardgit.service.shards import ShardInfo
+    from shardgit.service.store import Store
+
+
+class LocalBackend:
+    """See Backend."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._repositories = Repositories(store)
+
+    def create(self, name: str, kind: HashKind) -> RepositoryInfo:
+        """See Backend."""
+        return self._repositories.create(name, kind)
+
+    def repository(self, name: str) -> RepositoryInfo:
+        """See Backend."""
+        return self._repositories.get(name)
+
+    def repositories(self, prefix: str) -> Iterator[RepositoryInfo]:
+        """See Backend."""
+        after = ""
+        while True:
+            some = self._repositories.list(prefix=prefix, after=after, limit=PAGE)
+            yield from some
+            if len(some) < PAGE:
+                return
+            after = some[-1].name
+
+    def stats(self, name: str) -> RepositoryStats:
+        """See Backend."""
+        return self._repositories.stats(name)
+
+    def delete(self, name: str) -> None:
+        """See Backend."""
+        self._repositories.delete(name)
+
+    def rename(self, name: str, new_name: str) -> RepositoryInfo:
+        """See Backend."""
+        return self._repositories.rename(name, new_name)
+
+    def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
+        """See Backend."""
+        for ref in advertised(self._store, name, (prefix,) if prefix else ()):
+            if ref.name != b"HEAD":
+                yield RefRow(ref.name, ref.target, ref.peeled, ref.symbolic)
+
+    def ref(self, name: str, ref: bytes) -> RefRow:
+        """See Backend."""
+        for one in advertised(self._store, name, (ref,)):
+            if one.name == ref:
+                return RefRow(one.name, one.target, one.peeled, one.symbolic)
+        text = ref.decode("utf-8", "replace")
+        raise RefMissing("ref does not exist", ref=text, repository=name)
+
+    def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
+        """See Backend."""
+        reading = Reading(self._store, name)
+        info, pieces = reading.stream(reading.resolve(revision))
+        return ObjectRow(info.id, info.type, info.size), pieces
+
+    def objects(self, name: str) -> Iterator[ObjectRow]:
+        """See Backend."""
+        for some in Reading(self._store, name).all_infos():
+            for info in some:
+                yield ObjectRow(info.id, info.type, info.size)
+
+    def shards(self) -> list[ShardInfo]:
+        """See Backend."""
+        return list_shards(self._store)

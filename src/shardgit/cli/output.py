@@ -1,0 +1,128 @@
+"""How commands print: JSON, tables, sizes, progress."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shardgit.progress import Progress, Report
+
+BAR_AFTER_S = 0.7  # what is quicker shows no bar
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can show it: ids as hex, dataclasses as objects."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: plain(one) for key, one in asdict(value).items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json_module.dumps(plain(value), indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_rows(key: str, rows: Iterable[Any]) -> None:
+    """Print ``{key: [...]}`` with a row a line, as the rows come."""
+    sys.stdout.write(f"{{{json_module.dumps(key)}: [")
+    gap = "\n"
+    for row in rows:
+        sys.stdout.write(gap + json_module.dumps(plain(row)))
+        gap = ",\n"
+    sys.stdout.write("\n]}\n" if gap != "\n" else "]}\n")
+
+
+def print_line(text: str) -> None:
+    """Print a line; bytes that are no text come out as they came in."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def print_table(columns: list[str], rows: list[list[object]]) -> None:
+    """Print rows in aligned columns, numbers to the right."""
+    text = [columns, *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[n]) for row in text) for n in range(len(columns))]
+    numeric = [
+        bool(rows) and all(isinstance(row[n], int | float) for row in rows)
+        for n in range(len(columns))
+    ]
+    for row in text:
+        cells = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numeric, strict=True)
+        ]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as people read it."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if abs(count) < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Report]:
+    """Show progress on a terminal's standard error; tell nobody elsewhere."""
+    from shardgit.progress import silent
+
+    if quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description:>18}"),
+        BarColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+    begun = time.monotonic()
+
+    def report(step: Progress) -> None:
+        if not bars.live.is_started and time.monotonic() - begun > BAR_AFTER_S:
+            bars.start()
+        if step.stage not in tasks:
+            tasks[step.stage] = bars.add_task(step.stage, total=step.total, said="")
+        bars.update(
+            tasks[step.stage], completed=step.done, total=step.total, said=progress_text(step)
+        )
+
+    try:
+        yield report
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def progress_text(step: Progress) -> str:
+    """Return how far a stage is, in words."""
+    if step.unit == "bytes":
+        done, total = human_bytes(step.done), human_bytes(step.total or 0)
+        return f"{done} of {total}" if step.total else done
+    return (
+        f"{step.done:,} of {step.total:,} {step.unit}"
+        if step.total
+        else f"{step.done:,} {step.unit}"
+    )
