@@ -28,6 +28,9 @@ SCAN_BATCH = 256
 SEEN_MAX = 1 << 17
 SEEN_BYTES = 16
 OVERFLOW_HEADER_BYTES = 16
+# Puts leave this much of a disk, so that the journal and deletes, which also take pages, go on.
+RESERVE_BYTES = 16 << 20
+FREED_PLENTY, FREED_PLENTY_BYTES = 4, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class ShardStore(OnWorkers):
 
     Each read has a transaction of its own that ends with the block's copy or job, so no reader
     keeps freed pages alive. ``bytes_max`` bounds the live bytes by our own counting: past it a put
-    is StorageFull before anything is written. Deleting frees pages for later puts; the file stays
-    as large as it was.
+    is StorageFull before anything is written, and so it is when too little of the disk would be
+    left (RESERVE_BYTES). Deleting frees pages for later puts; the file stays as large as it was.
     """
 
     def __init__(
@@ -180,7 +183,10 @@ class ShardStore(OnWorkers):
                 "shard is at its size limit", path=str(self.folder), limit=self.bytes_max
             )
         disk = os.statvfs(self.folder)
-        if need > disk.f_bfree * disk.f_frsize + max(total - live, 0):
+        # Freed pages come first, but not each run of them is long enough: with plenty of them the
+        # file hardly grows, otherwise the whole batch may have to go to its end.
+        fits = total - live >= FREED_PLENTY * need + FREED_PLENTY_BYTES
+        if need and not fits and need + RESERVE_BYTES > disk.f_bfree * disk.f_frsize:
             raise StorageFull("no space left on the disk", path=str(self.folder), needed=need)
 
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:

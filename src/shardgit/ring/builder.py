@@ -318,7 +318,7 @@ class _Deal:
                     return path[::-1]
                 closed = [used for used, partitions in slots[shard].items() if partitions]
                 for target, zone in self._zone.items():
-                    if target not in came and any(zone not in used for used in closed):
+                    if target not in came and any(self._open(zone, used) for used in closed):
                         came[target] = shard
                         queue.append(target)
         return []
@@ -328,6 +328,10 @@ class _Deal:
         over, under = self._over[source], -self._over[target]
         beyond = over > SLACK * self._quota[source] or self._is_short(target)
         return beyond and min(over, under) > self._mean
+
+    def _open(self, zone: int, used: frozenset[int]) -> bool:
+        """Say whether a replica may stand in a zone while its siblings are in ``used``."""
+        return zone not in used or used >= self._zones
 
     def _move_one(
         self,
@@ -339,7 +343,7 @@ class _Deal:
         """Move the next partition that may go and is lighter than ``room``."""
         zone = self._zone[target]
         for used, partitions in slots[source].items():
-            while zone not in used and partitions:
+            while partitions and self._open(zone, used):
                 partition = partitions.pop()
                 if self._loads[partition] >= room:
                     continue
