@@ -230,7 +230,9 @@ class _Import:
             first_serial=before.next_serial if before else 0,
             limits=self.store.limits,
         )
-        whole = sum(reach.ingest.segment_facts(number)[1] for number in range(reach.segments)) + len(reach.stream)
+        facts = [reach.ingest.segment_facts(number) for number in range(reach.segments)]
+        whole = sum(length + (entry_bytes if alone else 0) for _, length, entry_bytes, _, _, alone in facts)
+        whole += len(reach.stream) + 12 * self.objects
         small = before is None and whole < self.store.limits.block_target_bytes // 2
         batch = _Batch(self.store, embed=small)
         for block in writer.segments(reach.segments):
