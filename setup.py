@@ -34,7 +34,13 @@ def has_libdeflate() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.c"
         path.write_text(source)
-        command = [os.environ.get("CC", "cc"), str(path), "-ldeflate", "-o", str(path.with_suffix(""))]
+        command = [
+            os.environ.get("CC", "cc"),
+            str(path),
+            "-ldeflate",
+            "-o",
+            str(path.with_suffix("")),
+        ]
         try:
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
         except OSError:

@@ -14,9 +14,28 @@ import subprocess
 from pathlib import Path
 from typing import IO
 
-WORDS = (
-    "alpha branch commit delta entry fetch graph hash index journal key link merge node object pack query ref shard tree"
-).split()
+WORDS = [
+    "alpha",
+    "branch",
+    "commit",
+    "delta",
+    "entry",
+    "fetch",
+    "graph",
+    "hash",
+    "index",
+    "journal",
+    "key",
+    "link",
+    "merge",
+    "node",
+    "object",
+    "pack",
+    "query",
+    "ref",
+    "shard",
+    "tree",
+]
 
 
 class Writer:
@@ -37,7 +56,10 @@ class Writer:
 
     def line(self) -> str:
         """Return a line of words."""
-        return " ".join(self.random.choices(WORDS, k=self.random.randint(3, 9))) + f" {self.random.randint(0, 10**6)}"
+        return (
+            " ".join(self.random.choices(WORDS, k=self.random.randint(3, 9)))
+            + f" {self.random.randint(0, 10**6)}"
+        )
 
     def text(self, lines: int) -> list[str]:
         """Return a file's lines."""
@@ -74,7 +96,9 @@ class Writer:
         self.clock += self.random.randint(30, 4000)
         message = f"{self.line()}\n\n{self.line()}\n".encode()
         out = [f"commit {ref}\nmark :{self.mark}\n".encode()]
-        out.append(f"committer Author {self.mark % 40} <a{self.mark % 40}@example.org> {self.clock} +0000\n".encode())
+        out.append(
+            f"committer Author {self.mark % 40} <a{self.mark % 40}@example.org> {self.clock} +0000\n".encode()
+        )
         out.append(b"data %d\n%s\n" % (len(message), message))
         for word, parent in zip(("from", "merge"), parents, strict=False):
             out.append(f"{word} :{parent}\n".encode())
@@ -112,20 +136,26 @@ def generate(folder: Path, *, commits: int = 20_000, files: int = 800, seed: int
     folder.mkdir(parents=True, exist_ok=True)
     git = ["git", "--git-dir", str(folder)]
     subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", str(folder)], check=True)
-    with subprocess.Popen([*git, "fast-import", "--quiet", "--force"], stdin=subprocess.PIPE) as importer:
+    with subprocess.Popen(
+        [*git, "fast-import", "--quiet", "--force"], stdin=subprocess.PIPE
+    ) as importer:
         assert importer.stdin is not None
         Writer(importer.stdin, files=files, seed=seed).history(commits)
         importer.stdin.close()
     if importer.returncode:
         raise SystemExit("git fast-import failed")
     # One thread: deltas found by several threads differ from run to run.
-    subprocess.run([*git, "-c", "pack.threads=1", "repack", "-adfq", "--depth=50", "--window=10"], check=True)
+    subprocess.run(
+        [*git, "-c", "pack.threads=1", "repack", "-adfq", "--depth=50", "--window=10"], check=True
+    )
     done.write_text(stamp)
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--commits", type=int, default=20_000)
     parser.add_argument("--files", type=int, default=800)

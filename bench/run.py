@@ -34,8 +34,15 @@ def prepare(source: Path, work: Path) -> Path:
     subprocess.run(["git", "init", "--quiet", "--bare", str(target)], check=True)
     git = ["git", "-C", str(target)]
     refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-    subprocess.run([*git, "fetch", "--quiet", "--no-tags", f"file://{source.resolve()}", *refs], check=True)
-    head = subprocess.run(["git", "-C", str(source), "symbolic-ref", "HEAD"], capture_output=True, text=True, check=False)
+    subprocess.run(
+        [*git, "fetch", "--quiet", "--no-tags", f"file://{source.resolve()}", *refs], check=True
+    )
+    head = subprocess.run(
+        ["git", "-C", str(source), "symbolic-ref", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if head.returncode == 0:
         subprocess.run([*git, "symbolic-ref", "HEAD", head.stdout.strip()], check=True)
     # The source's deltas are kept: only packed together, with what makes http-backend fast.
@@ -72,8 +79,22 @@ def imports(repository: Path, work: Path, rounds: int) -> dict[str, Cost]:
                     index.unlink()
                 source = bare
             shardgit_command = [sys.executable, "-m", "shardgit"]
-            subprocess.run([*shardgit_command, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
-            rows[name].append(run([*shardgit_command, "repo", "import", "bench", str(source), "--data", str(store)]))
+            subprocess.run(
+                [*shardgit_command, "init", str(store)], check=True, stdout=subprocess.DEVNULL
+            )
+            rows[name].append(
+                run(
+                    [
+                        *shardgit_command,
+                        "repo",
+                        "import",
+                        "bench",
+                        str(source),
+                        "--data",
+                        str(store),
+                    ]
+                )
+            )
             if name != "import" or number:
                 shutil.rmtree(store)
     return {name: median(costs) for name, costs in rows.items()}
@@ -117,7 +138,11 @@ def clones(ours: Server, theirs: Server, rounds: int) -> dict[str, dict[str, Cos
 
 def table(title: str, rows: list[tuple[str, Cost, Cost]]) -> list[str]:
     """Return a Markdown table, ratios first."""
-    out = [f"## {title}", "", "| what | CPU ratio | wall ratio | CPU s | git CPU s | wall s | git wall s | memory MiB |"]
+    out = [
+        f"## {title}",
+        "",
+        "| what | CPU ratio | wall ratio | CPU s | git CPU s | wall s | git wall s | memory MiB |",
+    ]
     out.append("|---|---|---|---|---|---|---|---|")
     for what, ours, theirs in rows:
         cpu, wall = ours.cpu_s / max(theirs.cpu_s, 1e-9), ours.wall_s / max(theirs.wall_s, 1e-9)
@@ -130,15 +155,26 @@ def table(title: str, rows: list[tuple[str, Cost, Cost]]) -> list[str]:
 
 def machine() -> str:
     """Return what the machine is."""
-    model = next((row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")), "")
-    git = subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout.strip()
+    model = next(
+        (
+            row
+            for row in Path("/proc/cpuinfo").read_text().splitlines()
+            if row.startswith("model name")
+        ),
+        "",
+    )
+    git = subprocess.run(
+        ["git", "version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 30)
     return f"{os.cpu_count()} cores ({model.partition(': ')[2]}), {memory} GiB, {platform.system()}, {git}"
 
 
 def main() -> None:
     """Run everything and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repo", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--commits", type=int, default=20_000)
@@ -151,7 +187,10 @@ def main() -> None:
     pack = pack_of(repository)
     pack_bytes = pack.stat().st_size + pack.with_suffix(".idx").stat().st_size
     count = subprocess.run(
-        ["git", "-C", str(repository), "count-objects", "-v"], capture_output=True, text=True, check=True
+        ["git", "-C", str(repository), "count-objects", "-v"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     objects = next(row.split()[1] for row in count.splitlines() if row.startswith("in-pack"))
     print(f"{source}: {objects} objects, {pack_bytes / MIB:.1f} MiB of pack and idx")
@@ -170,7 +209,10 @@ def main() -> None:
         f"Repository: {source.name if words.repo else 'generated'}, {objects} objects, "
         f"{pack_bytes / MIB:.1f} MiB of pack and idx.",
         "",
-        *table("Import against git index-pack", [(name, cost, rival) for name, cost in timed.items() if cost is not rival]),
+        *table(
+            "Import against git index-pack",
+            [(name, cost, rival) for name, cost in timed.items() if cost is not rival],
+        ),
         "An import is durable and readable when it returns; index-pack writes an .idx. A path with an .idx beside its",
         "pack spares us the pass that finds the entries; the second row has none.",
         "",

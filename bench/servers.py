@@ -57,8 +57,20 @@ def _wait(url: str) -> None:
 def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[Server]:
     """Serve a store."""
     ports = [free_port() for _ in range(3)]
-    words = [f"--{flag}=127.0.0.1:{port}" for flag, port in zip(("http", "grpc", "admin"), ports, strict=True)]
-    command = [sys.executable, "-m", "shardgit", "serve", "--data", str(store), f"--workers={workers}", *words]
+    words = [
+        f"--{flag}=127.0.0.1:{port}"
+        for flag, port in zip(("http", "grpc", "admin"), ports, strict=True)
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "shardgit",
+        "serve",
+        "--data",
+        str(store),
+        f"--workers={workers}",
+        *words,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{ports[0]}/{name}.git"
@@ -73,13 +85,23 @@ def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[
 def http_backend(repository: Path, folder: Path) -> Iterator[Server]:
     """Serve a bare repository by git http-backend behind lighttpd."""
     binary = shutil.which("lighttpd") or "/usr/sbin/lighttpd"
-    backend = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip()
+    backend = subprocess.run(
+        ["git", "--exec-path"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "lighttpd.conf"
-    text = LIGHTTPD.format(root=repository.parent.resolve(), port=port, folder=folder.resolve(), backend=backend)
-    config.write_text(text.replace('("/" => ', '("/git/" => ').replace(f'"{backend}/")', f'"{backend}/git-http-backend/")'))
-    process = subprocess.Popen([binary, "-D", "-f", str(config)], env={**os.environ, "HOME": str(folder)})
+    text = LIGHTTPD.format(
+        root=repository.parent.resolve(), port=port, folder=folder.resolve(), backend=backend
+    )
+    config.write_text(
+        text.replace('("/" => ', '("/git/" => ').replace(
+            f'"{backend}/")', f'"{backend}/git-http-backend/")'
+        )
+    )
+    process = subprocess.Popen(
+        [binary, "-D", "-f", str(config)], env={**os.environ, "HOME": str(folder)}
+    )
     try:
         url = f"http://127.0.0.1:{port}/git/{repository.name}"
         _wait(url)
@@ -106,7 +128,12 @@ def post(url: str, body: bytes) -> Request:
 
 def tips(url: str) -> list[bytes]:
     """Return the ids of all heads and tags, in hex."""
-    body = line(b"command=ls-refs\n") + b"0001" + line(b"ref-prefix refs/heads/\n") + line(b"ref-prefix refs/tags/\n")
+    body = (
+        line(b"command=ls-refs\n")
+        + b"0001"
+        + line(b"ref-prefix refs/heads/\n")
+        + line(b"ref-prefix refs/tags/\n")
+    )
     with urlopen(post(url, body + b"0000")) as answer:
         data = answer.read()
     found: dict[bytes, None] = {}
@@ -122,7 +149,11 @@ def tips(url: str) -> list[bytes]:
 def clone_body(wants: list[bytes], haves: list[bytes] = []) -> bytes:  # noqa: B006
     """Return the request of a clone (or of a fetch on top of ``haves``)."""
     rows = [b"thin-pack\n", b"no-progress\n", b"ofs-delta\n"]
-    rows += [b"want " + oid + b"\n" for oid in wants] + [b"have " + oid + b"\n" for oid in haves] + [b"done\n"]
+    rows += (
+        [b"want " + oid + b"\n" for oid in wants]
+        + [b"have " + oid + b"\n" for oid in haves]
+        + [b"done\n"]
+    )
     return line(b"command=fetch\n") + b"0001" + b"".join(map(line, rows)) + b"0000"
 
 

@@ -105,10 +105,14 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
     """Return the typed error that a server raised, from the status of its answer."""
     code = call.code().name if isinstance(call, grpc.aio.AioRpcError) else "INTERNAL"
     text = str(call.details() if isinstance(call, grpc.aio.AioRpcError) else call)
-    for key, value in (call.trailing_metadata() or ()) if isinstance(call, grpc.aio.AioRpcError) else ():
+    for key, value in (
+        (call.trailing_metadata() or ()) if isinstance(call, grpc.aio.AioRpcError) else ()
+    ):
         if key != "grpc-status-details-bin":
             continue
-        status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+        status = status_pb2.Status.FromString(
+            value if isinstance(value, bytes) else value.encode("latin-1")
+        )
         for detail in status.details:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info) and info.domain == "shardgit":
@@ -116,7 +120,11 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.ShardgitError) and kind.code == code:
             return kind(text)
-    return errors.Unavailable(text) if code in ("CANCELLED", "DEADLINE_EXCEEDED") else errors.Internal(text)
+    return (
+        errors.Unavailable(text)
+        if code in ("CANCELLED", "DEADLINE_EXCEEDED")
+        else errors.Internal(text)
+    )
 
 
 def _named(info: error_details_pb2.ErrorInfo, text: str) -> errors.ShardgitError:
@@ -133,8 +141,13 @@ class Client:
     """A store, seen through one server. Errors are those of shardgit.errors."""
 
     def __init__(self, target: str, token: str | None = None) -> None:
-        options = [("grpc.max_receive_message_length", MESSAGE_MAX_BYTES), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)]
+        options = [
+            ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._channels = [
+            grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)
+        ]
         self._turn = itertools.cycle(self._channels)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -143,7 +156,10 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         await self.close()
@@ -163,7 +179,9 @@ class Client:
     async def stream(self, stub: Any, method: str, request: Any) -> AsyncIterator[Any]:
         """Make one call with a stream of answers."""
         try:
-            async for answer in getattr(stub(next(self._turn)), method)(request, metadata=self._metadata):
+            async for answer in getattr(stub(next(self._turn)), method)(
+                request, metadata=self._metadata
+            ):
                 yield answer
         except grpc.RpcError as error:
             raise error_of(error) from error
@@ -176,14 +194,20 @@ class Client:
 
     async def create(self, name: str, *, object_format: str = "sha1") -> RepositoryInfo:
         """Make an empty repository."""
-        request = repository_pb2.CreateRepositoryRequest(name=name, hash_kind=int(HashKind.from_git_name(object_format)))
-        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "CreateRepository", request)
+        request = repository_pb2.CreateRepositoryRequest(
+            name=name, hash_kind=int(HashKind.from_git_name(object_format))
+        )
+        answer = await self.call(
+            repository_pb2_grpc.RepositoryServiceStub, "CreateRepository", request
+        )
         return _repository(answer.repository)
 
     async def repository(self, name: str) -> RepositoryInfo:
         """Return what is known of a repository."""
         request = repository_pb2.GetRepositoryRequest(name=name)
-        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "GetRepository", request)
+        answer = await self.call(
+            repository_pb2_grpc.RepositoryServiceStub, "GetRepository", request
+        )
         return _repository(answer.repository)
 
     async def repositories(self, prefix: str = "") -> AsyncIterator[RepositoryInfo]:
@@ -191,7 +215,9 @@ class Client:
         token = ""
         while True:
             request = repository_pb2.ListRepositoriesRequest(prefix=prefix, page_token=token)
-            answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "ListRepositories", request)
+            answer = await self.call(
+                repository_pb2_grpc.RepositoryServiceStub, "ListRepositories", request
+            )
             for one in answer.repositories:
                 yield _repository(one)
             token = answer.next_page_token
@@ -206,14 +232,28 @@ class Client:
     async def rename(self, name: str, new_name: str) -> RepositoryInfo:
         """Give a repository another name."""
         request = repository_pb2.RenameRepositoryRequest(name=name, new_name=new_name)
-        answer = await self.call(repository_pb2_grpc.RepositoryServiceStub, "RenameRepository", request)
+        answer = await self.call(
+            repository_pb2_grpc.RepositoryServiceStub, "RenameRepository", request
+        )
         return _repository(answer.repository)
 
     async def shards(self) -> list[ShardInfo]:
         """Return the shards of the store."""
-        answer = await self.call(shard_pb2_grpc.ShardServiceStub, "ListShards", shard_pb2.ListShardsRequest())
+        answer = await self.call(
+            shard_pb2_grpc.ShardServiceStub, "ListShards", shard_pb2.ListShardsRequest()
+        )
         return [
-            ShardInfo(s.id, s.path, s.zone, s.weight, s.state, s.blocks, s.bytes, s.file_bytes, s.partitions)
+            ShardInfo(
+                s.id,
+                s.path,
+                s.zone,
+                s.weight,
+                s.state,
+                s.blocks,
+                s.bytes,
+                s.file_bytes,
+                s.partitions,
+            )
             for s in answer.shards
         ]
 
@@ -242,10 +282,14 @@ class Repo:
         size = 0
         waiting: list[tuple[ObjectId, int, int]] = []
         held = bytearray()
-        async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "GetObjects", requests()):
+        async for answer in self.client.stream(
+            object_pb2_grpc.ObjectServiceStub, "GetObjects", requests()
+        ):
             if answer.types:
                 size = len(answer.ids) // len(answer.types)
-                names = [ObjectId(answer.ids[at : at + size]) for at in range(0, len(answer.ids), size)]
+                names = [
+                    ObjectId(answer.ids[at : at + size]) for at in range(0, len(answer.ids), size)
+                ]
                 waiting += zip(names, answer.types, answer.sizes, strict=True)
             held += answer.data
             used = done = 0
@@ -262,15 +306,21 @@ class Repo:
         """Return types and sizes in the order of ``ids`` (raw), None where the repository has no such object."""
         out: list[ObjectFacts | None] = []
         for at in range(0, len(ids), 50_000):
-            request = object_pb2.GetObjectInfoRequest(repository=self.name, ids=ids[at : at + 50_000])
-            async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "GetObjectInfo", request):
+            request = object_pb2.GetObjectInfoRequest(
+                repository=self.name, ids=ids[at : at + 50_000]
+            )
+            async for answer in self.client.stream(
+                object_pb2_grpc.ObjectServiceStub, "GetObjectInfo", request
+            ):
                 out += [fact if fact.type else None for fact in _facts(answer)]
         return out
 
     async def list_objects(self) -> AsyncIterator[ObjectFacts]:
         """Return all objects that the refs reach."""
         request = object_pb2.ListObjectsRequest(repository=self.name)
-        async for answer in self.client.stream(object_pb2_grpc.ObjectServiceStub, "ListObjects", request):
+        async for answer in self.client.stream(
+            object_pb2_grpc.ObjectServiceStub, "ListObjects", request
+        ):
             for fact in _facts(answer):
                 yield fact
 
@@ -293,7 +343,9 @@ class Repo:
         raw = path.encode() if isinstance(path, str) else path
         request = commit_pb2.ReadPathRequest(repository=self.name, revision=revision, path=raw)
         out = bytearray()
-        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "ReadPath", request):
+        async for answer in self.client.stream(
+            commit_pb2_grpc.CommitServiceStub, "ReadPath", request
+        ):
             out += answer.data
         return bytes(out)
 
@@ -305,21 +357,31 @@ class Repo:
 
     async def log(self, *revisions: str, limit: int = 0) -> AsyncIterator[Commit]:
         """Return history by falling date; ^REV leaves out what REV reaches; ``limit`` 0 is none."""
-        request = commit_pb2.ListCommitsRequest(repository=self.name, revisions=revisions, limit=limit)
-        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "ListCommits", request):
+        request = commit_pb2.ListCommitsRequest(
+            repository=self.name, revisions=revisions, limit=limit
+        )
+        async for answer in self.client.stream(
+            commit_pb2_grpc.CommitServiceStub, "ListCommits", request
+        ):
             for one in answer.commits:
                 yield _commit(one)
 
     async def tree(self, revision: str, *, recursive: bool = False) -> AsyncIterator[TreeRow]:
         """Return the entries of a tree (REV or REV:PATH)."""
-        request = commit_pb2.GetTreeRequest(repository=self.name, revision=revision, recursive=recursive)
-        async for answer in self.client.stream(commit_pb2_grpc.CommitServiceStub, "GetTree", request):
+        request = commit_pb2.GetTreeRequest(
+            repository=self.name, revision=revision, recursive=recursive
+        )
+        async for answer in self.client.stream(
+            commit_pb2_grpc.CommitServiceStub, "GetTree", request
+        ):
             for one in answer.entries:
                 yield TreeRow(one.mode, one.path, ObjectId(one.id))
 
     async def is_ancestor(self, ancestor: str, descendant: str) -> bool:
         """Return whether ``descendant`` is or reaches ``ancestor``."""
-        request = commit_pb2.IsAncestorRequest(repository=self.name, ancestor=ancestor, descendant=descendant)
+        request = commit_pb2.IsAncestorRequest(
+            repository=self.name, ancestor=ancestor, descendant=descendant
+        )
         answer = await self.client.call(commit_pb2_grpc.CommitServiceStub, "IsAncestor", request)
         return bool(answer.is_ancestor)
 
@@ -349,7 +411,9 @@ class Repo:
     async def stats(self) -> RepositoryStats:
         """Return counts and sizes."""
         request = repository_pb2.GetRepositoryStatsRequest(name=self.name)
-        answer = await self.client.call(repository_pb2_grpc.RepositoryServiceStub, "GetRepositoryStats", request)
+        answer = await self.client.call(
+            repository_pb2_grpc.RepositoryServiceStub, "GetRepositoryStats", request
+        )
         return RepositoryStats(
             answer.objects,
             answer.reachable_objects,

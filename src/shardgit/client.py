@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
-__all__ = ["Client", "Commit", "Object", "ObjectFacts", "Person", "Ref", "Repo", "TreeRow", "connect"]
+__all__ = [
+    "Client",
+    "Commit",
+    "Object",
+    "ObjectFacts",
+    "Person",
+    "Ref",
+    "Repo",
+    "TreeRow",
+    "connect",
+]
 T = TypeVar("T")
 
 
@@ -31,7 +41,9 @@ class _Loop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="shardgit-client", daemon=True)
+        self.thread = threading.Thread(
+            target=self.loop.run_forever, name="shardgit-client", daemon=True
+        )
         self.thread.start()
 
     def run(self, work: Coroutine[object, object, T]) -> T:
@@ -81,7 +93,10 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         self.close()

@@ -83,7 +83,11 @@ def object_id(kind: int, pieces: Iterable[bytes], size: int, hash_kind: HashKind
     """Return the id of an object of ``size`` bytes that comes in pieces."""
     name = ObjectType(kind).git_name.encode()
     head = name + b" %d\0" % size
-    hashed = hashlib.sha1(head, usedforsecurity=False) if hash_kind is HashKind.SHA1 else hashlib.sha256(head)
+    hashed = (
+        hashlib.sha1(head, usedforsecurity=False)
+        if hash_kind is HashKind.SHA1
+        else hashlib.sha256(head)
+    )
     for piece in pieces:
         hashed.update(piece)
     return ObjectId(hashed.digest())
@@ -136,7 +140,9 @@ def parse_commit(data: bytes, hash_kind: HashKind) -> Commit:
         raise MalformedObject("commit has no tree")
     author = parse_signature(found.get(b"author", b""))
     committer = parse_signature(found.get(b"committer", b""))
-    return Commit(_oid(found[b"tree"], hash_kind), tuple(parents), author, committer, message, tuple(extra))
+    return Commit(
+        _oid(found[b"tree"], hash_kind), tuple(parents), author, committer, message, tuple(extra)
+    )
 
 
 def parse_tag(data: bytes, hash_kind: HashKind) -> Tag:

@@ -28,9 +28,20 @@ class Server:
     """A server process on free ports."""
 
     def __init__(self, store: Path) -> None:
-        command = [sys.executable, "-m", "shardgit", "serve", "--data", str(store), "--workers", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "shardgit",
+            "serve",
+            "--data",
+            str(store),
+            "--workers",
+            "2",
+        ]
         addresses = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-        self.process = subprocess.Popen([*command, *addresses], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [*command, *addresses], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         text = ""
         deadline = time.monotonic() + 60
         assert self.process.stdout is not None
@@ -38,7 +49,9 @@ class Server:
             assert time.monotonic() < deadline, text
             if select.select([self.process.stdout], [], [], 1)[0]:
                 text += os.read(self.process.stdout.fileno(), 4096).decode()
-            assert self.process.poll() is None, self.process.stderr and self.process.stderr.read().decode()
+            assert self.process.poll() is None, (
+                self.process.stderr and self.process.stderr.read().decode()
+            )
         self.http, self.grpc, self.admin = re.findall(r"127\.0\.0\.1:\d+", text)[:3]
 
     def url(self, name: str) -> str:
@@ -83,8 +96,19 @@ def server(store: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", ["0", "1", "2"])
-def test_git_clones_the_same_objects_and_refs(server: Server, source: Path, tmp_path: Path, version: str) -> None:
-    git(tmp_path, "-c", f"protocol.version={version}", "clone", "-q", "--mirror", server.url("team/demo"), "c.git")
+def test_git_clones_the_same_objects_and_refs(
+    server: Server, source: Path, tmp_path: Path, version: str
+) -> None:
+    git(
+        tmp_path,
+        "-c",
+        f"protocol.version={version}",
+        "clone",
+        "-q",
+        "--mirror",
+        server.url("team/demo"),
+        "c.git",
+    )
     clone = tmp_path / "c.git"
     assert reachable(clone) == reachable(source)
     assert refs(clone) == refs(source)
@@ -99,11 +123,25 @@ def test_a_work_tree_clone_checks_out(server: Server, source: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("version", ["0", "2"])
-def test_a_single_branch_clone_holds_exactly_its_closure(server: Server, source: Path, tmp_path: Path, version: str) -> None:
-    words = ["clone", "-q", "--bare", "--single-branch", "--no-tags", "-b", "other", server.url("team/demo"), "one.git"]
+def test_a_single_branch_clone_holds_exactly_its_closure(
+    server: Server, source: Path, tmp_path: Path, version: str
+) -> None:
+    words = [
+        "clone",
+        "-q",
+        "--bare",
+        "--single-branch",
+        "--no-tags",
+        "-b",
+        "other",
+        server.url("team/demo"),
+        "one.git",
+    ]
     git(tmp_path, "-c", f"protocol.version={version}", *words)
     lines = git(source, "rev-list", "--objects", "refs/heads/other").splitlines()
-    everything = git(tmp_path / "one.git", "cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split()
+    everything = git(
+        tmp_path / "one.git", "cat-file", "--batch-all-objects", "--batch-check=%(objectname)"
+    ).split()
     assert set(everything) == {line.split(b" ")[0] for line in lines}
 
 
@@ -117,7 +155,16 @@ def test_fetch_after_a_second_import_brings_only_what_is_new(
         import_repository(opened, "demo", str(origin))
     running = Server(tmp_path / "data")
     try:
-        git(tmp_path, "-c", f"protocol.version={version}", "clone", "-q", "--mirror", running.url("demo"), "c.git")
+        git(
+            tmp_path,
+            "-c",
+            f"protocol.version={version}",
+            "clone",
+            "-q",
+            "--mirror",
+            running.url("demo"),
+            "c.git",
+        )
         before = reachable(tmp_path / "c.git")
         extend_history(origin, commits=10, rand=random.Random(5), first=1000)
         git(origin, "tag", "-am", "new", "v2.0")
@@ -125,7 +172,17 @@ def test_fetch_after_a_second_import_brings_only_what_is_new(
         with open_store(tmp_path / "data") as opened:
             done = import_repository(opened, "demo", str(origin))
             assert done.objects == len(reachable(origin) - before)
-        shown = git(tmp_path / "c.git", "-c", f"protocol.version={version}", "-c", "fetch.unpackLimit=1", "fetch", "-p", "--progress", check=False)
+        shown = git(
+            tmp_path / "c.git",
+            "-c",
+            f"protocol.version={version}",
+            "-c",
+            "fetch.unpackLimit=1",
+            "fetch",
+            "-p",
+            "--progress",
+            check=False,
+        )
         clone = tmp_path / "c.git"
         assert reachable(clone) >= reachable(origin)
         assert refs(clone) == refs(origin)
@@ -139,21 +196,35 @@ def test_fetch_after_a_second_import_brings_only_what_is_new(
         running.stop()
 
 
-def test_ls_remote_shows_head_peeled_tags_and_prefixes(server: Server, source: Path, tmp_path: Path) -> None:
+def test_ls_remote_shows_head_peeled_tags_and_prefixes(
+    server: Server, source: Path, tmp_path: Path
+) -> None:
     shown = git(tmp_path, "ls-remote", server.url("team/demo")).decode().splitlines()
     want = git(source, "ls-remote", ".").decode().splitlines()
     assert sorted(shown) == sorted(want)
-    only = git(tmp_path, "ls-remote", "--tags", server.url("team/demo"), "v1*").decode().splitlines()
+    only = (
+        git(tmp_path, "ls-remote", "--tags", server.url("team/demo"), "v1*").decode().splitlines()
+    )
     assert [line.split("\t")[1] for line in only] == ["refs/tags/v1.0", "refs/tags/v1.0^{}"]
     symbolic = git(tmp_path, "ls-remote", "--symref", server.url("team/demo"), "HEAD").decode()
     assert "ref: refs/heads/main\tHEAD" in symbolic
 
 
-def test_an_empty_repository_clones_with_its_unborn_head(store: Path, server: Server, algorithm: str, tmp_path: Path) -> None:
+def test_an_empty_repository_clones_with_its_unborn_head(
+    store: Path, server: Server, algorithm: str, tmp_path: Path
+) -> None:
     with shardgit.connect(server.grpc) as client:
         client.create("empty", object_format=algorithm)
     for version in ("0", "2"):
-        shown = git(tmp_path, "-c", f"protocol.version={version}", "clone", server.url("empty"), f"e{version}", check=False)
+        shown = git(
+            tmp_path,
+            "-c",
+            f"protocol.version={version}",
+            "clone",
+            server.url("empty"),
+            f"e{version}",
+            check=False,
+        )
         assert b"empty repository" in shown
     assert git(tmp_path / "e2", "symbolic-ref", "HEAD") == b"refs/heads/main\n"
 
@@ -164,7 +235,9 @@ def test_dulwich_clones(server: Server, source: Path, algorithm: str, tmp_path: 
     from dulwich import porcelain
 
     with open(os.devnull, "wb") as nowhere:
-        porcelain.clone(server.url("team/demo"), str(tmp_path / "d.git"), bare=True, errstream=nowhere).close()
+        porcelain.clone(
+            server.url("team/demo"), str(tmp_path / "d.git"), bare=True, errstream=nowhere
+        ).close()
     head = git(source, "rev-parse", "main")
     assert git(tmp_path / "d.git", "rev-parse", "HEAD") == head
     git(tmp_path / "d.git", "fsck", "--strict")
@@ -190,10 +263,17 @@ def test_objects_over_grpc_are_those_of_cat_file(server: Server, source: Path) -
         got = []
         for found in repo.objects(ids):
             assert found is not None
-            got.append(b"%s %s %d\n%s\n" % (found.id.hex().encode(), names[found.type], found.size, found.data))
+            got.append(
+                b"%s %s %d\n%s\n"
+                % (found.id.hex().encode(), names[found.type], found.size, found.data)
+            )
         assert b"".join(got) == want
         absent = bytes(len(ids[0]))
-        assert [one is None for one in repo.objects([absent, ids[0], absent])] == [True, False, True]
+        assert [one is None for one in repo.objects([absent, ids[0], absent])] == [
+            True,
+            False,
+            True,
+        ]
         assert {fact.id for fact in repo.list_objects()} == set(ids)
         facts = repo.info([*ids, absent])
         assert facts[-1] is None
@@ -210,14 +290,25 @@ def test_commits_trees_and_paths_over_grpc_are_gits(server: Server, source: Path
         for revision in ("HEAD", "v1.0"):
             deep = git(source, "ls-tree", "-r", "--name-only", revision, "sub").decode().split()[-1]
             assert repo.read(revision, deep) == git(source, "show", f"{revision}:{deep}")
-        rows = [f"{row.mode:06o} {row.id.hex()}\t{row.path.decode()}" for row in repo.tree("HEAD", recursive=True)]
+        rows = [
+            f"{row.mode:06o} {row.id.hex()}\t{row.path.decode()}"
+            for row in repo.tree("HEAD", recursive=True)
+        ]
         shown = git(source, "ls-tree", "-rz", "HEAD").decode().rstrip("\0").split("\0")
         assert rows == [line.replace(" blob ", " ") for line in shown]
         bases = [oid.hex() for oid in repo.merge_base("side", "other")]
         assert bases == git(source, "merge-base", "--all", "side", "other").decode().split()
         assert repo.is_ancestor("main~3", "main")
         assert not repo.is_ancestor("main", "main~3")
-        for text in ("main~2^{tree}", "v1.0^{commit}", "nested", "HEAD:sub", "@~1", "refs/heads/side^", git(source, "rev-parse", "main~7").decode()[:12]):
+        for text in (
+            "main~2^{tree}",
+            "v1.0^{commit}",
+            "nested",
+            "HEAD:sub",
+            "@~1",
+            "refs/heads/side^",
+            git(source, "rev-parse", "main~7").decode()[:12],
+        ):
             facts, _ = repo.open(text)
             assert facts.id.hex() == git(source, "rev-parse", text).decode().strip(), text
         with pytest.raises(RefMissing):
@@ -228,7 +319,9 @@ def test_commits_trees_and_paths_over_grpc_are_gits(server: Server, source: Path
             client.repo("nobody").stats()
 
 
-def test_export_is_a_repository_that_fsck_accepts(store: Path, source: Path, tmp_path: Path) -> None:
+def test_export_is_a_repository_that_fsck_accepts(
+    store: Path, source: Path, tmp_path: Path
+) -> None:
     from shardgit.service.exporting import export_repository
 
     with open_store(store) as opened:
@@ -285,10 +378,20 @@ def test_an_object_that_no_ref_reaches_any_more_is_not_served(tmp_path: Path) ->
     try:
         git(tmp_path, "init", "-q", "--bare", "c.git")
         for version in ("0", "2"):
-            shown = git(tmp_path / "c.git", "-c", f"protocol.version={version}", "fetch", running.url("demo"), secret, check=False)
+            shown = git(
+                tmp_path / "c.git",
+                "-c",
+                f"protocol.version={version}",
+                "fetch",
+                running.url("demo"),
+                secret,
+                check=False,
+            )
             assert b"not our ref" in shown or b"unadvertised" in shown, shown
         git(tmp_path, "clone", "-q", "--mirror", running.url("demo"), "m.git")
-        assert secret.encode() not in git(tmp_path / "m.git", "cat-file", "--batch-all-objects", "--batch-check")
+        assert secret.encode() not in git(
+            tmp_path / "m.git", "cat-file", "--batch-all-objects", "--batch-check"
+        )
         with shardgit.connect(running.grpc) as client:
             assert list(client.repo("demo").objects([bytes.fromhex(secret)])) == [None]
     finally:
@@ -318,7 +421,13 @@ def test_a_blob_larger_than_a_block_comes_back(tmp_path: Path) -> None:
         with shardgit.connect(running.grpc) as client:
             assert client.repo("demo").read("HEAD~1", "big") == noise
             assert client.repo("demo").read("HEAD", "big") == noise + b"a little more"
-            ids = [bytes.fromhex(git(origin, "rev-parse", f"HEAD:{name}").decode()) for name in ("zeros", "big")]
-            assert [one.size for one in client.repo("demo").objects(ids) if one] == [40 << 20, (20 << 20) + 13]
+            ids = [
+                bytes.fromhex(git(origin, "rev-parse", f"HEAD:{name}").decode())
+                for name in ("zeros", "big")
+            ]
+            assert [one.size for one in client.repo("demo").objects(ids) if one] == [
+                40 << 20,
+                (20 << 20) + 13,
+            ]
     finally:
         running.stop()

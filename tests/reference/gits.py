@@ -11,22 +11,35 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_SYSTEM": "/dev/null",
     "GIT_TERMINAL_PROMPT": "0",
-    **{f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (("NAME", "A"), ("EMAIL", "a@b.c"))},
+    **{
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in (("NAME", "A"), ("EMAIL", "a@b.c"))
+    },
 }
 
 
-def git(folder: Path, *words: str, stdin: bytes = b"", date: int = 1_700_000_000, check: bool = True) -> bytes:
+def git(
+    folder: Path, *words: str, stdin: bytes = b"", date: int = 1_700_000_000, check: bool = True
+) -> bytes:
     """Run git in a folder and return its output."""
     when = {f"GIT_{role}_DATE": f"{date} +0000" for role in ("AUTHOR", "COMMITTER")}
     done = subprocess.run(
-        ["git", *words], cwd=folder, input=stdin, capture_output=True, check=False, env={**os.environ, **ENVIRONMENT, **when}
+        ["git", *words],
+        cwd=folder,
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **ENVIRONMENT, **when},
     )
     if check and done.returncode:
         raise AssertionError(f"git {' '.join(words)}: {done.stderr.decode('utf-8', 'replace')}")
     return done.stdout + (b"" if check else done.stderr)
 
 
-def make_history(folder: Path, *, commits: int = 40, algorithm: str = "sha1", seed: int = 1) -> Path:
+def make_history(
+    folder: Path, *, commits: int = 40, algorithm: str = "sha1", seed: int = 1
+) -> Path:
     """Make a work tree with branches, merges, annotated and nested tags, an octopus, a symlink and odd names."""
     rand = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,16 +73,27 @@ def extend_history(folder: Path, *, commits: int, rand: random.Random, first: in
         for _ in range(rand.randint(1, 3)):
             path = folder / rand.choice(("", "sub", "sub/deep", "other")) / f"f{rand.randint(0, 9)}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text().splitlines() if path.exists() else [f"line {i}" for i in range(80)]
+            lines = (
+                path.read_text().splitlines() if path.exists() else [f"line {i}" for i in range(80)]
+            )
             lines[rand.randrange(len(lines))] = f"changed {rand.random()}"
             path.write_text("\n".join(lines) + "\n")
         git(folder, "add", "-A")
-        git(folder, "commit", "-qm", f"commit {number}", "--allow-empty", date=1_700_000_000 + number * 60)
+        git(
+            folder,
+            "commit",
+            "-qm",
+            f"commit {number}",
+            "--allow-empty",
+            date=1_700_000_000 + number * 60,
+        )
 
 
 def reachable(folder: Path) -> set[bytes]:
     """Return the ids (hex) of all objects that refs reach."""
-    return {line.split(b" ")[0] for line in git(folder, "rev-list", "--objects", "--all").splitlines()}
+    return {
+        line.split(b" ")[0] for line in git(folder, "rev-list", "--objects", "--all").splitlines()
+    }
 
 
 def refs(folder: Path) -> list[bytes]:

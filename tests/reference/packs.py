@@ -68,7 +68,9 @@ def copy(start: int, size: int) -> bytes:
 
 def insert(data: bytes) -> bytes:
     """Return insert instructions for data of any length."""
-    return b"".join(bytes([len(data[i : i + 127])]) + data[i : i + 127] for i in range(0, len(data), 127))
+    return b"".join(
+        bytes([len(data[i : i + 127])]) + data[i : i + 127] for i in range(0, len(data), 127)
+    )
 
 
 def delta(base: bytes, result: bytes) -> bytes:
@@ -77,7 +79,9 @@ def delta(base: bytes, result: bytes) -> bytes:
     while start < min(len(base), len(result), 0xFFFFFF) and base[start] == result[start]:
         start += 1
     end = 0
-    while end < min(len(base), len(result), 0xFFFFFF) - start and base[-1 - end] == result[-1 - end]:
+    while (
+        end < min(len(base), len(result), 0xFFFFFF) - start and base[-1 - end] == result[-1 - end]
+    ):
         end += 1
     out = varint(len(base)) + varint(len(result))
     if start:
@@ -103,10 +107,22 @@ class PackMaker:
         """Offset of the next entry."""
         return 12 + len(self.body)
 
-    def add(self, kind: int, data: bytes, *, before: bytes = b"", size: int | None = None, level: int = -1) -> int:
+    def add(
+        self,
+        kind: int,
+        data: bytes,
+        *,
+        before: bytes = b"",
+        size: int | None = None,
+        level: int = -1,
+    ) -> int:
         """Add an entry whose stream inflates to data; return its offset."""
         at = self.at
-        self.body += entry_header(kind, len(data) if size is None else size) + before + zlib.compress(data, level)
+        self.body += (
+            entry_header(kind, len(data) if size is None else size)
+            + before
+            + zlib.compress(data, level)
+        )
         self.count += 1
         return at
 
@@ -120,5 +136,10 @@ class PackMaker:
 
     def pack(self, *, version: int = 2, count: int | None = None, extra: bytes = b"") -> bytes:
         """Return the pack with its trailer."""
-        data = b"PACK" + struct.pack(">II", version, self.count if count is None else count) + self.body + extra
+        data = (
+            b"PACK"
+            + struct.pack(">II", version, self.count if count is None else count)
+            + self.body
+            + extra
+        )
         return data + hashlib.new(self.algorithm, data).digest()

@@ -11,14 +11,39 @@ import zlib
 from pathlib import Path
 
 import pytest
-from reference.packs import PackMaker, copy, delta, distance, entry_header, insert, object_id, varint
+from reference.packs import (
+    PackMaker,
+    copy,
+    delta,
+    distance,
+    entry_header,
+    insert,
+    object_id,
+    varint,
+)
 
 from shardgit._fastpack import Ingest
 from shardgit.errors import InvalidArgument, LimitExceeded, MalformedObject, MalformedPack
 
 
-def ingest(pack: bytes, *, kind: int = 1, threads: int = 2, depth: int = 4095, size: int = 1 << 32, memory: int = 1 << 24, cache: int = 1 << 26) -> Ingest:
-    got = Ingest(kind, size_max=size, memory_max=memory, cache_max=cache, objects_max=1 << 20, depth_max=depth)
+def ingest(
+    pack: bytes,
+    *,
+    kind: int = 1,
+    threads: int = 2,
+    depth: int = 4095,
+    size: int = 1 << 32,
+    memory: int = 1 << 24,
+    cache: int = 1 << 26,
+) -> Ingest:
+    got = Ingest(
+        kind,
+        size_max=size,
+        memory_max=memory,
+        cache_max=cache,
+        objects_max=1 << 20,
+        depth_max=depth,
+    )
     got.scan(pack)
     got.link()
     workers = [threading.Thread(target=got.resolve) for _ in range(threads)]
@@ -37,18 +62,30 @@ def ids_of(got: Ingest) -> set[bytes]:
 def git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
     for role in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{role}_NAME": "A", f"GIT_{role}_EMAIL": "a@b.c", f"GIT_{role}_DATE": "1700000000 +0000"}
-    return subprocess.run(["git", *words], cwd=folder, input=stdin, capture_output=True, check=True, env=environment).stdout
+        environment |= {
+            f"GIT_{role}_NAME": "A",
+            f"GIT_{role}_EMAIL": "a@b.c",
+            f"GIT_{role}_DATE": "1700000000 +0000",
+        }
+    return subprocess.run(
+        ["git", *words], cwd=folder, input=stdin, capture_output=True, check=True, env=environment
+    ).stdout
 
 
 @pytest.fixture(scope="module", params=["sha1", "sha256"])
-def history(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def history(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("history")
     git(folder, "init", "-q", "-b", "main", f"--object-format={request.param}")
     (folder / "sub").mkdir()
     for number in range(60):
-        (folder / "sub" / f"f{number % 7}").write_text("\n".join(f"line {i * number}" for i in range(200)))
-        (folder / "long").write_text("\n".join(f"row {i if i % 50 else number}" for i in range(2000)))
+        (folder / "sub" / f"f{number % 7}").write_text(
+            "\n".join(f"line {i * number}" for i in range(200))
+        )
+        (folder / "long").write_text(
+            "\n".join(f"row {i if i % 50 else number}" for i in range(2000))
+        )
         (folder / f"new{number}").write_text(str(number))
         git(folder, "add", "-A")
         git(folder, "commit", "-qm", f"commit {number}")
@@ -59,7 +96,11 @@ def history(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def all_objects(folder: Path) -> dict[bytes, tuple[str, int]]:
     lines = git(folder, "cat-file", "--batch-all-objects", "--batch-check").decode().split("\n")
-    return {bytes.fromhex(line.split()[0]): (line.split()[1], int(line.split()[2])) for line in lines if line}
+    return {
+        bytes.fromhex(line.split()[0]): (line.split()[1], int(line.split()[2]))
+        for line in lines
+        if line
+    }
 
 
 def test_ids_types_sizes_and_bytes_are_gits(history: tuple[Path, str]) -> None:
@@ -102,7 +143,9 @@ def test_segments_are_packs_that_git_accepts(history: tuple[Path, str], tmp_path
         assert hops == 0
         entries_end, n = struct.unpack_from("<II", block, len(block) - 48)
         assert (n, entries_end - 64) == (objects, entry_bytes)
-        footer_ids = [block[entries_end + i * size : entries_end + (i + 1) * size] for i in range(n)]
+        footer_ids = [
+            block[entries_end + i * size : entries_end + (i + 1) * size] for i in range(n)
+        ]
         order_at = entries_end + n * (size + 8)
         order = struct.unpack_from(f"<{n}H", block, order_at)
         assert [footer_ids[i] for i in order] == sorted(footer_ids)
@@ -111,7 +154,13 @@ def test_segments_are_packs_that_git_accepts(history: tuple[Path, str], tmp_path
     assert seen == set(all_objects(folder))
     pack = b"PACK" + struct.pack(">II", 2, len(seen)) + body
     git(tmp_path, "init", "-q", "--bare", f"--object-format={algorithm}", "out.git")
-    git(tmp_path / "out.git", "index-pack", "--stdin", "--strict", stdin=pack + hashlib.new(algorithm, pack).digest())
+    git(
+        tmp_path / "out.git",
+        "index-pack",
+        "--stdin",
+        "--strict",
+        stdin=pack + hashlib.new(algorithm, pack).digest(),
+    )
     assert set(all_objects(tmp_path / "out.git")) == seen
 
 
@@ -129,10 +178,18 @@ def test_a_family_larger_than_a_block_is_cut_into_ref_deltas(tmp_path: Path) -> 
     assert count > 2
     assert all(len(block) <= 16384 for block in blocks)
     assert got.segment_facts(count - 1)[4] >= 1
-    body = b"".join(block[64 : struct.unpack_from("<I", block, len(block) - 48)[0]] for block in blocks)
+    body = b"".join(
+        block[64 : struct.unpack_from("<I", block, len(block) - 48)[0]] for block in blocks
+    )
     pack = b"PACK" + struct.pack(">II", 2, 41) + body
     git(tmp_path, "init", "-q", "--bare", "out.git")
-    git(tmp_path / "out.git", "index-pack", "--stdin", "--strict", stdin=pack + hashlib.sha1(pack).digest())
+    git(
+        tmp_path / "out.git",
+        "index-pack",
+        "--stdin",
+        "--strict",
+        stdin=pack + hashlib.sha1(pack).digest(),
+    )
     assert set(all_objects(tmp_path / "out.git")) == ids_of(got)
 
 
@@ -192,7 +249,9 @@ def test_two_packs_with_the_same_objects_keep_one_of_each() -> None:
     one, two = PackMaker(), PackMaker()
     one.ofs(one.add(3, a), delta(a, b))
     two.ofs(two.add(3, b), delta(b, a))
-    got = Ingest(1, size_max=1 << 30, memory_max=1 << 24, cache_max=1 << 26, objects_max=1000, depth_max=10)
+    got = Ingest(
+        1, size_max=1 << 30, memory_max=1 << 24, cache_max=1 << 26, objects_max=1000, depth_max=10
+    )
     packs = [one.pack(), two.pack()]
     for pack in packs:
         got.scan(pack)
@@ -244,7 +303,12 @@ def bad_packs() -> dict[str, bytes]:
         maker = empty()
         maker.add(6, delta(b"hello", b"hello2"), before=distance(back))
         out[f"ofs {name}"] = maker.pack()
-    for name, size in {"too small": 3, "too large": 9, "of two gib": 1 << 31, "past 64 bits": 0}.items():
+    for name, size in {
+        "too small": 3,
+        "too large": 9,
+        "of two gib": 1 << 31,
+        "past 64 bits": 0,
+    }.items():
         maker = PackMaker()
         maker.add(3, b"hello", size=size)
         if name == "past 64 bits":
@@ -325,7 +389,20 @@ def test_index_offsets_that_lie_are_found_out() -> None:
     maker = PackMaker()
     first = maker.add(3, b"hello")
     second = maker.add(3, b"world" * 50)
-    for offsets in ([first, second + 1], [first], [first + 1, second], [first, second, second], [first, 1 << 60]):
-        got = Ingest(1, size_max=1 << 30, memory_max=1 << 24, cache_max=1 << 26, objects_max=1000, depth_max=10)
+    for offsets in (
+        [first, second + 1],
+        [first],
+        [first + 1, second],
+        [first, second, second],
+        [first, 1 << 60],
+    ):
+        got = Ingest(
+            1,
+            size_max=1 << 30,
+            memory_max=1 << 24,
+            cache_max=1 << 26,
+            objects_max=1000,
+            depth_max=10,
+        )
         with pytest.raises(MalformedPack):
             got.scan(maker.pack(), array("Q", offsets))

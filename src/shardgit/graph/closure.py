@@ -52,7 +52,13 @@ def difference(view: PoolView, wants: Iterable[int], haves: Iterable[int]) -> tu
     fresh, border = graph.split(want_commits, have_commits)
     had = Walk(graph)
     had.mark_alone([*border, *have_commits, *have_tags])
-    had.mark([tree for commit in {*border, *have_commits[:BORDER_MAX]} if (tree := graph.tree_at(commit)) >= 0])
+    had.mark(
+        [
+            tree
+            for commit in {*border, *have_commits[:BORDER_MAX]}
+            if (tree := graph.tree_at(commit)) >= 0
+        ]
+    )
     had.mark(have_others)
     have = finish(had, view)
     walk = Walk(graph, have)

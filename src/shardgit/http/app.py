@@ -62,7 +62,9 @@ class GitHttp:
 
     def app(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(middlewares=[self._edge], client_max_size=self.store.limits.request_body_max_bytes)
+        app = web.Application(
+            middlewares=[self._edge], client_max_size=self.store.limits.request_body_max_bytes
+        )
         app.router.add_get("/{name:.+}/info/refs", self.info_refs)
         app.router.add_post("/{name:.+}/git-upload-pack", self.upload_pack)
         app.router.add_route("*", "/{name:.+}/git-receive-pack", self.receive_pack)
@@ -79,7 +81,9 @@ class GitHttp:
                 seen.failed(error)
                 response = _refusal(error)
             except web.HTTPException as error:
-                response = web.Response(status=error.status, text=f"{error.reason}\n", headers=error.headers)
+                response = web.Response(
+                    status=error.status, text=f"{error.reason}\n", headers=error.headers
+                )
             except (ConnectionResetError, asyncio.CancelledError):
                 seen.gone()
                 raise
@@ -115,7 +119,9 @@ class GitHttp:
     async def upload_pack(self, request: web.Request) -> web.StreamResponse:
         """Answer ls-refs and fetch."""
         if request.content_type != f"application/x-{UPLOAD_PACK}-request":
-            return web.Response(status=415, text=f"content type must be application/x-{UPLOAD_PACK}-request\n")
+            return web.Response(
+                status=415, text=f"content type must be application/x-{UPLOAD_PACK}-request\n"
+            )
         name = repository_name(request)
         authorize(ANONYMOUS, Action.READ, name)
         kind = await self.store.workers.run(self._hash_kind, name)
@@ -125,9 +131,13 @@ class GitHttp:
             if protocol_version(request) == 2:
                 command = parse_v2(body, kind, limits=self.store.limits)
                 if isinstance(command, LsRefs):
-                    refs = await self.store.workers.run(advertised, self.store, name, command.prefixes)
+                    refs = await self.store.workers.run(
+                        advertised, self.store, name, command.prefixes
+                    )
                     return web.Response(body=answer_ls_refs(refs, command), headers=headers)
-                source = answer_v2(self.store, name, command) if isinstance(command, Fetch) else None
+                source = (
+                    answer_v2(self.store, name, command) if isinstance(command, Fetch) else None
+                )
             else:
                 fetch = parse_v0(body, kind, limits=self.store.limits)
                 source = answer_v0(self.store, name, fetch) if fetch is not None else None
@@ -159,7 +169,9 @@ class GitHttp:
         async with asyncio.timeout(self.store.limits.client_stall_max_s):
             async for piece in request.content.iter_any():
                 try:
-                    out += piece if inflate is None else inflate.decompress(piece, most + 1 - len(out))
+                    out += (
+                        piece if inflate is None else inflate.decompress(piece, most + 1 - len(out))
+                    )
                 except zlib.error as cause:
                     raise InvalidArgument("request body is not valid gzip") from cause
                 if len(out) > most or (inflate is not None and inflate.unconsumed_tail):
@@ -194,7 +206,11 @@ class GitHttp:
 
 def protocol_version(request: web.Request) -> int:
     """Return the version that the Git-Protocol header asks for: 0, 1 or 2."""
-    versions = [word[8:] for word in request.headers.get("Git-Protocol", "").split(":") if word.startswith("version=")]
+    versions = [
+        word[8:]
+        for word in request.headers.get("Git-Protocol", "").split(":")
+        if word.startswith("version=")
+    ]
     known = [int(text) for text in versions if text in ("0", "1", "2")]
     return max(known, default=0)
 
@@ -208,5 +224,3 @@ def _refusal(error: ShardgitError) -> web.Response:
     status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
     text = str(error) if not isinstance(error, DataLoss | Internal) else error.message
     return web.Response(status=status, text=f"{text}\n", headers=NO_CACHE)
-
-

@@ -44,9 +44,14 @@ def verify_repository(store: Store, name: str, *, progress: Report = silent) -> 
     bad: list[str] = []
     segments = view.segments if view else []
     if view is not None:
-        lost = [ref for ref in refs if ref.target is not None and view.positions([ref.target])[0] < 0]
+        lost = [
+            ref for ref in refs if ref.target is not None and view.positions([ref.target])[0] < 0
+        ]
         if lost:
-            raise DataLoss("a ref names an object that the pool lacks", ref=lost[0].name.decode("utf-8", "replace"))
+            raise DataLoss(
+                "a ref names an object that the pool lacks",
+                ref=lost[0].name.decode("utf-8", "replace"),
+            )
         done = 0
         for segment in segments:
             bad += _bad_in(view, segment)
@@ -55,7 +60,12 @@ def verify_repository(store: Store, name: str, *, progress: Report = silent) -> 
     elif any(ref.target is not None for ref in refs):
         raise DataLoss("repository has refs and no objects", repository=name)
     return VerifyReport(
-        name, view.objects if view else 0, len(segments), len(refs), tuple(bad), time.monotonic() - begun
+        name,
+        view.objects if view else 0,
+        len(segments),
+        len(refs),
+        tuple(bad),
+        time.monotonic() - begun,
     )
 
 
@@ -72,9 +82,12 @@ def _bad_in(view: PoolView, segment: PlacedSegment) -> list[str]:
     for at in range(0, len(positions), BATCH):
         some = positions[at : at + BATCH]
         found = view.read_positions(some)
-        for position, one, indexed in zip(some, found, view.positions([o.id for o in found]), strict=True):
-            if object_id(one.type, [one.data], len(one.data), kind) != one.id or indexed != position:
+        for position, one, indexed in zip(
+            some, found, view.positions([o.id for o in found]), strict=True
+        ):
+            if (
+                object_id(one.type, [one.data], len(one.data), kind) != one.id
+                or indexed != position
+            ):
                 bad.append(one.id.hex())
     return bad
-
-

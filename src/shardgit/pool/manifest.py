@@ -105,7 +105,10 @@ def encode_manifest(
     # placed behind a root whose size does not depend on them.
     count = -(-len(manifest.segments) // PAGE_SEGMENTS_MAX)
     fixed = HEADER_SIZE + _ROOT.size
-    fixed += sum(_RUN.size + _KEYED.size * len(run.index) + _REF.size * len(run.graph) for run in manifest.runs)
+    fixed += sum(
+        _RUN.size + _KEYED.size * len(run.index) + _REF.size * len(run.graph)
+        for run in manifest.runs
+    )
     fixed += _PAGE_REF.size * count + _REF.size * len(manifest.bitmaps)
     places: dict[BlockId, int] = {}
     at = _aligned(fixed)
@@ -120,7 +123,10 @@ def encode_manifest(
         some = manifest.segments[start : start + PAGE_SEGMENTS_MAX]
         payload = _PAGE.pack(len(some), 0) + b"".join(_segment(placed(s.ref), s) for s in some)
         length = HEADER_SIZE + len(payload)
-        data = new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, length, flags=PAGE_FLAG) + payload
+        data = (
+            new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, length, flags=PAGE_FLAG)
+            + payload
+        )
         page = block_id(data)
         if embedded:
             places[page] = at
@@ -164,7 +170,9 @@ def encode_manifest(
     out += b"".join(_REF.pack(*_parts(placed(ref))) for ref in manifest.bitmaps)
     for block, data in inline.items():
         out += bytes(places[block] - HEADER_SIZE - len(out)) + data
-    data = new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, HEADER_SIZE + len(out)) + bytes(out)
+    data = new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, HEADER_SIZE + len(out)) + bytes(
+        out
+    )
     root = block_id(data)
     return root, [*extra, (root, data)]
 
@@ -192,8 +200,8 @@ def embedded_block(root: bytes, ref: BlockRef) -> bytes:
 
 
 def _decode(data: bytes, hash_kind: HashKind, read: Callable[[BlockRef], bytes]) -> Manifest:
-    magic, version, _, generation, objects, n_runs, n_pages, n_bitmaps, n_segments, next_serial = _ROOT.unpack_from(
-        data, HEADER_SIZE
+    magic, version, _, generation, objects, n_runs, n_pages, n_bitmaps, n_segments, next_serial = (
+        _ROOT.unpack_from(data, HEADER_SIZE)
     )
     if magic != MAGIC or version != VERSION:
         raise BlockCorrupt("manifest has an unknown magic or version", version=version)
@@ -205,7 +213,9 @@ def _decode(data: bytes, hash_kind: HashKind, read: Callable[[BlockRef], bytes])
 
     runs: list[RunRecord] = []
     for _ in range(n_runs):
-        level, _, _, first, segments, commits, tags, trees, blobs, pieces, graph = _RUN.unpack_from(data, at)
+        level, _, _, first, segments, commits, tags, trees, blobs, pieces, graph = _RUN.unpack_from(
+            data, at
+        )
         at += _RUN.size
         index = []
         for _ in range(pieces):
@@ -215,7 +225,11 @@ def _decode(data: bytes, hash_kind: HashKind, read: Callable[[BlockRef], bytes])
         for _ in range(graph):
             links.append(ref_at(at))
             at += _REF.size
-        runs.append(RunRecord(level, first, segments, commits, tags, trees, blobs, tuple(index), tuple(links)))
+        runs.append(
+            RunRecord(
+                level, first, segments, commits, tags, trees, blobs, tuple(index), tuple(links)
+            )
+        )
     entries: list[SegmentEntry] = []
     for _ in range(n_pages):
         page, (count,) = ref_at(at), struct.unpack_from("<I", data, at + _REF.size)
@@ -228,10 +242,16 @@ def _decode(data: bytes, hash_kind: HashKind, read: Callable[[BlockRef], bytes])
     for _ in range(n_bitmaps):
         bitmaps.append(ref_at(at))
         at += _REF.size
-    manifest = Manifest(hash_kind, generation, next_serial, tuple(runs), tuple(entries), tuple(bitmaps))
+    manifest = Manifest(
+        hash_kind, generation, next_serial, tuple(runs), tuple(entries), tuple(bitmaps)
+    )
     if sum(run.segments for run in runs) != n_segments or len(entries) != n_segments:
         raise BlockCorrupt("manifest does not add up", generation=generation)
-    serials = {serial for run in runs for serial in range(run.first_serial, run.first_serial + run.segments)}
+    serials = {
+        serial
+        for run in runs
+        for serial in range(run.first_serial, run.first_serial + run.segments)
+    }
     if (
         manifest.objects != objects
         or {entry.serial for entry in entries} != serials
@@ -245,19 +265,30 @@ def _decode(data: bytes, hash_kind: HashKind, read: Callable[[BlockRef], bytes])
 def _decode_page(data: bytes) -> list[SegmentEntry]:
     header = parse_header(data, kind=BlockKind.MANIFEST)
     count, _ = _PAGE.unpack_from(data, HEADER_SIZE)
-    if not header.flags & PAGE_FLAG or len(data) != HEADER_SIZE + _PAGE.size + count * _SEGMENT.size:
+    if (
+        not header.flags & PAGE_FLAG
+        or len(data) != HEADER_SIZE + _PAGE.size + count * _SEGMENT.size
+    ):
         raise BlockCorrupt("manifest page is off", bytes=len(data))
     found = []
     for at in range(HEADER_SIZE + _PAGE.size, len(data), _SEGMENT.size):
-        block, length, inline, serial, objects, entry_bytes, kind, flags = _SEGMENT.unpack_from(data, at)
+        block, length, inline, serial, objects, entry_bytes, kind, flags = _SEGMENT.unpack_from(
+            data, at
+        )
         if not 1 <= kind <= 4 or not objects:
             raise BlockCorrupt("manifest page names an impossible segment", serial=serial)
-        found.append(SegmentEntry(BlockRef(BlockId(block), length, inline), serial, objects, entry_bytes, kind, flags))
+        found.append(
+            SegmentEntry(
+                BlockRef(BlockId(block), length, inline), serial, objects, entry_bytes, kind, flags
+            )
+        )
     return found
 
 
 def _segment(ref: BlockRef, entry: SegmentEntry) -> bytes:
-    return _SEGMENT.pack(*_parts(ref), entry.serial, entry.objects, entry.entry_bytes, entry.type, entry.flags)
+    return _SEGMENT.pack(
+        *_parts(ref), entry.serial, entry.objects, entry.entry_bytes, entry.type, entry.flags
+    )
 
 
 def _parts(ref: BlockRef) -> tuple[BlockId, int, int]:

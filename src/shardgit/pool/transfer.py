@@ -88,7 +88,9 @@ class Transfer:
         """Return the stream, from the pack's header to its trailer."""
         plan = self._key()
         known = self._trailers.get(plan) if self._trailers else None
-        framer = _segment.PackFramer(int(self.view.hash_kind), sideband=self.options.sideband, trailer=known)
+        framer = _segment.PackFramer(
+            int(self.view.hash_kind), sideband=self.options.sideband, trailer=known
+        )
         head = b"PACK" + struct.pack(">II", 2, self.objects)
         yield framer.frame(head, 0, len(head))
         for segment, count in self._plan:
@@ -96,7 +98,9 @@ class Transfer:
                 for part in self.view.parts(segment):
                     yield framer.frame(part, 0, len(part))
             elif count == segment.entry.objects and self._verbatim(segment):
-                yield self.view.use_segment(segment, lambda view: _frame_entries(framer, view, self.view.hash_kind.size))
+                yield self.view.use_segment(
+                    segment, lambda view: _frame_entries(framer, view, self.view.hash_kind.size)
+                )
             else:
                 yield from self._some(framer, segment)
         if self._trailers is not None:
@@ -112,7 +116,9 @@ class Transfer:
     def _externals(self, segment: PlacedSegment) -> list[int]:
         if not segment.entry.flags & EXTERNAL_BASES:
             return []
-        names = self.view.use_segment(segment, lambda view: _segment.externals_of(view, self.view.hash_kind.size))
+        names = self.view.use_segment(
+            segment, lambda view: _segment.externals_of(view, self.view.hash_kind.size)
+        )
         return self.view.positions([ObjectId(name) for name in names])
 
     def _verbatim(self, segment: PlacedSegment) -> bool:

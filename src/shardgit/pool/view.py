@@ -16,7 +16,15 @@ from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId, HashKind, ObjectId
-from shardgit.pool.manifest import ALONE, BlockRef, Manifest, SegmentEntry, decode_manifest, embedded_block, runs_in_order
+from shardgit.pool.manifest import (
+    ALONE,
+    BlockRef,
+    Manifest,
+    SegmentEntry,
+    decode_manifest,
+    embedded_block,
+    runs_in_order,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,7 +65,9 @@ class PlacedSegment:
 class PoolView:
     """One generation of a pool. Errors: DataLoss when a block that the manifest names is missing or damaged."""
 
-    def __init__(self, blocks: BlockStore, manifest_id: BlockId, *, limits: Limits = DEFAULT) -> None:
+    def __init__(
+        self, blocks: BlockStore, manifest_id: BlockId, *, limits: Limits = DEFAULT
+    ) -> None:
         (root,) = blocks.get_many_sync([manifest_id])
         if root is None:
             raise DataLoss("manifest block is missing", block=manifest_id.hex())
@@ -86,7 +96,9 @@ class PoolView:
                 base[serial] = at
                 at += by_serial[serial].objects
             if at - start != run.objects:
-                raise BlockCorrupt("run has another object count than its segments", block=self.id.hex())
+                raise BlockCorrupt(
+                    "run has another object count than its segments", block=self.id.hex()
+                )
         return [PlacedSegment(entry, base[entry.serial]) for entry in self.manifest.segments]
 
     # ---- blocks ----
@@ -107,7 +119,9 @@ class PoolView:
             if ref.id not in self._sound:
                 parse_header(view, kind=BlockKind.SEGMENT)
                 if _segment.check(view, self.hash_kind.size) != segment.entry.objects:
-                    raise BlockCorrupt("segment has another count than its manifest says", block=ref.id.hex())
+                    raise BlockCorrupt(
+                        "segment has another count than its manifest says", block=ref.id.hex()
+                    )
                 self._sound.add(ref.id)
             return job(view)
 
@@ -137,7 +151,9 @@ class PoolView:
         out = [-1] * len(ids)
         flat = b"".join(ids)
         if len(flat) != len(ids) * self.hash_kind.size:
-            return [self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids]
+            return [
+                self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids
+            ]
         waiting = list(range(len(ids)))
         for run, start in reversed(list(zip(self.manifest.runs, self._run_starts, strict=True))):
             if not waiting or not run.index:
@@ -161,24 +177,32 @@ class PoolView:
                         candidates.append((start + local, number))
                     elif local < -1:
                         key = int.from_bytes(ids[number][:8], "big")
-                        candidates += [(start + row, number) for row in _segment.index_rows(data, key, key, 1 << 16)]
+                        candidates += [
+                            (start + row, number)
+                            for row in _segment.index_rows(data, key, key, 1 << 16)
+                        ]
             self._confirm(candidates, ids, out)
             waiting = [number for number in waiting if out[number] < 0]
         return out
 
-    def _confirm(self, candidates: list[tuple[int, int]], ids: Sequence[ObjectId], out: list[int]) -> None:
+    def _confirm(
+        self, candidates: list[tuple[int, int]], ids: Sequence[ObjectId], out: list[int]
+    ) -> None:
         """Keep the candidates (position, number) whose whole id is the one asked for."""
         candidates.sort()
         for segment, some in self._grouped(candidates, key=lambda entry: entry[0]):
             ordinals = [position - segment.base for position, _ in some]
             found = self.use_segment(
-                segment, lambda view, o=ordinals: _segment.ids_at(view, self.hash_kind.size, o)  # type: ignore[misc]
+                segment,
+                lambda view, o=ordinals: _segment.ids_at(view, self.hash_kind.size, o),  # type: ignore[misc]
             )
             for (position, number), oid in zip(some, found, strict=True):
                 if oid == ids[number]:
                     out[number] = position
 
-    def _grouped(self, items: Sequence[T], *, key: Callable[[T], int]) -> Iterator[tuple[PlacedSegment, list[T]]]:
+    def _grouped(
+        self, items: Sequence[T], *, key: Callable[[T], int]
+    ) -> Iterator[tuple[PlacedSegment, list[T]]]:
         """Group items that are sorted by position by their segment."""
         at = 0
         while at < len(items):
@@ -207,8 +231,12 @@ class PoolView:
         for segment, some in self._grouped(sorted(set(positions)), key=lambda position: position):
             ordinals = [position - segment.base for position in some]
 
-            def look(view: memoryview, ordinals: list[int] = ordinals) -> tuple[list[bytes], list[int]]:
-                return _segment.ids_at(view, size, ordinals), _segment.sizes_at(view, size, ordinals)
+            def look(
+                view: memoryview, ordinals: list[int] = ordinals
+            ) -> tuple[list[bytes], list[int]]:
+                return _segment.ids_at(view, size, ordinals), _segment.sizes_at(
+                    view, size, ordinals
+                )
 
             for position, oid, length in zip(some, *self.use_segment(segment, look), strict=True):
                 out[position] = ObjectInfo(ObjectId(oid), segment.entry.type, length)
@@ -237,7 +265,9 @@ class PoolView:
         held = iter(self.read_positions([position for position in positions if position >= 0]))
         return [next(held) if position >= 0 else None for position in positions]
 
-    def read_positions(self, positions: Sequence[int], *, rounds: int = EXTERNAL_ROUNDS_MAX) -> list[GitObject]:
+    def read_positions(
+        self, positions: Sequence[int], *, rounds: int = EXTERNAL_ROUNDS_MAX
+    ) -> list[GitObject]:
         """Return the objects at pool positions."""
         out: dict[int, GitObject] = {}
         size = self.hash_kind.size
@@ -253,12 +283,17 @@ class PoolView:
             def decode(
                 view: memoryview, ordinals: list[int] = ordinals, bases: dict[bytes, bytes] = bases
             ) -> tuple[list[bytes], list[bytes | None], list[bytes]]:
-                return (_segment.ids_at(view, size, ordinals), *_segment.decode_many(view, size, ordinals, bases))
+                return (
+                    _segment.ids_at(view, size, ordinals),
+                    *_segment.decode_many(view, size, ordinals, bases),
+                )
 
             ids, objects, missing = self.use_segment(segment, decode)
             if missing:
                 if rounds == 0:
-                    raise BlockCorrupt("chain of external bases is too long", block=segment.entry.ref.id.hex())
+                    raise BlockCorrupt(
+                        "chain of external bases is too long", block=segment.entry.ref.id.hex()
+                    )
                 bases |= self._bases(missing, rounds)
                 ids, objects, missing = self.use_segment(segment, decode)
             for position, oid, data_or_none in zip(some, ids, objects, strict=True):
@@ -309,7 +344,9 @@ class PoolView:
                     waiting = inflate.unconsumed_tail
                     done += len(out)
                     if done > info.size:
-                        raise BlockCorrupt("stored object is longer than its size", oid=info.id.hex())
+                        raise BlockCorrupt(
+                            "stored object is longer than its size", oid=info.id.hex()
+                        )
                     if out:
                         yield out
         except zlib.error as cause:
@@ -347,11 +384,20 @@ class PoolView:
             return BlockRef(ref.id, ref.length)
 
         runs = tuple(
-            replace(run, index=tuple((key, out(ref)) for key, ref in run.index), graph=tuple(out(r) for r in run.graph))
+            replace(
+                run,
+                index=tuple((key, out(ref)) for key, ref in run.index),
+                graph=tuple(out(r) for r in run.graph),
+            )
             for run in manifest.runs
         )
         segments = tuple(replace(segment, ref=out(segment.ref)) for segment in manifest.segments)
-        return replace(manifest, runs=runs, segments=segments, bitmaps=tuple(out(ref) for ref in manifest.bitmaps))
+        return replace(
+            manifest,
+            runs=runs,
+            segments=segments,
+            bitmaps=tuple(out(ref) for ref in manifest.bitmaps),
+        )
 
     def _graph_blocks(self, refs: Iterable[BlockRef]) -> Iterator[bytes]:
         for ref in refs:

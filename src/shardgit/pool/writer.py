@@ -64,10 +64,14 @@ class RunWriter:
                     parts.append(NewBlock(block.id, b""))  # only the id is kept
                     yield block
             part_ids = b"".join(part.id for part in parts)
-            header = new_header(BlockKind.SEGMENT, self.hash_kind, self.pool, length + len(part_ids))
+            header = new_header(
+                BlockKind.SEGMENT, self.hash_kind, self.pool, length + len(part_ids)
+            )
             data = self.ingest.segment(number, header, part_ids)
             block = NewBlock(block_id(data), data)
-            flags = (ALONE if alone else 0) | (EXTERNAL_BASES if self.ingest.segment_facts(number)[4] else 0)
+            flags = (ALONE if alone else 0) | (
+                EXTERNAL_BASES if self.ingest.segment_facts(number)[4] else 0
+            )
             self.entries.append(
                 SegmentEntry(
                     ref=block.ref,
@@ -97,7 +101,9 @@ class RunWriter:
         for start in range(0, total, each or 1):
             stop = min(start + each, total)
             keys = b"".join(ids[at * size : at * size + 8] for at in range(start, stop))
-            payload = keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
+            payload = (
+                keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
+            )
             block = self._block(BlockKind.INDEX, payload)
             self._index.append((keys[:8], block.ref))
             yield block

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+import re
 from typing import TYPE_CHECKING
 
 from shardgit.errors import LimitExceeded, MalformedPacket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
 PACKET_MAX_BYTES = 65_520
 PAYLOAD_MAX_BYTES = PACKET_MAX_BYTES - 4
@@ -18,6 +18,8 @@ DELIM_BYTES = b"0001"
 RESPONSE_END_BYTES = b"0002"
 SIDEBAND_64K = 65_515  # bytes of data in one side-band-64k packet
 SIDEBAND = 995  # the same for side-band
+ERROR_MAX_BYTES = 4_000  # of an error's text: old clients take no more in one line
+_HEX = re.compile(rb"[0-9a-fA-F]{4}")
 
 
 class Mark(enum.Enum):
@@ -29,51 +31,77 @@ class Mark(enum.Enum):
 
 
 Packet = bytes | Mark
+_MARKS = (Mark.FLUSH, Mark.DELIM, Mark.RESPONSE_END)
 
 
 def line(payload: bytes) -> bytes:
     """Return one packet; the payload is at most 65,516 bytes."""
     if len(payload) > PAYLOAD_MAX_BYTES:
-        raise LimitExceeded("packet payload is too large", bytes=len(payload), limit=PAYLOAD_MAX_BYTES)
+        raise LimitExceeded(
+            "packet payload is too large", bytes=len(payload), limit=PAYLOAD_MAX_BYTES
+        )
     return b"%04x" % (len(payload) + 4) + payload
 
 
+def encode(packets: Iterable[Packet]) -> bytes:
+    """Return packets and marks as they go over the wire."""
+    return b"".join(
+        line(packet) if isinstance(packet, bytes) else b"%04x" % packet.value for packet in packets
+    )
+
+
 def band(number: int, payload: bytes, *, room: int = SIDEBAND_64K) -> bytes:
-    """Return payload as side-band packets of a band: 1 pack data, 2 progress, 3 fatal error."""
+    """Return payload as side-band packets: 1 pack data, 2 progress, 3 fatal error."""
     head = bytes([number])
-    return b"".join(line(head + payload[at : at + room]) for at in range(0, len(payload), room))
+    if len(payload) <= room:
+        return line(head + payload)
+    pieces = range(0, len(payload), room)
+    return b"".join(line(head + payload[at : at + room]) for at in pieces)
 
 
 def error_line(text: str) -> bytes:
     """Return an ERR packet, which every client shows and dies of."""
-    flat = " ".join(text.split())
-    return line(b"ERR " + flat.encode()[: PAYLOAD_MAX_BYTES - 5] + b"\n")
+    return line(b"ERR " + one_line(text) + b"\n")
 
 
-@dataclass(slots=True)
+def one_line(text: str) -> bytes:
+    """Return an error's text as one bounded line of bytes, without control characters."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat.encode("utf-8", "replace")[:ERROR_MAX_BYTES]
+
+
 class PacketReader:
-    """Cuts bytes into packets. ``receive`` takes any pieces; ``finish`` says that no more come."""
+    """Cuts bytes into packets. ``receive`` takes any pieces; ``finish`` says that no more come.
 
-    _waiting: bytearray = field(default_factory=bytearray)
+    It holds less than one packet (65,520 bytes) between calls.
+    """
 
-    def receive(self, data: bytes) -> Iterator[Packet]:
-        """Return the packets that are whole by now; MalformedPacket for a length that cannot be."""
-        self._waiting += data
-        at = 0
-        try:
-            while len(self._waiting) - at >= 4:
-                length = _length(bytes(self._waiting[at : at + 4]))
-                if length < 4:
-                    at += 4
-                    yield Mark(length)
-                    continue
-                if len(self._waiting) - at < length:
-                    return
-                payload = bytes(self._waiting[at + 4 : at + length])
-                at += length
-                yield payload
-        finally:
-            del self._waiting[:at]
+    def __init__(self) -> None:
+        self._waiting = b""
+
+    def receive(self, data: bytes) -> list[Packet]:
+        """Return the packets that are whole by now; MalformedPacket for an impossible length."""
+        if self._waiting:
+            data = self._waiting + data
+        out: list[Packet] = []
+        at, end = 0, len(data)
+        while end - at >= 4:
+            if _HEX.match(data, at) is None:
+                text = data[at : at + 4].decode("latin-1")
+                raise MalformedPacket("packet length is not hex", length=ascii(text))
+            length = int(data[at : at + 4], 16)
+            if length < 3:
+                out.append(_MARKS[length])
+                at += 4
+                continue
+            if length == 3 or length > PACKET_MAX_BYTES:
+                raise MalformedPacket("packet length is impossible", length=length)
+            if end - at < length:
+                break
+            out.append(data[at + 4 : at + length])
+            at += length
+        self._waiting = data[at:]
+        return out
 
     def finish(self) -> None:
         """Raise MalformedPacket when the bytes ended inside a packet."""
@@ -81,17 +109,9 @@ class PacketReader:
             raise MalformedPacket("request ends inside a packet", bytes=len(self._waiting))
 
 
-def packets(data: bytes) -> Iterator[Packet]:
-    """Return the packets of a whole request."""
+def decode(data: bytes) -> list[Packet]:
+    """Return the packets of a whole message; MalformedPacket when it is cut or broken."""
     reader = PacketReader()
-    yield from reader.receive(data)
+    found = reader.receive(data)
     reader.finish()
-
-
-def _length(digits: bytes) -> int:
-    if not all(c in b"0123456789abcdefABCDEF" for c in digits):
-        raise MalformedPacket("packet length is not hex", length=digits.decode("latin-1"))
-    length = int(digits, 16)
-    if length == 3 or length > PACKET_MAX_BYTES:
-        raise MalformedPacket("packet length is impossible", length=length)
-    return length
+    return found

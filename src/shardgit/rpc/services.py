@@ -80,13 +80,20 @@ class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
             ids = [ObjectId(oid) for oid in request.data.ids]
             asked += len(ids)
             if asked > self.store.limits.ids_per_request_max:
-                raise LimitExceeded("too many ids in one stream", limit=self.store.limits.ids_per_request_max)
+                raise LimitExceeded(
+                    "too many ids in one stream", limit=self.store.limits.ids_per_request_max
+                )
             infos = await self._run(reading.infos, ids)
             async for answer in self._objects(reading, ids, infos, in_order=in_order):
                 yield answer
 
     async def _objects(
-        self, reading: Reading, ids: Sequence[ObjectId], infos: Sequence[ObjectInfo | None], *, in_order: bool
+        self,
+        reading: Reading,
+        ids: Sequence[ObjectId],
+        infos: Sequence[ObjectInfo | None],
+        *,
+        in_order: bool,
     ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
         order = list(range(len(ids)))
         if not in_order and reading.view is not None:
@@ -123,10 +130,14 @@ class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
             for rest in range(most, len(data), most):
                 yield object_pb2.GetObjectsResponse(data=data[rest : rest + most])
 
-    async def _large(self, reading: Reading, info: ObjectInfo) -> AsyncIterator[object_pb2.GetObjectsResponse]:
+    async def _large(
+        self, reading: Reading, info: ObjectInfo
+    ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
         position = await self._run(reading.position, info.id)
         _, pieces = await self._run(reading.stream, position)
-        yield object_pb2.GetObjectsResponse(ids=info.id, types=bytes([info.type]), sizes=[info.size])
+        yield object_pb2.GetObjectsResponse(
+            ids=info.id, types=bytes([info.type]), sizes=[info.size]
+        )
         async for piece in self._pull(pieces):
             yield object_pb2.GetObjectsResponse(data=piece)
 
@@ -173,7 +184,11 @@ class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
 
 def _repository(info: RepositoryInfo) -> repository_pb2.Repository:
     return repository_pb2.Repository(
-        id=info.id, name=info.name, hash_kind=int(info.hash_kind), created_ms=info.created_ms, head=info.head
+        id=info.id,
+        name=info.name,
+        hash_kind=int(info.hash_kind),
+        created_ms=info.created_ms,
+        head=info.head,
     )
 
 
@@ -265,7 +280,9 @@ class Refs(_Service, ref_pb2_grpc.RefServiceServicer):
                 return
             after = some[-1][0].name
 
-    def _page(self, repository: str, prefixes: tuple[bytes, ...], after: bytes) -> list[tuple[Ref, Ref]]:
+    def _page(
+        self, repository: str, prefixes: tuple[bytes, ...], after: bytes
+    ) -> list[tuple[Ref, Ref]]:
         # Each page is a snapshot of its own: a transaction must not live as long as a client reads.
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, repository)
@@ -302,7 +319,10 @@ class Refs(_Service, ref_pb2_grpc.RefServiceServicer):
 
 def _ref(ref: Ref, final: Ref) -> ref_pb2.Ref:
     return ref_pb2.Ref(
-        name=ref.name, target=final.target or b"", peeled=final.peeled or b"", symbolic=ref.symbolic or b""
+        name=ref.name,
+        target=final.target or b"",
+        peeled=final.peeled or b"",
+        symbolic=ref.symbolic or b"",
     )
 
 
@@ -339,7 +359,9 @@ class Commits(_Service, commit_pb2_grpc.CommitServiceServicer):
         self, request: commit_pb2.ListCommitsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[commit_pb2.ListCommitsResponse]:
         reading = await self._read(request.repository)
-        async for infos in self._pull(reading.log(list(request.revisions) or ["HEAD"], limit=request.limit)):
+        async for infos in self._pull(
+            reading.log(list(request.revisions) or ["HEAD"], limit=request.limit)
+        ):
             yield commit_pb2.ListCommitsResponse(commits=[_commit(info) for info in infos])
 
     @unary
@@ -355,7 +377,9 @@ class Commits(_Service, commit_pb2_grpc.CommitServiceServicer):
         self, request: commit_pb2.MergeBaseRequest, _: grpc.aio.ServicerContext
     ) -> commit_pb2.MergeBaseResponse:
         reading = await self._read(request.repository)
-        return commit_pb2.MergeBaseResponse(ids=await self._run(reading.merge_bases, request.a, request.b))
+        return commit_pb2.MergeBaseResponse(
+            ids=await self._run(reading.merge_bases, request.a, request.b)
+        )
 
     @stream
     async def GetTree(
@@ -364,7 +388,9 @@ class Commits(_Service, commit_pb2_grpc.CommitServiceServicer):
         reading = await self._read(request.repository)
         position = await self._run(reading.resolve, request.revision)
         async for rows in self._pull(reading.walk_tree(position, recursive=request.recursive)):
-            entries = [commit_pb2.TreeEntry(mode=one.mode, path=path, id=one.id) for path, one in rows]
+            entries = [
+                commit_pb2.TreeEntry(mode=one.mode, path=path, id=one.id) for path, one in rows
+            ]
             yield commit_pb2.GetTreeResponse(entries=entries)
 
     @stream

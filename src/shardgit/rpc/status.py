@@ -23,7 +23,11 @@ DOMAIN = "shardgit"
 def status_of(error: ShardgitError) -> grpc.Status:
     """Return the status of an error: its code, its message and an ErrorInfo with reason and facts."""
     hidden = isinstance(error, Internal)
-    facts = {} if hidden else {key: json.dumps(value, default=str) for key, value in error.facts.items()}
+    facts = (
+        {}
+        if hidden
+        else {key: json.dumps(value, default=str) for key, value in error.facts.items()}
+    )
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = any_pb2.Any()
     detail.Pack(info)
@@ -59,7 +63,9 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
     """Wrap a method that answers with a stream."""
 
     @functools.wraps(method)
-    async def wrapped(self: object, request: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def wrapped(
+        self: object, request: object, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
         with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
             try:
                 async for answer in method(self, request, context):

@@ -26,4 +26,8 @@ ANONYMOUS = Principal("anonymous")
 
 def authorize(principal: Principal, action: Action, repository: str | None) -> None:
     """Raise PermissionRefused unless ``principal`` may do ``action`` (to a repository, or to the store with None)."""
-    del principal, action, repository  # everybody may, while the store is reached over loopback only
+    del (
+        principal,
+        action,
+        repository,
+    )  # everybody may, while the store is reached over loopback only

@@ -37,7 +37,9 @@ class ExportResult:
     seconds: float
 
 
-def export_repository(store: Store, name: str, folder: Path, *, progress: Report = silent) -> ExportResult:
+def export_repository(
+    store: Store, name: str, folder: Path, *, progress: Report = silent
+) -> ExportResult:
     """Write repository ``name`` as a bare repository to ``folder``, which must not exist.
 
     Every object of the pack is made and its id computed before the folder gets its name, so an export that exists is
@@ -75,8 +77,12 @@ def _skeleton(folder: Path, kind: HashKind, refs: list[Ref], head: Ref | None) -
     for part in ("objects/pack", "objects/info", "refs/heads", "refs/tags"):
         (folder / part).mkdir(parents=True)
     sha256 = kind is HashKind.SHA256
-    config = f"[core]\n\trepositoryformatversion = {int(sha256)}\n\tfilemode = true\n\tbare = true\n"
-    (folder / "config").write_text(config + ("[extensions]\n\tobjectformat = sha256\n" if sha256 else ""))
+    config = (
+        f"[core]\n\trepositoryformatversion = {int(sha256)}\n\tfilemode = true\n\tbare = true\n"
+    )
+    (folder / "config").write_text(
+        config + ("[extensions]\n\tobjectformat = sha256\n" if sha256 else "")
+    )
     (folder / "HEAD").write_bytes(_loose(head) if head else b"ref: refs/heads/main\n")
     rows = [b"# pack-refs with: peeled fully-peeled sorted \n"]
     for ref in refs:
@@ -118,7 +124,9 @@ def _pack(folder: Path, transfer: Transfer, kind: HashKind, store: Store, progre
     return done
 
 
-def _checked(path: Path, kind: HashKind, store: Store, progress: Report) -> tuple[bytes, bytes, bytes, bytes]:
+def _checked(
+    path: Path, kind: HashKind, store: Store, progress: Report
+) -> tuple[bytes, bytes, bytes, bytes]:
     """Resolve the pack as written and return (ids, CRCs, offsets, trailer)."""
     limits = store.limits
     ingest = Ingest(
@@ -138,7 +146,14 @@ def _checked(path: Path, kind: HashKind, store: Store, progress: Report) -> tupl
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.1)
-                progress(Progress("checking the pack", ingest.objects_resolved, ingest.objects_scanned, "objects"))
+                progress(
+                    Progress(
+                        "checking the pack",
+                        ingest.objects_resolved,
+                        ingest.objects_scanned,
+                        "objects",
+                    )
+                )
         ingest.finish()
         rows = ingest.index_rows()
         trailer = data[-kind.size :]

@@ -67,7 +67,9 @@ class FetchSession(Look):
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)
         tags = self.store.refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))
-        self.tags = [ref.target for ref in tags if ref.peeled is not None and ref.target is not None]
+        self.tags = [
+            ref.target for ref in tags if ref.peeled is not None and ref.target is not None
+        ]
 
     def wants(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return the positions of wants; ObjectMissing, in the words that git uses, for one that is not ours."""
@@ -82,8 +84,12 @@ class FetchSession(Look):
         if self.view is None or not common:
             return False
         graph = self.view.graph()
-        peeled = [at for want in wants if (at := graph.peel(want)) >= 0 and graph.type_at(at) == COMMIT]
-        shared = [at for have in common if (at := graph.peel(have)) >= 0 and graph.type_at(at) == COMMIT]
+        peeled = [
+            at for want in wants if (at := graph.peel(want)) >= 0 and graph.type_at(at) == COMMIT
+        ]
+        shared = [
+            at for have in common if (at := graph.peel(have)) >= 0 and graph.type_at(at) == COMMIT
+        ]
         return bool(shared) and graph.all_reach(peeled, shared)
 
     def transfer(self, wants: Sequence[int], common: Sequence[int], request: Fetch) -> Transfer:
@@ -158,13 +164,17 @@ async def answer_v0(store: Store, name: str, request: Fetch) -> AsyncIterator[by
                 got_other = True
                 if request.multi_ack and await store.workers.run(session.enough, wants, common):
                     ready = ready or request.multi_ack == 2
-                    yield line(b"ACK " + text + (b" ready\n" if request.multi_ack == 2 else b" continue\n"))
+                    yield line(
+                        b"ACK " + text + (b" ready\n" if request.multi_ack == 2 else b" continue\n")
+                    )
                 continue
             got_common = True
             common.append(at)
             last = text
             if request.multi_ack:
-                yield line(b"ACK " + text + (b" common\n" if request.multi_ack == 2 else b" continue\n"))
+                yield line(
+                    b"ACK " + text + (b" common\n" if request.multi_ack == 2 else b" continue\n")
+                )
             elif len(common) == 1:
                 yield line(b"ACK " + text + b"\n")
         if final:
@@ -199,7 +209,9 @@ async def _send(
     talk = bool(request.sideband) and not request.no_progress
     try:
         transfer = None
-        async for made in _patiently(store, request, lambda: session.transfer(wants, common, request)):
+        async for made in _patiently(
+            store, request, lambda: session.transfer(wants, common, request)
+        ):
             if isinstance(made, Alive):
                 yield KEEPALIVE
             else:
@@ -230,7 +242,9 @@ async def _send(
         yield FLUSH_BYTES
 
 
-async def _patiently(store: Store, request: Fetch, job: Callable[[], T]) -> AsyncIterator[T | Alive]:
+async def _patiently(
+    store: Store, request: Fetch, job: Callable[[], T]
+) -> AsyncIterator[T | Alive]:
     """Run a job on a worker; yield keepalives while it takes long, then its result."""
     task = asyncio.ensure_future(store.workers.run(job))
     try:

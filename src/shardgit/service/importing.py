@@ -27,9 +27,9 @@ from shardgit.errors import (
 from shardgit.oid import BlockId, HashKind, ObjectId, hex_of
 from shardgit.pool.manifest import Manifest, encode_manifest
 from shardgit.pool.writer import RunWriter
+from shardgit.progress import Progress, Report, silent
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
-from shardgit.progress import Progress, Report, silent
 from shardgit.service.source import opened
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ class _Import:
         self.origin = origin
         self.progress = progress
         self.created = False
-        self.objects = self.objects_in_source = self.objects_unreachable = self.refs = self.stored_bytes = 0
+        self.objects = self.objects_in_source = self.objects_unreachable = self.refs = (
+            self.stored_bytes
+        ) = 0
 
     def run(self, *, use_index: bool) -> None:
         """Run all stages."""
@@ -112,7 +114,11 @@ class _Import:
         view = self.store.view(state.pool)
         self._leave_out_known(ingest, view)
         reach = _Reach(ingest, view, self.store, self._layout(ingest))
-        tips = [ref.target for ref in [*source_refs, *([source_head] if source_head else [])] if ref.target]
+        tips = [
+            ref.target
+            for ref in [*source_refs, *([source_head] if source_head else [])]
+            if ref.target
+        ]
         marks = reach.closure(tips)
         self.objects_unreachable = ingest.drop_positions(marks, reach.first)
         if self.objects_unreachable:
@@ -125,7 +131,9 @@ class _Import:
         with self.store.journal.snapshot() as snapshot:
             now = self.store.state(snapshot, self.name)
             if now.pool != state.pool:
-                raise Conflict("repository changed during the import; import again", repository=self.name)
+                raise Conflict(
+                    "repository changed during the import; import again", repository=self.name
+                )
             change = self.store.refs.replace_all(snapshot, record, refs, head)
         conditions, operations = list(change.conditions), list(change.operations)
         if manifest is not None:
@@ -187,14 +195,22 @@ class _Import:
             done += len(pack.data)
         self.progress(Progress("scanning packs", total, total, "bytes"))
         ingest.link()
-        threads = [threading.Thread(target=ingest.resolve, name=f"resolve-{n}") for n in range(self.store.workers.threads)]
+        threads = [
+            threading.Thread(target=ingest.resolve, name=f"resolve-{n}")
+            for n in range(self.store.workers.threads)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():
                 thread.join(TICK_S)
                 self.progress(
-                    Progress("resolving deltas", ingest.objects_resolved, ingest.objects_scanned, "objects")
+                    Progress(
+                        "resolving deltas",
+                        ingest.objects_resolved,
+                        ingest.objects_scanned,
+                        "objects",
+                    )
                 )
         ingest.finish()
         return ingest
@@ -206,9 +222,13 @@ class _Import:
         size = self.origin.hash_kind.size
         flat = ingest.sorted_ids()
         ids = [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
-        known = [(rank, position) for rank, position in enumerate(view.positions(ids)) if position >= 0]
+        known = [
+            (rank, position) for rank, position in enumerate(view.positions(ids)) if position >= 0
+        ]
         ranks = bytearray(len(ids))
-        for (rank, _), info in zip(known, view.info([position for _, position in known]), strict=True):
+        for (rank, _), info in zip(
+            known, view.info([position for _, position in known]), strict=True
+        ):
             if ingest.facts_at(rank) != (info.type, info.size):
                 raise ObjectCollision("object exists with other bytes", oid=hex_of(ids[rank]))
             ranks[rank] = 1
@@ -217,7 +237,9 @@ class _Import:
     def _layout(self, ingest: Ingest) -> int:
         limits = self.store.limits
         return ingest.layout(
-            target=limits.block_target_bytes, most=limits.block_max_bytes, count_most=limits.segment_objects_max
+            target=limits.block_target_bytes,
+            most=limits.block_max_bytes,
+            count_most=limits.segment_objects_max,
         )
 
     def _write(self, record: RepositoryRecord, reach: _Reach, view: PoolView | None) -> BlockId:
@@ -231,7 +253,9 @@ class _Import:
             limits=self.store.limits,
         )
         facts = [reach.ingest.segment_facts(number) for number in range(reach.segments)]
-        whole = sum(length + (entry_bytes if alone else 0) for _, length, entry_bytes, _, _, alone in facts)
+        whole = sum(
+            length + (entry_bytes if alone else 0) for _, length, entry_bytes, _, _, alone in facts
+        )
         whole += len(reach.stream) + 12 * self.objects
         small = before is None and whole < self.store.limits.block_target_bytes // 2
         batch = _Batch(self.store, embed=small)
@@ -326,7 +350,10 @@ class _Reach:
         if self.view is None:
             return local
         old = self.view.positions(ids)
-        return [at if at >= 0 else (self.first + new if new >= 0 else -1) for at, new in zip(old, local, strict=True)]
+        return [
+            at if at >= 0 else (self.first + new if new >= 0 else -1)
+            for at, new in zip(old, local, strict=True)
+        ]
 
     def closure(self, tips: Sequence[ObjectId]) -> bytes:
         """Return all that ``tips`` reach; MalformedInput when the source lacks an object that they do."""
@@ -334,13 +361,17 @@ class _Reach:
         positions = self.positions(tips)
         for oid, position in zip(tips, positions, strict=True):
             if position < 0:
-                raise MalformedInput("a ref of the source names an object that it lacks", oid=hex_of(oid))
+                raise MalformedInput(
+                    "a ref of the source names an object that it lacks", oid=hex_of(oid)
+                )
         walk.mark(positions)
         while waiting := walk.run():
             for at in waiting:
                 walk.expand(self.positions([ObjectId(oid) for oid in self._children(at)]))
         if walk.incomplete:
-            raise MalformedInput("source lacks an object that its refs reach; is it a partial clone?")
+            raise MalformedInput(
+                "source lacks an object that its refs reach; is it a partial clone?"
+            )
         return walk.bitset()
 
     def _children(self, position: int) -> list[bytes]:

@@ -35,11 +35,15 @@ class Look:
         """Return pool positions of what the repository reaches, -1 for all else."""
         if self.view is None:
             return [-1] * len(ids)
-        return [at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)]
+        return [
+            at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)
+        ]
 
     def position(self, oid: ObjectId) -> int:
         """Return one position; ObjectMissing when the repository does not reach the object."""
         (at,) = self.positions([oid])
         if at < 0:
-            raise ObjectMissing("object is not in the repository", oid=hex_of(oid), repository=self.record.name)
+            raise ObjectMissing(
+                "object is not in the repository", oid=hex_of(oid), repository=self.record.name
+            )
         return at

@@ -16,9 +16,16 @@ def check_repository_name(name: str, *, max_bytes: int) -> None:
     A part does not start with "." or "-", holds no "..", and does not end in ".git" or ".lock".
     """
     if len(name.encode()) > max_bytes:
-        raise InvalidRepositoryName("repository name is too long", bytes=len(name.encode()), limit=max_bytes)
-    bad = (".git", ".lock", ".")
-    if not _NAME.fullmatch(name) or ".." in name or any(part.lower().endswith(bad) for part in name.split("/")):
         raise InvalidRepositoryName(
-            "not a repository name; use letters, digits and . _ - in parts joined by /", name=name[:200]
+            "repository name is too long", bytes=len(name.encode()), limit=max_bytes
+        )
+    bad = (".git", ".lock", ".")
+    if (
+        not _NAME.fullmatch(name)
+        or ".." in name
+        or any(part.lower().endswith(bad) for part in name.split("/"))
+    ):
+        raise InvalidRepositoryName(
+            "not a repository name; use letters, digits and . _ - in parts joined by /",
+            name=name[:200],
         )

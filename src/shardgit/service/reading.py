@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 _SUFFIX = re.compile(r"\^\{(\w*)\}|\^(\d*)|~(\d*)")
-_RULES = ("{}", "refs/{}", "refs/tags/{}", "refs/heads/{}", "refs/remotes/{}", "refs/remotes/{}/HEAD")
+_RULES = (
+    "{}",
+    "refs/{}",
+    "refs/tags/{}",
+    "refs/heads/{}",
+    "refs/remotes/{}",
+    "refs/remotes/{}/HEAD",
+)
 COMMITS_BATCH = 100
 TREE_DEPTH_MAX = 4_096
 TREE_BATCH = 1_000
@@ -77,12 +84,16 @@ class Reading(Look):
                     if full != "HEAD" and not full.startswith("refs/"):
                         continue
                     if self.store.refs.get(snapshot, self.record, full.encode()) is not None:
-                        target = self.store.refs.resolve(snapshot, self.record, full.encode()).target
+                        target = self.store.refs.resolve(
+                            snapshot, self.record, full.encode()
+                        ).target
                         assert target is not None
                         return self.position(target)
         if _HEX.fullmatch(name):
             return self._abbreviated(name)
-        raise RefMissing("revision does not exist", revision=revision[:200], repository=self.record.name)
+        raise RefMissing(
+            "revision does not exist", revision=revision[:200], repository=self.record.name
+        )
 
     def _abbreviated(self, text: str) -> int:
         if len(text) == 2 * self.record.hash_kind.size:
@@ -92,7 +103,9 @@ class Reading(Look):
         if not positions:
             raise ObjectMissing("no object starts with that", id=text, repository=self.record.name)
         if len(positions) > 1:
-            raise InvalidArgument("short object id is ambiguous", id=text, repository=self.record.name)
+            raise InvalidArgument(
+                "short object id is ambiguous", id=text, repository=self.record.name
+            )
         return positions[0]
 
     def _step(self, position: int, step: re.Match[str], revision: str) -> int:
@@ -116,14 +129,18 @@ class Reading(Look):
     def peel(self, position: int, kind: str) -> int:
         """Return what a tag, or a commit, leads to of type ``kind`` ("" for the first that is no tag)."""
         graph = self._pool.graph()
-        if kind in ("object", "tag") and (kind == "object" or graph.type_at(position) == ObjectType.TAG):
+        if kind in ("object", "tag") and (
+            kind == "object" or graph.type_at(position) == ObjectType.TAG
+        ):
             return position
         found = graph.peel(position)
         if found >= 0 and kind == "tree" and graph.type_at(found) == ObjectType.COMMIT:
             found = graph.tree_at(found)
         if found < 0 or (kind and ObjectType(graph.type_at(found)).git_name != kind):
             (info,) = self._pool.info([position])
-            raise InvalidArgument("object is of another type", oid=hex_of(info.id), wanted=kind or "object")
+            raise InvalidArgument(
+                "object is of another type", oid=hex_of(info.id), wanted=kind or "object"
+            )
         return found
 
     # ---- objects ----
@@ -131,7 +148,11 @@ class Reading(Look):
     def objects(self, ids: Sequence[ObjectId]) -> list[GitObject | None]:
         """Return each object, None where the repository does not reach one."""
         positions = self.positions(ids)
-        held = iter(self._pool.read_positions([at for at in positions if at >= 0])) if self.view else iter(())
+        held = (
+            iter(self._pool.read_positions([at for at in positions if at >= 0]))
+            if self.view
+            else iter(())
+        )
         return [next(held) if at >= 0 else None for at in positions]
 
     def infos(self, ids: Sequence[ObjectId]) -> list[ObjectInfo | None]:
@@ -169,11 +190,15 @@ class Reading(Look):
             if entry is None:
                 raise PathMissing("path does not exist", path=path.decode("utf-8", "replace")[:400])
             if entry.mode == 0o160000:
-                raise PathMissing("path is in a submodule", path=path.decode("utf-8", "replace")[:400])
+                raise PathMissing(
+                    "path is in a submodule", path=path.decode("utf-8", "replace")[:400]
+                )
             at, mode = self.position(entry.id), entry.mode
         return at, mode
 
-    def walk_tree(self, position: int, *, recursive: bool) -> Iterator[list[tuple[bytes, TreeEntry]]]:
+    def walk_tree(
+        self, position: int, *, recursive: bool
+    ) -> Iterator[list[tuple[bytes, TreeEntry]]]:
         """Return (path, entry) rows; ``recursive`` enters folders and leaves them out, as git ls-tree -r does."""
         stack = [(b"", iter(self.tree(position)))]
         rows: list[tuple[bytes, TreeEntry]] = []
@@ -198,12 +223,25 @@ class Reading(Look):
     def commits(self, positions: Sequence[int]) -> list[CommitInfo]:
         """Return commits."""
         kind = self.record.hash_kind
-        return [CommitInfo(one.id, parse_commit(one.data, kind)) for one in self._pool.read_positions(positions)]
+        return [
+            CommitInfo(one.id, parse_commit(one.data, kind))
+            for one in self._pool.read_positions(positions)
+        ]
 
-    def log(self, revisions: Sequence[str], *, limit: int | None = None) -> Iterator[list[CommitInfo]]:
+    def log(
+        self, revisions: Sequence[str], *, limit: int | None = None
+    ) -> Iterator[list[CommitInfo]]:
         """Return history by falling committer date, as git log does; ^REV leaves out what REV reaches."""
-        wants = [self.peel(self.resolve(text), "commit") for text in revisions if not text.startswith("^")]
-        haves = [self.peel(self.resolve(text[1:]), "commit") for text in revisions if text.startswith("^")]
+        wants = [
+            self.peel(self.resolve(text), "commit")
+            for text in revisions
+            if not text.startswith("^")
+        ]
+        haves = [
+            self.peel(self.resolve(text[1:]), "commit")
+            for text in revisions
+            if text.startswith("^")
+        ]
         graph = self._pool.graph()
         allowed = set(graph.split(wants, haves)[0]) if haves else None
         seen: set[int] = set()

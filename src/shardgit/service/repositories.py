@@ -81,7 +81,13 @@ class Repositories:
         head = self.store.refs.get(snapshot, record, b"HEAD")
         text = ""
         if head is not None:
-            text = head.symbolic.decode("utf-8", "replace") if head.symbolic else head.target.hex() if head.target else ""
+            text = (
+                head.symbolic.decode("utf-8", "replace")
+                if head.symbolic
+                else head.target.hex()
+                if head.target
+                else ""
+            )
         return RepositoryInfo(record.id, record.name, record.hash_kind, record.created_ms, text)
 
     def delete(self, name: str) -> None:
@@ -112,7 +118,10 @@ class Repositories:
             rows = [snapshot.get(key) for key in (name_key(name), repository_key(record.id))]
         # commit point: before it the old name stands, after it the new one.
         done = self.store.try_commit(
-            [Compare(name_key(new_name), 0), *(Compare(row.key, row.revision) for row in rows if row)],
+            [
+                Compare(name_key(new_name), 0),
+                *(Compare(row.key, row.revision) for row in rows if row),
+            ],
             [
                 Delete(name_key(name)),
                 Put(name_key(new_name), NameRecord(record.id).encode()),

@@ -75,7 +75,9 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
             raise Refused("the git program is needed to import from a URL") from cause
         if done.returncode:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise NotFound("git could not read the source", source=source, git=lines[-1] if lines else "")
+            raise NotFound(
+                "git could not read the source", source=source, git=lines[-1] if lines else ""
+            )
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
 
@@ -91,7 +93,11 @@ class GitSource:
         self.folder = git_folder(path)
         self.limits = limits
         common = self.folder / "commondir"
-        self.common = (self.folder / common.read_text().strip()).resolve() if common.is_file() else self.folder
+        self.common = (
+            (self.folder / common.read_text().strip()).resolve()
+            if common.is_file()
+            else self.folder
+        )
         config = self.common / "config"
         self._config = config.read_text("utf-8", "replace").lower() if config.is_file() else ""
         sha256 = re.search(r"^\s*objectformat\s*=\s*sha256\s*$", self._config, re.MULTILINE)
@@ -122,7 +128,9 @@ class GitSource:
                 continue
             found.append(folder)
             if len(found) > ALTERNATES_MAX:
-                raise MalformedInput("too many alternates", source=str(self.folder), limit=ALTERNATES_MAX)
+                raise MalformedInput(
+                    "too many alternates", source=str(self.folder), limit=ALTERNATES_MAX
+                )
             alternates = folder / "info" / "alternates"
             if alternates.is_file():
                 for line in alternates.read_text("utf-8", "surrogateescape").splitlines():
@@ -132,7 +140,9 @@ class GitSource:
 
     def packs(self, *, use_index: bool = True) -> Iterator[SourcePack]:
         """Map every pack, the largest first, and last a pack made of the loose objects."""
-        paths = [p for folder in self.object_folders() for p in sorted((folder / "pack").glob("*.pack"))]
+        paths = [
+            p for folder in self.object_folders() for p in sorted((folder / "pack").glob("*.pack"))
+        ]
         for path in sorted(paths, key=lambda p: (-p.stat().st_size, p.name)):
             data = self._map(path)
             index = path.with_suffix(".idx")
@@ -224,9 +234,13 @@ class GitSource:
         if text.startswith(b"ref:"):
             return SourceRef(name, None, text[4:].strip())
         try:
-            return SourceRef(name, oid_of(text.split(b" ", 1)[0].split(b"\t", 1)[0], self.hash_kind), None)
+            return SourceRef(
+                name, oid_of(text.split(b" ", 1)[0].split(b"\t", 1)[0], self.hash_kind), None
+            )
         except InvalidArgument as cause:
-            raise MalformedInput("ref does not parse", ref=name.decode("utf-8", "replace")) from cause
+            raise MalformedInput(
+                "ref does not parse", ref=name.decode("utf-8", "replace")
+            ) from cause
 
     def _refs_by_git(self) -> list[SourceRef]:
         shape = "%(objectname) %(refname) %(symref)"
@@ -236,7 +250,9 @@ class GitSource:
         except FileNotFoundError as cause:
             raise Refused("the git program is needed to read a reftable") from cause
         if done.returncode:
-            raise MalformedInput("git could not read the refs", git=done.stderr.decode("utf-8", "replace").strip())
+            raise MalformedInput(
+                "git could not read the refs", git=done.stderr.decode("utf-8", "replace").strip()
+            )
         found = []
         for line in done.stdout.splitlines():
             text, name, symbolic = line.split(b" ", 2)
@@ -273,10 +289,17 @@ def read_offsets(index: Path, kind: HashKind) -> array.array[int] | None:
         return None
     small = array.array("I", data[at : at + 4 * count])
     small.byteswap()
-    large = array.array("Q", data[at + 4 * count : at + 4 * count + (len(data) - at - 4 * count - 2 * kind.size) // 8 * 8])
+    large = array.array(
+        "Q",
+        data[
+            at + 4 * count : at + 4 * count + (len(data) - at - 4 * count - 2 * kind.size) // 8 * 8
+        ],
+    )
     large.byteswap()
     try:
-        offsets = array.array("Q", sorted(v if v < 1 << 31 else large[v - (1 << 31)] for v in small))
+        offsets = array.array(
+            "Q", sorted(v if v < 1 << 31 else large[v - (1 << 31)] for v in small)
+        )
     except IndexError:
         return None
     return offsets
@@ -315,7 +338,9 @@ def loose_entry(path: Path, limits: Limits) -> Iterator[bytes]:
             if not source and not piece:
                 break
         if done != size or not inflate.eof:
-            raise MalformedObject("loose object has another size than it claims", path=path.name, size=size)
+            raise MalformedObject(
+                "loose object has another size than it claims", path=path.name, size=size
+            )
         yield deflate.flush()
 
 
@@ -332,7 +357,7 @@ def entry_header(kind: int, size: int) -> bytes:
     return bytes(out)
 
 
-def new_hash(kind: HashKind) -> "hashlib._Hash":
+def new_hash(kind: HashKind) -> hashlib._Hash:
     """Return a hash object of the kind."""
     return hashlib.sha1(usedforsecurity=False) if kind is HashKind.SHA1 else hashlib.sha256()
 

@@ -95,7 +95,11 @@ class Store:
 
     def repository(self, snapshot: JournalSnapshot, name: str) -> RepositoryRecord:
         """Return a repository's record; RepositoryMissing without."""
-        row = snapshot.get(name_key(name)) if len(name.encode()) <= self.limits.repository_name_max_bytes else None
+        row = (
+            snapshot.get(name_key(name))
+            if len(name.encode()) <= self.limits.repository_name_max_bytes
+            else None
+        )
         if row is not None:
             found = snapshot.get(repository_key(NameRecord.decode(row.value).id))
             if found is not None:
@@ -105,7 +109,9 @@ class Store:
     def state(self, snapshot: JournalSnapshot, name: str) -> RepositoryState:
         """Return a repository with its pool, as one snapshot shows them."""
         record = self.repository(snapshot, name)
-        return RepositoryState(record, self.pool(snapshot, record.pool), self.refs.state_key(snapshot, record))
+        return RepositoryState(
+            record, self.pool(snapshot, record.pool), self.refs.state_key(snapshot, record)
+        )
 
     def create_repository(self, name: str, hash_kind: HashKind = HashKind.SHA1) -> RepositoryRecord:
         """Make an empty repository with a pool of its own; HEAD is the unborn refs/heads/main.
@@ -181,12 +187,18 @@ class Store:
         key = (view.id, state.refs_key)
         return self._cached(key, lambda: self._reach_of_refs(snapshot, state, view))
 
-    def _reach_of_refs(self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView) -> bytes:
-        tips = {ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None}
+    def _reach_of_refs(
+        self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView
+    ) -> bytes:
+        tips = {
+            ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None
+        }
         head = self.refs.get(snapshot, state.record, b"HEAD")
         if head is not None and head.target is not None:
             tips.add(head.target)
-        return self.closure_of(view, [position for position in view.positions(sorted(tips)) if position >= 0])
+        return self.closure_of(
+            view, [position for position in view.positions(sorted(tips)) if position >= 0]
+        )
 
     def closure_of(self, view: PoolView, tips: Sequence[int]) -> bytes:
         """Return the bitset of all that pool positions reach. Cached by the set of tips."""
@@ -210,7 +222,9 @@ class Store:
     def next_pool(self, pool: PoolState, manifest: BlockId) -> tuple[Compare, Put]:
         """Return what a commit needs to swap a pool's manifest."""
         record = replace(pool.record, manifest=manifest, generation=pool.record.generation + 1)
-        return Compare(pool_key(record.id), pool.revision), Put(pool_key(record.id), record.encode())
+        return Compare(pool_key(record.id), pool.revision), Put(
+            pool_key(record.id), record.encode()
+        )
 
     def close(self) -> None:
         """Close everything."""

@@ -1,0 +1,199 @@
+"""git-upload-pack, protocols v0 and v1, without I/O: refs shown, requests read, haves answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardgit.errors import InvalidArgument, MalformedPacket
+from shardgit.limits import DEFAULT, Limits
+from shardgit.oid import HashKind, ObjectId
+from shardgit.protocol.pktline import FLUSH_BYTES, Mark, line
+from shardgit.protocol.upload_pack import Fetch, RequestReader, agent, other_format, shown, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shardgit.protocol.pktline import Packet
+    from shardgit.protocol.upload_pack import AdvertisedRef
+
+SERVICE_LINE = line(b"# service=git-upload-pack\n") + FLUSH_BYTES
+VERSION_1_LINE = line(b"version 1\n")
+CAPABILITIES = (
+    b"multi_ack thin-pack side-band side-band-64k ofs-delta no-progress include-tag"
+    b" multi_ack_detailed no-done"
+)
+
+
+class AdvertisementV0:
+    """Writes the ref advertisement, some refs at a time, HEAD first; the first line carries
+    the capabilities. Over HTTP it stands behind SERVICE_LINE.
+    """
+
+    def __init__(self, kind: HashKind, version: str) -> None:
+        self._kind = kind
+        self._version = version
+        self._begun = False
+
+    def add(self, refs: Sequence[AdvertisedRef]) -> bytes:
+        """Return the lines of refs. Unborn ones have none."""
+        out = []
+        for ref in refs:
+            if ref.target is None:
+                continue
+            text = ref.target.hex().encode() + b" " + ref.name
+            out.append(line(text + (b"" if self._begun else self._capabilities(ref)) + b"\n"))
+            self._begun = True
+            if ref.peeled is not None:
+                out.append(line(ref.peeled.hex().encode() + b" " + ref.name + b"^{}\n"))
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """Return what ends it; without any ref the capabilities get a line of their own."""
+        if self._begun:
+            return FLUSH_BYTES
+        name = b" capabilities^{}"
+        return line(self._kind.null.hex().encode() + name + self._capabilities() + b"\n") + b"0000"
+
+    def _capabilities(self, ref: AdvertisedRef | None = None) -> bytes:
+        words = [CAPABILITIES]
+        if ref is not None and ref.name == b"HEAD" and ref.symbolic is not None:
+            words.append(b"symref=HEAD:" + ref.symbolic)
+        words += [b"object-format=" + self._kind.git_name.encode(), agent(self._version)]
+        return b"\0" + b" ".join(words)
+
+
+class RequestV0(RequestReader):
+    """Reads wants, and haves up to the first flush or "done": one round of a stateless client.
+
+    ``finish`` returns it; None when the client wants nothing, or says no more after its wants.
+    """
+
+    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
+        super().__init__(kind, limits=limits)
+        self._wants: dict[ObjectId, None] = {}
+        self._haves: dict[ObjectId, None] = {}
+        self._capabilities: set[bytes] = set()
+        self._wanted = False  # the flush behind the wants was there
+        self._spoke = False
+        self._done = False
+
+    def _packet(self, packet: Packet) -> None:
+        if self._wanted:
+            self._have(packet)
+        elif packet is Mark.FLUSH:
+            self._wanted = True
+            self.ended = not self._wants
+        else:
+            self._want(text_of(packet))
+
+    def _want(self, text: bytes) -> None:
+        if not text.startswith(b"want "):
+            raise InvalidArgument("expected a want", line=shown(text))
+        name, _, words = text[5:].partition(b" ")
+        self._wants[self._oid(name)] = None
+        for word in words.split():
+            key, equals, value = word.partition(b"=")
+            if key == b"object-format" and equals and value != self.kind.git_name.encode():
+                raise other_format(value, self.kind)
+            if word in _KNOWN:  # what was not advertised is passed over, as git does
+                self._capabilities.add(word)
+
+    def _have(self, packet: Packet) -> None:
+        self._spoke = True
+        if packet is Mark.FLUSH:
+            self.ended = True
+            return
+        text = text_of(packet)
+        if text.startswith(b"have "):
+            self._haves[self._oid(text[5:])] = None
+        elif text == b"done":
+            self._done = self.ended = True
+        else:
+            raise InvalidArgument("expected a have", line=shown(text))
+
+    def finish(self) -> Fetch | None:
+        """Return the request."""
+        self._close()
+        if not self.ended:
+            if self._spoke or (self._lines and not self._wanted):
+                raise MalformedPacket("request ends before its flush")
+            return None
+        if not self._wants:
+            return None
+        told = self._capabilities
+        return Fetch(
+            0,
+            tuple(self._wants),
+            tuple(self._haves),
+            self._done,
+            thin_pack=b"thin-pack" in told,
+            ofs_delta=b"ofs-delta" in told,
+            include_tag=b"include-tag" in told,
+            no_progress=b"no-progress" in told,
+            no_done=b"no-done" in told,
+            multi_ack=2 if b"multi_ack_detailed" in told else int(b"multi_ack" in told),
+            sideband=2 if b"side-band-64k" in told else int(b"side-band" in told),
+        )
+
+
+_KNOWN = frozenset(CAPABILITIES.split())
+
+
+def parse_v0(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Fetch | None:
+    """Return the request in a whole v0 (or v1) body. Errors as RequestReader."""
+    reader = RequestV0(kind, limits=limits)
+    reader.receive(data)
+    return reader.finish()
+
+
+class NegotiationV0:
+    """Answers the haves of one request as git's upload-pack does.
+
+    ``enough`` tells whether every want reaches something common by now. Call ``have`` for each
+    have, then ``flush`` or ``done``; the pack follows when that returned True beside its bytes.
+    """
+
+    def __init__(self, request: Fetch, enough: Callable[[], bool]) -> None:
+        self._request = request
+        self._enough = enough
+        self._detailed = request.multi_ack == 2
+        self._last = b""
+        self._common = 0  # haves that were news to us
+        self._got_common = self._got_other = self._ready = False
+
+    def have(self, oid: ObjectId, *, known: bool, news: bool) -> bytes:
+        """Answer one have; ``news`` is False for one that an earlier have implied."""
+        text = oid.hex().encode()
+        multi = self._request.multi_ack
+        if not known:
+            self._got_other = True
+            if not (multi and self._enough()):
+                return b""
+            self._ready = self._ready or self._detailed
+            return line(b"ACK " + text + (b" ready\n" if self._detailed else b" continue\n"))
+        self._got_common = True
+        self._common += news
+        self._last = text
+        if multi:
+            return line(b"ACK " + text + (b" common\n" if self._detailed else b" continue\n"))
+        return line(b"ACK " + text + b"\n") if self._common == 1 else b""
+
+    def flush(self) -> tuple[bytes, bool]:
+        """End a round. True: the client agreed to take the pack as soon as we are ready."""
+        out = b""
+        if self._detailed and self._got_common and not self._got_other and self._enough():
+            self._ready = True
+            out += line(b"ACK " + self._last + b" ready\n")
+        if not self._common or self._request.multi_ack:
+            out += line(b"NAK\n")
+        if self._request.no_done and self._ready:
+            return out + line(b"ACK " + self._last + b"\n"), True
+        return out, False
+
+    def done(self) -> tuple[bytes, bool]:
+        """Answer "done": the pack follows."""
+        if not self._common:
+            return line(b"NAK\n"), True
+        if self._request.multi_ack:
+            return line(b"ACK " + self._last + b"\n"), True
+        return b"", True
