@@ -1,0 +1,112 @@
+"""Configuration: a file, then variables, then flags; every mistake is named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shardgit.config import ServeConfig, load_config, split_address
+from shardgit.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "shardgit.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_anything_the_defaults_are_on_loopback() -> None:
+    config = load_config(None, environment={})
+    assert config == ServeConfig()
+    assert (config.grpc, config.http, config.admin) == (
+        "127.0.0.1:7420",
+        "127.0.0.1:7421",
+        "127.0.0.1:7423",
+    )
+
+
+def test_flags_beat_variables_and_variables_beat_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, 'workers = 1\nhttp = "127.0.0.1:1"\ndrain_s = 5\n')
+    environment = {"SHARDGIT_WORKERS": "2", "SHARDGIT_HTTP": "127.0.0.1:2"}
+    flags = {"http": "127.0.0.1:3", "grpc": None}
+    config = load_config(file, environment=environment, flags=flags)
+    assert (config.workers, config.http, config.drain_s) == (2, "127.0.0.1:3", 5.0)
+    assert config.grpc == "127.0.0.1:7420"
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("wrokers = 1", ("key", "wrokers")),
+        ("[workers]\ncount = 1", ("key", "workers")),
+        ('workers = "2"', ("key", "workers")),
+        ("workers = -1", ("workers", -1)),
+        ("workers = 1.5", ("key", "workers")),
+        ('http = "7421"', ("key", "http")),
+        ('http = "127.0.0.1:70000"', ("key", "http")),
+        ('log_level = "loud"', ("log_level", "loud")),
+        ("drain_s = -1", ("drain_s", -1.0)),
+        ("drain_s = nan", ("drain_s", None)),
+        ('http = "127.0.0.1:9"\ngrpc = "127.0.0.1:9"', ("addresses", None)),
+        ('data = ""', None),
+        ("workers = ", ("path", None)),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(
+    tmp_path: Path, text: str, fact: tuple[str, object] | None
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load_config(written(tmp_path, text), environment={})
+    if fact is not None:
+        key, value = fact
+        assert key in caught.value.facts
+        assert value is None or caught.value.facts[key] == value
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be read"):
+        load_config(tmp_path / "none.toml", environment={})
+    file = tmp_path / "binary.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidArgument, match="not TOML"):
+        load_config(file, environment={})
+
+
+def test_an_unknown_variable_is_an_error_but_not_those_of_others() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load_config(None, environment={"SHARDGIT_WROKERS": "2"})
+    assert caught.value.facts == {"variable": "SHARDGIT_WROKERS"}
+    others = ("SERVER", "DEBUG", "PORT", "PORT_7421_TCP", "SERVICE_HOST", "BENCH_REPO")
+    environment = {f"SHARDGIT_{name}": "x" for name in others}
+    assert load_config(None, environment={**environment, "PATH": "/bin"}) == ServeConfig()
+
+
+def test_a_variable_of_the_wrong_type_is_named() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load_config(None, environment={"SHARDGIT_WORKERS": "many"})
+    assert (caught.value.facts["key"], caught.value.facts["source"]) == (
+        "workers",
+        "SHARDGIT_WORKERS",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("127.0.0.1:7420", ("127.0.0.1", 7420)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:80", ("::1", 80)),
+    ],
+)
+def test_addresses_split(text: str, parts: tuple[str, int]) -> None:
+    assert split_address(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", ":1", "host", "host:", "host:x", "host:-1", "::1:80", "a:٣"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        split_address(text)

@@ -1,0 +1,118 @@
+"""Metrics stand in docs/metrics.md; events are static; requests have ids."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+from prometheus_client import REGISTRY as DEFAULT_REGISTRY
+
+from shardgit import supervisor, telemetry
+from shardgit.errors import DataLoss, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def registered() -> dict[str, tuple[str, str]]:
+    """Return name -> (type, labels) of all metrics that processes of a server register."""
+    found = {}
+    for registry in (telemetry.REGISTRY, supervisor.REGISTRY):
+        for metric in list(registry._collector_to_names):  # the registry offers no list
+            labels = ", ".join(getattr(metric, "_labelnames", ()))
+            kind = str(metric._type)  # type: ignore[attr-defined]
+            name = str(metric._name)  # type: ignore[attr-defined]
+            found[name + ("_total" if kind == "counter" else "")] = (kind, labels)
+    return found
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Return what the table of docs/metrics.md says."""
+    rows = re.findall(
+        r"^\| `(shardgit_\w+)` \| (\w+) \| ([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.M
+    )
+    return {name: (kind, labels.replace("`", "").strip()) for name, kind, labels in rows}
+
+
+def test_the_page_lists_exactly_the_metrics_that_are_registered() -> None:
+    assert documented() == registered()
+
+
+def test_no_metric_of_ours_is_in_the_default_registry() -> None:
+    names = [str(getattr(one, "_name", "")) for one in list(DEFAULT_REGISTRY._collector_to_names)]
+    assert not [name for name in names if name.startswith("shardgit")]
+
+
+def test_metrics_are_made_in_telemetry_and_the_supervisor_only() -> None:
+    makers = {
+        path.name
+        for path in (ROOT / "src/shardgit").rglob("*.py")
+        if re.search(r"\b(Counter|Gauge|Histogram|Summary)\(\s*\"", path.read_text())
+    }
+    assert makers == {"telemetry.py", "supervisor.py"}
+
+
+def test_events_are_static_snake_case() -> None:
+    for path in (ROOT / "src/shardgit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            made = node.func.value
+            is_log = isinstance(made, ast.Call) and ast.unparse(made.func).split(".")[-1] == "log"
+            if is_log and node.func.attr in LEVELS:
+                event = node.args[0]
+                assert isinstance(event, ast.Constant), f"{path}:{node.lineno}"
+                assert re.fullmatch(r"[a-z]+(_[a-z]+)*", str(event.value)), f"{path}:{node.lineno}"
+
+
+def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure(json=True)
+    with telemetry.request("http", "/x", "given-1") as seen:
+        telemetry.log().info("something_happened", count=3)
+    line = json.loads(capsys.readouterr().err)
+    assert seen.id == "given-1"
+    assert line["event"] == "something_happened"
+    assert (line["count"], line["request_id"], line["level"]) == (3, "given-1", "info")
+
+
+def test_a_request_id_that_could_break_a_log_is_replaced() -> None:
+    for given in ("", "a b", "x" * 65, "a\nb", None):
+        with telemetry.request("http", "/x", given) as seen:
+            assert seen.id != given
+            assert re.fullmatch(r"[0-9a-f]{16}", seen.id)
+    assert telemetry.request_id.get() == ""
+
+
+def test_a_refusal_is_logged_by_its_severity(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure(json=True)
+    with telemetry.request("http", "/x") as seen:
+        seen.failed(NotFound("not here"))
+    with telemetry.request("http", "/x") as seen:
+        seen.failed(DataLoss("gone"))
+    levels = [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
+    assert levels == ["info", "error"]
+
+
+def test_an_unexpected_error_is_counted_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure(json=True)
+    before = telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get()
+    with pytest.raises(ZeroDivisionError), telemetry.request("grpc", "Get"):
+        raise ZeroDivisionError
+    assert telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get() == before + 1
+    line = json.loads(capsys.readouterr().err)
+    assert line["event"] == "request_failed"
+    assert "ZeroDivisionError" in line["exception"]
