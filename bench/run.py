@@ -63,13 +63,13 @@ def imports(repository: Path, work: Path, rounds: int) -> dict[str, Cost]:
     rows: dict[str, list[Cost]] = {"import": [], "import without .idx": [], "git index-pack": []}
     bare = work / "no-index.git"
     for number in range(rounds):
-        for name in rows:
+        for name, costs in rows.items():
             store = work / (f"store-{number}" if name == "import" else "store-without")
             shutil.rmtree(store, ignore_errors=True)
             if name == "git index-pack":
                 target = work / "indexed.idx"
                 target.unlink(missing_ok=True)
-                rows[name].append(run(["git", "index-pack", "-o", str(target), str(pack)]))
+                costs.append(run(["git", "index-pack", "-o", str(target), str(pack)]))
                 continue
             source = repository
             if name != "import":
@@ -82,7 +82,7 @@ def imports(repository: Path, work: Path, rounds: int) -> dict[str, Cost]:
             subprocess.run(
                 [*shardgit_command, "init", str(store)], check=True, stdout=subprocess.DEVNULL
             )
-            rows[name].append(
+            costs.append(
                 run(
                     [
                         *shardgit_command,

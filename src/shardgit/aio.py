@@ -16,6 +16,7 @@ from shardgit.service.repositories import RepositoryInfo, RepositoryStats
 from shardgit.service.shards import ShardInfo
 from shardgit.v1 import (
     commit_pb2,
+    common_pb2,
     commit_pb2_grpc,
     object_pb2,
     object_pb2_grpc,
@@ -195,7 +196,7 @@ class Client:
     async def create(self, name: str, *, object_format: str = "sha1") -> RepositoryInfo:
         """Make an empty repository."""
         request = repository_pb2.CreateRepositoryRequest(
-            name=name, hash_kind=int(HashKind.from_git_name(object_format))
+            name=name, hash_kind=_wire(HashKind.from_git_name(object_format))
         )
         answer = await self.call(
             repository_pb2_grpc.RepositoryServiceStub, "CreateRepository", request
@@ -423,6 +424,10 @@ class Repo:
             answer.refs,
             answer.generation,
         )
+
+
+def _wire(kind: HashKind) -> str:
+    return str(common_pb2.HashKind.Name(int(kind)))
 
 
 def _facts(answer: Any) -> list[ObjectFacts]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import aio
 from shardgit.aio import Commit, Object, ObjectFacts, Person, Ref, TreeRow
-from shardgit.oid import ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from shardgit.oid import ObjectId
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from reference.gits import extend_history, git, make_history, reachable, refs
@@ -20,6 +19,10 @@ import shardgit
 from shardgit.errors import ObjectMissing, RefMissing, RepositoryMissing
 from shardgit.node import create_store, open_store
 from shardgit.service.importing import import_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.interop
 

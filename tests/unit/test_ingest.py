@@ -8,7 +8,7 @@ import struct
 import subprocess
 import threading
 import zlib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from reference.packs import (
@@ -24,6 +24,9 @@ from reference.packs import (
 
 from shardgit._fastpack import Ingest
 from shardgit.errors import InvalidArgument, LimitExceeded, MalformedObject, MalformedPack
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def ingest(
@@ -137,7 +140,7 @@ def test_segments_are_packs_that_git_accepts(history: tuple[Path, str], tmp_path
     body = b""
     for number in range(count):
         block = got.segment(number, bytes(64))
-        objects, length, entry_bytes, kind, hops, alone = got.segment_facts(number)
+        objects, length, entry_bytes, _, hops, alone = got.segment_facts(number)
         assert len(block) == length
         assert not alone
         assert hops == 0

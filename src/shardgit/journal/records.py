@@ -37,6 +37,11 @@ def name_key(name: str) -> bytes:
     return REPOSITORY_NAMES + name.encode()
 
 
+def deleted_key(repository: RepositoryId) -> bytes:
+    """Return the key of a deleted repository's record, kept for gc's grace period."""
+    return b"D" + repository.to_bytes(8, "big")
+
+
 def pool_key(pool: PoolId) -> bytes:
     """Return the key of a pool's record."""
     return b"P" + pool

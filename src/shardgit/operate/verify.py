@@ -1,4 +1,4 @@
-"""Verify: every object of a repository is made from its segment, its id computed and compared, and all links followed."""
+"""Verify: every object of a repository is made, its id computed and compared, all links followed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,10 @@ class TransferOptions:
 
 
 class Trailers:
-    """The trailers of packs that were sent before, by plan: SHA-1 is half of what a large clone costs (bench full clone)."""
+    """The trailers of packs that were sent before, by plan.
+
+    The hash is half of what the server pays for a full clone of git.git (perf).
+    """
 
     def __init__(self, most: int = 4_096) -> None:
         self._most = most

@@ -39,7 +39,9 @@ class NewBlock:
 
 @dataclass(slots=True)
 class RunWriter:
-    """Makes the blocks of one run out of an Ingest that is laid out. Pull ``segments``, ``index`` and ``graph`` in turn.
+    """Makes the blocks of one run out of an Ingest that is laid out.
+
+    Pull ``segments``, ``index`` and ``graph`` in turn.
 
     Afterwards ``record`` and ``entries`` say what a manifest needs.
     """

@@ -39,11 +39,11 @@ async def make_server(store: Store, address: str) -> grpc.aio.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
     )
-    object_pb2_grpc.add_ObjectServiceServicer_to_server(Objects(store), server)
-    repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)
-    ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store), server)
-    commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)
-    shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)
+    object_pb2_grpc.add_ObjectServiceServicer_to_server(Objects(store), server)  # type: ignore[no-untyped-call]
+    repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)  # type: ignore[no-untyped-call]
+    ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store), server)  # type: ignore[no-untyped-call]
+    commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)  # type: ignore[no-untyped-call]
     names = [
         module.DESCRIPTOR.services_by_name[service].full_name
         for module, service in (

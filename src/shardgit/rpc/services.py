@@ -15,6 +15,7 @@ from shardgit.service.shards import list_shards
 from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
+    common_pb2,
     object_pb2,
     object_pb2_grpc,
     ref_pb2,
@@ -148,7 +149,9 @@ class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
         reading = await self._read(request.repository)
         position = await self._run(reading.resolve, request.revision)
         info, pieces = await self._run(reading.stream, position)
-        header = object_pb2.GetObjectResponse.Header(id=info.id, type=info.type, size=info.size)
+        header = object_pb2.GetObjectResponse.Header(
+            id=info.id, type=common_pb2.ObjectType.Name(info.type), size=info.size
+        )
         yield object_pb2.GetObjectResponse(header=header)
         async for piece in self._pull(pieces):
             yield object_pb2.GetObjectResponse(data=piece)
@@ -186,7 +189,7 @@ def _repository(info: RepositoryInfo) -> repository_pb2.Repository:
     return repository_pb2.Repository(
         id=info.id,
         name=info.name,
-        hash_kind=int(info.hash_kind),
+        hash_kind=common_pb2.HashKind.Name(int(info.hash_kind)),
         created_ms=info.created_ms,
         head=info.head,
     )

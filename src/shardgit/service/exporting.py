@@ -1,4 +1,4 @@
-"""Export: a repository becomes a bare Git repository on disk, with one pack and its .idx, checked before it is named."""
+"""Export: a repository becomes a bare Git repository on disk, checked before it gets its name."""
 
 from __future__ import annotations
 

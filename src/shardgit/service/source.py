@@ -162,7 +162,7 @@ class GitSource:
 
     def loose_paths(self) -> Iterator[Path]:
         """Return the loose objects' files."""
-        name = re.compile("[0-9a-f]{%d}" % (2 * self.hash_kind.size - 2))
+        name = re.compile(f"[0-9a-f]{{{2 * self.hash_kind.size - 2}}}")
         for folder in self.object_folders():
             for fan in sorted(folder.iterdir()):
                 if re.fullmatch("[0-9a-f]{2}", fan.name) and fan.is_dir():
@@ -220,11 +220,11 @@ class GitSource:
         root = self.common / "refs"
         for folder, _, files in os.walk(os.fsencode(root)):
             for file in files:
-                path = os.path.join(folder, file)
+                path = os.path.join(folder, file)  # noqa: PTH118  # names are bytes
                 name = os.path.relpath(path, os.fsencode(self.common))
                 if name.endswith(b".lock"):
                     continue
-                with open(path, "rb") as opened_file:
+                with open(path, "rb") as opened_file:  # noqa: PTH123
                     ref = self._ref(name, opened_file.read(4096).strip())
                 if ref is not None:
                     found[name] = ref
