@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NOBODY = 0xFFFF
 SLACK = 0.01  # a shard this near to its quota is left alone
 CHANCE = 0.005  # how much of its quota luck counts for or against a shard
+CHAINS_MAX = 64  # ways that are tried where zones forbid the straight one
 PASSES_MAX = 8  # passes over the table that look for moves; the second rarely finds one
 
 
@@ -276,20 +277,21 @@ class _Deal:
     def chain(self) -> int:
         """Move along chains where zones forbid the straight way: over -> between -> short."""
         moved = 0
-        while moved < PARTITIONS:
+        shut: set[tuple[int, int]] = set()  # ends between which no partition is left to move
+        for _ in range(CHAINS_MAX):
             slots = self._slots()
-            path = self._path(slots)
-            moves_before = moved
-            while len(path) > 1 and self._wants(path[0], path[-1]):
+            path = self._path(slots, shut)
+            if not path:
+                break
+            while path and self._wants(path[0], path[-1]):
                 room = 2 * min(self._over[path[0]], -self._over[path[-1]])
                 # From the short end, so that each move is checked against what is there.
                 for source, target in reversed(list(pairwise(path))):
                     if not self._move_one(slots, source, target, room):
+                        shut.add((source, target))
                         path = []
                         break
                     moved += 1
-            if moved == moves_before:
-                break
         return moved
 
     def _slots(self) -> dict[int, dict[frozenset[int], list[int]]]:
@@ -302,7 +304,9 @@ class _Deal:
                 slots[shard].setdefault(used, []).append(partition)
         return slots
 
-    def _path(self, slots: dict[int, dict[frozenset[int], list[int]]]) -> list[int]:
+    def _path(
+        self, slots: dict[int, dict[frozenset[int], list[int]]], shut: set[tuple[int, int]]
+    ) -> list[int]:
         """Return the shortest way from a shard over its quota to one that is short."""
         for start in sorted(self._over, key=lambda shard: (-self._over[shard], shard)):
             if self._over[start] <= 0:
@@ -318,7 +322,9 @@ class _Deal:
                     return path[::-1]
                 closed = [used for used, partitions in slots[shard].items() if partitions]
                 for target, zone in self._zone.items():
-                    if target not in came and any(self._open(zone, used) for used in closed):
+                    if target in came or (shard, target) in shut:
+                        continue
+                    if any(self._open(zone, used) for used in closed):
                         came[target] = shard
                         queue.append(target)
         return []
