@@ -23,6 +23,7 @@ from shardgit.errors import (
     Refused,
     RepositoryExists,
     RepositoryMissing,
+    ShardgitError,
 )
 from shardgit.oid import BlockId, HashKind, ObjectId, hex_of
 from shardgit.pool.manifest import Manifest, encode_manifest
@@ -30,6 +31,7 @@ from shardgit.pool.writer import RunWriter
 from shardgit.progress import Progress, Report, silent
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
+from shardgit.service.repositories import Repositories
 from shardgit.service.source import opened
 
 if TYPE_CHECKING:
@@ -109,6 +111,23 @@ class _Import:
         ingest = self._ingest(use_index=use_index)
         self.objects_in_source = ingest.objects_scanned
         record = self._repository()
+        try:
+            self._fill(record, ingest, source_refs, source_head)
+        except BaseException:
+            if self.created:
+                # What was made for this import goes with it; a crash here leaves an empty repository.
+                with suppress(ShardgitError):
+                    Repositories(self.store).delete(self.name)
+            raise
+
+    def _fill(
+        self,
+        record: RepositoryRecord,
+        ingest: Ingest,
+        source_refs: Sequence[SourceRef],
+        source_head: SourceRef | None,
+    ) -> None:
+        """Write what is new and commit it with the refs."""
         with self.store.journal.snapshot() as snapshot:
             state = self.store.state(snapshot, self.name)
         view = self.store.view(state.pool)

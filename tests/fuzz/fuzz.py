@@ -1,0 +1,357 @@
+"""Fuzz the readers of outside bytes: any input gives a value or one typed error, in bounded time.
+
+    python tests/fuzz/fuzz.py TARGET [--seconds 60] [--seed 1] [--replay FILE]
+
+Seeds are made, then mutated: bits, bytes, runs, lengths, splices. Checksums are mended after half of the mutations, so
+that the code behind them is reached. An input that crashes, hangs or raises anything else is written to fuzz-failures/.
+`make fuzz` runs every target on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from blake3 import blake3
+from reference.packs import PackMaker, copy, delta, insert, object_id, varint
+
+from shardgit import _segment
+from shardgit._fastpack import Ingest
+from shardgit._graph import PoolGraph, Walk
+from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
+from shardgit.errors import ShardgitError
+from shardgit.oid import HashKind, PoolId
+from shardgit.protocol.pktline import PacketReader, line
+from shardgit.ring.builder import build
+from shardgit.ring.ring import Ring, RingShard
+
+INPUT_MAX_S = 20
+Target = tuple[list[bytes], Callable[[bytes], None], Callable[[bytes], bytes]]
+
+
+# ---- targets: seeds, what is run, how checksums are mended ----
+
+
+def packs() -> list[bytes]:
+    """Return small packs with every kind of entry."""
+    rand = random.Random(1)
+    out = []
+    for number in range(6):
+        maker = PackMaker()
+        text = bytes(rand.choices(b"abcdef\n", k=400))
+        at = maker.add(3, text)
+        for _ in range(rand.randint(1, 6)):
+            new = (
+                text[: rand.randint(0, 400)]
+                + bytes(rand.choices(b"xyz", k=30))
+                + text[rand.randint(0, 400) :]
+            )
+            at = (
+                maker.ofs(at, delta(text, new))
+                if rand.random() < 0.6
+                else maker.ref(object_id(3, text), delta(text, new))
+            )
+            text = new
+        blob = object_id(3, text)
+        tree = (
+            b"".join(b"100644 f%d\0" % i + blob for i in range(9))
+            + b"40000 sub\0"
+            + blob
+            + b"160000 mod\0"
+            + blob
+        )
+        tree_at = maker.add(2, tree)
+        changed = tree[:60] + b"100755 new\0" + blob + tree[60:]
+        maker.ofs(tree_at, delta(tree, tree + b"100644 zz\0" + blob))
+        maker.ofs(tree_at, delta(tree, changed))
+        row = b"100644 last\0" + blob
+        split = copy(0, 29) + copy(29, len(tree) - 29) + insert(row)
+        maker.ofs(tree_at, varint(len(tree)) + varint(len(tree) + len(row)) + split)
+        commit = (
+            b"tree "
+            + object_id(2, tree).hex().encode()
+            + b"\nauthor A <a> 1 +0\ncommitter A <a> %d +0\n\nm" % number
+        )
+        maker.add(1, commit)
+        maker.add(
+            4, b"object " + object_id(1, commit).hex().encode() + b"\ntype commit\ntag t\n\nm"
+        )
+        maker.add(3, insert(b"q" * 300))
+        out.append(maker.pack())
+    return out
+
+
+def mend_pack(data: bytes) -> bytes:
+    """Give a pack a trailer that fits."""
+    return data[:-20] + hashlib.sha1(data[:-20]).digest() if len(data) > 20 else data
+
+
+def resolve(data: bytes) -> Ingest:
+    """Resolve a pack, with limits low enough for fuzzing."""
+    ingest = Ingest(
+        1, size_max=1 << 22, memory_max=1 << 16, cache_max=1 << 16, objects_max=10_000, depth_max=50
+    )
+    ingest.scan(data)
+    ingest.resolve()
+    ingest.finish()
+    return ingest
+
+
+def run_pack(data: bytes) -> None:
+    """Take a pack all the way to segments and graph."""
+    ingest = resolve(data)
+    count = ingest.layout(target=2048, most=4096, count_most=50)
+    for number in range(count):
+        parts = bytes(32) if ingest.segment_facts(number)[5] else b""
+        block = ingest.segment(number, bytes(64), parts)
+        _segment.check(block, 20)
+    ingest.externals()
+    graph = PoolGraph(1)
+    stream = ingest.graph()
+    graph.add_run(stream, [-1] * len(PoolGraph.externals_of(stream, 1)))
+
+
+def segments() -> list[bytes]:
+    """Return segment blocks."""
+    out = []
+    for pack in packs():
+        ingest = resolve(pack)
+        out += [
+            ingest.segment(n, bytes(64))
+            for n in range(ingest.layout(target=1500, most=1 << 20, count_most=50))
+        ]
+    return out
+
+
+def run_segment(data: bytes) -> None:
+    """Check a segment and, when it is sound, read and copy all of it."""
+    from array import array
+
+    count = _segment.check(data, 20)
+    _segment.part_ids(data, 20)
+    ids = _segment.ids_at(data, 20, range(count))
+    _segment.sizes_at(data, 20, range(count))
+    outside = _segment.externals_of(data, 20)
+    for oid in ids[:4]:
+        _segment.find(data, 20, oid)
+    bits = bytes([0b10110101]) * (count // 8 + 1)
+    for ofs in (False, True):
+        _segment.copy_entries(
+            data, 20, 0, bits, bytes(len(bits)), array("q", [-1] * len(outside)), ofs, True
+        )
+    start, end = _segment.entries_span(data, 20)
+    _segment.PackFramer(1, sideband=True).frame(data, start, end)
+    if not _segment.part_ids(data, 20):
+        for ordinal in range(count):
+            _segment.entry_at(data, 20, ordinal)
+        _segment.decode_many(data, 20, range(count), dict.fromkeys(outside, b"base"))
+
+
+def indexes() -> list[bytes]:
+    """Return index pieces."""
+    rand = random.Random(2)
+    out = []
+    for count in (1, 5, 60):
+        keys = sorted(rand.randbytes(8) for _ in range(count))
+        positions = b"".join(struct.pack("<I", rand.randrange(1 << 31)) for _ in range(count))
+        out.append(bytes(64) + b"".join(keys) + positions + struct.pack("<I8x4s", count, b"SGIX"))
+    return out
+
+
+def run_index(data: bytes) -> None:
+    """Check an index piece and look ids up in it."""
+    from array import array
+
+    _segment.check_index(data)
+    out = array("q", [0, 0])
+    _segment.index_find(data, data[64:72].ljust(20, b"\0") + bytes(20), 20, array("q", [0, 1]), out)
+    _segment.index_rows(data, 0, (1 << 64) - 1, 100)
+
+
+def graphs() -> list[bytes]:
+    """Return graph streams."""
+    out = []
+    for pack in packs():
+        ingest = resolve(pack)
+        ingest.layout(target=1500, most=1 << 20, count_most=50)
+        out.append(ingest.graph())
+    return out
+
+
+def run_graph(data: bytes) -> None:
+    """Load a graph and walk it from everywhere."""
+    graph = PoolGraph(1)
+    graph.add_run(data, [n - 1 for n in range(len(PoolGraph.externals_of(data, 1)))])
+    commits = [at for at in range(min(graph.objects, 500)) if graph.type_at(at) == 1]
+    walk = Walk(graph)
+    walk.mark(range(min(graph.objects, 50)))
+    for _ in range(100):
+        waiting = walk.run()
+        if not waiting:
+            break
+        for _tree in waiting:
+            walk.expand([0] if graph.objects else [])
+    walk.bitset()
+    graph.split(commits[:3], commits[3:6])
+    graph.all_reach(commits[:3], commits[3:6])
+    for at in range(min(graph.objects, 200)):
+        graph.peel(at)
+
+
+def run_ring(data: bytes) -> None:
+    """Decode a ring and encode it again."""
+    ring = Ring.decode(data)
+    assert Ring.decode(ring.encode()) == ring
+
+
+def blocks() -> list[bytes]:
+    """Return whole blocks."""
+    pool = PoolId(bytes(16))
+    return [new_header(kind, HashKind.SHA1, pool, 64 + 40) + bytes(range(40)) for kind in BlockKind]
+
+
+def run_packets(data: bytes) -> None:
+    """Read packets in one go and byte by byte: the same must come out."""
+
+    def all_of(pieces: list[bytes]) -> list[object]:
+        reader = PacketReader()
+        found: list[object] = []
+        try:
+            for piece in pieces:
+                found += reader.receive(piece)
+            reader.finish()
+        except ShardgitError as error:
+            return [type(error)]  # what stood before the error may or may not have come out
+        return found
+
+    assert all_of([data]) == all_of([data[at : at + 1] for at in range(len(data))])
+
+
+def same(data: bytes) -> bytes:
+    """Mend nothing."""
+    return data
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "pack": lambda: (packs(), run_pack, mend_pack),
+    "segment": lambda: (segments(), run_segment, same),
+    "index": lambda: (indexes(), run_index, same),
+    "graph": lambda: (graphs(), run_graph, same),
+    "ring": lambda: (
+        [
+            build([RingShard(n, zone=n) for n in range(count)], replicas=min(3, count)).encode()
+            for count in (1, 2, 5)
+        ],
+        run_ring,
+        lambda data: data[:-32] + blake3(data[:-32]).digest(),
+    ),
+    "block": lambda: (blocks(), lambda data: verify_block(block_id(data), data), same),
+    "pktline": lambda: (
+        [
+            b"0000",
+            line(b"want " + b"a" * 40) + b"0001" + line(b"x\n") + b"0002",
+            line(b"y" * 3000) + b"0000",
+        ],
+        run_packets,
+        same,
+    ),
+}
+
+
+# ---- mutation ----
+
+
+def mutate(rand: random.Random, seeds: list[bytes]) -> bytes:
+    """Change a seed in one to six places."""
+    data = bytearray(rand.choice(seeds))
+    for _ in range(rand.randint(1, 6)):
+        if not data:
+            return bytes(data)
+        at = rand.randrange(len(data))
+        action = rand.randrange(9)
+        if action == 0:
+            data[at] ^= 1 << rand.randrange(8)
+        elif action == 1:
+            data[at] = rand.choice((0, 1, 0x7F, 0x80, 0xFF, rand.randrange(256)))
+        elif action == 2:
+            del data[at : at + rand.randint(1, 20)]
+        elif action == 3:
+            data[at:at] = rand.randbytes(rand.randint(1, 20))
+        elif action == 4:
+            del data[at:]
+        elif action == 5:
+            value = rand.choice(
+                (0, 1, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, len(data))
+            )
+            data[at : at + 4] = struct.pack(rand.choice("<>") + "I", value)
+        elif action == 6:
+            other = rand.choice(seeds)
+            data[at:] = other[rand.randrange(len(other) + 1) :]
+        elif action == 7:
+            end = min(len(data), at + rand.randint(1, 40))
+            data[at:at] = data[at:end]
+        else:
+            tail = min(len(data), 60)
+            data[len(data) - 1 - rand.randrange(tail)] = rand.randrange(256)
+    return bytes(data)
+
+
+def main() -> int:
+    """Fuzz one target; returns 1 when an input failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=sorted(TARGETS))
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--replay", type=Path)
+    words = parser.parse_args()
+    seeds, job, mend = TARGETS[words.target]()
+    if words.replay:
+        job(words.replay.read_bytes())
+        return 0
+    for seed in seeds:
+        job(seed)
+    last = Path("fuzz-failures") / f"{words.target}-last"
+    last.parent.mkdir(exist_ok=True)
+    rand = random.Random(words.seed)
+    signal.signal(
+        signal.SIGALRM, signal.SIG_DFL
+    )  # a hang kills the process; the input is in `last`
+    runs = refused = 0
+    end = time.monotonic() + words.seconds
+    with last.open("wb", buffering=0) as file:
+        while time.monotonic() < end:
+            data = mutate(rand, seeds)
+            if rand.random() < 0.5:
+                data = mend(data)
+            file.seek(0)
+            file.write(struct.pack("<I", len(data)) + data)
+            signal.alarm(INPUT_MAX_S)
+            runs += 1
+            try:
+                job(data)
+            except (ShardgitError, MemoryError):
+                refused += 1
+            except Exception:
+                failed = last.with_name(f"{words.target}-{hashlib.sha1(data).hexdigest()[:12]}")
+                failed.write_bytes(data)
+                sys.stderr.write(f"{words.target}: an input raised what it must not: {failed}\n")
+                raise
+    signal.alarm(0)
+    last.unlink()
+    sys.stdout.write(
+        f"fuzz {words.target}: {runs} inputs, {refused} refused, {runs - refused} accepted, none failed\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
