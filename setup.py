@@ -130,6 +130,7 @@ setup(
             "wraparound": False,
             "cdivision": False,
             "binding": True,
+            "auto_pickle": False,
             "linetrace": DEBUG,
         },
         annotate=DEBUG,

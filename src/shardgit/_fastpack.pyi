@@ -3,7 +3,9 @@
 from array import array
 from collections.abc import Mapping
 
-from typing_extensions import Buffer
+from typing import Self
+
+from typing_extensions import Buffer, disjoint_base
 
 def features() -> dict[str, str]: ...
 def error_of(st: int, **facts: object) -> Exception: ...
@@ -11,10 +13,11 @@ def tree_children(tree: Buffer, hash_size: int) -> list[bytes]: ...
 
 MESSAGES: dict[int, str]
 
+@disjoint_base
 class Ingest:
     hash_kind: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         hash_kind: int,
         *,
         size_max: int,
@@ -22,7 +25,7 @@ class Ingest:
         cache_max: int,
         objects_max: int,
         depth_max: int,
-    ) -> None: ...
+    ) -> Self: ...
     def scan(self, pack: Buffer, offsets: array[int] | None = None) -> None: ...
     def link(self) -> None: ...
     def resolve(self) -> None: ...

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from reference.gits import extend_history, git, make_history, reachable, refs
@@ -17,6 +17,9 @@ from shardgit.node import create_store, open_store
 from shardgit.operate.verify import verify_repository
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.interop
 
