@@ -1,42 +1,40 @@
-"""The smart-HTTP edge: Git's protocol over aiohttp. Fetch only, so far."""
+"""The smart-HTTP edge: Git's protocol over aiohttp. Fetches; pushes are refused."""
 
 from __future__ import annotations
 
 import asyncio
-import zlib
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from shardgit import telemetry
 from shardgit.errors import (
-    DataLoss,
     Internal,
     InvalidArgument,
     LimitExceeded,
     NotFound,
     PermissionRefused,
+    RepositoryMissing,
     ShardgitError,
     Unavailable,
 )
-from shardgit.protocol.pktline import error_line
-from shardgit.protocol.upload_pack import (
-    Fetch,
-    LsRefs,
-    advertise_v0,
-    advertise_v2,
-    answer_ls_refs,
-    parse_v0,
-    parse_v2,
-)
+from shardgit.http.body import body_pieces
+from shardgit.http.stream import PackResponse
+from shardgit.protocol.pktline import error_line, one_line
+from shardgit.protocol.upload_pack import LsRefs
+from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
+from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import ANONYMOUS, Action, authorize
-from shardgit.service.fetch import advertised, answer_v0, answer_v2
+from shardgit.service.fetch import FetchService
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from shardgit.oid import HashKind
+    from shardgit.protocol.upload_pack import Fetch
     from shardgit.service.store import Store
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NO_CACHE = {
     "Expires": "Fri, 01 Jan 1980 00:00:00 GMT",
@@ -44,6 +42,11 @@ NO_CACHE = {
     "Cache-Control": "no-cache, max-age=0, must-revalidate",
 }
 UPLOAD_PACK = "git-upload-pack"
+RECEIVE_PACK = "git-receive-pack"
+ADVERTISEMENT_TYPE = f"application/x-{UPLOAD_PACK}-advertisement"
+REQUEST_TYPE = f"application/x-{UPLOAD_PACK}-request"
+RESULT_TYPE = f"application/x-{UPLOAD_PACK}-result"
+NO_PUSHES = "pushes are not served by this release"
 STATUS = (
     (NotFound, 404),
     (PermissionRefused, 403),
@@ -51,176 +54,240 @@ STATUS = (
     (InvalidArgument, 400),
     (Unavailable, 503),
 )
+_SEEN = "shardgit.seen"
+_STREAMING = "shardgit.streaming"
 
 
 class GitHttp:
     """The routes of one worker."""
 
-    def __init__(self, store: Store, *, version: str) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, version: str, fetches: FetchService | None = None) -> None:
+        self.limits = store.limits
         self.version = version
+        self.fetches = fetches or FetchService(store, version=version)
 
     def app(self) -> web.Application:
-        """Return the aiohttp application."""
-        app = web.Application(
-            middlewares=[self._edge], client_max_size=self.store.limits.request_body_max_bytes
-        )
+        """Return the aiohttp application.
+
+        Its runner needs auto_decompress=False (bodies are inflated here, under our limit) and
+        handler_cancellation=True (a client that went away must not leave work behind).
+        """
+        app = web.Application(middlewares=[self._edge])
+        app.on_response_prepare.append(_mark)
         app.router.add_get("/{name:.+}/info/refs", self.info_refs)
-        app.router.add_post("/{name:.+}/git-upload-pack", self.upload_pack)
-        app.router.add_route("*", "/{name:.+}/git-receive-pack", self.receive_pack)
+        app.router.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack)
+        app.router.add_route("*", f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack)
         app.router.add_get("/", self.root)
         return app
 
     @web.middleware
-    async def _edge(self, request: web.Request, handler: web.Handler) -> web.StreamResponse:  # type: ignore[name-defined]
-        """Give the request an id, count it, and turn errors into answers, once."""
-        with telemetry.request("http", request.path, request.headers.get("X-Request-Id")) as seen:
+    async def _edge(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Give the request an id, count it, bound its time, and turn errors into answers, once."""
+        given = request.headers.get("X-Request-Id")
+        with telemetry.request("http", request.path, given) as seen:
+            request[_SEEN] = seen
             try:
-                response: web.StreamResponse = await handler(request)
+                async with asyncio.timeout(self.limits.request_time_max_s):
+                    return await handler(request)
             except ShardgitError as error:
-                seen.failed(error)
-                response = _refusal(error)
+                _note(request, error)
+                return self._broken_off(request, error)
+            except TimeoutError:
+                late = Unavailable("request took too long")
+                _note(request, late)
+                return self._broken_off(request, late)
             except web.HTTPException as error:
-                response = web.Response(
-                    status=error.status, text=f"{error.reason}\n", headers=error.headers
-                )
-            except (ConnectionResetError, asyncio.CancelledError):
+                if error.status >= 400:
+                    seen.failed(InvalidArgument(error.text or error.reason, status=error.status))
+                return _plain(error)
+            except (ConnectionError, asyncio.CancelledError):
                 seen.gone()
                 raise
-            if not response.prepared:
-                response.headers["X-Request-Id"] = seen.id
-            return response
+            except Exception as error:
+                _note(request, error)
+                return self._broken_off(request, Internal("internal error"))
 
     # ---- handlers ----
 
     async def root(self, _: web.Request) -> web.Response:
         """Say what this is."""
-        return web.Response(text="shardgit: clone http://HOST:PORT/NAME.git\n")
+        return web.Response(text="shardgit: git clone http://HOST:PORT/NAME.git\n")
 
-    async def info_refs(self, request: web.Request) -> web.Response:
+    async def info_refs(self, request: web.Request) -> web.StreamResponse:
         """Answer the first request of a fetch: capabilities (v2) or refs (v0, v1)."""
         service = request.query.get("service")
         if service is None:
             raise PermissionRefused("the dumb HTTP protocol is not served; use git 1.6.6 or newer")
+        if service == RECEIVE_PACK:
+            raise PermissionRefused(NO_PUSHES)
         if service != UPLOAD_PACK:
-            raise PermissionRefused("this server does not serve that yet", service=service[:40])
+            raise PermissionRefused("service is not known", service=service[:40])
         name = repository_name(request)
         authorize(ANONYMOUS, Action.READ, name)
-        kind = await self.store.workers.run(self._hash_kind, name)
-        wanted = protocol_version(request)
-        if wanted == 2:
-            body = advertise_v2(kind, self.version)
-        else:
-            refs = await self.store.workers.run(advertised, self.store, name)
-            body = advertise_v0(refs, kind, self.version, v1=wanted == 1)
-        headers = {**NO_CACHE, "Content-Type": f"application/x-{UPLOAD_PACK}-advertisement"}
-        return web.Response(body=body, headers=headers)
+        kind = await self.fetches.hash_kind(name)
+        version = protocol_version(request)
+        headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
+        if version == 2:
+            return web.Response(body=advertise_v2(kind, self.version), headers=headers)
+        head = SERVICE_LINE + (VERSION_1_LINE if version == 1 else b"")
+        source = self.fetches.advertisement(name, kind)
+        return await self._send(request, source, headers, head=head, whole=True)
 
     async def upload_pack(self, request: web.Request) -> web.StreamResponse:
-        """Answer ls-refs and fetch."""
-        if request.content_type != f"application/x-{UPLOAD_PACK}-request":
-            return web.Response(
-                status=415, text=f"content type must be application/x-{UPLOAD_PACK}-request\n"
-            )
+        """Answer ls-refs and fetch. What is wrong with them goes out as an ERR packet: git shows
+        that to its user, and hides the text of an HTTP error.
+        """
+        if request.content_type != REQUEST_TYPE:
+            raise web.HTTPUnsupportedMediaType(text=f"content type must be {REQUEST_TYPE}")
         name = repository_name(request)
         authorize(ANONYMOUS, Action.READ, name)
-        kind = await self.store.workers.run(self._hash_kind, name)
-        body = await self._body(request)
-        headers = {**NO_CACHE, "Content-Type": f"application/x-{UPLOAD_PACK}-result"}
+        kind = await self.fetches.hash_kind(name)
+        reader = (RequestV2 if protocol_version(request) == 2 else RequestV0)(
+            kind, limits=self.limits
+        )
+        headers = {**NO_CACHE, "Content-Type": RESULT_TYPE}
         try:
-            if protocol_version(request) == 2:
-                command = parse_v2(body, kind, limits=self.store.limits)
-                if isinstance(command, LsRefs):
-                    refs = await self.store.workers.run(
-                        advertised, self.store, name, command.prefixes
-                    )
-                    return web.Response(body=answer_ls_refs(refs, command), headers=headers)
-                source = (
-                    answer_v2(self.store, name, command) if isinstance(command, Fetch) else None
-                )
-            else:
-                fetch = parse_v0(body, kind, limits=self.store.limits)
-                source = answer_v0(self.store, name, fetch) if fetch is not None else None
-            if source is None:
-                return web.Response(body=b"", headers=headers)
-            return await self._stream(request, source, headers)
-        except (InvalidArgument, LimitExceeded, NotFound) as error:
-            # Git shows an ERR line to its user and hides the text of an HTTP error.
+            command = await self._command(request, reader)
+            if command is None:
+                return web.Response(headers=headers)
+            if isinstance(command, LsRefs):
+                refs = self.fetches.ls_refs(name, command)
+                return await self._send(request, refs, headers, whole=True)
+            source = self.fetches.fetch(name, command)
+            return await self._send(request, source, headers, tells=command.sideband > 0)
+        except RepositoryMissing:
+            raise
+        except ShardgitError as error:
+            if request.get(_STREAMING):
+                raise
+            _note(request, error)
             return web.Response(body=error_line(str(error)), headers=headers)
 
     async def receive_pack(self, _: web.Request) -> web.Response:
         """Refuse pushes."""
-        raise PermissionRefused("pushes are not served yet")
+        raise PermissionRefused(NO_PUSHES)
 
     # ---- parts ----
 
-    def _hash_kind(self, name: str) -> HashKind:
-        with self.store.journal.snapshot() as snapshot:
-            return self.store.repository(snapshot, name).hash_kind
+    async def _command(
+        self, request: web.Request, reader: RequestV0 | RequestV2
+    ) -> LsRefs | Fetch | None:
+        """Read the whole body, even when its start is wrong already: git sends all of it first."""
+        wrong: ShardgitError | None = None
+        pieces = body_pieces(
+            request,
+            most_bytes=self.limits.request_body_max_bytes,
+            stall_s=self.limits.client_stall_max_s,
+        )
+        async for piece in pieces:
+            try:
+                if wrong is None:
+                    reader.receive(piece)
+            except ShardgitError as error:
+                wrong = error
+        if wrong is not None:
+            raise wrong
+        return reader.finish()
 
-    async def _body(self, request: web.Request) -> bytes:
-        """Read the request's body, inflated, bounded before and after."""
-        most = self.store.limits.request_body_max_bytes
-        encoding = request.headers.get("Content-Encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "x-gzip"):
-            raise InvalidArgument("content encoding is not known", encoding=encoding[:40])
-        inflate = zlib.decompressobj(31) if encoding != "identity" else None
-        out = bytearray()
-        async with asyncio.timeout(self.store.limits.client_stall_max_s):
-            async for piece in request.content.iter_any():
-                try:
-                    out += (
-                        piece if inflate is None else inflate.decompress(piece, most + 1 - len(out))
-                    )
-                except zlib.error as cause:
-                    raise InvalidArgument("request body is not valid gzip") from cause
-                if len(out) > most or (inflate is not None and inflate.unconsumed_tail):
-                    raise LimitExceeded("request body is too large", limit=most)
-        if inflate is not None and not inflate.eof:
-            raise InvalidArgument("request body is not valid gzip")
-        return bytes(out)
-
-    async def _stream(
-        self, request: web.Request, source: AsyncIterator[bytes], headers: dict[str, str]
+    async def _send(
+        self,
+        request: web.Request,
+        source: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        *,
+        head: bytes = b"",
+        whole: bool = False,
+        tells: bool = False,
     ) -> web.StreamResponse:
-        """Send pieces as the client takes them. Errors before the first piece are the caller's."""
-        first = await anext(source, b"")
-        response = web.StreamResponse(headers=headers)
-        try:
-            await response.prepare(request)
-            if request.transport is not None:
-                # The producer waits whenever more than this is not yet with the kernel.
-                request.transport.set_write_buffer_limits(high=1 << 20)  # type: ignore[attr-defined]
-            stall = self.store.limits.client_stall_max_s
-            piece: bytes | None = first
-            while piece is not None:
-                if piece:
-                    async with asyncio.timeout(stall):
-                        await response.write(piece)
-                piece = await anext(source, None)
+        """Send what a source yields as the client takes it.
+
+        Errors before the first piece are the caller's. With ``whole`` an answer of one piece gets
+        a length; a source that ``tells`` has told its client of an error before raising it.
+        """
+        async with aclosing(source):
+            first = head + await anext(source, b"")
+            second = await anext(source, None) if whole else b""
+            if second is None or request.method == "HEAD":
+                return web.Response(body=first, headers=headers)
+            response = PackResponse(headers=headers, stall_s=self.limits.client_stall_max_s)
+            request[_STREAMING] = response
+            try:
+                await response.send(request, (first, second), source)
+            except (ConnectionError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                if not tells:
+                    raise
+                _note(request, error)
             await response.write_eof()
-        finally:
-            await source.aclose()  # type: ignore[attr-defined]
+        return response
+
+    def _broken_off(self, request: web.Request, error: ShardgitError) -> web.StreamResponse:
+        """Answer with an error; an answer under way can only be cut, so that it looks cut."""
+        response: PackResponse | None = request.get(_STREAMING)
+        if response is None:
+            return _refusal(error)
+        if request.transport is not None:
+            request.transport.close()
         return response
 
 
+def _note(request: web.Request, error: Exception) -> None:
+    """Count and log an error; one that nobody expected with its trace."""
+    seen: telemetry.Request = request[_SEEN]
+    if isinstance(error, ShardgitError):
+        seen.failed(error)
+    else:
+        seen.code = Internal.code
+        telemetry.log().error("request_failed", edge="http", what=request.path, exc_info=error)
+
+
+async def _mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the request's id on every answer."""
+    seen: telemetry.Request | None = request.get(_SEEN)
+    if seen is not None:
+        response.headers["X-Request-Id"] = seen.id
+
+
 def protocol_version(request: web.Request) -> int:
-    """Return the version that the Git-Protocol header asks for: 0, 1 or 2."""
-    versions = [
-        word[8:]
-        for word in request.headers.get("Git-Protocol", "").split(":")
-        if word.startswith("version=")
-    ]
-    known = [int(text) for text in versions if text in ("0", "1", "2")]
-    return max(known, default=0)
+    """Return the version that the Git-Protocol header asks for: 0, 1 or 2; the highest known."""
+    asked = request.headers.get("Git-Protocol", "").split(":")
+    return max((int(word[-1]) for word in asked if word in _VERSIONS), default=0)
+
+
+_VERSIONS = ("version=0", "version=1", "version=2")
 
 
 def repository_name(request: web.Request) -> str:
     """Return the repository's name in a URL: the path without .git."""
-    return request.match_info["name"].removesuffix(".git")
+    name = request.match_info["name"].removesuffix(".git")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise RepositoryMissing("repository does not exist") from None
+    return name
 
 
 def _refusal(error: ShardgitError) -> web.Response:
+    """Return an error as text. What we did wrong is told without its facts."""
     status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
-    text = str(error) if not isinstance(error, DataLoss | Internal) else error.message
-    return web.Response(status=status, text=f"{text}\n", headers=NO_CACHE)
+    text = error.message if status == 500 else str(error)
+    return _text(status, text)
+
+
+def _plain(error: web.HTTPException) -> web.Response:
+    """Return aiohttp's own errors as one line of text."""
+    kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    default = f"{error.status}: {error.reason}"
+    text = error.text if error.text and error.text != default else f"{error.reason}".lower()
+    return _text(error.status, text, kept)
+
+
+def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = one_line(text).decode() + "\n"
+    return web.Response(status=status, text=body, headers={**NO_CACHE, **(headers or {})})
+
+
+def make_app(store: Store, *, version: str) -> web.Application:
+    """Return the application that serves a store's repositories."""
+    return GitHttp(store, version=version).app()

@@ -77,14 +77,21 @@ class PacketReader:
     """
 
     def __init__(self) -> None:
-        self._waiting = b""
+        self._waiting = bytearray()
+        self._missing = 0  # bytes until the waiting packet is whole, as far as is known
 
     def receive(self, data: bytes) -> list[Packet]:
         """Return the packets that are whole by now; MalformedPacket for an impossible length."""
         if self._waiting:
-            data = self._waiting + data
+            self._waiting += data
+            self._missing -= len(data)
+            if self._missing > 0:
+                return []
+            data = bytes(self._waiting)
+            self._waiting.clear()
         out: list[Packet] = []
         at, end = 0, len(data)
+        self._missing = 4
         while end - at >= 4:
             if _HEX.match(data, at) is None:
                 text = data[at : at + 4].decode("latin-1")
@@ -97,10 +104,14 @@ class PacketReader:
             if length == 3 or length > PACKET_MAX_BYTES:
                 raise MalformedPacket("packet length is impossible", length=length)
             if end - at < length:
+                self._missing = length
                 break
             out.append(data[at + 4 : at + length])
             at += length
-        self._waiting = data[at:]
+            self._missing = 4
+        if at < end:
+            self._waiting += data[at:]
+            self._missing -= end - at
         return out
 
     def finish(self) -> None:

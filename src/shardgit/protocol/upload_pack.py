@@ -51,8 +51,8 @@ class LsRefs:
 class Fetch:
     """What a client wants, in either protocol version; wants and haves each once, in order.
 
-    ``version`` is 0 or 2. ``multi_ack`` is 0, 1 or 2 (detailed) and ``no_done`` its sister; v2 knows
-    neither. ``sideband`` is 0 (none), 1 (side-band) or 2 (side-band-64k).
+    ``version`` is 0 or 2. ``multi_ack`` is 0, 1 or 2 (detailed); v2 knows neither that nor
+    ``no_done``. ``sideband`` is 0 (none), 1 (side-band) or 2 (side-band-64k).
     """
 
     version: int
@@ -94,8 +94,8 @@ class RequestReader:
                 raise LimitExceeded(
                     "request has too many lines", limit=self.limits.request_lines_max
                 )
-            self._packet(packet)
-            if self.ended:
+            if self._packet(packet):
+                self.ended = True
                 return
 
     def _close(self) -> None:
@@ -103,7 +103,8 @@ class RequestReader:
         if not self.ended:
             self._packets.finish()
 
-    def _packet(self, packet: Packet) -> None:
+    def _packet(self, packet: Packet) -> bool:
+        """Take one packet; True when it ends the request."""
         raise NotImplementedError
 
     def _oid(self, text: bytes) -> ObjectId:

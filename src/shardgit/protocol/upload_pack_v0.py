@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
-from shardgit.oid import HashKind, ObjectId
 from shardgit.protocol.pktline import FLUSH_BYTES, Mark, line
 from shardgit.protocol.upload_pack import Fetch, RequestReader, agent, other_format, shown, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shardgit.oid import HashKind, ObjectId
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack import AdvertisedRef
 
@@ -77,14 +77,14 @@ class RequestV0(RequestReader):
         self._spoke = False
         self._done = False
 
-    def _packet(self, packet: Packet) -> None:
+    def _packet(self, packet: Packet) -> bool:
         if self._wanted:
-            self._have(packet)
-        elif packet is Mark.FLUSH:
+            return self._have(packet)
+        if packet is Mark.FLUSH:
             self._wanted = True
-            self.ended = not self._wants
-        else:
-            self._want(text_of(packet))
+            return not self._wants
+        self._want(text_of(packet))
+        return False
 
     def _want(self, text: bytes) -> None:
         if not text.startswith(b"want "):
@@ -98,18 +98,17 @@ class RequestV0(RequestReader):
             if word in _KNOWN:  # what was not advertised is passed over, as git does
                 self._capabilities.add(word)
 
-    def _have(self, packet: Packet) -> None:
+    def _have(self, packet: Packet) -> bool:
         self._spoke = True
         if packet is Mark.FLUSH:
-            self.ended = True
-            return
+            return True
         text = text_of(packet)
-        if text.startswith(b"have "):
+        self._done = text == b"done"
+        if not self._done:
+            if not text.startswith(b"have "):
+                raise InvalidArgument("expected a have", line=shown(text))
             self._haves[self._oid(text[5:])] = None
-        elif text == b"done":
-            self._done = self.ended = True
-        else:
-            raise InvalidArgument("expected a have", line=shown(text))
+        return self._done
 
     def finish(self) -> Fetch | None:
         """Return the request."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
-from shardgit.oid import HashKind, ObjectId
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, Mark, line
 from shardgit.protocol.upload_pack import (
     Fetch,
@@ -21,6 +20,7 @@ from shardgit.protocol.upload_pack import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from shardgit.oid import HashKind, ObjectId
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack import AdvertisedRef
 
@@ -64,21 +64,22 @@ class RequestV2(RequestReader):
         self._wants: dict[ObjectId, None] = {}
         self._haves: dict[ObjectId, None] = {}
 
-    def _packet(self, packet: Packet) -> None:
+    def _packet(self, packet: Packet) -> bool:
         if packet is Mark.FLUSH:
             if self._seen and not self._in_arguments:
                 self._begin()
-            self.ended = True
-        elif packet is Mark.DELIM and not self._in_arguments:
+            return True
+        if packet is Mark.DELIM and not self._in_arguments:
             self._begin()
+            return False
+        text = text_of(packet)
+        if not self._in_arguments:
+            self._capability(text)
+        elif self._command == b"ls-refs":
+            self._ls_refs(text)
         else:
-            text = text_of(packet)
-            if not self._in_arguments:
-                self._capability(text)
-            elif self._command == b"ls-refs":
-                self._ls_refs(text)
-            else:
-                self._fetch(text)
+            self._fetch(text)
+        return False
 
     def _capability(self, text: bytes) -> None:
         self._seen = True

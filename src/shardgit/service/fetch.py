@@ -1,52 +1,255 @@
-"""One fetch: refs shown, haves answered, a pack sent."""
+"""Fetches: refs shown, haves answered, a pack sent. For any edge; the edge writes what comes out."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
-from typing import TYPE_CHECKING, TypeVar
+import hashlib
+import struct
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from shardgit.errors import ObjectMissing, RefMissing, ShardgitError
-from shardgit.graph.closure import bit, difference
-from shardgit.oid import ObjectId, hex_of
-from shardgit.pool.transfer import Transfer, TransferOptions
-from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, line
-from shardgit.protocol.upload_pack import AdvertisedRef
-from shardgit.service.look import Look
+from shardgit import telemetry
+from shardgit.errors import RefMissing, ShardgitError
+from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
+from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs
+from shardgit.protocol.upload_pack_v0 import AdvertisementV0
+from shardgit.protocol.upload_pack_v2 import ls_refs_lines
+from shardgit.service.negotiation import FetchSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.protocol.upload_pack import Fetch
+    from shardgit.oid import HashKind
+    from shardgit.pool.transfer import Transfer
     from shardgit.refs.ref import Ref
     from shardgit.service.store import Store
 
 KEEPALIVE_S = 5.0
 KEEPALIVE = b"0005\x01"  # an empty packet of band 1
-COMMIT, TAG = 1, 4
+PAGE_REFS = 8_192  # about half a MiB of lines
+ANSWERS_CACHED_BYTES = 16 << 20
 T = TypeVar("T")
 
 
-class Alive(enum.Enum):
-    """Stands for a keepalive among the results of a job."""
-
-    KEEPALIVE = 0
-
-
 def advertised(store: Store, name: str, prefixes: Sequence[bytes] = ()) -> list[AdvertisedRef]:
-    """Return HEAD and the refs under ``prefixes``, HEAD first, for either protocol. Runs in the calling thread."""
+    """Return HEAD and the refs under ``prefixes``, HEAD first. Runs in the calling thread."""
     with store.journal.snapshot() as snapshot:
         record = store.repository(snapshot, name)
-        found: list[AdvertisedRef] = []
-        if not prefixes or any(b"HEAD".startswith(prefix) for prefix in prefixes):
-            head = store.refs.get(snapshot, record, b"HEAD")
-            if head is not None:
-                found += _shown(store, snapshot, record, head)
-        for ref in store.refs.list(snapshot, record, prefixes=prefixes):
-            found += _shown(store, snapshot, record, ref)
-        return found
+        return _page(store, snapshot, record, LsRefs(prefixes=tuple(prefixes)), b"", None)[0]
+
+
+class FetchService:
+    """Serves fetches from the repositories of a store.
+
+    Every method that returns an iterator of bytes raises what is wrong with the request before the
+    first piece, so that an edge may still answer in its own words. Pieces are made as they are
+    pulled, at most one ahead.
+    """
+
+    def __init__(self, store: Store, *, version: str, keepalive_s: float = KEEPALIVE_S) -> None:
+        self.store = store
+        self.version = version
+        self.keepalive_s = keepalive_s
+        self._answers = Answers(ANSWERS_CACHED_BYTES)
+
+    async def hash_kind(self, name: str) -> HashKind:
+        """Return the hash of a repository's ids; RepositoryMissing without such a repository."""
+
+        def look() -> HashKind:
+            with self.store.journal.snapshot() as snapshot:
+                return self.store.repository(snapshot, name).hash_kind
+
+        return await self.store.workers.run(look)
+
+    def advertisement(self, name: str, kind: HashKind) -> AsyncGenerator[bytes, None]:
+        """Return the v0 ref advertisement, without a service or version line."""
+        writer = AdvertisementV0(kind, self.version)
+        return self._refs(name, LsRefs(), "v0", writer.add, writer.end)
+
+    def ls_refs(self, name: str, request: LsRefs) -> AsyncGenerator[bytes, None]:
+        """Return the answer to a v2 ls-refs."""
+
+        def lines(refs: Sequence[AdvertisedRef]) -> bytes:
+            return ls_refs_lines(refs, request)
+
+        return self._refs(name, request, request, lines, lambda: FLUSH_BYTES)
+
+    async def _refs(
+        self,
+        name: str,
+        request: LsRefs,
+        key: Hashable,
+        lines: Callable[[Sequence[AdvertisedRef]], bytes],
+        end: Callable[[], bytes],
+    ) -> AsyncGenerator[bytes, None]:
+        """Write refs, a page of one journal snapshot at a time: no reader outlives a page.
+
+        An answer of one page is kept until the repository's refs change. A longer one is as git's:
+        each line was true while the answer was written.
+        """
+
+        def page(after: bytes) -> tuple[bytes, bytes]:
+            with self.store.journal.snapshot() as snapshot:
+                record = self.store.repository(snapshot, name)
+                place = (self.store.refs.state_key(snapshot, record), key)
+                if not after and (known := self._answers.get(place)) is not None:
+                    return known, b""
+                refs, last = _page(self.store, snapshot, record, request, after, PAGE_REFS)
+            out = lines(refs)
+            if not last:
+                out += end()
+                if not after:
+                    self._answers.put(place, out)
+            return out, last
+
+        after = b""
+        while True:
+            out, after = await self.store.workers.run(page, after)
+            yield out
+            if not after:
+                return
+
+    async def fetch(self, name: str, request: Fetch) -> AsyncGenerator[bytes, None]:
+        """Answer a fetch of either version.
+
+        Errors before the first piece are raised and nothing else. A later one goes out on band 3,
+        where the client has side-bands, and is raised behind it.
+        """
+        run = self.store.workers.run
+        session = await run(FetchSession, self.store, name, request)
+        head, pack_follows = await run(session.negotiate)
+        if not pack_follows:
+            yield head
+            return
+        # Without side-bands an error can only be told instead of an answer, so we plan first.
+        transfer = None if request.sideband else await run(session.transfer)
+        if head:
+            yield head
+        try:
+            async for piece in self._pack(session, transfer):
+                yield piece
+        except Exception as error:
+            if request.sideband:
+                yield band(3, _farewell(error), room=_room(request))
+            raise
+
+    async def _pack(
+        self, session: FetchSession, transfer: Transfer | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Send a pack with progress and keepalives, framed as the client asked."""
+        request = session.request
+        room = _room(request)
+        talks = request.sideband > 0 and not request.no_progress
+        if transfer is None and session.view is not None and request.wants:
+            planned = _Ahead(self.store, session.transfer)
+            try:
+                while not await planned.within(self.keepalive_s):
+                    yield KEEPALIVE
+                transfer = planned.result()
+            finally:
+                await planned.close()
+        objects = transfer.objects if transfer else 0
+        chunks = transfer.chunks() if transfer else _nothing(session.record.hash_kind)
+        framed = request.sideband == 0 or (transfer is not None and request.sideband == 2)
+        if talks:
+            yield band(2, b"Enumerating objects: %d, done.\n" % objects, room=room)
+        ahead = _Ahead(self.store, lambda: next(chunks, None))
+        try:
+            while True:
+                while not await ahead.within(self.keepalive_s):
+                    if request.sideband:
+                        yield KEEPALIVE
+                chunk = ahead.result()
+                if chunk is None:
+                    break
+                # The next one is made while this one goes out: 2 chunks a client, and no more.
+                ahead = _Ahead(self.store, lambda: next(chunks, None))
+                yield chunk if framed else band(1, chunk, room=room)
+        finally:
+            await ahead.close()
+        if talks:
+            again = transfer.objects_rewritten if transfer else 0
+            counts = (objects, objects - again, again)
+            yield band(2, b"Total %d, reused %d, rewritten %d\n" % counts, room=room)
+        if request.sideband:
+            yield FLUSH_BYTES
+
+
+class Answers:
+    """Whole answers by the ref state that they show, the least used dropped first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> bytes | None:
+        """Return an answer, None when it is not kept."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: Hashable, answer: bytes) -> None:
+        """Keep an answer."""
+        with self._lock:
+            self._bytes += len(answer) - len(self._kept.pop(key, b""))
+            self._kept[key] = answer
+            while self._bytes > self._most_bytes:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= len(dropped)
+
+
+class _Ahead(Generic[T]):
+    """A job begun on a worker, to be waited for in steps; ``close`` waits for what was begun."""
+
+    def __init__(self, store: Store, job: Callable[[], T]) -> None:
+        self._task = asyncio.ensure_future(store.workers.run(job))
+
+    async def within(self, seconds: float) -> bool:
+        """Return whether it ends within a time."""
+        ended, _ = await asyncio.wait({self._task}, timeout=seconds)
+        return bool(ended)
+
+    def result(self) -> T:
+        """Return or raise what it ended with."""
+        return self._task.result()
+
+    async def close(self) -> None:
+        """Wait for the job's end, whatever it is: it uses what the caller holds."""
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()  # retrieved, so that it is not logged as lost
+
+
+def _page(
+    store: Store,
+    snapshot: JournalSnapshot,
+    record: RepositoryRecord,
+    request: LsRefs,
+    after: bytes,
+    most: int | None,
+) -> tuple[list[AdvertisedRef], bytes]:
+    """Return the refs behind a name, HEAD before all, and the last name when more may follow."""
+    found: list[AdvertisedRef] = []
+    if not after and request.wants_head:
+        head = store.refs.get(snapshot, record, b"HEAD")
+        if head is not None:
+            found += _shown(store, snapshot, record, head)
+    last, count = b"", 0
+    for ref in store.refs.list(
+        snapshot, record, prefixes=request.prefixes, start_after=after, limit=most
+    ):
+        found += _shown(store, snapshot, record, ref)
+        last, count = ref.name, count + 1
+    return found, last if count == most else b""
 
 
 def _shown(
@@ -56,206 +259,23 @@ def _shown(
         return [AdvertisedRef(ref.name, ref.target, ref.peeled)]
     try:
         final = store.refs.resolve(snapshot, record, ref.symbolic)
-    except RefMissing:
+    except RefMissing:  # only HEAD is shown unborn
         return [AdvertisedRef(ref.name, None, None, ref.symbolic)] if ref.name == b"HEAD" else []
-    return [AdvertisedRef(ref.name, final.target, final.peeled, ref.symbolic)]
+    return [AdvertisedRef(ref.name, final.target, final.peeled, final.name)]
 
 
-class FetchSession(Look):
-    """One request on one consistent look at a repository. Methods run in a worker thread."""
-
-    def _load(self, snapshot: JournalSnapshot, name: str) -> None:
-        super()._load(snapshot, name)
-        tags = self.store.refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))
-        self.tags = [
-            ref.target for ref in tags if ref.peeled is not None and ref.target is not None
-        ]
-
-    def wants(self, ids: Sequence[ObjectId]) -> list[int]:
-        """Return the positions of wants; ObjectMissing, in the words that git uses, for one that is not ours."""
-        found = self.positions(ids)
-        for oid, position in zip(ids, found, strict=True):
-            if position < 0:
-                raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
-        return found
-
-    def enough(self, wants: Sequence[int], common: Sequence[int]) -> bool:
-        """Return whether every want reaches something common: more haves would not help much."""
-        if self.view is None or not common:
-            return False
-        graph = self.view.graph()
-        peeled = [
-            at for want in wants if (at := graph.peel(want)) >= 0 and graph.type_at(at) == COMMIT
-        ]
-        shared = [
-            at for have in common if (at := graph.peel(have)) >= 0 and graph.type_at(at) == COMMIT
-        ]
-        return bool(shared) and graph.all_reach(peeled, shared)
-
-    def transfer(self, wants: Sequence[int], common: Sequence[int], request: Fetch) -> Transfer:
-        """Plan the pack."""
-        assert self.view is not None
-        if common:
-            wanted, have = difference(self.view, wants, common)
-        else:
-            wanted, have = self.store.closure_of(self.view, wants), b""
-        if request.include_tag:
-            wanted = self._with_tags(wanted)
-        options = TransferOptions(
-            ofs_delta=request.ofs_delta, thin=request.thin_pack, sideband=request.sideband == 2
-        )
-        return Transfer(self.view, wanted, have, options=options, trailers=self.store.trailers)
-
-    def _with_tags(self, wanted: bytes) -> bytes:
-        """Add annotated tags whose object is sent."""
-        assert self.view is not None
-        graph = self.view.graph()
-        out = bytearray(wanted)
-        for at in self.view.positions(self.tags):
-            target = graph.peel(at) if at >= 0 else -1
-            if target >= 0 and bit(wanted, target):
-                link = at
-                while graph.type_at(link) == TAG and not out[link >> 3] >> (link & 7) & 1:
-                    out[link >> 3] |= 1 << (link & 7)
-                    link = graph.target_at(link)
-        return bytes(out)
+def _nothing(kind: HashKind) -> Iterator[bytes]:
+    """Return a pack without objects."""
+    head = b"PACK" + struct.pack(">II", 2, 0)
+    yield head + hashlib.new(kind.git_name, head, usedforsecurity=False).digest()
 
 
-# ---- answers ----
+def _room(request: Fetch) -> int:
+    return SIDEBAND if request.sideband == 1 else SIDEBAND_64K
 
 
-async def answer_v2(store: Store, name: str, request: Fetch) -> AsyncIterator[bytes]:
-    """Answer a v2 fetch. Errors before the first byte are raised; later ones go out on band 3."""
-    session = await store.workers.run(FetchSession, store, name)
-    wants = await store.workers.run(session.wants, request.wants)
-    common = await store.workers.run(session.positions, request.haves)
-    shared = [(oid, at) for oid, at in zip(request.haves, common, strict=True) if at >= 0]
-    if not request.wants and not (request.wait_for_done and request.haves):
-        yield FLUSH_BYTES
-        return
-    if request.haves and not request.done:
-        yield line(b"acknowledgments\n")
-        if not shared:
-            yield line(b"NAK\n")
-        yield b"".join(line(b"ACK " + oid.hex().encode() + b"\n") for oid, _ in shared)
-        positions = [at for _, at in shared]
-        if request.wait_for_done or not await store.workers.run(session.enough, wants, positions):
-            yield FLUSH_BYTES
-            return
-        yield line(b"ready\n") + DELIM_BYTES
-    yield line(b"packfile\n")
-    async for chunk in _send(store, session, wants, [at for _, at in shared], request):
-        yield chunk
-
-
-async def answer_v0(store: Store, name: str, request: Fetch) -> AsyncIterator[bytes]:
-    """Answer a stateless v0 request: acknowledgements, and the pack once the client or we are done."""
-    session = await store.workers.run(FetchSession, store, name)
-    wants = await store.workers.run(session.wants, request.wants)
-    common: list[int] = []
-    last = b""
-    ready = finished = False
-    for number, haves in enumerate(request.rounds):
-        final = request.done and number == len(request.rounds) - 1
-        got_common = got_other = False
-        for oid, at in zip(haves, await store.workers.run(session.positions, haves), strict=True):
-            text = oid.hex().encode()
-            if at < 0:
-                got_other = True
-                if request.multi_ack and await store.workers.run(session.enough, wants, common):
-                    ready = ready or request.multi_ack == 2
-                    yield line(
-                        b"ACK " + text + (b" ready\n" if request.multi_ack == 2 else b" continue\n")
-                    )
-                continue
-            got_common = True
-            common.append(at)
-            last = text
-            if request.multi_ack:
-                yield line(
-                    b"ACK " + text + (b" common\n" if request.multi_ack == 2 else b" continue\n")
-                )
-            elif len(common) == 1:
-                yield line(b"ACK " + text + b"\n")
-        if final:
-            break
-        if request.multi_ack == 2 and got_common and not got_other:
-            if await store.workers.run(session.enough, wants, common):
-                ready = True
-                yield line(b"ACK " + last + b" ready\n")
-        if not common or request.multi_ack:
-            yield line(b"NAK\n")
-        if request.no_done and ready:
-            yield line(b"ACK " + last + b"\n")
-            finished = True
-            break
-    if not finished:
-        if not request.done:
-            return
-        if common:
-            if request.multi_ack:
-                yield line(b"ACK " + last + b"\n")
-        else:
-            yield line(b"NAK\n")
-    async for chunk in _send(store, session, wants, common, request):
-        yield chunk
-
-
-async def _send(
-    store: Store, session: FetchSession, wants: Sequence[int], common: Sequence[int], request: Fetch
-) -> AsyncIterator[bytes]:
-    """Send the pack with progress and keepalives, framed as the client asked; pulled, never pushed."""
-    room = SIDEBAND_64K if request.sideband == 2 else SIDEBAND
-    talk = bool(request.sideband) and not request.no_progress
-    try:
-        transfer = None
-        async for made in _patiently(
-            store, request, lambda: session.transfer(wants, common, request)
-        ):
-            if isinstance(made, Alive):
-                yield KEEPALIVE
-            else:
-                transfer = made
-        assert transfer is not None
-        if talk:
-            yield band(2, b"Enumerating objects: %d, done.\n" % transfer.objects, room=room)
-        chunks = transfer.chunks()
-        while True:
-            chunk: bytes | None = None
-            async for made in _patiently(store, request, lambda: next(chunks, None)):
-                if isinstance(made, Alive):
-                    yield KEEPALIVE
-                else:
-                    chunk = made
-            if chunk is None:
-                break
-            yield band(1, chunk, room=SIDEBAND) if request.sideband == 1 else chunk
-        if talk:
-            text = b"Total %d, rewritten %d\n" % (transfer.objects, transfer.objects_rewritten)
-            yield band(2, text, room=room)
-    except ShardgitError as error:
-        if not request.sideband:
-            raise
-        yield band(3, f"shardgit: {error.message}\n".encode(), room=room)
-        return
-    if request.sideband:
-        yield FLUSH_BYTES
-
-
-async def _patiently(
-    store: Store, request: Fetch, job: Callable[[], T]
-) -> AsyncIterator[T | Alive]:
-    """Run a job on a worker; yield keepalives while it takes long, then its result."""
-    task = asyncio.ensure_future(store.workers.run(job))
-    try:
-        while True:
-            done, _ = await asyncio.wait({task}, timeout=KEEPALIVE_S)
-            if done:
-                yield task.result()
-                return
-            if request.sideband:
-                yield Alive.KEEPALIVE
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+def _farewell(error: Exception) -> bytes:
+    """Return the last words to a client whose pack breaks off. Facts stay in our log."""
+    words = error.message if isinstance(error, ShardgitError) else "internal error"
+    number = telemetry.request_id.get()
+    return one_line(f"shardgit: {words}" + (f" (request {number})" if number else "")) + b"\n"

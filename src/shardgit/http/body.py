@@ -1,0 +1,93 @@
+"""Request bodies: read as they come, inflated in bounded steps, never held whole."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+PIECE_BYTES = 64 << 10
+_GZIP = 31  # zlib's window bits for a gzip stream
+
+
+async def body_pieces(
+    request: web.Request, *, most_bytes: int, stall_s: float
+) -> AsyncIterator[bytes]:
+    """Return the body in pieces of at most 64 KiB once inflated.
+
+    Errors are HTTP's: 413 past ``most_bytes``, as sent or inflated; 415 for an encoding that is not
+    known, 400 for broken gzip or chunks, 408 after ``stall_s`` without a byte.
+    """
+    if (request.content_length or 0) > most_bytes:
+        raise _too_large(most_bytes)
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", ""):
+        raise web.HTTPUnsupportedMediaType(text="content encoding must be gzip or identity")
+    inflater = Inflater() if "gzip" in encoding else None
+    sent = inflated = 0
+    async for data in _received(request, stall_s):
+        sent += len(data)
+        for piece in inflater.receive(data) if inflater else _cut(data):
+            inflated += len(piece)
+            if max(sent, inflated) > most_bytes:
+                raise _too_large(most_bytes)
+            yield piece
+            await asyncio.sleep(0)  # 64 KiB of haves is a millisecond of parsing
+    if inflater:
+        inflater.finish()
+
+
+class Inflater:
+    """Inflates one gzip stream in pieces of at most 64 KiB, however small its input."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP)
+
+    def receive(self, data: bytes) -> Iterator[bytes]:
+        """Return what the data inflates to; HTTP 400 when it is no gzip, or has a tail."""
+        while data:
+            if self._inflate.eof:
+                raise _bad("request body goes on behind its gzip stream")
+            try:
+                piece = self._inflate.decompress(data, PIECE_BYTES)
+            except zlib.error as cause:
+                raise _bad("request body is not valid gzip") from cause
+            data = self._inflate.unconsumed_tail or self._inflate.unused_data
+            if piece:
+                yield piece
+
+    def finish(self) -> None:
+        """Raise HTTP 400 when the stream is cut."""
+        if not self._inflate.eof:
+            raise _bad("request body is not valid gzip")
+
+
+async def _received(request: web.Request, stall_s: float) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            async with asyncio.timeout(stall_s):
+                data = await request.content.readany()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="request body did not arrive in time") from None
+        if not data:
+            return
+        yield data
+
+
+def _bad(text: str) -> web.HTTPException:
+    return web.HTTPBadRequest(text=text)
+
+
+def _too_large(most_bytes: int) -> web.HTTPException:
+    text = f"request body is too large; the limit is {most_bytes} bytes"
+    return web.HTTPRequestEntityTooLarge(most_bytes, most_bytes, text=text)
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    for at in range(0, len(data), PIECE_BYTES):
+        yield data[at : at + PIECE_BYTES]
