@@ -1,7 +1,6 @@
 """Types of the graph kernel; see _graph.pyx."""
 
 from collections.abc import Iterable, Sequence
-
 from typing import Self
 
 from typing_extensions import Buffer, disjoint_base

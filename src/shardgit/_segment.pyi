@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable
-
 from typing import Self
 
 from typing_extensions import Buffer, disjoint_base
