@@ -1,0 +1,274 @@
+"""serve: ports, workers that die, signals, health and metrics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+from served import Server, git, serving, shardgit, small_repository
+
+from shardgit.errors import Refused
+from shardgit.node import check_readers, open_store
+from shardgit.supervisor import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("server")
+    small_repository(folder / "source")
+    for words in (["init", "data", "--shards", "2"], ["repo", "import", "demo", "source"]):
+        done = shardgit(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "data"
+
+
+def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
+    """Wait for something that must come true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    """Say whether a process runs; one that waits to be reaped does not."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_serves_clones_health_and_metrics_and_stops(data: Path, tmp_path: Path) -> None:
+    with serving(data, "--workers", "2") as server:
+        assert len(server.workers()) == 2
+        assert server.ask("/livez") == (200, "ok\n")
+        assert server.ask("/readyz") == (200, "2 of 2 workers serve\n")
+        clone = tmp_path / "clone"
+        git(tmp_path, "clone", "--quiet", server.url("demo"), str(clone))
+        git(clone, "fsck", "--strict")
+        source = data.parent / "source"
+        assert git(clone, "rev-list", "--objects", "--all") == git(
+            source, "rev-list", "--objects", "--all"
+        )
+        status, text = server.ask("/metrics")
+        assert status == 200
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        assert float(samples['shardgit_requests_total{code="OK",edge="http"}']) >= 3
+        assert samples["shardgit_workers"] == "2.0"
+        assert samples["shardgit_worker_restarts_total"] == "0.0"
+        assert text.count("# TYPE shardgit_workers ") == 1
+        workers = server.workers()
+        assert server.stop() == 0
+        assert not [worker for worker in workers if alive(worker)]
+        assert server.events().count("worker_draining") == 2
+
+
+def test_a_worker_that_is_killed_is_started_again(data: Path, tmp_path: Path) -> None:
+    with serving(data, "--workers", "2") as server:
+        before = set(server.workers())
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: server.ask("/readyz")[1].startswith("1 of"))
+        git(tmp_path, "ls-remote", server.url("demo"))
+        until(lambda: server.ask("/readyz")[1].startswith("2 of"))
+        now = set(server.workers())
+        assert len(now) == 2
+        assert max(before) in now
+        assert "shardgit_worker_restarts_total 1.0" in server.ask("/metrics")[1]
+        assert {"worker_died", "readers_freed"} <= set(server.events())
+        git(tmp_path, "clone", "--quiet", server.url("demo"), str(tmp_path / "clone"))
+
+
+def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
+    with serving(data, "--workers", "2") as server:
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not any(alive(worker) for worker in workers))
+
+
+@pytest.mark.parametrize("key", ["http", "grpc", "admin"])
+def test_a_port_that_is_taken_is_refused_before_anything_starts(data: Path, key: str) -> None:
+    with serving(data, "--workers", "1") as server:
+        free = [word for name in ("http", "grpc", "admin") for word in (f"--{name}", "127.0.0.1:0")]
+        taken = [f"--{key}", getattr(server, key)]
+        begun = time.monotonic()
+        done = shardgit("serve", "--data", str(data), *free, *taken, cwd=data.parent)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith("shardgit: address is in use; is another server running?")
+        assert f"key={key}" in done.stderr
+        assert time.monotonic() - begun < 10
+        assert server.ask("/readyz")[0] == 200
+
+
+def test_a_port_is_held_from_the_probe_on() -> None:
+    first = Address("127.0.0.1:0", "http")
+    try:
+        with pytest.raises(Refused, match="in use"):
+            Address(first.text, "http")
+        # A worker shares it.
+        with socket.socket() as worker:
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            worker.bind(("127.0.0.1", int(first.text.rpartition(":")[2])))
+            worker.listen()
+    finally:
+        first.close()
+    Address(first.text, "http").close()
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(Refused, match="cannot be bound"):
+        Address("192.0.2.1:7421", "http")
+    with pytest.raises(Refused, match="does not resolve"):
+        Address("no-such-host.invalid:7421", "http")
+
+
+def test_a_request_that_runs_ends_before_the_worker_does(data: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        host, port = server.http.rsplit(":", 1)
+        body = b"0014command=ls-refs\n0000"
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            head = (
+                "POST /demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
+                "Content-Type: application/x-git-upload-pack-request\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            client.sendall(head.encode() + body[:10])
+            until(lambda: 'edge="http"} 1.0' in active(server))
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: "worker_draining" in server.events())
+            client.sendall(body[10:])
+            answer = b""
+            while piece := client.recv(65_536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"refs/heads/main" in answer
+        assert server.process.wait(timeout=30) == 0
+
+
+def active(server: Server) -> str:
+    """Return the sample of requests under way."""
+    lines = server.ask("/metrics")[1].splitlines()
+    return "".join(line for line in lines if line.startswith("shardgit_requests_active"))
+
+
+def test_a_second_signal_does_not_wait_for_a_request(data: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        host, port = server.http.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(
+                b"POST /demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/x-git-upload-pack-request\r\nContent-Length: 9\r\n\r\n"
+            )
+            until(lambda: 'edge="http"} 1.0' in active(server))
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: "worker_draining" in server.events())
+            time.sleep(0.2)
+            assert server.process.poll() is None
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(timeout=10) == 0
+
+
+def test_a_hangup_changes_nothing_where_there_is_no_terminal(data: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "sighup_ignored" in server.events())
+        assert server.ask("/readyz")[0] == 200
+
+
+def test_what_another_process_imports_is_served_at_once(data: Path, tmp_path: Path) -> None:
+    source = small_repository(tmp_path / "source")
+    with serving(data, "--workers", "2") as server:
+        name = tmp_path.name
+        for commit in range(3):
+            (source / "new.txt").write_text(str(commit))
+            git(source, "add", ".")
+            git(source, "commit", "--quiet", "-m", "more")
+            done = shardgit("repo", "import", name, str(source), cwd=data.parent)
+            assert done.returncode == 0, done.stderr
+            for _ in range(4):  # whichever worker answers
+                found = git(tmp_path, "ls-remote", server.url(name), "HEAD").split()[0]
+                assert found == git(source, "rev-parse", "HEAD")
+
+
+def test_many_clones_at_once_are_all_whole(data: Path, tmp_path: Path) -> None:
+    with serving(data, "--workers", "2") as server:
+
+        def clone(number: int) -> None:
+            git(tmp_path, "clone", "--quiet", "--bare", server.url("demo"), f"{number}.git")
+
+        threads = [threading.Thread(target=clone, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number in range(8):
+            git(tmp_path / f"{number}.git", "fsck", "--strict")
+
+
+def test_a_store_that_a_worker_cannot_open_is_one_clear_error(tmp_path: Path) -> None:
+    assert shardgit("init", "data", cwd=tmp_path).returncode == 0
+    (tmp_path / "data" / "journal" / "data.mdb").write_bytes(b"")
+    free = [word for name in ("http", "grpc", "admin") for word in (f"--{name}", "127.0.0.1:0")]
+    done = shardgit("serve", "--workers", "1", *free, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "worker_refused" in done.stderr
+    assert "DATA_LOSS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_readers_of_a_killed_process_are_freed(data: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from shardgit.node import open_store\n"
+        "with open_store(Path(sys.argv[1])) as store, store.journal.snapshot():\n"
+        "    print('open', flush=True); sys.stdin.read()\n"
+    )
+
+    def reader() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(data)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    # A second process keeps the environments open; with none LMDB begins its table anew.
+    with reader() as stays, reader() as dies:
+        for process in (stays, dies):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"open\n"
+        dies.kill()
+        dies.wait()
+        assert check_readers(data) >= 1
+        assert check_readers(data) == 0
+        stays.kill()
+
+
+def test_a_journal_of_another_store_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert shardgit("init", name, cwd=tmp_path).returncode == 0
+    (tmp_path / "one" / "journal").rename(tmp_path / "kept")
+    (tmp_path / "two" / "journal").rename(tmp_path / "one" / "journal")
+    with pytest.raises(Refused, match="another store"), open_store(tmp_path / "one"):
+        pass
+
+
+def test_the_http_edge_says_what_it_is(data: Path) -> None:
+    with (
+        serving(data, "--workers", "1") as server,
+        urllib.request.urlopen(f"http://{server.http}/", timeout=10) as answer,
+    ):
+        assert "shardgit" in answer.read().decode()
