@@ -23,6 +23,8 @@ from shardgit.rpc.server import make_server
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from shardgit.service.store import Store
 
 BACKLOG = 1_024
@@ -37,7 +39,7 @@ def run_worker(config: ServeConfig) -> int:
         with open_store(config.folder) as store:
             uvloop.run(_serve(config, store))
     except ShardgitError as error:
-        telemetry.log().error("worker_refused", error=str(error), reason=error.reason)
+        telemetry.log().error("worker_refused", error=str(error), code=error.code)
         return REFUSED_EXIT
     return 0
 
@@ -56,15 +58,19 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
     host, port = split_address(config.http)
+    app = GitHttp(store, version=VERSION).app()
+    running = _Running()
+    app.middlewares.insert(0, running.counted)
     runner = web.AppRunner(
-        GitHttp(store, version=VERSION).app(),
+        app,
         access_log=None,
         auto_decompress=False,  # a body is inflated under our own limit
         handler_cancellation=True,  # a client that went away must not leave work behind
-        shutdown_timeout=config.drain_s,
+        shutdown_timeout=CLOSE_MAX_S / 2,  # what is left then is idle, or too slow
     )
     await runner.setup()
-    await web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG).start()
+    site = web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG)
+    await site.start()
     server = await make_server(store, config.grpc)
     await server.start()
     telemetry.log().info("worker_ready", pid=os.getpid())
@@ -77,7 +83,38 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
             group.create_task(server.stop(config.drain_s))
-            group.create_task(runner.cleanup())
+            # Not left to aiohttp's own shutdown: that drops what running requests still receive.
+            await site.stop()
+            await running.idle(config.drain_s)
+            await runner.cleanup()
+
+
+class _Running:
+    """Counts the HTTP requests under way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ended = asyncio.Event()
+
+    @web.middleware
+    async def counted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Pass a request on."""
+        self.count += 1
+        try:
+            return await handler(request)
+        finally:
+            self.count -= 1
+            self._ended.set()
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until no request is under way, or that long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.count:
+                    self._ended.clear()
+                    await self._ended.wait()
 
 
 def _leave_at_last(seconds: float) -> None:

@@ -35,7 +35,7 @@ CREATING_FILE = "creating"
 IDENTITY_FILE = "shard.json"
 MAGIC = "shardgit store"
 VERSION = 1
-SHARDS_MAX = 256
+SHARDS_MAX = 100  # each reserves a map of 1 TiB, and a process has 128 TiB of addresses
 FILE_MAX_BYTES = 1 << 20
 _OF_A_SHARD = (IDENTITY_FILE, IDENTITY_FILE + ".new", "data.mdb", "lock.mdb")
 _OF_A_STORE = ("journal", "shards", "tmp")
@@ -171,7 +171,7 @@ def _places(
 ) -> tuple[ShardPlace, ...]:
     paths = shard_paths or [folder / "shards" / f"{number:03}" for number in range(shards)]
     if not 1 <= len(paths) <= SHARDS_MAX:
-        raise InvalidArgument("a store has 1 to 256 shards", shards=len(paths))
+        raise InvalidArgument("a store has 1 to 100 shards", shards=len(paths))
     resolved = [path.resolve() for path in paths]
     own = {folder.resolve(), *(folder.resolve() / name for name in ("journal", "tmp", "shards"))}
     for number, path in enumerate(resolved):

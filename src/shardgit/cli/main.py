@@ -57,7 +57,7 @@ def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of the new store; empty or missing.")
     ],
-    shards: Annotated[int, typer.Option(min=1, max=256, help="Number of shards.")] = 1,
+    shards: Annotated[int, typer.Option(min=1, max=100, help="Number of shards.")] = 1,
     shard_path: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Folder of a shard, once for each; sets their number."),

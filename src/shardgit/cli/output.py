@@ -92,7 +92,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Report]:
 
     bars = Bars(
         TextColumn("{task.description:>18}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
