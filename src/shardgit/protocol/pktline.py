@@ -73,15 +73,20 @@ def one_line(text: str) -> bytes:
 class PacketReader:
     """Cuts bytes into packets. ``receive`` takes any pieces; ``finish`` says that no more come.
 
-    It holds less than one packet (65,520 bytes) between calls.
+    An impossible length is MalformedPacket once the packets before it were handed out, so what
+    comes out does not depend on the cuts. It holds less than one packet (65,520 bytes) between
+    calls.
     """
 
     def __init__(self) -> None:
         self._waiting = bytearray()
         self._missing = 0  # bytes until the waiting packet is whole, as far as is known
+        self._broken: MalformedPacket | None = None
 
     def receive(self, data: bytes) -> list[Packet]:
-        """Return the packets that are whole by now; MalformedPacket for an impossible length."""
+        """Return the packets that are whole by now. Errors: MalformedPacket."""
+        if self._broken is not None:
+            raise self._broken
         if self._waiting:
             self._waiting += data
             self._missing -= len(data)
@@ -93,31 +98,42 @@ class PacketReader:
         at, end = 0, len(data)
         self._missing = 4
         while end - at >= 4:
-            if _HEX.match(data, at) is None:
-                text = data[at : at + 4].decode("latin-1")
-                raise MalformedPacket("packet length is not hex", length=ascii(text))
-            length = int(data[at : at + 4], 16)
+            length = _length(data, at)
+            if isinstance(length, MalformedPacket):
+                self._broken = length
+                if out:
+                    return out
+                raise length
             if length < 3:
                 out.append(_MARKS[length])
                 at += 4
                 continue
-            if length == 3 or length > PACKET_MAX_BYTES:
-                raise MalformedPacket("packet length is impossible", length=length)
             if end - at < length:
                 self._missing = length
                 break
             out.append(data[at + 4 : at + length])
             at += length
-            self._missing = 4
         if at < end:
             self._waiting += data[at:]
             self._missing -= end - at
         return out
 
     def finish(self) -> None:
-        """Raise MalformedPacket when the bytes ended inside a packet."""
+        """Raise MalformedPacket when the bytes ended inside a packet, or were broken."""
+        if self._broken is not None:
+            raise self._broken
         if self._waiting:
             raise MalformedPacket("request ends inside a packet", bytes=len(self._waiting))
+
+
+def _length(data: bytes, at: int) -> int | MalformedPacket:
+    if _HEX.match(data, at) is None:
+        text = ascii(data[at : at + 4].decode("latin-1"))
+        return MalformedPacket("packet length is not hex", length=text)
+    length = int(data[at : at + 4], 16)
+    if length == 3 or length > PACKET_MAX_BYTES:
+        return MalformedPacket("packet length is impossible", length=length)
+    return length
 
 
 def decode(data: bytes) -> list[Packet]:
