@@ -103,6 +103,12 @@ def test_a_table_stays_the_same_from_release_to_release() -> None:
     assert digest[:32] == "051d2f9cb97421fbccb02e29d1aee6a5"
 
 
+def test_the_order_in_which_shards_are_named_does_not_matter() -> None:
+    weights = [(0, 0.5), (0, 0.5), (0, 1.0), (2, 2.0), (2, 4.0), (2, 0.5), (1, 4.0)]
+    shards = [RingShard(number, zone, weight) for number, (zone, weight) in enumerate(weights)]
+    assert build(shards, replicas=2) == build(shards[::-1], replicas=2)
+
+
 def test_building_anew_without_a_change_moves_nothing(ring: Ring) -> None:
     again = build(THREE, before=ring, seed=9)
     assert again.table == ring.table

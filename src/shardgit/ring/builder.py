@@ -70,8 +70,9 @@ def build(
     Errors: InvalidArgument for counts, weights or numbers that make no ring.
     """
     _check(shards, replicas, seed)
-    loads = _loads(bytes_by_partition)
-    deal = _Deal([shard for shard in shards if shard.weight > 0], replicas, loads, seed)
+    known = tuple(sorted(shards, key=lambda shard: shard.number))
+    alive = [shard for shard in known if shard.weight > 0]
+    deal = _Deal(alive, replicas, _loads(bytes_by_partition), seed)
     if before is not None:
         deal.keep(before)
     deal.fill()
@@ -79,7 +80,6 @@ def build(
         if not deal.level() and not deal.chain():
             break
     epoch = before.epoch + 1 if before is not None else 1
-    known = tuple(sorted(shards, key=lambda shard: shard.number))
     return Ring(epoch, seed, known, tuple(deal.table))
 
 
