@@ -49,7 +49,7 @@ class LsRefs:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """What a client wants, in either protocol version; wants and haves each once, in order.
+    """What a client wants, in either protocol version; wants each once, in order.
 
     ``version`` is 0 or 2. ``multi_ack`` is 0, 1 or 2 (detailed); v2 knows neither that nor
     ``no_done``. ``sideband`` is 0 (none), 1 (side-band) or 2 (side-band-64k).

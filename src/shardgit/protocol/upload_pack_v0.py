@@ -71,7 +71,7 @@ class RequestV0(RequestReader):
     def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
         super().__init__(kind, limits=limits)
         self._wants: dict[ObjectId, None] = {}
-        self._haves: dict[ObjectId, None] = {}
+        self._haves: list[ObjectId] = []  # as sent: git answers one that comes twice, twice
         self._capabilities: set[bytes] = set()
         self._wanted = False  # the flush behind the wants was there
         self._spoke = False
@@ -107,7 +107,7 @@ class RequestV0(RequestReader):
         if not self._done:
             if not text.startswith(b"have "):
                 raise InvalidArgument("expected a have", line=shown(text))
-            self._haves[self._oid(text[5:])] = None
+            self._haves.append(self._oid(text[5:]))
         return self._done
 
     def finish(self) -> Fetch | None:

@@ -56,16 +56,17 @@ class FetchSession(Look):
 
     def _negotiate_v2(self) -> tuple[bytes, bool]:
         request = self.request
+        known: list[ObjectId] = []
         for oid, position in zip(request.haves, self.positions(request.haves), strict=True):
-            self._add(oid, position)
+            if position >= 0:
+                self._add(oid, position)
+                known.append(oid)
         if not request.wants and not request.wait_for_done:
             return b"", False
         head = b""
         if request.haves and not request.done:
             ready = not request.wait_for_done and self._enough()
-            head = acknowledgments(
-                list(self.common), ready=ready, sideband_all=request.sideband_all
-            )
+            head = acknowledgments(known, ready=ready, sideband_all=request.sideband_all)
             if not ready:
                 return head, False
         return head + section_line(b"packfile\n", sideband_all=request.sideband_all), True
