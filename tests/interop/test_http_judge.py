@@ -141,7 +141,11 @@ async def test_v2_acknowledgments_are_gits(
     want = judge(source, body, version=2)
     got = await ours(store, body, version=2)
     # gits differ in whether a have that another one implies is acknowledged, too
-    assert rest(got) == rest(want), body.decode()
+    if rest(got) != rest(want):
+        # git looks at no commit older than the oldest have, and may see late that it is ready
+        assert [line[4:] for line in rest(want)] == ["acknowledgments", ""], body.decode()
+        assert [line[4:] for line in rest(got)] == ["acknowledgments", "ready", "000dpackfile"]
+        return
     assert acks(want) <= acks(got) <= set(commits[0])
     assert bool(acks(want)) == bool(acks(got))
     assert len(acks(got)) == sum("ACK " in line for line in shown(got))
