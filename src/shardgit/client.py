@@ -70,7 +70,16 @@ class _Loop:
                 self.run(close())
 
     def stop(self) -> None:
-        """End the thread."""
+        """End what is under way, then the thread."""
+
+        async def end() -> None:
+            await asyncio.get_running_loop().shutdown_asyncgens()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.run(end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
