@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from shardgit.errors import JournalCorrupt
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WEIGHTS = [0.5, 1.0, 1.0, 2.0, 4.0]
-# An example deals 65,536 partitions a few times: half a second.
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# An example deals 65,536 partitions a few times: half a second, so shrinking one takes too long.
+FEW = settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 
 
 @st.composite
