@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -54,8 +56,17 @@ STATUS = (
     (InvalidArgument, 400),
     (Unavailable, 503),
 )
-_SEEN = "shardgit.seen"
-_STREAMING = "shardgit.streaming"
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request under way: its id and count, and the answer that is being streamed."""
+
+    seen: telemetry.Request
+    streaming: PackResponse | None = None
+
+
+_call: ContextVar[_Call] = ContextVar("call")
 
 
 class GitHttp:
@@ -73,7 +84,6 @@ class GitHttp:
         handler_cancellation=True (a client that went away must not leave work behind).
         """
         app = web.Application(middlewares=[self._edge])
-        app.on_response_prepare.append(_mark)
         app.router.add_get("/{name:.+}/info/refs", self.info_refs)
         app.router.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack)
         app.router.add_route("*", f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack)
@@ -85,27 +95,25 @@ class GitHttp:
         """Give the request an id, count it, bound its time, and turn errors into answers, once."""
         given = request.headers.get("X-Request-Id")
         with telemetry.request("http", request.path, given) as seen:
-            request[_SEEN] = seen
+            call = _Call(seen)
+            token = _call.set(call)
             try:
                 async with asyncio.timeout(self.limits.request_time_max_s):
-                    return await handler(request)
-            except ShardgitError as error:
-                _note(request, error)
-                return self._broken_off(request, error)
+                    response = await handler(request)
             except TimeoutError:
-                late = Unavailable("request took too long")
-                _note(request, late)
-                return self._broken_off(request, late)
+                response = _broken_off(request, Unavailable("request took too long"))
             except web.HTTPException as error:
-                if error.status >= 400:
-                    seen.failed(InvalidArgument(error.text or error.reason, status=error.status))
-                return _plain(error)
+                response = _plain(error)
             except (ConnectionError, asyncio.CancelledError):
                 seen.gone()
                 raise
             except Exception as error:
-                _note(request, error)
-                return self._broken_off(request, Internal("internal error"))
+                response = _broken_off(request, error)
+            finally:
+                _call.reset(token)
+            if not response.prepared:
+                response.headers["X-Request-Id"] = seen.id
+            return response
 
     # ---- handlers ----
 
@@ -158,7 +166,7 @@ class GitHttp:
         except RepositoryMissing:
             raise
         except ShardgitError as error:
-            if request.get(_STREAMING):
+            if _call.get().streaming is not None:
                 raise
             _note(request, error)
             return web.Response(body=error_line(str(error)), headers=headers)
@@ -209,8 +217,10 @@ class GitHttp:
             second = await anext(source, None) if whole else b""
             if second is None or request.method == "HEAD":
                 return web.Response(body=first, headers=headers)
-            response = PackResponse(headers=headers, stall_s=self.limits.client_stall_max_s)
-            request[_STREAMING] = response
+            call = _call.get()
+            named = {**headers, "X-Request-Id": call.seen.id}
+            response = PackResponse(headers=named, stall_s=self.limits.client_stall_max_s)
+            call.streaming = response
             try:
                 await response.send(request, (first, second), source)
             except (ConnectionError, asyncio.CancelledError):
@@ -222,31 +232,26 @@ class GitHttp:
             await response.write_eof()
         return response
 
-    def _broken_off(self, request: web.Request, error: ShardgitError) -> web.StreamResponse:
-        """Answer with an error; an answer under way can only be cut, so that it looks cut."""
-        response: PackResponse | None = request.get(_STREAMING)
-        if response is None:
-            return _refusal(error)
-        if request.transport is not None:
-            request.transport.close()
-        return response
+
+def _broken_off(request: web.Request, error: Exception) -> web.StreamResponse:
+    """Answer with an error; an answer under way can only be cut, so that it looks cut."""
+    _note(request, error)
+    response = _call.get().streaming
+    if response is None:
+        return _refusal(error if isinstance(error, ShardgitError) else Internal("internal error"))
+    if request.transport is not None:
+        request.transport.close()
+    return response
 
 
 def _note(request: web.Request, error: Exception) -> None:
     """Count and log an error; one that nobody expected with its trace."""
-    seen: telemetry.Request = request[_SEEN]
+    seen = _call.get().seen
     if isinstance(error, ShardgitError):
         seen.failed(error)
     else:
         seen.code = Internal.code
         telemetry.log().error("request_failed", edge="http", what=request.path, exc_info=error)
-
-
-async def _mark(request: web.Request, response: web.StreamResponse) -> None:
-    """Put the request's id on every answer."""
-    seen: telemetry.Request | None = request.get(_SEEN)
-    if seen is not None:
-        response.headers["X-Request-Id"] = seen.id
 
 
 def protocol_version(request: web.Request) -> int:
@@ -276,7 +281,9 @@ def _refusal(error: ShardgitError) -> web.Response:
 
 
 def _plain(error: web.HTTPException) -> web.Response:
-    """Return aiohttp's own errors as one line of text."""
+    """Return aiohttp's own errors, and those of a body, as one line of text."""
+    if error.status >= 400:
+        _call.get().seen.failed(InvalidArgument(error.text or error.reason, status=error.status))
     kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     default = f"{error.status}: {error.reason}"
     text = error.text if error.text and error.text != default else f"{error.reason}".lower()
