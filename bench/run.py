@@ -180,7 +180,12 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument(
+        "--smoke", action="store_true", help="small and once; writes nothing but to --work"
+    )
     words = parser.parse_args()
+    if words.smoke:
+        words.rounds, words.commits, words.out = 1, 300, words.work / "RESULTS.md"
     words.work.mkdir(parents=True, exist_ok=True)
     source = words.repo or generate(words.work / "generated.git", commits=words.commits)
     repository = prepare(source, words.work)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from urllib.request import Request, urlopen
 from typing import TYPE_CHECKING
+from urllib.request import Request, urlopen
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 LIGHTTPD = """
 server.document-root = "{root}"
