@@ -34,7 +34,7 @@ bench: setup ## Compare with git, as ratios; REPO=path, else a generated reposit
 	$(BIN)/python bench/run.py $(if $(REPO),--repo '$(REPO)')
 
 bench-smoke: setup ## The same on a small repository: does it run at all?
-	$(BIN)/python bench/run.py --smoke
+	$(BIN)/python bench/run.py --commits 300 --rounds 1 --work build/bench-smoke --out build/bench-smoke.md
 
 interop: setup ## Clone with git, dulwich and libgit2.
 	$(BIN)/pytest -q -m interop

@@ -8,15 +8,19 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from served import clean_environment, git, serving, shardgit, small_repository
 from typer.testing import CliRunner
 
+from shardgit.cli import main
+from shardgit.cli.context import failing
 from shardgit.cli.main import app
 
 if TYPE_CHECKING:
@@ -251,6 +255,36 @@ def test_a_reader_that_leaves_early_is_no_error(place: Place) -> None:
             check=True,
         )
         assert done.stderr == ""
+
+
+def test_an_interrupt_is_one_line_and_a_second_one_ends_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(typer.Exit) as caught, failing():
+            raise KeyboardInterrupt
+        assert caught.value.exit_code == 1
+        assert capsys.readouterr().err == "shardgit: interrupted\n"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_mistake_of_ours_is_one_line_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(main, "app", broken)
+    monkeypatch.delenv("SHARDGIT_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == 1
+    line = capsys.readouterr().err
+    assert line.startswith("shardgit: internal error (cause=ZeroDivisionError: oh;")
+    assert line.count("\n") == 1
 
 
 def test_version_tells_kernel_facts_quickly(place: Place) -> None:

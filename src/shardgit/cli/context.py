@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,8 @@ def failing(*, json: bool = False) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
+        # Threads end their step first; a second ctrl-C does not wait for them.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.stderr.write("shardgit: interrupted\n")
         raise typer.Exit(FAILED) from None
     except OSError as cause:
