@@ -6,16 +6,15 @@ import mmap
 import os
 import shutil
 import struct
-import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit._fastpack import Ingest
 from shardgit.errors import AlreadyExists, DataLoss
 from shardgit.oid import HashKind, ObjectId
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.progress import Progress, Report, silent
+from shardgit.service.resolving import new_ingest, resolve
 from shardgit.service.source import new_hash
 
 if TYPE_CHECKING:
@@ -128,33 +127,11 @@ def _checked(
     path: Path, kind: HashKind, store: Store, progress: Report
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """Resolve the pack as written and return (ids, CRCs, offsets, trailer)."""
-    limits = store.limits
-    ingest = Ingest(
-        int(kind),
-        size_max=limits.object_size_max_bytes,
-        memory_max=limits.object_memory_max_bytes,
-        cache_max=limits.resolve_cache_max_bytes,
-        objects_max=limits.pack_objects_max,
-        depth_max=65_535,
-    )
+    # Chains may go on over the segments of several imports, each of the depth that one pack may have.
+    ingest = new_ingest(kind, replace(store.limits, delta_depth_max=65_535))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         ingest.scan(data)
-        threads = [threading.Thread(target=ingest.resolve) for _ in range(store.workers.threads)]
-        ingest.link()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.1)
-                progress(
-                    Progress(
-                        "checking the pack",
-                        ingest.objects_resolved,
-                        ingest.objects_scanned,
-                        "objects",
-                    )
-                )
-        ingest.finish()
+        resolve(ingest, threads=store.workers.threads, stage="checking the pack", progress=progress)
         rows = ingest.index_rows()
         trailer = data[-kind.size :]
         del ingest  # it holds the map's buffer

@@ -7,13 +7,12 @@ commit, so an import that was stopped leaves only blocks that no manifest names,
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit._fastpack import Ingest, tree_children
+from shardgit._fastpack import tree_children
 from shardgit._graph import PoolGraph, Walk
 from shardgit.errors import (
     Conflict,
@@ -32,11 +31,13 @@ from shardgit.progress import Progress, Report, silent
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
 from shardgit.service.repositories import Repositories
+from shardgit.service.resolving import new_ingest, resolve
 from shardgit.service.source import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from shardgit._fastpack import Ingest
     from shardgit.journal.records import RepositoryRecord
     from shardgit.pool.view import PoolView
     from shardgit.pool.writer import NewBlock
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 BATCH_BYTES = 64 << 20  # blocks put with one fsync a shard
-TICK_S = 0.1
 TAG, TREE = 4, 2
 
 
@@ -197,15 +197,7 @@ class _Import:
             return self._resolved(packs, hinted=False)
 
     def _resolved(self, packs: Sequence[SourcePack], *, hinted: bool) -> Ingest:
-        limits = self.store.limits
-        ingest = Ingest(
-            int(self.origin.hash_kind),
-            size_max=limits.object_size_max_bytes,
-            memory_max=limits.object_memory_max_bytes,
-            cache_max=limits.resolve_cache_max_bytes,
-            objects_max=limits.pack_objects_max,
-            depth_max=limits.delta_depth_max,
-        )
+        ingest = new_ingest(self.origin.hash_kind, self.store.limits)
         total = sum(len(pack.data) for pack in packs)
         done = 0
         for pack in packs:
@@ -213,25 +205,12 @@ class _Import:
             ingest.scan(pack.data, pack.offsets if hinted else None)
             done += len(pack.data)
         self.progress(Progress("scanning packs", total, total, "bytes"))
-        ingest.link()
-        threads = [
-            threading.Thread(target=ingest.resolve, name=f"resolve-{n}")
-            for n in range(self.store.workers.threads)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(TICK_S)
-                self.progress(
-                    Progress(
-                        "resolving deltas",
-                        ingest.objects_resolved,
-                        ingest.objects_scanned,
-                        "objects",
-                    )
-                )
-        ingest.finish()
+        resolve(
+            ingest,
+            threads=self.store.workers.threads,
+            stage="resolving deltas",
+            progress=self.progress,
+        )
         return ingest
 
     def _leave_out_known(self, ingest: Ingest, view: PoolView | None) -> None:

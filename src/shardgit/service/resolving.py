@@ -1,0 +1,44 @@
+"""Running the ingest kernel: its limits and its threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from shardgit._fastpack import Ingest
+from shardgit.progress import Progress
+
+if TYPE_CHECKING:
+    from shardgit.limits import Limits
+    from shardgit.oid import HashKind
+    from shardgit.progress import Report
+
+TICK_S = 0.1
+
+
+def new_ingest(kind: HashKind, limits: Limits) -> Ingest:
+    """Return an ingest bounded by ``limits``."""
+    return Ingest(
+        int(kind),
+        size_max=limits.object_size_max_bytes,
+        memory_max=limits.object_memory_max_bytes,
+        cache_max=limits.resolve_cache_max_bytes,
+        objects_max=limits.pack_objects_max,
+        depth_max=limits.delta_depth_max,
+    )
+
+
+def resolve(ingest: Ingest, *, threads: int, stage: str, progress: Report) -> None:
+    """Resolve all families on ``threads`` threads and raise what they met; tells progress as it goes."""
+    ingest.link()
+    workers = [
+        threading.Thread(target=ingest.resolve, name=f"resolve-{n}")
+        for n in range(min(threads, 64))
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        while worker.is_alive():
+            worker.join(TICK_S)
+            progress(Progress(stage, ingest.objects_resolved, ingest.objects_scanned, "objects"))
+    ingest.finish()
