@@ -16,8 +16,8 @@ from shardgit.service.repositories import RepositoryInfo, RepositoryStats
 from shardgit.service.shards import ShardInfo
 from shardgit.v1 import (
     commit_pb2,
-    common_pb2,
     commit_pb2_grpc,
+    common_pb2,
     object_pb2,
     object_pb2_grpc,
     ref_pb2,
