@@ -1,1 +1,1 @@
-"""Reachability: walks, negotiation, bitmaps."""
+"""Reachability: what tips reach, exactly."""
