@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from reference.gits import ENVIRONMENT, extend_history, git, make_history
 
+from shardgit.errors import ObjectMissing
 from shardgit.node import create_store, open_store
 from shardgit.protocol.pktline import Mark, Packet, encode
 from shardgit.protocol.upload_pack import Fetch
@@ -197,6 +198,31 @@ async def test_a_pack_completes_a_client_that_has_what_it_says(
             ).returncode
             if older:  # its commit is not with the client, so it was sent
                 git(clone, "cat-file", "tag", name)
+
+
+async def test_what_no_ref_reaches_any_more_is_neither_given_nor_acknowledged(
+    tmp_path: Path,
+) -> None:
+    """The pool still holds it; a want of it reads as one of an object that never was."""
+    origin = make_history(tmp_path / "origin", commits=12)
+    gone = git(origin, "rev-parse", "other").decode().strip()
+    tip = git(origin, "rev-parse", "main~1").decode().strip()
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(origin))
+        git(origin, "reset", "-q", "--hard", "main~1")  # before the merge of side and other
+        git(origin, "branch", "-qD", "other")
+        git(origin, "tag", "-d", "light")
+        import_repository(store, "demo", str(origin))
+        for version in (0, 2):
+            wanted: list[Packet] = [f"want {gone}".encode(), Mark.FLUSH, b"done"]
+            if version == 2:
+                wanted = [b"command=fetch", Mark.DELIM, wanted[0], b"done", Mark.FLUSH]
+            with pytest.raises(ObjectMissing, match=f"upload-pack: not our ref {gone}"):
+                await ours(store, encode(wanted), version=version)
+        haves: list[Packet] = [b"command=fetch", Mark.DELIM, f"want {tip}".encode()]
+        haves += [f"have {gone}".encode(), Mark.FLUSH]
+        assert b"NAK" in await ours(store, encode(haves), version=2)
 
 
 def band_one(data: bytes) -> bytes:

@@ -104,9 +104,12 @@ class GitHttp:
                 response = _broken_off(request, Unavailable("request took too long"))
             except web.HTTPException as error:
                 response = _plain(error)
-            except (ConnectionError, asyncio.CancelledError):
+            except asyncio.CancelledError:
                 seen.gone()
                 raise
+            except ConnectionError:  # nobody is left to answer
+                seen.gone()
+                response = call.streaming or web.Response(status=400)
             except Exception as error:
                 response = _broken_off(request, error)
             finally:

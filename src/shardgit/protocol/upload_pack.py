@@ -6,6 +6,7 @@ upload_pack_v0 and upload_pack_v2.
 
 from __future__ import annotations
 
+import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ class RequestReader:
         self.kind = kind
         self.limits = limits
         self.ended = False
+        self._digits = 2 * kind.size
         self._packets = PacketReader()
         self._lines = 0
 
@@ -108,7 +110,12 @@ class RequestReader:
         raise NotImplementedError
 
     def _oid(self, text: bytes) -> ObjectId:
-        return oid_of(text, self.kind)
+        """Return an id; a request may name a million, so the usual case is one call."""
+        try:
+            raw = binascii.unhexlify(text)
+        except ValueError:
+            raw = b""
+        return ObjectId(raw) if 2 * len(raw) == self._digits else oid_of(text, self.kind)
 
 
 def agent(version: str) -> bytes:
