@@ -215,6 +215,7 @@ cdef class Ingest:
     cdef uint64_t memory_max
     cdef uint64_t cache_max
     cdef uint64_t objects_max
+    cdef uint64_t raw_max
     cdef uint32_t depth_max
     cdef Object *objects
     cdef uint8_t *ids
@@ -246,13 +247,14 @@ cdef class Ingest:
     cdef uint64_t n_links
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
-                  uint64_t objects_max, uint32_t depth_max):
+                  uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40):
         self.hash_kind = hash_kind
         self.hash_size = sg_hash_size(hash_kind)
         self.size_max = size_max
         self.memory_max = memory_max
         self.cache_max = cache_max
         self.objects_max = objects_max
+        self.raw_max = raw_max
         self.depth_max = depth_max if depth_max < 65535 else 65535
 
     def __dealloc__(self):
@@ -667,10 +669,8 @@ cdef class Ingest:
         cdef sg_status st = self._data(lane, f.object, &f.data, &size)
         if st == SG_OK:
             lane.retained += size
-            # Making bases again must not become the main work: 64 times all objects is far past any real pack.
-            if sg_load(&self.work) > (<uint64_t>1 << 36) and \
-                    sg_load(&self.work) // 64 > sg_load(&self.resolved) * self.memory_max:
-                return SG_LIMIT
+            if sg_load(&self.work) > self.raw_max:
+                return SG_LIMIT  # bases made again count too
         return st
 
     cdef sg_status _data(self, Lane *lane, uint32_t i, uint8_t **out, size_t *out_size) noexcept nogil:
@@ -789,8 +789,10 @@ cdef class Ingest:
                                 <size_t>o.size, &n_copies)
         if st != SG_OK:
             return st
+        # A few kilobytes of deltas can ask for terabytes of objects: time is bounded by what is made in all.
+        if sg_fetch_add(&self.work, o.raw) > self.raw_max:
+            return SG_LIMIT
         sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
-        sg_fetch_add(&self.work, o.raw)
         if self.n_refs:
             ref_at = self._find_ref(o.pack, oid)
             ref_end = ref_at

@@ -19,6 +19,7 @@ class Limits:
     segment_objects_max: int = 65_535  # ordinals are u16
     # packs and objects
     pack_objects_max: int = 1 << 30
+    pack_raw_max_bytes: int = 1024 * GIB  # of all objects of one import or push, deltas applied
     object_size_max_bytes: int = 4 * GIB  # a larger object is refused
     object_memory_max_bytes: int = 16 * MIB  # a larger one is streamed where that can be avoided
     delta_depth_max: int = 4_095  # git's own ceiling for --depth

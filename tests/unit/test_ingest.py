@@ -386,6 +386,32 @@ def test_an_object_over_the_limit_is_refused_before_it_is_inflated() -> None:
         ingest(maker.pack(), size=999)
 
 
+def test_deltas_that_ask_for_more_than_the_limit_in_all_are_refused() -> None:
+    maker = PackMaker()
+    base = bytes(1 << 16)
+    at = maker.add(3, base)
+    for number in range(200):
+        body = b"".join(copy(0, 1 << 16) for _ in range(64)) + insert(b"%d" % number)
+        size = (64 << 16) + len(str(number))
+        maker.ofs(at, varint(1 << 16) + varint(size) + body)
+    pack = maker.pack()
+    assert len(pack) < 100_000
+    got = Ingest(
+        1,
+        size_max=1 << 30,
+        memory_max=1 << 24,
+        cache_max=1 << 26,
+        objects_max=1000,
+        depth_max=10,
+        raw_max=100 << 20,
+    )
+    got.scan(pack)
+    got.resolve()
+    assert got.bytes_made < 120 << 20
+    with pytest.raises(LimitExceeded):
+        got.finish()
+
+
 def test_index_offsets_that_lie_are_found_out() -> None:
     from array import array
 

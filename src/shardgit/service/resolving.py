@@ -25,6 +25,7 @@ def new_ingest(kind: HashKind, limits: Limits) -> Ingest:
         cache_max=limits.resolve_cache_max_bytes,
         objects_max=limits.pack_objects_max,
         depth_max=limits.delta_depth_max,
+        raw_max=limits.pack_raw_max_bytes,
     )
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from shardgit.workers import Workers
 
 VIEWS_CACHED = 64
+VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
 
 
@@ -175,7 +176,10 @@ class Store:
         made = PoolView(self.blocks, manifest, limits=self.limits)
         with self._lock:
             found = self._views.setdefault(manifest, made)
-            while len(self._views) > VIEWS_CACHED:
+            while len(self._views) > VIEWS_CACHED or (
+                len(self._views) > 1
+                and sum(view.objects for view in self._views.values()) > VIEWS_CACHED_OBJECTS
+            ):
                 self._views.popitem(last=False)
         return found
 
