@@ -40,7 +40,8 @@ def verify_repository(store: Store, name: str, *, progress: Report = silent) -> 
         state = store.state(snapshot, name)
         view = store.view(state.pool)
         refs = list(store.refs.list(snapshot, state.record))
-        store.reachable(snapshot, state)
+        reach = store.reach_of(snapshot, state)
+    reach.bits()  # DataLoss when a link leads to what the pool lacks
     bad: list[str] = []
     segments = view.segments if view else []
     if view is not None:

@@ -50,9 +50,10 @@ def export_repository(
     with store.journal.snapshot() as snapshot:
         state = store.state(snapshot, name)
         view = store.view(state.pool)
-        wanted = store.reachable(snapshot, state)
+        reach = store.reach_of(snapshot, state)
         refs = list(store.refs.list(snapshot, state.record))
         head = store.refs.get(snapshot, state.record, b"HEAD")
+    wanted = reach.bits()
     kind = state.record.hash_kind
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     objects = pack_bytes = 0

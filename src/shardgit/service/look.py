@@ -29,7 +29,12 @@ class Look:
         self.state = state
         self.record = state.record
         self.view: PoolView | None = self.store.view(state.pool)
-        self.reachable = self.store.reachable(snapshot, state)
+        self._reach = self.store.reach_of(snapshot, state)
+
+    @property
+    def reachable(self) -> bytes:
+        """The bitset of what the repository may serve."""
+        return self._reach.bits()
 
     def positions(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return pool positions of what the repository reaches, -1 for all else."""

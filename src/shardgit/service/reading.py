@@ -16,6 +16,7 @@ from shardgit.service.look import Look
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from shardgit.journal.interface import JournalSnapshot
     from shardgit.pool.view import GitObject, ObjectInfo, PoolView
 
 _HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -78,22 +79,26 @@ class Reading(Look):
         with self.store.journal.snapshot() as snapshot:
             if self.store.state(snapshot, self.record.name) != self.state:
                 self._load(snapshot, self.record.name)
-            if len(name) != 2 * self.record.hash_kind.size or not _HEX.fullmatch(name):
-                for rule in _RULES:
-                    full = rule.format(name)
-                    if full != "HEAD" and not full.startswith("refs/"):
-                        continue
-                    if self.store.refs.get(snapshot, self.record, full.encode()) is not None:
-                        target = self.store.refs.resolve(
-                            snapshot, self.record, full.encode()
-                        ).target
-                        assert target is not None
-                        return self.position(target)
+            target = self._ref_target(snapshot, name)
+        if target is not None:
+            return self.position(target)
         if _HEX.fullmatch(name):
             return self._abbreviated(name)
         raise RefMissing(
             "revision does not exist", revision=revision[:200], repository=self.record.name
         )
+
+    def _ref_target(self, snapshot: JournalSnapshot, name: str) -> ObjectId | None:
+        """Return what the first ref that git's rules give for a name leads to, None without one."""
+        if len(name) == 2 * self.record.hash_kind.size and _HEX.fullmatch(name):
+            return None
+        for rule in _RULES:
+            full = rule.format(name)
+            if full != "HEAD" and not full.startswith("refs/"):
+                continue
+            if self.store.refs.get(snapshot, self.record, full.encode()) is not None:
+                return self.store.refs.resolve(snapshot, self.record, full.encode()).target
+        return None
 
     def _abbreviated(self, text: str) -> int:
         if len(text) == 2 * self.record.hash_kind.size:

@@ -68,6 +68,26 @@ class RepositoryState:
     refs_key: bytes
 
 
+class Reach:
+    """What a repository may serve: a bitset over pool positions, known or found at the first use.
+
+    The walk needs no snapshot: a journal transaction must not live as long as one.
+    """
+
+    def __init__(
+        self, *, known: bytes | None = None, walk: Callable[[], bytes] | None = None
+    ) -> None:
+        self._known = known
+        self._walk = walk
+
+    def bits(self) -> bytes:
+        """Return the bitset."""
+        if self._known is None:
+            assert self._walk is not None
+            self._known = self._walk()
+        return self._known
+
+
 class Store:
     """What services work on. Made by node.open_store; methods run in the calling thread."""
 
@@ -183,26 +203,28 @@ class Store:
                 self._views.popitem(last=False)
         return found
 
-    def reachable(self, snapshot: JournalSnapshot, state: RepositoryState) -> bytes:
-        """Return the bitset of all that the repository's refs reach: what it may serve. Cached by ref state."""
+    def reach_of(self, snapshot: JournalSnapshot, state: RepositoryState) -> Reach:
+        """Return what the repository's refs reach, to be walked once the snapshot is closed."""
         view = self.view(state.pool)
         if view is None:
-            return b""
+            return Reach(known=b"")
         key = (view.id, state.refs_key)
-        return self._cached(key, lambda: self._reach_of_refs(snapshot, state, view))
-
-    def _reach_of_refs(
-        self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView
-    ) -> bytes:
+        with self._lock:
+            known = self._reach.get(key)
+        if known is not None:
+            return Reach(known=known)
         tips = {
             ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None
         }
         head = self.refs.get(snapshot, state.record, b"HEAD")
         if head is not None and head.target is not None:
             tips.add(head.target)
-        return self.closure_of(
-            view, [position for position in view.positions(sorted(tips)) if position >= 0]
-        )
+
+        def walk() -> bytes:
+            positions = [position for position in view.positions(sorted(tips)) if position >= 0]
+            return self._cached(key, lambda: self.closure_of(view, positions))
+
+        return Reach(walk=walk)
 
     def closure_of(self, view: PoolView, tips: Sequence[int]) -> bytes:
         """Return the bitset of all that pool positions reach. Cached by the set of tips."""
