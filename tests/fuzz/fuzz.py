@@ -10,6 +10,7 @@ that the code behind them is reached. An input that crashes, hangs or raises any
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import random
 import signal
@@ -29,6 +30,8 @@ from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
 from shardgit.errors import ShardgitError
 from shardgit.oid import HashKind, PoolId
 from shardgit.protocol.pktline import PacketReader, line
+from shardgit.protocol.upload_pack_v0 import parse_v0
+from shardgit.protocol.upload_pack_v2 import parse_v2
 from shardgit.ring.builder import build
 from shardgit.ring.ring import Ring, RingShard
 
@@ -234,6 +237,24 @@ def run_packets(data: bytes) -> None:
     assert all_of([data]) == all_of([data[at : at + 1] for at in range(len(data))])
 
 
+def requests() -> list[bytes]:
+    """Return bodies of upload-pack requests, v0 and v2."""
+    oid = b"a1" * 20
+    v0 = line(b"want " + oid + b" multi_ack_detailed no-done side-band-64k ofs-delta\n")
+    v0 += line(b"want " + oid[::-1] + b"\n") + b"0000" + line(b"have " + oid + b"\n")
+    v2 = line(b"command=fetch\n") + line(b"agent=git/2\n") + line(b"object-format=sha1\n") + b"0001"
+    v2 += line(b"thin-pack\n") + line(b"want " + oid + b"\n") + line(b"have " + oid + b"\n")
+    refs = line(b"command=ls-refs\n") + b"0001" + line(b"peel\n") + line(b"ref-prefix refs/\n")
+    return [v0 + b"0000", v0 + line(b"done\n"), v2 + line(b"done\n") + b"0000", refs + b"0000"]
+
+
+def run_request(data: bytes) -> None:
+    """Parse a body as either protocol."""
+    for parse in (parse_v0, parse_v2):
+        with contextlib.suppress(ShardgitError):
+            parse(data, HashKind.SHA1)
+
+
 def same(data: bytes) -> bytes:
     """Mend nothing."""
     return data
@@ -253,6 +274,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda data: data[:-32] + blake3(data[:-32]).digest(),
     ),
     "block": lambda: (blocks(), lambda data: verify_block(block_id(data), data), same),
+    "request": lambda: (requests(), run_request, same),
     "pktline": lambda: (
         [
             b"0000",
