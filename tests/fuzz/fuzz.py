@@ -26,6 +26,7 @@ from reference.packs import PackMaker, copy, delta, insert, object_id, varint
 from shardgit import _segment
 from shardgit._fastpack import Ingest
 from shardgit._graph import PoolGraph, Walk
+from shardgit._packstream import PackStream
 from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
 from shardgit.errors import ShardgitError
 from shardgit.oid import HashKind, PoolId
@@ -119,6 +120,27 @@ def run_pack(data: bytes) -> None:
     graph = PoolGraph(1)
     stream = ingest.graph()
     graph.add_run(stream, [-1] * len(PoolGraph.externals_of(stream, 1)))
+
+
+def run_packstream(data: bytes) -> None:
+    """Find a pack's end in one piece and byte by byte: the same must come out."""
+
+    def read(size: int) -> tuple[object, ...]:
+        pack = PackStream(1, size_max=1 << 22, objects_max=10_000, raw_max=1 << 24)
+        taken = 0
+        try:
+            for at in range(0, len(data), size):
+                taken += pack.feed(data[at : at + size])
+            pack.finish()
+        except ShardgitError as error:
+            return (type(error), error.message)
+        return (taken, list(pack.offsets), pack.raw_bytes)
+
+    whole = read(len(data) or 1)
+    assert whole == read(1) == read(13)
+    if isinstance(whole[0], int) and whole[0] == len(data):
+        with contextlib.suppress(ShardgitError):
+            resolve(data)
 
 
 def segments() -> list[bytes]:
@@ -262,6 +284,7 @@ def same(data: bytes) -> bytes:
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "pack": lambda: (packs(), run_pack, mend_pack),
+    "packstream": lambda: (packs(), run_packstream, mend_pack),
     "segment": lambda: (segments(), run_segment, same),
     "index": lambda: (indexes(), run_index, same),
     "graph": lambda: (graphs(), run_graph, same),
