@@ -38,6 +38,12 @@ class Limits:
     message_max_bytes: int = MIB
     ids_per_request_max: int = 10_000_000
     page_size_max: int = 10_000
+    # receive-pack
+    push_commands_max: int = 1_000_000  # a mirror of a repository of a million refs
+    push_head_max_bytes: int = 256 * MIB  # all that stands before the pack
+    push_ref_name_max_bytes: int = 4_096  # a longer one breaks the request; see ref_name_max_bytes
+    push_options_max: int = 1_000
+    push_options_max_bytes: int = MIB
 
 
 DEFAULT = Limits()

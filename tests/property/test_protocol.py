@@ -12,6 +12,7 @@ from shardgit.errors import InvalidArgument, LimitExceeded, MalformedPacket, Sha
 from shardgit.limits import Limits
 from shardgit.oid import HashKind
 from shardgit.protocol.pktline import Mark, Packet, PacketReader, band, decode, encode
+from shardgit.protocol.receive_pack import PushReader, PushRequest
 from shardgit.protocol.upload_pack import Fetch, LsRefs
 from shardgit.protocol.upload_pack_v0 import RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
-LIMITS = Limits(request_lines_max=40, refs_prefixes_max=4)
+LIMITS = Limits(
+    request_lines_max=40,
+    refs_prefixes_max=4,
+    push_commands_max=9,
+    push_head_max_bytes=2_000,
+    push_ref_name_max_bytes=60,
+    push_options_max=5,
+)
 OID = b"0123456789abcdef0123456789abcdef01234567"
 WORDS = [
     b"command=fetch",
@@ -110,6 +118,63 @@ def test_any_body_is_a_request_or_one_typed_error(
     if isinstance(whole, Fetch):
         assert len(set(whole.wants)) == len(whole.wants)
         assert all(len(oid) == kind.size for oid in (*whole.wants, *whole.haves))
+
+
+PUSH_WORDS = [
+    b"0" * 40 + b" " + OID + b" refs/heads/x\0report-status side-band-64k",
+    b"0" * 64 + b" " + b"1" * 64 + b" refs/heads/x\0object-format=sha256",
+    OID + b" " + OID + b" refs/heads/y\n",
+    OID + b" " + b"0" * 40 + b" refs/heads/z\0push-options atomic",
+    OID + b" " + OID + b" " + b"x" * 61,
+    b"shallow " + OID,
+    b"push-cert\0 report-status-v2 push-options\n",
+    b"certificate version 0.1\n",
+    b"nonce 1-2\n",
+    b"\n",
+    b"-----BEGIN PGP SIGNATURE-----\n",
+    b"push-cert-end\n",
+    b"option\n",
+    b"ERR x",
+]
+push_packets: st.SearchStrategy[Packet] = st.one_of(
+    st.sampled_from(PUSH_WORDS),
+    st.sampled_from([Mark.FLUSH, Mark.FLUSH, Mark.DELIM]),
+    st.binary(max_size=9),
+)
+almost_pushes = st.one_of(
+    st.binary(max_size=200),
+    st.tuples(st.lists(push_packets, max_size=20).map(encode), st.binary(max_size=30)).map(
+        b"".join
+    ),
+    st.tuples(
+        st.lists(st.sampled_from(PUSH_WORDS[:4]), max_size=4).map(
+            lambda some: encode([*some, Mark.FLUSH, b"option", Mark.FLUSH])
+        ),
+        st.binary(max_size=30),
+    ).map(b"".join),
+)
+
+
+@given(
+    st.sampled_from(list(HashKind)),
+    almost_pushes,
+    st.lists(st.integers(0, 10_000), max_size=6),
+)
+def test_any_push_is_a_request_or_one_typed_error(
+    kind: HashKind, data: bytes, at: list[int]
+) -> None:
+    def read(pieces: Iterator[bytes]) -> tuple[PushRequest | None, bytes]:
+        reader = PushReader(kind, limits=LIMITS)
+        rest = b"".join(reader.receive(piece) or b"" for piece in pieces)
+        return reader.finish(), rest
+
+    whole = outcome(lambda: read(iter([data])))
+    assert outcome(lambda: read(cut(data, at))) == whole
+    if isinstance(whole[0], PushRequest):
+        assert data.endswith(whole[1])
+        assert 1 <= len(whole[0].commands) <= LIMITS.push_commands_max
+        ids = [oid for each in whole[0].commands for oid in (each.old, each.new)]
+        assert all(oid is None or (len(oid) == kind.size and any(oid)) for oid in ids)
 
 
 @given(st.binary(max_size=5_000), st.integers(1, 3), st.sampled_from([7, 995, 65_515]))

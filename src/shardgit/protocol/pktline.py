@@ -126,7 +126,50 @@ class PacketReader:
             raise MalformedPacket("request ends inside a packet", bytes=len(self._waiting))
 
 
-def _length(data: bytes, at: int) -> int | MalformedPacket:
+class PacketCursor:
+    """Hands out packets one at a time, so that what follows the last one stays bytes (a pack).
+
+    ``feed`` gives it bytes, ``next`` takes a packet off, ``rest`` all that is left. It holds what
+    was fed and not taken; a packet is at most 65,520 bytes, whatever the cuts.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._at = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        if self._at:
+            del self._data[: self._at]
+            self._at = 0
+        self._data += data
+
+    def next(self) -> Packet | None:
+        """Return the next packet, None while it is not whole. Errors: MalformedPacket."""
+        at = self._at
+        left = len(self._data) - at
+        if left < 4:
+            return None
+        length = _length(self._data, at)
+        if isinstance(length, MalformedPacket):
+            raise length
+        if length < 3:
+            self._at += 4
+            return _MARKS[length]
+        if left < length:
+            return None
+        self._at += length
+        return bytes(self._data[at + 4 : at + length])
+
+    def rest(self) -> bytes:
+        """Return what was not taken, and forget it."""
+        left = bytes(self._data[self._at :])
+        self._data.clear()
+        self._at = 0
+        return left
+
+
+def _length(data: bytes | bytearray, at: int) -> int | MalformedPacket:
     if _HEX.match(data, at) is None:
         text = ascii(data[at : at + 4].decode("latin-1"))
         return MalformedPacket("packet length is not hex", length=text)
