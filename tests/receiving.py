@@ -6,6 +6,7 @@ client sent is left in ``request``. Words of ``refuse`` (ref, error) go into the
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def main(folder: Path) -> None:
     sys.stdout.buffer.write((folder / "advertisement").read_bytes())
     sys.stdout.buffer.flush()
     reader, heard, rest = PushReader(kind), b"", None
-    while rest is None and (piece := sys.stdin.buffer.read1(7)):
+    while rest is None and (piece := os.read(0, 7)):
         heard += piece
         rest = reader.receive(piece)
     request = reader.finish()
