@@ -6,7 +6,7 @@ import asyncio
 import zlib
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -40,6 +40,18 @@ async def body_pieces(
             await asyncio.sleep(0)  # 64 KiB of haves is a millisecond of parsing
     if inflater:
         inflater.finish()
+
+
+async def expecting(request: web.Request, *, most_bytes: int) -> web.StreamResponse | None:
+    """Answer ``Expect: 100-continue``: go on, or 413 before a byte of the body was sent."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="expectation must be 100-continue")
+    if (request.content_length or 0) > most_bytes:
+        return web.Response(status=413, text=f"{_too_large(most_bytes).text}\n")
+    if request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # that was no part of the answer
+    return None
 
 
 class Inflater:

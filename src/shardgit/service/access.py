@@ -16,9 +16,10 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks."""
+    """Who asks, and the address of the peer, "" where there is none."""
 
     name: str
+    address: str = ""
 
 
 ANONYMOUS = Principal("anonymous")

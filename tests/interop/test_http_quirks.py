@@ -1,0 +1,207 @@
+"""What real clients and old proxies do to HTTP: versions, methods, slashes, escapes, expectations."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from served import clean_environment, git, serving, shardgit, small_repository
+
+from shardgit.protocol.pktline import FLUSH_BYTES, Mark, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from served import Server
+
+pytestmark = pytest.mark.interop
+LS_REFS = encode([b"command=ls-refs", Mark.FLUSH])
+POST = (
+    "POST /team/demo.git/git-upload-pack {}\r\nHost: x\r\nGit-Protocol: version=2\r\n"
+    "Content-Type: application/x-git-upload-pack-request\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_repository(tmp_path_factory.mktemp("quirks") / "origin")
+
+
+@pytest.fixture(scope="module")
+def server(source: Path) -> Iterator[Server]:
+    here = source.parent
+    for words in (
+        ("init", "data"),
+        ("repo", "import", "team/demo", "origin", "--data", "data"),
+    ):
+        assert shardgit(*words, cwd=here).returncode == 0
+    with serving(here / "data", "--workers", "1") as running:
+        yield running
+
+
+def raw(server: Server, *pieces: bytes, wait_for: bytes = b"") -> bytes:
+    """Send pieces, each after the first once ``wait_for`` came; returns all until the end."""
+    host, port = server.http.split(":")
+    got = b""
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            while wait_for and wait_for not in got:
+                some = connection.recv(1 << 16)
+                if not some:
+                    return got
+                got += some
+        while some := connection.recv(1 << 16):
+            got += some
+    return got
+
+
+def test_an_answer_to_http_1_0_is_not_chunked_and_ends_with_its_connection(server: Server) -> None:
+    head = POST.format("HTTP/1.0") + f"Content-Length: {len(LS_REFS)}\r\n\r\n"
+    head_of, _, body = raw(server, head.encode() + LS_REFS).partition(b"\r\n\r\n")
+    assert b" 200 " in head_of.splitlines()[0]
+    assert b"chunked" not in head_of.lower()
+    assert body.endswith(FLUSH_BYTES)
+    assert b"refs/heads/main" in body
+
+
+def test_a_clone_through_an_http_1_0_client_is_a_whole_pack(server: Server, source: Path) -> None:
+    tip = git(source, "rev-parse", "main").encode()
+    data = encode([b"command=fetch", Mark.DELIM, b"want " + tip, b"done", Mark.FLUSH])
+    head = POST.format("HTTP/1.0") + f"Content-Length: {len(data)}\r\n\r\n"
+    head_of, _, body = raw(server, head.encode() + data).partition(b"\r\n\r\n")
+    assert b"chunked" not in head_of.lower()
+    assert b"content-length" not in head_of.lower()
+    assert b"connection: close" in head_of.lower()
+    assert body.startswith(b"000dpackfile\n")
+    assert body.endswith(FLUSH_BYTES)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_post_without_length_or_chunks_is_an_empty_request(server: Server, version: str) -> None:
+    answer = raw(server, (POST.format(version) + "Connection: close\r\n\r\n").encode())
+    head_of, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 200 " in head_of.splitlines()[0]
+    assert body == b""
+
+
+def test_a_probe_of_a_flush_gets_an_empty_answer(server: Server) -> None:
+    """git sends it before a body that it will not be able to send again."""
+    head = POST.format("HTTP/1.1") + "Content-Length: 4\r\nConnection: close\r\n\r\n"
+    head_of, _, body = raw(server, head.encode() + FLUSH_BYTES).partition(b"\r\n\r\n")
+    assert b" 200 " in head_of.splitlines()[0]
+    assert body == b""
+
+
+def test_who_expects_is_told_to_go_on_before_the_body(server: Server) -> None:
+    head = POST.format("HTTP/1.1") + (
+        f"Content-Length: {len(LS_REFS)}\r\nExpect: 100-Continue\r\nConnection: close\r\n\r\n"
+    )
+    answer = raw(server, head.encode(), LS_REFS, wait_for=b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert b"refs/heads/main" in answer
+
+
+def test_who_expects_to_send_too_much_is_refused_before_the_body(server: Server) -> None:
+    head = POST.format("HTTP/1.1") + "Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
+    answer = raw(server, head.encode())
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"request body is too large; the limit is" in answer
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/team/demo.git",
+        "/team/demo",
+        "//team/demo.git",
+        "/team//demo.git",
+        "/team/demo.git/",
+        "/team///demo/",
+        "/team%2Fdemo.git",
+        "/te%61m/d%65mo%2Egit",
+    ],
+)
+def test_paths_that_mean_a_repository_reach_it(server: Server, tmp_path: Path, path: str) -> None:
+    git(tmp_path, "clone", "-q", f"http://{server.http}{path}", "clone")
+    assert (tmp_path / "clone" / "README.md").exists()
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/.git", "/team", "/team/demo.git.git"])
+def test_paths_that_mean_none_are_not_found(server: Server, path: str) -> None:
+    words = ["git", "ls-remote", f"http://{server.http}{path}"]
+    done = subprocess.run(words, env=clean_environment(), capture_output=True, check=False)
+    assert done.returncode == 128
+    assert b"not found" in done.stderr
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_head_answers_as_get_without_the_body(server: Server, version: int) -> None:
+    path = "/team/demo.git/info/refs?service=git-upload-pack"
+    rest = f"Host: x\r\nGit-Protocol: version={version}\r\nConnection: close\r\n\r\n"
+    got = {
+        method: raw(server, f"{method} {path} HTTP/1.1\r\n{rest}".encode())
+        for method in ("GET", "HEAD")
+    }
+    heads = {
+        method: {
+            line.lower()
+            for line in answer.partition(b"\r\n\r\n")[0].splitlines()
+            if not line.lower().startswith((b"x-request-id", b"date"))
+        }
+        for method, answer in got.items()
+    }
+    assert heads["GET"] == heads["HEAD"]
+    assert got["HEAD"].partition(b"\r\n\r\n")[2] == b""
+
+
+def test_a_fetch_over_the_post_buffer_is_probed_and_sent_in_chunks(
+    server: Server, source: Path, tmp_path: Path
+) -> None:
+    """Enough haves that the body does not fit. In v0: git's v2 has no room for such a buffer."""
+    git(tmp_path, "init", "-q", "clone")
+    clone = tmp_path / "clone"
+    base = git(source, "rev-parse", "main~2")
+    git(clone, "fetch", "-q", f"{source}", f"{base}:refs/heads/base")
+    lines, parent = [], git(clone, "rev-parse", "base")
+    for number in range(400):
+        lines.append(
+            f"commit refs/heads/mine\ncommitter A <a@b.c> {1700001000 + number} +0000\n"
+            f"data 3\nx{number % 10}\n" + (f"from {parent}\n" if not number else "")
+        )
+    subprocess.run(
+        ["git", "fast-import", "--quiet"],
+        cwd=clone,
+        input="\n".join(lines).encode(),
+        env=clean_environment(),
+        check=True,
+    )
+    trace = tmp_path / "trace"
+    words = ("-c", "protocol.version=0", "-c", "http.postBuffer=1000", "fetch", "-q")
+    done = subprocess.run(
+        ["git", *words, server.url("team/demo"), "main:got"],
+        cwd=clone,
+        env={**clean_environment(), "GIT_TRACE_CURL": str(trace), "GIT_TRACE_CURL_NO_DATA": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert git(clone, "rev-parse", "got") == git(source, "rev-parse", "main")
+    sent = trace.read_text().lower()
+    assert "content-length: 4" in sent
+    assert "transfer-encoding: chunked" in sent
+
+
+def test_a_gzip_body_that_says_expect_and_comes_in_chunks_is_read(server: Server) -> None:
+    body = gzip.compress(LS_REFS)
+    head = POST.format("HTTP/1.1") + (
+        "Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\nExpect: 100-continue\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    chunks = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body) + b"0\r\n\r\n"
+    answer = raw(server, head.encode(), chunks, wait_for=b"100 Continue\r\n\r\n")
+    assert b"refs/heads/main" in answer
