@@ -12,14 +12,14 @@ from shardgit.http.body import body_pieces, expecting
 from shardgit.http.edge import NO_CACHE, Edge, current, note
 from shardgit.http.request import principal_of, protocol_version, repository_name
 from shardgit.protocol.pktline import error_line
-from shardgit.protocol.upload_pack import LsRefs
+from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize
 from shardgit.service.fetch import FetchService
 
 if TYPE_CHECKING:
-    from shardgit.protocol.upload_pack import Fetch
+    from shardgit.protocol.upload_pack import LsRefs
     from shardgit.service.store import Store
 
 UPLOAD_PACK = "git-upload-pack"
@@ -98,11 +98,10 @@ class GitHttp:
             command = await self._command(request, reader)
             if command is None:
                 return web.Response(headers=headers)
-            if isinstance(command, LsRefs):
-                refs = self.fetches.ls_refs(name, command)
-                return await send(request, refs, headers, whole=True)
-            source = self.fetches.fetch(name, command)
-            return await send(request, source, headers, tells=command.sideband > 0)
+            source = self.fetches.answer(name, command)
+            tells = isinstance(command, Fetch) and command.sideband > 0
+            whole = not isinstance(command, Fetch)
+            return await send(request, source, headers, whole=whole, tells=tells)
         except RepositoryMissing:
             raise
         except ShardgitError as error:

@@ -91,14 +91,16 @@ class RequestReader:
         if self.ended:
             return
         for packet in self._packets.receive(data):
-            self._lines += 1
-            if self._lines > self.limits.request_lines_max:
-                raise LimitExceeded(
-                    "request has too many lines", limit=self.limits.request_lines_max
-                )
-            if self._packet(packet):
-                self.ended = True
+            if self.take(packet):
                 return
+
+    def take(self, packet: Packet) -> bool:
+        """Take the next packet, of a stream in which more than this request comes; True at its end."""
+        self._lines += 1
+        if self._lines > self.limits.request_lines_max:
+            raise LimitExceeded("request has too many lines", limit=self.limits.request_lines_max)
+        self.ended = self._packet(packet)
+        return self.ended
 
     def _close(self) -> None:
         """Check that the bytes did not end inside a packet."""

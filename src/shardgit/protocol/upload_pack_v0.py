@@ -66,6 +66,7 @@ class RequestV0(RequestReader):
     """Reads wants, and haves up to the first flush or "done": one round of a stateless client.
 
     ``finish`` returns it; None when the client wants nothing, or says no more after its wants.
+    A stateful client goes on: ``next_round`` makes the reader ready for more haves.
     """
 
     def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
@@ -110,6 +111,17 @@ class RequestV0(RequestReader):
             self._haves.append(self._oid(text[5:]))
         return self._done
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the flush behind the wants has come."""
+        return self._wanted
+
+    def next_round(self) -> None:
+        """Forget the haves of the round that has ended."""
+        self._haves.clear()
+        self._lines = 0
+        self.ended = False
+
     def finish(self) -> Fetch | None:
         """Return the request."""
         self._close()
@@ -117,6 +129,10 @@ class RequestV0(RequestReader):
             if self._spoke or (self._lines and not self._wanted):
                 raise MalformedPacket("request ends before its flush")
             return None
+        return self.request()
+
+    def request(self) -> Fetch | None:
+        """Return the request as far as it has come: once ``wanted``, all but the haves. None without wants."""
         if not self._wants:
             return None
         told = self._capabilities
@@ -146,7 +162,7 @@ def parse_v0(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Fetch 
 
 
 class NegotiationV0:
-    """Answers the haves of one request as git's upload-pack does.
+    """Answers haves as git's upload-pack does, those of one request or of all rounds of a stateful client.
 
     ``enough`` tells whether every want reaches something common by now. Call ``have`` for each
     have, then ``flush`` or ``done``; the pack follows when that returned True beside its bytes.
@@ -187,6 +203,7 @@ class NegotiationV0:
             out += line(b"NAK\n")
         if self._request.no_done and self._ready:
             return out + line(b"ACK " + self._last + b"\n"), True
+        self._got_common = self._got_other = False
         return out, False
 
     def done(self) -> tuple[bytes, bool]:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import struct
 from collections import OrderedDict
+from contextlib import aclosing
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -118,19 +119,36 @@ class FetchService:
         Errors before the first piece are raised and nothing else. A later one goes out on band 3,
         where the client has side-bands, and is raised behind it.
         """
-        run = self.store.workers.run
-        session = await run(FetchSession, self.store, name, request)
-        head, pack_follows = await run(session.negotiate)
+        session = await self.session(name, request)
+        head, pack_follows = await self.store.workers.run(session.negotiate)
         if not pack_follows:
             yield head
             return
+        async with aclosing(self.pack(session, head)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def answer(self, name: str, command: LsRefs | Fetch) -> AsyncGenerator[bytes, None]:
+        """Answer any command of upload-pack."""
+        if isinstance(command, LsRefs):
+            return self.ls_refs(name, command)
+        return self.fetch(name, command)
+
+    async def session(self, name: str, request: Fetch) -> FetchSession:
+        """Begin a fetch: wants are checked. Errors as FetchSession."""
+        return await self.store.workers.run(FetchSession, self.store, name, request)
+
+    async def pack(self, session: FetchSession, head: bytes = b"") -> AsyncGenerator[bytes, None]:
+        """Send ``head`` and the pack of a fetch whose haves are answered. Errors as ``fetch``."""
+        run, request = self.store.workers.run, session.request
         # Without side-bands an error can only be told instead of an answer, so we plan first.
         transfer = None if request.sideband else await run(session.transfer)
         if head:
             yield head
         try:
-            async for piece in self._pack(session, transfer):
-                yield piece
+            async with aclosing(self._pack(session, transfer)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except Exception as error:
             if request.sideband:
                 yield band(3, _farewell(error), room=_room(request))

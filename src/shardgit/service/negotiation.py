@@ -13,7 +13,7 @@ from shardgit.protocol.upload_pack_v2 import acknowledgments, section_line
 from shardgit.service.look import Look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.protocol.upload_pack import Fetch
@@ -41,6 +41,7 @@ class FetchSession(Look):
         self.common: dict[ObjectId, int] = {}  # haves that were news, by id
         self._they_have: set[int] = set()
         self._weighed = (-1, False)  # commons at the last weighing, and how it ended
+        self._talk = NegotiationV0(request, self._enough)
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)
@@ -72,13 +73,15 @@ class FetchSession(Look):
         return head + section_line(b"packfile\n", sideband_all=request.sideband_all), True
 
     def _negotiate_v0(self) -> tuple[bytes, bool]:
-        request = self.request
-        talk = NegotiationV0(request, self._enough)
+        return self.round(self.request.haves, done=self.request.done)
+
+    def round(self, haves: Sequence[ObjectId], *, done: bool) -> tuple[bytes, bool]:
+        """Answer one round of a v0 conversation, knowing all before it; as ``negotiate``."""
         lines = [
-            talk.have(oid, known=position >= 0, news=self._add(oid, position))
-            for oid, position in zip(request.haves, self.positions(request.haves), strict=True)
+            self._talk.have(oid, known=position >= 0, news=self._add(oid, position))
+            for oid, position in zip(haves, self.positions(haves), strict=True)
         ]
-        end, pack_follows = talk.done() if request.done else talk.flush()
+        end, pack_follows = self._talk.done() if done else self._talk.flush()
         return b"".join(lines) + end, pack_follows
 
     def _add(self, oid: ObjectId, position: int) -> bool:
