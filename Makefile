@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test check format bench bench-smoke interop fuzz clean
+.PHONY: help setup run test check format bench bench-smoke interop fuzz git-suite clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -38,6 +38,10 @@ bench-smoke: setup ## The same on a small repository: does it run at all?
 
 interop: setup ## Clone with git, dulwich and libgit2.
 	$(BIN)/pytest -q -m interop
+
+git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source, built (make, with curl).
+	$(if $(GIT_SRC),,$(error name git's built source: make git-suite GIT_SRC=path))
+	$(BIN)/python tests/gitsuite/run.py '$(GIT_SRC)' $(if $(ONLY),--only $(ONLY))
 
 fuzz: setup ## Fuzz the kernels under AddressSanitizer; SECONDS_EACH=60.
 	@$(MAKE) --no-print-directory -C tests/fuzz

@@ -1,0 +1,101 @@
+"""git-http-backend: a CGI request becomes an HTTP request to shardgit's own HTTP edge."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from gitsuite.disk import DiskRepository, NoRepository, enter
+from gitsuite.load import load
+
+from shardgit.http.app import make_app
+
+if TYPE_CHECKING:
+    from gitsuite.programs import Programs, Wire
+    from gitsuite.server import Call
+
+NAME = "repository"
+SERVICE = re.compile(r"(.*?)(/info/refs|/git-upload-pack|/git-receive-pack|/HEAD|/objects/.*)")
+
+
+async def answer(programs: Programs, call: Call, wire: Wire) -> int:
+    """Answer one CGI request."""
+    environment = call.environment
+    path = environment.get("PATH_TRANSLATED", "")
+    root = environment.get("GIT_PROJECT_ROOT", "")
+    if root:
+        path = root + environment.get("PATH_INFO", "")
+    found = SERVICE.fullmatch(path)
+    body = b""
+    length = environment.get("CONTENT_LENGTH", "")
+    pieces = []
+    if environment.get("REQUEST_METHOD") == "POST":
+        left = int(length) if length else None
+        while left is None or left:
+            piece = await wire.read()
+            if not piece:
+                break
+            pieces.append(piece)
+            if left is not None:
+                left -= len(piece)
+        body = b"".join(pieces)
+    with programs.stores.fresh() as store:
+        try:
+            if found is None:
+                raise NoRepository(path)
+            folder = enter(found[1], call.cwd)
+            exported = "GIT_HTTP_EXPORT_ALL" in environment
+            if not exported and not (folder / "git-daemon-export-ok").exists():
+                raise NoRepository(path)
+            disk = DiskRepository(folder, programs.git, environment)
+            load(store, NAME, disk)
+        except NoRepository:
+            pass
+        ours, theirs = socket.socketpair()
+        runner = web.AppRunner(
+            make_app(store, version="suite"), handler_cancellation=True, auto_decompress=False
+        )
+        await runner.setup()
+        try:
+            assert runner.server is not None
+            await asyncio.get_running_loop().connect_accepted_socket(runner.server, theirs)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            service = found[2] if found else "/info/refs"
+            query = environment.get("QUERY_STRING", "")
+            method = environment.get("REQUEST_METHOD", "GET")
+            lines = [f"{method} /{NAME}.git{service}{'?' + query if query else ''} HTTP/1.0"]
+            lines += [f"{name}: {value}" for name, value in headers(environment)]
+            if method == "POST":
+                lines.append(f"Content-Length: {len(body)}")
+            writer.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+            head = await reader.readuntil(b"\r\n\r\n")
+            first, rest = head.split(b"\r\n", 1)
+            _, status, reason = first.split(b" ", 2)
+            kept = [
+                line
+                for line in rest.split(b"\r\n")
+                if line and not line.lower().startswith((b"connection:", b"date:", b"server:"))
+            ]
+            out = b"Status: %s %s\r\n" % (status, reason) if status != b"200" else b""
+            await wire.write(out + b"".join(line + b"\r\n" for line in kept) + b"\r\n")
+            while piece := await reader.read(1 << 16):
+                await wire.write(piece)
+            writer.close()
+        finally:
+            await runner.cleanup()
+    return 0
+
+
+def headers(environment: dict[str, str]) -> list[tuple[str, str]]:
+    """Return the request's headers out of CGI variables."""
+    found = [("Host", "suite")]
+    if environment.get("CONTENT_TYPE"):
+        found.append(("Content-Type", environment["CONTENT_TYPE"]))
+    skipped = ("HTTP_HOST", "HTTP_CONNECTION", "HTTP_EXPECT", "HTTP_TRANSFER_ENCODING")
+    for key, value in environment.items():
+        if key.startswith("HTTP_") and key not in skipped:
+            found.append((key[5:].replace("_", "-").title(), value))
+    return found

@@ -1,0 +1,257 @@
+"""git's server programs by name, spoken by shardgit's services over a caller's standard files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gitsuite import cgi_edge
+from gitsuite.disk import DiskRepository, NoRepository, enter, option_values
+from gitsuite.load import load
+
+from shardgit.errors import ShardgitError
+from shardgit.protocol.pktline import Mark, PacketReader, encode, error_line
+from shardgit.protocol.upload_pack import LsRefs
+from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
+from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
+from shardgit.service.fetch import FetchService
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from gitsuite.server import Call, Stores
+
+    from shardgit.service.store import Store
+
+VERSION = "suite"
+NAME = "repository"
+
+
+class Wire:
+    """A caller's standard input and output, or a socket, read and written by threads."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.source = source
+        self.sink = sink
+
+    async def read(self) -> bytes:
+        """Return what comes next, b"" at the end."""
+        return await asyncio.to_thread(os.read, self.source, 1 << 16)
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            view = view[await asyncio.to_thread(os.write, self.sink, view[: 1 << 16]) :]
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Return what comes until the end."""
+        while piece := await self.read():
+            yield piece
+
+
+class Programs:
+    """Runs a call; the code it returns is the shim's exit code."""
+
+    def __init__(self, stores: Stores, git: str) -> None:
+        self.stores = stores
+        self.git = git
+
+    async def run(self, call: Call) -> int:
+        """Run one call."""
+        wire = Wire(call.files[0], call.files[1])
+        programs = {
+            "git-upload-pack": self._upload_pack,
+            "git-receive-pack": self._receive_pack,
+            "git-http-backend": self._http_backend,
+            "serve-v2": self._serve_v2,
+        }
+        program = programs.get(call.name)
+        if call.name == "git-daemon":
+            return await self._daemon(call)
+        if program is None:
+            call.complain(f"fatal: the suite has no {call.name}")
+            return 128
+        try:
+            return await program(call, wire)
+        except NoRepository as error:
+            call.complain(f"fatal: '{error}' does not appear to be a git repository")
+        except ShardgitError as error:
+            call.complain(f"fatal: {error}")
+        return 128
+
+    def repository(self, call: Call, text: str, *, strict: bool = False) -> DiskRepository:
+        """Open the repository that a program is asked for."""
+        return DiskRepository(enter(text, call.cwd, strict=strict), self.git, call.environment)
+
+    # ---- upload-pack ----
+
+    async def _upload_pack(self, call: Call, wire: Wire) -> int:
+        options, rest = option_values(call.words)
+        if len(rest) != 1:
+            call.complain("usage: git-upload-pack [--[no-]strict] [--timeout=<n>] <directory>")
+            return 129
+        disk = self.repository(call, rest[0], strict="strict" in options)
+        with self.stores.fresh() as store:
+            load(store, NAME, disk)
+            await fetches(store, wire, options, call.environment)
+        return 0
+
+    async def _serve_v2(self, call: Call, wire: Wire) -> int:
+        options, _ = option_values(call.words)
+        environment = {**call.environment, "GIT_PROTOCOL": "version=2"}
+        if "advertise-capabilities" in options:
+            options["advertise-refs"] = "true"
+        disk = self.repository(call, environment.get("GIT_DIR", "."))
+        with self.stores.fresh() as store:
+            load(store, NAME, disk)
+            await fetches(store, wire, options, environment)
+        return 0
+
+    # ---- receive-pack ----
+
+    async def _receive_pack(self, call: Call, wire: Wire) -> int:
+        call.complain("fatal: pushes are not served yet")
+        return 128
+
+    # ---- http-backend ----
+
+    async def _http_backend(self, call: Call, wire: Wire) -> int:
+        return await cgi_edge.answer(self, call, wire)
+
+    # ---- daemon ----
+
+    async def _daemon(self, call: Call) -> int:
+        options, _ = option_values(call.words)
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server(
+            (options.get("listen", "127.0.0.1"), int(options["port"])), reuse_port=False
+        )
+        listener.setblocking(False)
+        pid_file = options.get("pid-file")
+        if pid_file:
+            with open(os.path.join(call.cwd, pid_file), "w") as file:
+                file.write(f"{call.pid}\n")
+        call.complain(f"[{call.pid}] Ready to rumble")
+        gone = loop.create_task(asyncio.to_thread(call.peer.recv, 1))
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while not gone.done():
+                accept = loop.create_task(loop.sock_accept(listener))
+                await asyncio.wait({accept, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not accept.done():
+                    accept.cancel()
+                    break
+                client, _address = accept.result()
+                task = loop.create_task(self._daemon_client(call, client, options))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        finally:
+            listener.close()
+            for task in tasks:
+                task.cancel()
+        return 0
+
+    async def _daemon_client(
+        self, call: Call, client: socket.socket, options: dict[str, str]
+    ) -> None:
+        """Serve one git:// connection."""
+        client.setblocking(True)
+        with client:
+            wire = Wire(client.fileno(), client.fileno())
+            head = b""
+            while len(head) < 4 or len(head) < int(head[:4], 16):
+                piece = await asyncio.to_thread(
+                    client.recv, int(head[:4], 16) - len(head) if len(head) >= 4 else 4 - len(head)
+                )
+                if not piece:
+                    return
+                head += piece
+            words = head[4:].decode("utf-8", "surrogateescape").split("\0")
+            program, _, path = words[0].rstrip("\n").partition(" ")
+            more = words[words.index("", 1) + 1 :] if "" in words[1:-1] else []
+            environment = {k: v for k, v in call.environment.items() if k != "GIT_PROTOCOL"}
+            asked = ":".join(word for word in more if word)
+            if asked:
+                environment["GIT_PROTOCOL"] = asked
+            place = options.get("base-path", "") + path
+            call.complain(f"[{call.pid}] Request {program.removeprefix('git-')} for '{path}'")
+            try:
+                folder = enter(place, call.cwd, strict="strict-paths" in options)
+                if "export-all" not in options and not (folder / "git-daemon-export-ok").exists():
+                    raise NoRepository(path)
+                disk = DiskRepository(folder, self.git, environment)
+                service = program.removeprefix("git-").replace("-", "")
+                allowed = disk.flag(
+                    f"daemon.{service}",
+                    default=program == "git-upload-pack" or f"enable={program[4:]}" in options,
+                )
+                if not allowed:
+                    raise NoRepository(path)
+            except NoRepository:
+                await wire.write(error_line(f"access denied or repository not exported: {path}"))
+                return
+            with suppress(ConnectionError, ShardgitError), self.stores.fresh() as store:
+                if program == "git-upload-pack":
+                    await asyncio.to_thread(load, store, NAME, disk)
+                    await fetches(store, wire, {}, environment)
+
+
+def protocol_version(environment: Mapping[str, str]) -> int:
+    """Return the highest version that GIT_PROTOCOL asks for."""
+    words = environment.get("GIT_PROTOCOL", "").split(":")
+    known = {"version=0": 0, "version=1": 1, "version=2": 2}
+    return max((known[word] for word in words if word in known), default=0)
+
+
+async def fetches(
+    store: Store, wire: Wire, options: Mapping[str, str], environment: Mapping[str, str]
+) -> None:
+    """Hold one conversation of upload-pack."""
+    service = FetchService(store, version=VERSION)
+    kind = await service.hash_kind(NAME)
+    version = protocol_version(environment)
+    stateless = "stateless-rpc" in options
+    advertise = "advertise-refs" in options or "http-backend-info-refs" in options
+    if advertise or not stateless:
+        if version == 2:
+            await wire.write(advertise_v2(kind, VERSION))
+        else:
+            if version == 1:
+                await wire.write(VERSION_1_LINE)
+            async for piece in service.advertisement(NAME, kind):
+                await wire.write(piece)
+    if advertise:
+        return
+    packets = PacketReader()
+    request: list[bytes | Mark] = []
+    async for piece in wire.pieces():
+        for packet in packets.receive(piece):
+            request.append(packet)
+            if packet is not Mark.FLUSH and (version == 2 or packet != b"done\n"):
+                continue
+            flushes = sum(each is Mark.FLUSH for each in request)
+            if version != 2 and packet is Mark.FLUSH and flushes < 2 and len(request) > 1:
+                continue
+            reader = (RequestV2 if version == 2 else RequestV0)(kind, limits=store.limits)
+            reader.receive(encode(request))
+            request = []
+            try:
+                command = reader.finish()
+                if command is None:
+                    return
+                source = (
+                    service.ls_refs(NAME, command)
+                    if isinstance(command, LsRefs)
+                    else service.fetch(NAME, command)
+                )
+                async for out in source:
+                    await wire.write(out)
+            except ShardgitError as error:
+                await wire.write(error_line(str(error)))
+                raise
+            if stateless:
+                return
