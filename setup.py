@@ -107,7 +107,9 @@ def kernel(name: str) -> Extension:
         f"shardgit.{name}",
         [f"src/shardgit/{name}.pyx"],
         include_dirs=["src/shardgit"],
-        depends=["src/shardgit/_kernel.h", "src/shardgit/_kernel.pxd"],
+        depends=[
+            f"src/shardgit/{part}.{end}" for part in ("_kernel", "_fsck") for end in ("h", "pxd")
+        ],
         libraries=["crypto", "z", *(["deflate"] if LIBDEFLATE else [])],
         define_macros=[
             *([("SHARDGIT_LIBDEFLATE", "1")] if LIBDEFLATE else []),
