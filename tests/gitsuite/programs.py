@@ -14,7 +14,6 @@ from gitsuite.load import load
 
 from shardgit.errors import ShardgitError
 from shardgit.protocol.pktline import Mark, PacketReader, encode, error_line
-from shardgit.protocol.upload_pack import LsRefs
 from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.fetch import FetchService
@@ -243,12 +242,7 @@ async def fetches(
                 command = reader.finish()
                 if command is None:
                     return
-                source = (
-                    service.ls_refs(NAME, command)
-                    if isinstance(command, LsRefs)
-                    else service.fetch(NAME, command)
-                )
-                async for out in source:
+                async for out in service.answer(NAME, command):
                     await wire.write(out)
             except ShardgitError as error:
                 await wire.write(error_line(str(error)))

@@ -20,6 +20,8 @@ from shardgit.protocol.upload_pack_v2 import RequestV2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardgit.protocol.object_info import ObjectInfoRequest
+
 T = TypeVar("T")
 LIMITS = Limits(
     request_lines_max=40,
@@ -107,7 +109,7 @@ def test_packets_do_not_depend_on_the_cuts(data: bytes, at: list[int]) -> None:
 def test_any_body_is_a_request_or_one_typed_error(
     version: type[RequestV0 | RequestV2], kind: HashKind, data: bytes, at: list[int]
 ) -> None:
-    def read(pieces: Iterator[bytes]) -> LsRefs | Fetch | None:
+    def read(pieces: Iterator[bytes]) -> LsRefs | Fetch | ObjectInfoRequest | None:
         reader = version(kind, limits=LIMITS)
         for piece in pieces:
             reader.receive(piece)

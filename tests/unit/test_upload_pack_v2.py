@@ -36,6 +36,7 @@ def test_the_advertisement_offers_what_is_served() -> None:
         b"fetch=wait-for-done\n",
         b"server-option\n",
         b"object-format=sha256\n",
+        b"object-info=size\n",
         Mark.FLUSH,
     ]
 

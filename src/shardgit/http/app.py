@@ -19,7 +19,7 @@ from shardgit.service.access import Action, authorize
 from shardgit.service.fetch import FetchService
 
 if TYPE_CHECKING:
-    from shardgit.protocol.upload_pack import LsRefs
+    from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.service.store import Store
 
 UPLOAD_PACK = "git-upload-pack"
@@ -116,9 +116,7 @@ class GitHttp:
 
     # ---- parts ----
 
-    async def _command(
-        self, request: web.Request, reader: RequestV0 | RequestV2
-    ) -> LsRefs | Fetch | None:
+    async def _command(self, request: web.Request, reader: RequestV0 | RequestV2) -> Command | None:
         """Read the whole body, even when its start is wrong already: git sends all of it first."""
         wrong: ShardgitError | None = None
         pieces = body_pieces(

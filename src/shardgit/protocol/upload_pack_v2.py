@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
+from shardgit.protocol.object_info import CAPABILITY as OBJECT_INFO
+from shardgit.protocol.object_info import ObjectInfoArguments, ObjectInfoRequest
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, Mark, line
 from shardgit.protocol.upload_pack import (
     Fetch,
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack import AdvertisedRef
 
+Command = LsRefs | Fetch | ObjectInfoRequest
+"""What a client may ask for in one request."""
+
 _CAPABILITIES = (b"agent", b"server-option")
+_COMMANDS = (b"ls-refs", b"fetch", b"object-info")
 _LS_REFS_FLAGS = {b"peel": "peel", b"symrefs": "symrefs", b"unborn": "unborn"}
 _FETCH_FLAGS = {
     b"done": "done",
@@ -46,6 +52,7 @@ def advertise_v2(kind: HashKind, version: str) -> bytes:
         b"fetch=wait-for-done\n",
         b"server-option\n",
         b"object-format=" + kind.git_name.encode() + b"\n",
+        OBJECT_INFO + b"\n",
     ]
     return b"".join(map(line, lines)) + FLUSH_BYTES
 
@@ -63,6 +70,7 @@ class RequestV2(RequestReader):
         self._prefixes: list[bytes] = []
         self._wants: dict[ObjectId, None] = {}
         self._haves: dict[ObjectId, None] = {}
+        self._object_info = ObjectInfoArguments(self._oid)
 
     def _packet(self, packet: Packet) -> bool:
         if packet is Mark.FLUSH:
@@ -77,6 +85,8 @@ class RequestV2(RequestReader):
             self._capability(text)
         elif self._command == b"ls-refs":
             self._ls_refs(text)
+        elif self._command == b"object-info":
+            self._object_info.add(text)
         else:
             self._fetch(text)
         return False
@@ -87,7 +97,7 @@ class RequestV2(RequestReader):
         if key == b"command" and equals:
             if self._command:
                 raise InvalidArgument("request names two commands", command=shown(value))
-            if value not in (b"ls-refs", b"fetch"):
+            if value not in _COMMANDS:
                 raise InvalidArgument("unknown command", command=shown(value))
             self._command = value
         elif key == b"object-format" and equals:
@@ -122,7 +132,7 @@ class RequestV2(RequestReader):
         else:
             raise InvalidArgument("unknown fetch argument", argument=shown(text))
 
-    def finish(self) -> LsRefs | Fetch | None:
+    def finish(self) -> Command | None:
         """Return the request."""
         self._close()
         if not self.ended:
@@ -138,6 +148,8 @@ class RequestV2(RequestReader):
                 prefixes=() if full else tuple(self._prefixes),
                 **{_LS_REFS_FLAGS[flag]: True for flag in self._flags},
             )
+        if self._command == b"object-info":
+            return self._object_info.finish()
         return Fetch(
             2,
             tuple(self._wants),
@@ -147,7 +159,7 @@ class RequestV2(RequestReader):
         )
 
 
-def parse_v2(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> LsRefs | Fetch | None:
+def parse_v2(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Command | None:
     """Return the command in a whole request body. Errors as RequestReader."""
     reader = RequestV2(kind, limits=limits)
     reader.receive(data)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import telemetry
 from shardgit.errors import RefMissing, ShardgitError
+from shardgit.protocol.object_info import ObjectInfoRequest
 from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
 from shardgit.service.negotiation import FetchSession
+from shardgit.service.object_info import object_info
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import HashKind
     from shardgit.pool.transfer import Transfer
+    from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.refs.ref import Ref
     from shardgit.service.store import Store
 
@@ -128,8 +131,10 @@ class FetchService:
             async for piece in pieces:
                 yield piece
 
-    def answer(self, name: str, command: LsRefs | Fetch) -> AsyncGenerator[bytes, None]:
+    def answer(self, name: str, command: Command) -> AsyncGenerator[bytes, None]:
         """Answer any command of upload-pack."""
+        if isinstance(command, ObjectInfoRequest):
+            return object_info(self.store, name, command)
         if isinstance(command, LsRefs):
             return self.ls_refs(name, command)
         return self.fetch(name, command)
