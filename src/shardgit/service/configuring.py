@@ -1,0 +1,82 @@
+"""Settings of repositories: read, changed by compare-and-set."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shardgit.errors import Conflict, RepositoryMissing
+from shardgit.journal.interface import Compare, Put
+from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.service.setting_keys import changed
+from shardgit.service.settings import RepositorySettings, encode_settings, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.service.store import Store
+
+ROUNDS = 16  # of a change without an expected revision, against other writers
+SEED_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsState:
+    """Settings, and the revision of the record that holds them."""
+
+    settings: RepositorySettings
+    revision: int
+
+
+class Configuring:
+    """The settings of a store's repositories. Methods run in the calling thread."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def get(self, name: str) -> SettingsState:
+        """Return a repository's settings. Errors: RepositoryMissing."""
+        with self.store.journal.snapshot() as snapshot:
+            record, revision = self._record(snapshot, name)
+        return SettingsState(settings_of(record), revision)
+
+    def update(self, name: str, changes: Mapping[str, Any], *, expected: int = 0) -> SettingsState:
+        """Set keys to plain data, or back to their defaults (None): all of them or none.
+
+        With ``expected``, only when the record still has that revision. Errors:
+        RepositoryMissing, InvalidArgument, Conflict.
+        """
+        for _ in range(ROUNDS):
+            with self.store.journal.snapshot() as snapshot:
+                record, revision = self._record(snapshot, name)
+            if expected and revision != expected:
+                raise Conflict(
+                    "repository changed meanwhile; read its settings again", repository=name
+                )
+            settings = _seeded(changed(settings_of(record), changes))
+            data = encode_settings(settings)
+            if data == record.settings:
+                return SettingsState(settings, revision)
+            key = repository_key(record.id)
+            # commit point: before it the old settings stand, after it the new ones.
+            done = self.store.try_commit(
+                [Compare(key, revision)], [Put(key, replace(record, settings=data).encode())]
+            )
+            if done:
+                return self.get(name)
+        raise Conflict("repository is being changed by many at once", repository=name)
+
+    def _record(self, snapshot: JournalSnapshot, name: str) -> tuple[RepositoryRecord, int]:
+        row = snapshot.get(repository_key(self.store.repository(snapshot, name).id))
+        if row is None:
+            raise RepositoryMissing("repository does not exist", repository=name)
+        return RepositoryRecord.decode(row.value), row.revision
+
+
+def _seeded(settings: RepositorySettings) -> RepositorySettings:
+    """Return settings in which signed pushes have a secret for their nonces."""
+    if settings.signed_push.mode == "off" or settings.signed_push.nonce_seed:
+        return settings
+    return changed(settings, {"signed_push.nonce_seed": secrets.token_hex(SEED_BYTES)})

@@ -1,0 +1,229 @@
+"""What may be set for one repository. See docs/settings.md for every key.
+
+A repository's record keeps as JSON what differs from the defaults, which are git's unless the
+field says why not. Unknown keys are errors, at the edge and in the record.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from shardgit.errors import InvalidArgument, JournalCorrupt, StoreFormatUnknown
+
+if TYPE_CHECKING:
+    from shardgit.journal.records import RepositoryRecord
+
+SETTINGS_MAX_BYTES = 256 * 1024  # a journal row holds 1 MiB
+LIST_MAX = 1_000
+TEXT_MAX = 1_000
+PATTERN_MAX = 255
+HOOK_TIMEOUT_MAX_S = 3_600.0
+_OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+Severity = Literal["ignore", "info", "warn", "error"]
+
+
+def _check_count(key: str, values: tuple[object, ...]) -> None:
+    if len(values) > LIST_MAX:
+        raise InvalidArgument("setting has too many entries", key=key, limit=LIST_MAX)
+
+
+def _check_texts(key: str, values: tuple[str, ...]) -> None:
+    _check_count(key, values)
+    for text in values:
+        if len(text) > TEXT_MAX or not (text.isprintable() or not text):
+            raise InvalidArgument("setting is too long or not printable", key=key, value=text[:80])
+
+
+class _Section(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """Base of all sections."""
+
+
+class ProtectedRef(_Section, frozen=True):
+    """What nobody may do to the refs that a pattern matches; of several entries all count.
+
+    ``pattern`` is a glob over the full name: ``*`` stands for any run of characters, "/" among
+    them, ``?`` for one, ``[...]`` for one of a set; without these it is the name itself.
+    """
+
+    pattern: str
+    create: bool = True
+    update: bool = True
+    force: bool = False  # updates that are no fast-forward
+    delete: bool = False
+    advice: str = ""  # told to whoever is refused: what to do instead
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        if not self.pattern or len(self.pattern) > PATTERN_MAX:
+            raise InvalidArgument(
+                "ref pattern is empty or too long", pattern=self.pattern[:80], limit=PATTERN_MAX
+            )
+        _check_texts("advice", (self.advice,))
+
+
+class TransferSettings(_Section, frozen=True):
+    """What fetches and pushes share."""
+
+    hidden_refs: tuple[str, ...] = ()  # as git's transfer.hideRefs
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("hidden_refs", self.hidden_refs)
+
+
+class FetchSettings(_Section, frozen=True):
+    """What clients may fetch, and how. Any reachable object may be asked for, always."""
+
+    allow_filter: bool = True  # git's is off: partial clones are what a host is asked for
+    hidden_refs: tuple[str, ...] = ()  # as git's uploadpack.hideRefs
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("hidden_refs", self.hidden_refs)
+
+
+class ReceiveSettings(_Section, frozen=True):
+    """What pushes may do. Limits of 0 leave only the store's own."""
+
+    deny_non_fast_forwards: bool = False
+    deny_deletes: bool = False
+    deny_delete_current: Literal["refuse", "warn", "ignore"] = "refuse"
+    protected_refs: tuple[ProtectedRef, ...] = ()
+    hidden_refs: tuple[str, ...] = ()  # as git's receive.hideRefs
+    fsck_objects: bool = True  # git's is off: a host cannot take back what it has served
+    atomic: bool = True
+    push_options: bool = True  # git's is off: it has no hooks unless somebody wrote them
+    advertise: Literal["auto", "all", "heads"] = "auto"
+    advertise_cap: int = 10_000  # refs shown at a push unless all are
+    max_push_bytes: int = 0  # of the pack as it is sent
+    max_push_objects: int = 0
+    max_push_refs: int = 0
+    max_file_bytes: int = 0  # of one blob
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("hidden_refs", self.hidden_refs)
+        _check_count("protected_refs", self.protected_refs)
+        for name in (
+            *("advertise_cap", "max_push_bytes", "max_push_objects"),
+            *("max_push_refs", "max_file_bytes"),
+        ):
+            if not 0 <= getattr(self, name) < 1 << 63:
+                raise InvalidArgument("setting is out of range", key=f"receive.{name}")
+
+
+class FsckSettings(_Section, frozen=True):
+    """How strict fsck is: severities by message id (git's camelCase), objects that are let pass."""
+
+    severities: dict[str, Severity] = {}
+    skip_list: tuple[str, ...] = ()  # ids in hex
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_count("fsck.skip_list", self.skip_list)
+        for oid in self.skip_list:
+            if not _OID.fullmatch(oid):
+                raise InvalidArgument("not a full object id", key="fsck.skip_list", value=oid[:80])
+
+
+class SignedPushSettings(_Section, frozen=True):
+    """Whether pushes are signed, and by whom."""
+
+    mode: Literal["off", "allowed", "required"] = "off"
+    nonce_seed: str = ""  # of the nonce's HMAC; made when the mode is set and none is given
+    nonce_slop_s: int = 300  # git's is 0; over HTTP every push comes after its nonce
+    gpg_keys: tuple[str, ...] = ()  # armored public keys
+    ssh_signers: tuple[str, ...] = ()  # lines of an allowed-signers file, see ssh-keygen(1)
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        for lines in (self.gpg_keys, self.ssh_signers):
+            _check_count("signed_push", lines)
+        if any("\n" in text.strip() for text in self.ssh_signers):
+            raise InvalidArgument("a signer stands on one line", key="signed_push.ssh_signers")
+        if not 0 <= self.nonce_slop_s <= 86_400:
+            raise InvalidArgument("setting is out of range", key="signed_push.nonce_slop_s")
+        if len(self.nonce_seed) > TEXT_MAX:
+            raise InvalidArgument("setting is too long", key="signed_push.nonce_seed")
+
+
+class LfsSettings(_Section, frozen=True):
+    """Git LFS."""
+
+    enabled: bool = True
+
+
+class Hook(_Section, frozen=True):
+    """One hook: a program's absolute path, a URL, or the HOST:PORT of a gRPC service."""
+
+    kind: Literal["program", "http", "grpc"]
+    event: Literal["pre_receive", "update", "post_receive"]
+    target: str
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        starts = {"program": ("/",), "http": ("http://", "https://"), "grpc": ("",)}[self.kind]
+        if not self.target.startswith(starts) or not 0 < len(self.target) <= TEXT_MAX:
+            raise InvalidArgument(
+                "hook has no such target", kind=self.kind, target=self.target[:80]
+            )
+        if not 0 < self.timeout_s <= HOOK_TIMEOUT_MAX_S:
+            raise InvalidArgument(
+                "hook's time is out of range", timeout_s=self.timeout_s, most=HOOK_TIMEOUT_MAX_S
+            )
+
+
+class RepositorySettings(_Section, frozen=True):
+    """All settings of a repository."""
+
+    transfer: TransferSettings = TransferSettings()
+    fetch: FetchSettings = FetchSettings()
+    receive: ReceiveSettings = ReceiveSettings()
+    fsck: FsckSettings = FsckSettings()
+    signed_push: SignedPushSettings = SignedPushSettings()
+    lfs: LfsSettings = LfsSettings()
+    hooks: tuple[Hook, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_count("hooks", self.hooks)
+
+
+DEFAULTS = RepositorySettings()
+
+
+def settings_of(record: RepositoryRecord) -> RepositorySettings:
+    """Return a repository's settings. Errors: StoreFormatUnknown for a newer shardgit's."""
+    return decode_settings(record.settings)
+
+
+@functools.lru_cache(maxsize=1_024)
+def decode_settings(data: bytes) -> RepositorySettings:
+    """Return the settings in a record's JSON."""
+    try:
+        return msgspec.json.decode(data, type=RepositorySettings)
+    except msgspec.ValidationError as cause:
+        raise StoreFormatUnknown(
+            "repository settings are not known to this release", cause=str(cause)
+        ) from cause
+    except msgspec.DecodeError as cause:
+        raise JournalCorrupt("repository settings are not JSON", bytes=len(data)) from cause
+
+
+def encode_settings(settings: RepositorySettings) -> bytes:
+    """Return what a record keeps: what differs from the defaults. Errors: InvalidArgument."""
+    kept = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
+    data = msgspec.json.encode(kept, order="sorted")
+    if len(data) > SETTINGS_MAX_BYTES:
+        raise InvalidArgument(
+            "settings are too large", bytes=len(data), limit_bytes=SETTINGS_MAX_BYTES
+        )
+    return data
