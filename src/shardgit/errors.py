@@ -21,6 +21,7 @@
     |   +-- StoreFormatUnknown        a store written by a newer shardgit
     |   +-- StoreBusy                 another process holds what is needed
     |   +-- NotAStore
+    |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
@@ -154,6 +155,10 @@ class StoreBusy(Refused):
 
 class NotAStore(Refused):
     """The folder holds no shardgit store."""
+
+
+class LogPositionUnknown(Refused):
+    """A place in a ref log that was deleted, or that no log row has reached."""
 
 
 class PermissionRefused(ShardgitError):

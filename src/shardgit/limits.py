@@ -44,6 +44,10 @@ class Limits:
     push_ref_name_max_bytes: int = 4_096  # a longer one breaks the request; see ref_name_max_bytes
     push_options_max: int = 1_000
     push_options_max_bytes: int = MIB
+    # ref log
+    log_actor_max_bytes: int = 1_024  # of a principal's name and of an address; the rest is cut
+    log_message_max_bytes: int = 4_096
+    log_certificate_max_bytes: int = 4 * MIB  # a larger push certificate is refused
 
 
 DEFAULT = Limits()

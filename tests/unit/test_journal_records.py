@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,8 +72,10 @@ def test_a_repository_record_round_trips(
 def test_other_records_round_trip(manifest: BlockId | None) -> None:
     pool = PoolRecord(POOL, HashKind.SHA256, manifest, 1, 2)
     assert PoolRecord.decode(POOL, pool.encode()) == pool
-    head = RefsHead(manifest, 1, 2, HashKind.SHA256 if manifest else None)
+    head = RefsHead(manifest, 1, 2, HashKind.SHA256 if manifest else None, 1 << 40)
     assert RefsHead.decode(head.encode()) == head
+    of_version_1 = b"\1" + head.encode()[1:-8]
+    assert RefsHead.decode(of_version_1) == replace(head, sequence=0)
     assert NameRecord.decode(NameRecord(RepositoryId(1), 9).encode()) == NameRecord(
         RepositoryId(1), 9
     )
@@ -83,7 +86,7 @@ def test_other_records_round_trip(manifest: BlockId | None) -> None:
 def test_cut_lengthened_and_newer_records_are_corrupt(
     whole: bytes, decode: Callable[[bytes], object]
 ) -> None:
-    for wrong in (whole[:-1], whole + b"\0", b"", b"\2" + whole[1:], b"\0" + whole[1:]):
+    for wrong in (whole[:-1], whole + b"\0", b"", b"\3" + whole[1:], b"\0" + whole[1:]):
         with pytest.raises(JournalCorrupt):
             decode(wrong)
 

@@ -25,7 +25,7 @@ from shardgit.journal.lmdb import LmdbJournal
 from shardgit.journal.memory import MemoryJournal
 from shardgit.journal.records import RepositoryRecord, ref_key, refs_head_key, repository_key
 from shardgit.oid import HashKind, ObjectId, PoolId, RepositoryId
-from shardgit.refs import table as table_module
+from shardgit.refs import change as change_module
 from shardgit.refs.ref import Ref
 from shardgit.refs.table import RefTable
 from shardgit.refs.update import ANY, Old, RefUpdate
@@ -248,7 +248,7 @@ def test_a_bulk_update_becomes_a_snapshot_and_keeps_head(bench: Bench) -> None:
 def test_loose_rows_are_folded_before_they_are_many(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "LOOSE_MAX", 20)
+    monkeypatch.setattr(change_module, "LOOSE_MAX", 20)
     for n in range(70):
         bench.put(b"refs/heads/%d" % n, n + 1)
         assert bench.loose_rows() == bench.counts()[1] <= 20
@@ -393,8 +393,8 @@ def test_the_table_behaves_like_a_dict(
     batches: list[list[RefUpdate] | dict[bytes, ObjectId | None]], workers: Workers
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "CHANGES_MAX", 2)
-        patch.setattr(table_module, "LOOSE_MAX", 3)
+        patch.setattr(change_module, "CHANGES_MAX", 2)
+        patch.setattr(change_module, "LOOSE_MAX", 3)
         bench = Bench(MemoryJournal(), workers)
         truth: dict[bytes, ObjectId] = {}
         for batch in batches:
@@ -447,5 +447,7 @@ def test_200_000_refs_take_part_in_updates(workers: Workers, tmp_path: Path) -> 
     assert bench.counts() == (200_500, 0)
     assert len(bench.all((b"refs/pull/1234",))) == 100
     with journal.snapshot() as snapshot:
-        assert len(list(snapshot.range(b"\0", END))) == 3
+        assert len(list(snapshot.range(b"\0", b"L"))) == 2
+        assert len(list(snapshot.range(b"R", END))) == 1
+        assert len(list(snapshot.range(b"L", b"M"))) == 22
     journal.close()

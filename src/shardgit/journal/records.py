@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.errors import JournalCorrupt
-from shardgit.journal.interface import Compare, Put
+from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ REPOSITORY_NAMES = b"N"
 _REPOSITORY = struct.Struct("<BBHQ16sQHI")
 _NAME = struct.Struct("<BBHQ")
 _POOL = struct.Struct("<BBHQQ32s")
-_HEAD = struct.Struct("<BBHIQ32s")
+_HEAD = struct.Struct("<BBHIQ32sQ")
+_HEAD_1 = struct.Struct("<BBHIQ32s")
+HEAD_VERSION = 2
 _COUNTER = struct.Struct("<B7xQ")
 _STORE = struct.Struct("<BxH12x16s")
 _NONE = bytes(32)
@@ -63,6 +65,16 @@ def refs_head_key(repository: RepositoryId) -> bytes:
 def ref_key(repository: RepositoryId, name: bytes) -> bytes:
     """Return the key of a loose ref."""
     return b"R" + repository.to_bytes(8, "big") + name
+
+
+def log_key(repository: RepositoryId, sequence: int) -> bytes:
+    """Return the key of a log row."""
+    return b"L" + repository.to_bytes(8, "big") + sequence.to_bytes(8, "big")
+
+
+def log_range(repository: RepositoryId, after: int = 0) -> tuple[bytes, bytes]:
+    """Return the key range of a repository's log rows behind the one numbered ``after``."""
+    return log_key(repository, after + 1), end_of(b"L" + repository.to_bytes(8, "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,29 +176,31 @@ class RefsHead:
 
     Its row's revision changes with every ref. ``count`` is the number of refs that stand, ``loose``
     the number of loose rows, deletions among them; HEAD counts for neither. ``hash_kind`` is that
-    of the snapshot's ids.
+    of the snapshot's ids. ``sequence`` is the number of the last log row, 0 without one.
     """
 
     snapshot: BlockId | None
     count: int
     loose: int = 0
     hash_kind: HashKind | None = None
+    sequence: int = 0
 
     def encode(self) -> bytes:
         """Return the row's value."""
-        kind = self.hash_kind or 0
-        return _HEAD.pack(VERSION, kind, 0, self.loose, self.count, self.snapshot or _NONE)
+        kind, root = self.hash_kind or 0, self.snapshot or _NONE
+        return _HEAD.pack(HEAD_VERSION, kind, 0, self.loose, self.count, root, self.sequence)
 
     @classmethod
     def decode(cls, data: bytes) -> RefsHead:
-        """Return the record in a row's value; JournalCorrupt when it is off."""
-        if len(data) != _HEAD.size or data[0] != VERSION or data[1] > HashKind.SHA256:
+        """Return the record in a row's value, of version 1 too; JournalCorrupt when it is off."""
+        form = {1: _HEAD_1, HEAD_VERSION: _HEAD}.get(data[0] if data else 0)
+        if form is None or len(data) != form.size or data[1] > HashKind.SHA256:
             raise JournalCorrupt("refs head is off", bytes=len(data))
-        _, kind, _, loose, count, snapshot = _HEAD.unpack(data)
+        _, kind, _, loose, count, snapshot, *rest = form.unpack(data)
         if snapshot != _NONE and not kind:
             raise JournalCorrupt("refs head names a snapshot of no hash kind")
         root = BlockId(snapshot) if snapshot != _NONE else None
-        return cls(root, count, loose, HashKind(kind) if kind else None)
+        return cls(root, count, loose, HashKind(kind) if kind else None, rest[0] if rest else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss
+from shardgit.journal.interface import END
 from shardgit.oid import BlockId, HashKind, PoolId
 from shardgit.refs.page import PAGE_BYTES, PageWriter, take
 
@@ -94,7 +95,7 @@ class RefSnapshot:
 
     def page(self, number: int) -> list[Ref]:
         """Read one page whole."""
-        refs, _ = self._take(number, b"", b"\xff", self.pages[number].count)
+        refs, _ = self._take(number, b"", END, self.pages[number].count)
         if len(refs) != self.pages[number].count or refs[0].name != self.firsts[number]:
             raise BlockCorrupt("ref page is not the one named", block=self.pages[number].id.hex())
         return refs

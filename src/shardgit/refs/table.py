@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from shardgit.errors import InvalidArgument, RefMissing, RepositoryMissing
-from shardgit.journal.interface import (
-    Compare,
-    CompareRange,
-    Delete,
-    DeleteRange,
-    Put,
-    end_of,
+from shardgit.errors import (
+    Conflict,
+    InvalidArgument,
+    LogPositionUnknown,
+    RefMissing,
+    Refused,
 )
-from shardgit.journal.records import RefsHead, loose_range, ref_key, refs_head_key, repository_key
+from shardgit.journal.interface import end_of
+from shardgit.journal.records import RefsHead, log_key, ref_key, refs_head_key
 from shardgit.limits import DEFAULT
-from shardgit.refs.ref import Ref, decode_row, encode_row
-from shardgit.refs.snapshot import RefSnapshot, fold, new_snapshot
-from shardgit.refs.update import RefUpdate, check_folders, check_old, check_ref
+from shardgit.refs.change import HEAD, ChangeWriter
+from shardgit.refs.log import LogSource, decode_entry
+from shardgit.refs.ref import Ref, decode_row
+from shardgit.refs.snapshot import RefSnapshot
+from shardgit.refs.update import Folders, check_old, check_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from shardgit.blocks.interface import BlockStore
-    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.errors import ShardgitError
+    from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import BlockId
+    from shardgit.refs.change import RefsChange
+    from shardgit.refs.log import LogEntry, LogNote
+    from shardgit.refs.update import RefUpdate
 
-CHANGES_MAX = 100  # loose rows of one commit; with more a snapshot is written. 28 steps stay free
-LOOSE_MAX = 1_024  # loose rows of a repository before they are folded into a snapshot
 SNAPSHOTS_CACHED = 256
-HEAD = b"HEAD"
+LOG_STEP = 256  # log rows read at once where the newest come first
 _LOW, _HIGH = b"refs/", b"refs0"
-
-
-@dataclass(frozen=True, slots=True)
-class RefsChange:
-    """What a change of refs adds to a journal commit; the snapshot's blocks are put already."""
-
-    conditions: tuple[Condition, ...]
-    operations: tuple[Operation, ...]
 
 
 class RefTable:
@@ -56,11 +51,15 @@ class RefTable:
         self._blocks = blocks
         self._opened: OrderedDict[BlockId, RefSnapshot] = OrderedDict()
         self._lock = Lock()
+        self._changes = ChangeWriter(blocks, self)
+        self._log = LogSource(blocks, self.opened)
 
-    def _snapshot(self, head: RefsHead) -> RefSnapshot | None:
-        root = head.snapshot
-        if root is None:
-            return None
+    def snapshot(self, head: RefsHead) -> RefSnapshot | None:
+        """Return the snapshot that a head names."""
+        return None if head.snapshot is None else self.opened(head.snapshot)
+
+    def opened(self, root: BlockId) -> RefSnapshot:
+        """Return an opened snapshot; the last few are kept."""
         with self._lock:
             found = self._opened.get(root)
             if found is not None:
@@ -98,15 +97,16 @@ class RefTable:
         self, journal: JournalSnapshot, repository: RepositoryRecord, name: bytes
     ) -> Ref | None:
         """Return one ref as it stands, None when it is missing."""
-        row = self._loose(journal, repository, name)
+        row = self.loose(journal, repository, name)
         if row is None:
-            snapshot = self._snapshot(self.head(journal, repository))
+            snapshot = self.snapshot(self.head(journal, repository))
             return snapshot.get(name) if snapshot else None
         return row if row.stands else None
 
-    def _loose(
+    def loose(
         self, journal: JournalSnapshot, repository: RepositoryRecord, name: bytes
     ) -> Ref | None:
+        """Return a loose row's ref, the mark of a deleted one too; None without a row."""
         if len(name) > DEFAULT.ref_name_max_bytes:
             return None
         row = journal.get(ref_key(repository.id, name))
@@ -144,7 +144,7 @@ class RefTable:
 
         HEAD is left out. Lazy, and good for as long as the journal's snapshot.
         """
-        snapshot = self._snapshot(self.head(journal, repository))
+        snapshot = self.snapshot(self.head(journal, repository))
         if limit is not None and limit <= 0:
             return
         given = 0
@@ -184,6 +184,59 @@ class RefTable:
                 yield loose
             loose = next(loose_rows, None)
 
+    # ---- the log ----
+
+    def changes_since(
+        self, journal: JournalSnapshot, repository: RepositoryRecord, sequence: int
+    ) -> Iterator[LogEntry]:
+        """Return the change-sets behind the one numbered ``sequence``, oldest first; lazy.
+
+        Errors: LogPositionUnknown when rows that should follow were deleted, or when the log does
+        not go as far as ``sequence``.
+        """
+        head = self.head(journal, repository)
+        if sequence > head.sequence:
+            raise LogPositionUnknown(
+                "the ref log does not go that far", sequence=sequence, newest=head.sequence
+            )
+        expected = sequence + 1
+        for entry in self._entries(journal, repository, expected, head.sequence + 1):
+            if entry.sequence != expected:
+                break
+            yield entry
+            expected += 1
+        if expected <= head.sequence:
+            raise LogPositionUnknown(
+                "the ref log no longer goes back that far; read the refs anew",
+                sequence=sequence,
+                newest=head.sequence,
+            )
+
+    def log(
+        self,
+        journal: JournalSnapshot,
+        repository: RepositoryRecord,
+        *,
+        before: int | None = None,
+    ) -> Iterator[LogEntry]:
+        """Return the change-sets numbered below ``before`` (all without), newest first; lazy."""
+        high = self.head(journal, repository).sequence + 1
+        high = high if before is None else min(before, high)
+        while high > 1:
+            low = max(high - LOG_STEP, 1)
+            some = list(self._entries(journal, repository, low, high))
+            yield from reversed(some)
+            if not some:
+                return  # rows are deleted from the front only
+            high = low
+
+    def _entries(
+        self, journal: JournalSnapshot, repository: RepositoryRecord, low: int, high: int
+    ) -> Iterator[LogEntry]:
+        for row in journal.range(log_key(repository.id, low), log_key(repository.id, high)):
+            sequence = int.from_bytes(row.key[-8:], "big")
+            yield decode_entry(sequence, row.value, self._log)
+
     # ---- planning ----
 
     def update(
@@ -191,40 +244,93 @@ class RefTable:
         journal: JournalSnapshot,
         repository: RepositoryRecord,
         updates: Sequence[RefUpdate],
+        note: LogNote | None = None,
     ) -> RefsChange:
         """Plan a commit that makes all updates or none.
 
         Errors: Conflict when an old value does not fit, Refused for a ref that is a folder of
         another, InvalidRefName, InvalidArgument, RepositoryMissing.
         """
-        changes: dict[bytes, Ref] = {}
+        change, failed = self._planned(journal, repository, updates, note, partly=False)
+        assert not failed
+        return change
+
+    def plan(
+        self,
+        journal: JournalSnapshot,
+        repository: RepositoryRecord,
+        updates: Sequence[RefUpdate],
+        note: LogNote | None = None,
+    ) -> tuple[RefsChange, dict[bytes, ShardgitError]]:
+        """Plan a commit that makes each update that can be made, and say why the others cannot.
+
+        Deletions come first, so that a name may be used again at once. A ref that stands twice is
+        not changed at all. Errors for all: RepositoryMissing.
+        """
+        return self._planned(journal, repository, updates, note, partly=True)
+
+    def _planned(
+        self,
+        journal: JournalSnapshot,
+        repository: RepositoryRecord,
+        updates: Sequence[RefUpdate],
+        note: LogNote | None,
+        *,
+        partly: bool,
+    ) -> tuple[RefsChange, dict[bytes, ShardgitError]]:
         before: dict[bytes, Ref | None] = {}
-        for update in updates:
-            ref = update.ref
-            check_ref(ref, repository.hash_kind)
-            if ref.name in before:
-                raise InvalidArgument("a ref stands twice in one update")
-            if ref.name == HEAD and not ref.stands:
-                raise InvalidArgument("HEAD is never deleted")
-            now = self.get(journal, repository, ref.name)
-            check_old(update, now)
-            before[ref.name] = now
-            if (now is not None or ref.stands) and now != ref:
-                changes[ref.name] = ref
-        gone = {name for name, ref in changes.items() if not ref.stands}
-        check_folders(
-            [name for name in changes if before[name] is None and name != HEAD],
+        changes: dict[bytes, Ref] = {}
+        failed: dict[bytes, ShardgitError] = {}
+        gone: set[bytes] = set()
+        folders = Folders(
             lambda name: name not in gone and self.get(journal, repository, name) is not None,
-            lambda folder: next(
-                (
-                    ref.name
-                    for ref in self.list(journal, repository, prefixes=(folder,))
-                    if ref.name not in gone
-                ),
-                None,
-            ),
+            lambda folder: self._below(journal, repository, folder, gone),
         )
-        return self._change(journal, repository, changes)
+        names = Counter(update.name for update in updates)
+        for update in sorted(updates, key=lambda one: one.ref.stands):
+            try:
+                ref, once = update.ref, names[update.name] == 1
+                now = self._checked(journal, repository, update, once=once)
+                if now is None and ref.stands and ref.name != HEAD:
+                    folders.add(ref.name)
+            except (Conflict, InvalidArgument, Refused) as error:
+                if not partly:
+                    raise
+                failed[update.name] = error
+                continue
+            if now != ref and (now is not None or ref.stands):
+                before[ref.name], changes[ref.name] = now, ref
+                if not ref.stands:
+                    gone.add(ref.name)
+        return self._changes.write(journal, repository, changes, before, note), failed
+
+    def _checked(
+        self,
+        journal: JournalSnapshot,
+        repository: RepositoryRecord,
+        update: RefUpdate,
+        *,
+        once: bool,
+    ) -> Ref | None:
+        """Return the ref as it is, when the update fits it."""
+        if not once:
+            raise InvalidArgument("a ref stands twice in one update")
+        check_ref(update.ref, repository.hash_kind)
+        if update.name == HEAD and not update.ref.stands:
+            raise InvalidArgument("HEAD is never deleted")
+        now = self.get(journal, repository, update.name)
+        check_old(update, now)
+        return now
+
+    def _below(
+        self,
+        journal: JournalSnapshot,
+        repository: RepositoryRecord,
+        folder: bytes,
+        gone: AbstractSet[bytes],
+    ) -> bytes | None:
+        refs = self.list(journal, repository, prefixes=(folder,))
+        return next((ref.name for ref in refs if ref.name not in gone), None)
 
     def replace_all(
         self,
@@ -232,114 +338,38 @@ class RefTable:
         repository: RepositoryRecord,
         refs: Iterable[Ref],
         head: Ref | None,
+        note: LogNote | None = None,
     ) -> RefsChange:
         """Plan a commit after which the repository has exactly ``refs``; HEAD stays without one.
 
         Only what differs is written. Errors: as update, but for Conflict.
         """
         wanted = {ref.name: ref for ref in refs}
+        wanted.pop(HEAD, None)
+        folders = Folders(lambda _: False, lambda _: None)
         for ref in wanted.values():
             check_ref(ref, repository.hash_kind)
-        wanted.pop(HEAD, None)
-        check_folders(wanted, lambda _: False, lambda _: None)
+            folders.add(ref.name)
         changes = dict(wanted)
+        before: dict[bytes, Ref | None] = {}
         for now in self.list(journal, repository):
             ref = changes.get(now.name, Ref(now.name))
             if ref == now:
                 del changes[now.name]
             else:
-                changes[now.name] = ref
+                changes[now.name], before[now.name] = ref, now
         if head is not None:
             check_ref(head, repository.hash_kind)
-            if head != self.get(journal, repository, HEAD):
+            before[HEAD] = self.get(journal, repository, HEAD)
+            if head != before[HEAD]:
                 changes[HEAD] = Ref(HEAD, head.target, head.symbolic, head.peeled)
-        return self._change(journal, repository, changes)
+        return self._changes.write(journal, repository, changes, before, note)
 
-    def _change(
-        self,
-        journal: JournalSnapshot,
-        repository: RepositoryRecord,
-        changes: Mapping[bytes, Ref],
+    def remark(
+        self, journal: JournalSnapshot, repository: RepositoryRecord, note: LogNote
     ) -> RefsChange:
-        own = journal.get(repository_key(repository.id))
-        if own is None:
-            raise RepositoryMissing("repository does not exist", repository=repository.name)
-        row = journal.get(refs_head_key(repository.id))
-        head = RefsHead(None, 0) if row is None else RefsHead.decode(row.value)
-        conditions: list[Condition] = [
-            Compare(repository_key(repository.id), own.revision),
-            Compare(refs_head_key(repository.id), row.revision if row else 0),
-        ]
-        if not changes:
-            return RefsChange(tuple(conditions), ())
-        operations: list[Operation] = []
-        if HEAD in changes:
-            value = encode_row(changes[HEAD], repository.hash_kind)
-            operations.append(Put(ref_key(repository.id, HEAD), value))
-        rest = sorted((ref for ref in changes.values() if ref.name != HEAD), key=_name_of)
-        if len(rest) <= CHANGES_MAX and head.loose + len(rest) <= LOOSE_MAX:
-            head = self._write_loose(journal, repository, head, rest, operations)
-        else:
-            head = self._write_snapshot(journal, repository, head, rest)
-            low, high = loose_range(repository.id)
-            conditions.append(CompareRange(low, high, journal.revision))
-            operations.append(DeleteRange(low, high))
-        operations.append(Put(refs_head_key(repository.id), head.encode()))
-        return RefsChange(tuple(conditions), tuple(operations))
-
-    def _write_loose(
-        self,
-        journal: JournalSnapshot,
-        repository: RepositoryRecord,
-        head: RefsHead,
-        changes: Sequence[Ref],
-        operations: MutableSequence[Operation],
-    ) -> RefsHead:
-        snapshot = self._snapshot(head)
-        count, loose = head.count, head.loose
-        for ref in changes:
-            key = ref_key(repository.id, ref.name)
-            row = self._loose(journal, repository, ref.name)
-            packed = snapshot.get(ref.name) if snapshot else None
-            stood = row.stands if row is not None else packed is not None
-            count += ref.stands - stood
-            if ref.stands or packed is not None:
-                operations.append(Put(key, encode_row(ref, repository.hash_kind)))
-                loose += row is None
-            else:
-                operations.append(Delete(key))
-                loose -= row is not None
-        return RefsHead(head.snapshot, count, loose, head.hash_kind)
-
-    def _write_snapshot(
-        self,
-        journal: JournalSnapshot,
-        repository: RepositoryRecord,
-        head: RefsHead,
-        changes: Sequence[Ref],
-    ) -> RefsHead:
-        low, high = loose_range(repository.id)
-        start = len(ref_key(repository.id, b""))
-        merged = {
-            row.key[start:]: decode_row(row.key[start:], row.value)
-            for row in journal.range(low, high)
-        }
-        merged.update((ref.name, ref) for ref in changes)
-        ordered = sorted(merged.values(), key=_name_of)
-        snapshot = self._snapshot(head)
-        if snapshot is None:
-            standing = (ref for ref in ordered if ref.stands)
-            made = new_snapshot(standing, pool=repository.pool, hash_kind=repository.hash_kind)
-        else:
-            made = fold(snapshot, ordered, pool=repository.pool)
-        # Durable before the commit that names them; a crash between leaves blocks that gc drops.
-        self._blocks.put_many_sync(made.blocks)
-        kind = repository.hash_kind if made.root else None
-        return RefsHead(made.root, made.count, 0, kind)
-
-
-def _name_of(ref: Ref) -> bytes:
-    return ref.name
+        """Plan a commit that changes no ref and leaves a note in the log."""
+        return self._changes.write(journal, repository, {}, {}, note, always=True)
 
 
 def _ranges(prefixes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:

@@ -11,7 +11,7 @@ from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from shardgit.oid import HashKind, ObjectId
 
@@ -74,29 +74,42 @@ def check_old(update: RefUpdate, now: Ref | None) -> None:
         )
 
 
-def check_folders(
-    added: Iterable[bytes],
-    stands: Callable[[bytes], bool],
-    below: Callable[[bytes], bytes | None],
-) -> None:
-    """Raise Refused when an added name is a folder of another ref, or has a ref as its folder.
+class Folders:
+    """Keeps a ref and a folder of refs apart that have one name.
 
     ``stands`` and ``below`` (a name under that folder) tell of the refs that were there and stay.
     """
-    names = set(added)
-    seen: set[bytes] = set()
-    for name in names:
-        other = below(name + b"/")
+
+    def __init__(
+        self, stands: Callable[[bytes], bool], below: Callable[[bytes], bytes | None]
+    ) -> None:
+        self._stands = stands
+        self._below = below
+        self._added: set[bytes] = set()
+        self._folders: dict[bytes, bytes] = {}  # of added names, with one of them
+        self._free: set[bytes] = set()
+
+    def add(self, name: bytes) -> None:
+        """Take in a name that was not there.
+
+        Refused when it is a folder of another ref, or has a ref as its folder; nothing is taken in
+        then.
+        """
+        other = self._folders.get(name) or self._below(name + b"/")
         if other is not None:
             raise Refused("ref is a folder of another", ref=_shown(name), other=_shown(other))
-        folder = name
-        while (at := folder.rfind(b"/")) > len(b"refs"):
-            folder = folder[:at]
-            if folder in seen:
-                break
-            if folder in names or stands(folder):
-                raise Refused("ref lies below another", ref=_shown(name), other=_shown(folder))
-            seen.add(folder)
+        folders = []
+        at = name
+        while (end := at.rfind(b"/")) > len(b"refs"):
+            at = at[:end]
+            if at in self._folders:
+                break  # and so are those above it
+            if at in self._added or (at not in self._free and self._stands(at)):
+                raise Refused("ref lies below another", ref=_shown(name), other=_shown(at))
+            self._free.add(at)
+            folders.append(at)
+        self._folders.update((folder, name) for folder in folders)
+        self._added.add(name)
 
 
 def _shown(name: bytes) -> str:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import Condition, Journal, JournalSnapshot, Operation
     from shardgit.journal.records import RepositoryRecord
+    from shardgit.refs.change import RefsChange
+    from shardgit.refs.log import LogNote
     from shardgit.refs.ref import Ref
-    from shardgit.refs.table import RefsChange, RefTable
+    from shardgit.refs.table import RefTable
     from shardgit.refs.update import RefUpdate
     from shardgit.workers import Workers
 
@@ -39,13 +41,14 @@ class RefWriter:
         repository: RepositoryRecord,
         updates: Sequence[RefUpdate],
         *,
+        note: LogNote | None = None,
         conditions: Sequence[Condition] = (),
         operations: Sequence[Operation] = (),
     ) -> int:
         """Make all updates or none; returns the revision. Errors: as RefTable.update."""
         return self._run(
             repository,
-            lambda snapshot: self._table.update(snapshot, repository, updates),
+            lambda snapshot: self._table.update(snapshot, repository, updates, note),
             conditions,
             operations,
         )
@@ -55,13 +58,14 @@ class RefWriter:
         repository: RepositoryRecord,
         updates: Sequence[RefUpdate],
         *,
+        note: LogNote | None = None,
         conditions: Sequence[Condition] = (),
         operations: Sequence[Operation] = (),
     ) -> int:
         """Do what update_sync does."""
         return await self._arun(
             repository,
-            lambda snapshot: self._table.update(snapshot, repository, updates),
+            lambda snapshot: self._table.update(snapshot, repository, updates, note),
             conditions,
             operations,
         )
@@ -72,6 +76,7 @@ class RefWriter:
         refs: Iterable[Ref],
         head: Ref | None,
         *,
+        note: LogNote | None = None,
         conditions: Sequence[Condition] = (),
         operations: Sequence[Operation] = (),
     ) -> int:
@@ -79,7 +84,7 @@ class RefWriter:
         kept = list(refs)
         return self._run(
             repository,
-            lambda snapshot: self._table.replace_all(snapshot, repository, kept, head),
+            lambda snapshot: self._table.replace_all(snapshot, repository, kept, head, note),
             conditions,
             operations,
         )
@@ -90,6 +95,7 @@ class RefWriter:
         refs: Iterable[Ref],
         head: Ref | None,
         *,
+        note: LogNote | None = None,
         conditions: Sequence[Condition] = (),
         operations: Sequence[Operation] = (),
     ) -> int:
@@ -97,7 +103,7 @@ class RefWriter:
         kept = list(refs)
         return await self._arun(
             repository,
-            lambda snapshot: self._table.replace_all(snapshot, repository, kept, head),
+            lambda snapshot: self._table.replace_all(snapshot, repository, kept, head, note),
             conditions,
             operations,
         )

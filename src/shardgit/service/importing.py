@@ -28,6 +28,7 @@ from shardgit.oid import BlockId, HashKind, ObjectId, hex_of
 from shardgit.pool.manifest import Manifest, encode_manifest
 from shardgit.pool.writer import RunWriter
 from shardgit.progress import Progress, Report, silent
+from shardgit.refs.log import LogNote
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
 from shardgit.service.repositories import Repositories
@@ -153,7 +154,9 @@ class _Import:
                 raise Conflict(
                     "repository changed during the import; import again", repository=self.name
                 )
-            change = self.store.refs.replace_all(snapshot, record, refs, head)
+            change = self.store.refs.replace_all(
+                snapshot, record, refs, head, LogNote("", "import")
+            )
         conditions, operations = list(change.conditions), list(change.operations)
         if manifest is not None:
             compare, put = self.store.next_pool(state.pool, manifest)

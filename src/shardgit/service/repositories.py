@@ -19,6 +19,7 @@ from shardgit.journal.records import (
 )
 from shardgit.oid import HashKind
 from shardgit.pool.manifest import ALONE
+from shardgit.refs.log import LogNote
 from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
 
@@ -59,9 +60,11 @@ class Repositories:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def create(self, name: str, hash_kind: HashKind = HashKind.SHA1) -> RepositoryInfo:
+    def create(
+        self, name: str, hash_kind: HashKind = HashKind.SHA1, *, note: LogNote | None = None
+    ) -> RepositoryInfo:
         """Make an empty repository. Errors: InvalidRepositoryName, RepositoryExists."""
-        self.store.create_repository(name, hash_kind)
+        self.store.create_repository(name, hash_kind, note=note)
         return self.get(name)
 
     def get(self, name: str) -> RepositoryInfo:
@@ -90,16 +93,18 @@ class Repositories:
             )
         return RepositoryInfo(record.id, record.name, record.hash_kind, record.created_ms, text)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, note: LogNote | None = None) -> None:
         """Take a repository's name away; its refs and objects stay for gc's grace period."""
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, name)
-            rows = [snapshot.get(key) for key in (name_key(name), repository_key(record.id))]
+            row = snapshot.get(name_key(name))
+            change = self.store.refs.remark(snapshot, record, note or LogNote("", "delete"))
         deleted_ms = encode_counter(time.time_ns() // 1_000_000)
         # commit point: before it the repository is there, after it the name is free.
         done = self.store.try_commit(
-            [Compare(row.key, row.revision) for row in rows if row],
+            [Compare(name_key(name), row.revision if row else 0), *change.conditions],
             [
+                *change.operations,
                 Delete(name_key(name)),
                 Delete(repository_key(record.id)),
                 Put(deleted_key(record.id), deleted_ms + record.encode()),
@@ -108,21 +113,25 @@ class Repositories:
         if not done:
             raise Conflict("repository changed meanwhile; look again", repository=name)
 
-    def rename(self, name: str, new_name: str) -> RepositoryInfo:
+    def rename(self, name: str, new_name: str, *, note: LogNote | None = None) -> RepositoryInfo:
         """Give a repository another name. Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName."""
         check_repository_name(new_name, max_bytes=self.store.limits.repository_name_max_bytes)
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, name)
             if snapshot.get(name_key(new_name)) is not None:
                 raise RepositoryExists("repository exists already", repository=new_name)
-            rows = [snapshot.get(key) for key in (name_key(name), repository_key(record.id))]
+            row = snapshot.get(name_key(name))
+            said = note or LogNote("", f"rename from {name} to {new_name}")
+            change = self.store.refs.remark(snapshot, record, said)
         # commit point: before it the old name stands, after it the new one.
         done = self.store.try_commit(
             [
                 Compare(name_key(new_name), 0),
-                *(Compare(row.key, row.revision) for row in rows if row),
+                Compare(name_key(name), row.revision if row else 0),
+                *change.conditions,
             ],
             [
+                *change.operations,
                 Delete(name_key(name)),
                 Put(name_key(new_name), NameRecord(record.id).encode()),
                 Put(repository_key(record.id), replace(record, name=new_name).encode()),

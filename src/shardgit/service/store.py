@@ -19,20 +19,18 @@ from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
     NameRecord,
     PoolRecord,
-    RefsHead,
     RepositoryRecord,
     decode_counter,
     encode_counter,
     name_key,
     pool_key,
-    ref_key,
-    refs_head_key,
     repository_key,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.transfer import Trailers
 from shardgit.pool.view import PoolView
-from shardgit.refs.ref import Ref, encode_row
+from shardgit.refs.change import first_steps
+from shardgit.refs.ref import Ref
 from shardgit.service.names import check_repository_name
 
 if TYPE_CHECKING:
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.lmdb import LmdbJournal
     from shardgit.limits import Limits
+    from shardgit.refs.log import LogNote
     from shardgit.refs.table import RefTable
     from shardgit.workers import Workers
 
@@ -134,7 +133,9 @@ class Store:
             record, self.pool(snapshot, record.pool), self.refs.state_key(snapshot, record)
         )
 
-    def create_repository(self, name: str, hash_kind: HashKind = HashKind.SHA1) -> RepositoryRecord:
+    def create_repository(
+        self, name: str, hash_kind: HashKind = HashKind.SHA1, *, note: LogNote | None = None
+    ) -> RepositoryRecord:
         """Make an empty repository with a pool of its own; HEAD is the unborn refs/heads/main.
 
         Errors: InvalidRepositoryName, RepositoryExists.
@@ -159,8 +160,7 @@ class Store:
                 Put(name_key(name), NameRecord(number).encode()),
                 Put(repository_key(number), record.encode()),
                 Put(pool_key(pool.id), pool.encode()),
-                Put(refs_head_key(number), RefsHead(None, 0).encode()),
-                Put(ref_key(number, b"HEAD"), encode_row(head, hash_kind)),
+                *first_steps(record, head, note),
             ]
             if self.try_commit(conditions, operations):
                 return record
