@@ -8,15 +8,19 @@
     |   |   +-- MalformedPacket       a pkt-line or a protocol request
     |   +-- InvalidRefName
     |   +-- InvalidRepositoryName
+    |   +-- LfsObjectRefused          bytes that do not match the id or size they came under
     +-- NotFound                  NOT_FOUND
     |   +-- RepositoryMissing
     |   +-- RefMissing
     |   +-- ObjectMissing
     |   +-- PathMissing
     |   +-- ShardMissing
+    |   +-- LfsObjectMissing
+    |   +-- LockMissing
     +-- AlreadyExists             ALREADY_EXISTS
     |   +-- RepositoryExists
     |   +-- ObjectCollision           an id that exists with other bytes
+    |   +-- LockExists                a Git LFS lock on that path
     +-- Refused                   FAILED_PRECONDITION  the state forbids it; do not retry unchanged
     |   +-- StoreFormatUnknown        a store written by a newer shardgit
     |   +-- StoreBusy                 another process holds what is needed
@@ -99,6 +103,10 @@ class InvalidRepositoryName(InvalidArgument):
     """A repository name outside the allowed form."""
 
 
+class LfsObjectRefused(InvalidArgument):
+    """The bytes of a Git LFS object do not match its id or size."""
+
+
 class NotFound(ShardgitError):
     """What was asked for is not there."""
 
@@ -125,6 +133,14 @@ class ShardMissing(NotFound):
     """The store has no such shard."""
 
 
+class LfsObjectMissing(NotFound):
+    """The repository sees no such Git LFS object."""
+
+
+class LockMissing(NotFound):
+    """The repository has no such Git LFS lock."""
+
+
 class AlreadyExists(ShardgitError):
     """What was to be made is there already."""
 
@@ -137,6 +153,10 @@ class RepositoryExists(AlreadyExists):
 
 class ObjectCollision(AlreadyExists):
     """An object id exists already with other bytes."""
+
+
+class LockExists(AlreadyExists):
+    """The path has a Git LFS lock already."""
 
 
 class Refused(ShardgitError):

@@ -48,6 +48,12 @@ class Limits:
     log_actor_max_bytes: int = 1_024  # of a principal's name and of an address; the rest is cut
     log_message_max_bytes: int = 4_096
     log_certificate_max_bytes: int = 4 * MIB  # a larger push certificate is refused
+    # Git LFS
+    lfs_object_max_bytes: int = 128 * GIB  # 131,000 parts
+    lfs_batch_objects_max: int = 1_000  # git-lfs asks for 100
+    lfs_request_max_bytes: int = MIB  # JSON of a batch or a lock
+    lfs_locks_page_max: int = 1_000
+    lfs_lock_path_max_bytes: int = 4_096
 
 
 DEFAULT = Limits()

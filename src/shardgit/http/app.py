@@ -10,6 +10,7 @@ from aiohttp import web
 from shardgit.errors import PermissionRefused, RepositoryMissing, ShardgitError
 from shardgit.http.body import body_pieces, expecting
 from shardgit.http.edge import NO_CACHE, Edge, current, note
+from shardgit.http.lfs import LfsHttp
 from shardgit.http.request import principal_of, protocol_version, repository_name
 from shardgit.protocol.pktline import error_line
 from shardgit.protocol.upload_pack import Fetch
@@ -38,6 +39,7 @@ class GitHttp:
         self.version = version
         self.edge = Edge(store.limits)
         self.fetches = fetches or FetchService(store, version=version)
+        self.lfs = LfsHttp(store)
 
     def app(self) -> web.Application:
         """Return the aiohttp application.
@@ -51,6 +53,7 @@ class GitHttp:
         add.add_get("/{name:.+}/info/refs", self.info_refs)
         add.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack, expect_handler=fetch)
         add.add_route("*", f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack)
+        self.lfs.add_routes(add)
         add.add_get("/", self.root)
         return app
 
