@@ -54,6 +54,8 @@ class Limits:
     lfs_request_max_bytes: int = MIB  # JSON of a batch or a lock
     lfs_locks_page_max: int = 1_000
     lfs_lock_path_max_bytes: int = 4_096
+    # conversations over SSH and bidirectional calls
+    client_pause_max_s: float = 900.0  # before a client's next request, or the pack it is making
 
 
 DEFAULT = Limits()
