@@ -30,6 +30,7 @@ from shardgit.service.fetch import FetchService
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
+    from shardgit.protocol.object_info import ObjectInfoRequest
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.service.access import Principal
@@ -145,7 +146,9 @@ class _Talk:
                 async for piece in out:
                     yield piece
 
-    async def _answer(self, command: LsRefs | Fetch) -> AsyncGenerator[bytes, None]:
+    async def _answer(
+        self, command: LsRefs | Fetch | ObjectInfoRequest
+    ) -> AsyncGenerator[bytes, None]:
         source = self.host.fetches.answer(self.name, command)
         async with aclosing(source) as out:
             async for piece in out:
@@ -215,10 +218,18 @@ class _Talk:
 
     # ---- git-upload-archive ----
 
-    async def upload_archive(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async def upload_archive(self, _: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         authorize(self.principal, Action.READ, self.name)
-        raise PermissionRefused("archives are not served by this release")
-        yield b""
+        async with aclosing(_refused("archives are not served by this release")) as out:
+            async for piece in out:
+                yield piece
+
+
+async def _refused(message: str) -> AsyncGenerator[bytes, None]:
+    nothing: tuple[bytes, ...] = ()
+    for piece in nothing:
+        yield piece
+    raise PermissionRefused(message)
 
 
 class _Packets:
