@@ -30,7 +30,6 @@ from shardgit.service.fetch import FetchService
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from shardgit.protocol.object_info import ObjectInfoRequest
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.service.access import Principal
@@ -146,9 +145,7 @@ class _Talk:
                 async for piece in out:
                     yield piece
 
-    async def _answer(
-        self, command: LsRefs | Fetch | ObjectInfoRequest
-    ) -> AsyncGenerator[bytes, None]:
+    async def _answer(self, command: Command) -> AsyncGenerator[bytes, None]:
         source = self.host.fetches.answer(self.name, command)
         async with aclosing(source) as out:
             async for piece in out:
