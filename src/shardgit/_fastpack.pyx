@@ -25,6 +25,7 @@ cdef enum:
     EXTERNAL = 0x80000000
     WINDOW = 65536
     BATCH = 32  # roots that a thread takes at once
+    SORT_SMALL = 256  # objects that are sorted by insertion
     COMMIT = 1
     TREE = 2
     BLOB = 3
@@ -42,6 +43,7 @@ ctypedef struct Object:
     uint64_t edge_at  # first edge, in the lane's edges
     int64_t date  # of a commit
     uint32_t base
+    uint32_t similar  # the tree that this tree's edges are told against; NONE: all children are edges
     uint32_t child  # first child by OFS_DELTA; after layout: first child in the kept forest
     uint32_t next  # next sibling
     uint32_t heavy  # the child with the largest family
@@ -60,6 +62,8 @@ ctypedef struct Object:
     uint8_t claimed
     uint8_t hops
     uint8_t alone  # stored in parts
+    uint8_t outside  # a base that the pool has: never laid out
+    uint8_t pool_hops  # of an object that the pool has: the hops of its chain there
 
 
 ctypedef struct Pack:
@@ -229,7 +233,11 @@ cdef class Ingest:
     cdef uint32_t *refs  # REF_DELTA entries sorted by pack and base id
     cdef uint32_t n_refs
     cdef Lane lanes[64]
-    cdef uint64_t n_lanes
+    cdef uint64_t n_lanes  # taken in this round
+    cdef uint64_t lanes_most  # taken in any round
+    cdef uint32_t n_outside  # bases from outside: the last of `objects`
+    cdef list _outside  # their bytes
+    cdef uint64_t outside_bytes
     cdef uint64_t taken  # roots given out
     cdef uint64_t resolved
     cdef uint64_t work  # bytes of objects made, those made again included
@@ -277,7 +285,8 @@ cdef class Ingest:
         free(self.segments)
 
     cdef uint64_t _lanes_used(self) noexcept nogil:
-        return self.n_lanes if self.n_lanes < 64 else 64
+        cdef uint64_t most = self.n_lanes if self.n_lanes > self.lanes_most else self.lanes_most
+        return most if most < 64 else 64
 
     # ---- scanning ----
 
@@ -411,6 +420,7 @@ cdef class Ingest:
             return st
         o.at = at
         o.base = NONE
+        o.similar = NONE
         o.child = NONE
         o.next = NONE
         o.heavy = NONE
@@ -547,10 +557,76 @@ cdef class Ingest:
                 high = middle
         return low
 
+    def missing_bases(self):
+        """Return the ids that unresolved REF_DELTA entries name and no object of the packs has, ascending.
+
+        Some may come to light once others are there: add what is found, resolve, ask again.
+        """
+        cdef uint32_t k
+        found = set()
+        for k in range(self.n_refs):
+            if self.objects[self.refs[k]].type == 0:
+                found.add(PyBytes_FromStringAndSize(<const char *>self._ref_base(self.refs[k]),
+                                                    <Py_ssize_t>self.hash_size))
+        return sorted(found)
+
+    def add_base(self, bytes oid not None, int type, bytes data not None, int hops):
+        """Give the bytes of an object of the pool as a base; ``hops`` is the longest chain of external bases under it.
+
+        Between rounds of ``resolve`` only. The id is believed. It is never laid out, and an object of the packs with
+        the same id is left out: the pool has it.
+        """
+        if <size_t>len(oid) != self.hash_size or not 1 <= type <= 4:
+            raise Internal("a base has an impossible id or type", type=type)
+        if self.sorted != NULL or not self.linked:
+            raise Internal("a base came too late or too early")
+        if <uint64_t>self.n + 1 >= EXTERNAL:
+            raise LimitExceeded("too many objects", objects=int(self.n))
+        cdef uint32_t i = self.n
+        cdef Object *o
+        cdef uint32_t *roots = <uint32_t *>realloc(self.roots, (<size_t>self.n + 2) * 4)
+        if roots == NULL:
+            raise MemoryError
+        self.roots = roots
+        self._grow(1)
+        if self._outside is None:
+            self._outside = []
+        self._outside.append(data)
+        if self.n_lanes > self.lanes_most:
+            self.lanes_most = self.n_lanes
+        self.n_lanes = 0
+        if self.taken > self.n_roots:
+            self.taken = self.n_roots
+        memcpy(self.ids + <size_t>i * self.hash_size, PyBytes_AS_STRING(oid), self.hash_size)
+        o = &self.objects[i]
+        memset(o, 0, sizeof(Object))
+        o.base = NONE
+        o.similar = NONE
+        o.child = NONE
+        o.next = NONE
+        o.heavy = NONE
+        o.weight = 1
+        o.outside = 1
+        o.pool_hops = <uint8_t>(hops if hops < 255 else 255)
+        o.entry = <uint8_t>type
+        o.at = <uint64_t><size_t>PyBytes_AS_STRING(data)  # its bytes, kept alive by _outside
+        o.size = <uint64_t>len(data)
+        o.raw = o.size
+        self.roots[self.n_roots] = i
+        self.n_roots += 1
+        self.n += 1
+        self.n_outside += 1
+        self.outside_bytes += <uint64_t>len(data)
+
+    @property
+    def bytes_outside(self):
+        """Bytes of the bases from outside that are held."""
+        return int(self.outside_bytes)
+
     @property
     def objects_scanned(self):
         """Entries found so far."""
-        return self.n
+        return int(self.n - self.n_outside)
 
     @property
     def objects_resolved(self):
@@ -733,9 +809,14 @@ cdef class Ingest:
 
     cdef sg_status _inflate(self, Lane *lane, Object *o, uint8_t *out) noexcept nogil:
         """Inflate an entry's body; it must fill its span exactly."""
-        cdef const uint8_t *source = self.packs[o.pack].data + o.at + o.head
+        cdef const uint8_t *source
         cdef size_t used = 0
-        cdef sg_status st = sg_inflate(lane.inflater, source, <size_t>o.body, out, <size_t>o.size, &used)
+        cdef sg_status st
+        if o.outside:
+            memcpy(out, <const uint8_t *><size_t>o.at, <size_t>o.size)
+            return SG_OK
+        source = self.packs[o.pack].data + o.at + o.head
+        st = sg_inflate(lane.inflater, source, <size_t>o.body, out, <size_t>o.size, &used)
         if st == SG_OK and used != o.body:
             return SG_RANGE
         return st
@@ -752,7 +833,7 @@ cdef class Ingest:
         if base == NULL:
             o.type = o.entry
             o.raw = o.size
-            if o.size > self.memory_max and o.type == BLOB and o.child == NONE:
+            if o.size > self.memory_max and o.type == BLOB and o.child == NONE and not o.outside:
                 st = self._stream_id(lane, o, oid)
                 if st != SG_OK:
                     return st
@@ -792,7 +873,8 @@ cdef class Ingest:
         # A few kilobytes of deltas can ask for terabytes of objects: time is bounded by what is made in all.
         if sg_fetch_add(&self.work, o.raw) > self.raw_max:
             return SG_LIMIT
-        sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
+        if not o.outside:
+            sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
         if self.n_refs:
             ref_at = self._find_ref(o.pack, oid)
             ref_end = ref_at
@@ -807,6 +889,8 @@ cdef class Ingest:
                 bounds = <uint64_t *>calloc((<size_t>o.raw >> 6) + 2, 8)
                 if bounds == NULL:
                     return SG_MEMORY
+            if base != NULL:
+                o.similar = base.object
             st = self._tree(lane, <size_t>o.raw, base, n_copies, bounds)
         elif o.type == COMMIT:
             st = self._commit(lane, o)
@@ -814,13 +898,16 @@ cdef class Ingest:
             st = self._tag(lane, <size_t>o.raw)
         if st == SG_OK and lane.n_edges - o.edge_at >= EXTERNAL:
             st = SG_LIMIT
+        if o.outside:
+            lane.n_edges = o.edge_at  # whoever brought it has noted what it links to
         o.edges = <uint32_t>(lane.n_edges - o.edge_at)
         if st == SG_OK and waits:
             st = self._push(lane, i, bounds, ref_at, ref_end)
         if st != SG_OK:
             free(bounds)
             return st
-        sg_fetch_add(&self.resolved, 1)
+        if not o.outside:
+            sg_fetch_add(&self.resolved, 1)
         return SG_OK
 
     cdef bint _has_ref(self, uint16_t pack, const uint8_t *oid) noexcept nogil:
@@ -978,7 +1065,7 @@ cdef class Ingest:
         if failure:
             i = <uint32_t>(failure >> 8)
             raise error_of(<int>(failure & 255), offset=int(self.objects[i].at), pack=int(self.objects[i].pack))
-        if self.resolved != self.n:
+        if self.resolved != self.n - self.n_outside:
             for i in range(self.n):
                 if self.objects[i].type == 0:
                     if self.objects[i].entry == SG_REF_DELTA:
@@ -988,17 +1075,23 @@ cdef class Ingest:
                             offset=int(self.objects[i].at),
                             pack=int(self.objects[i].pack),
                         )
-            raise MalformedPack("delta base is missing", unresolved=int(self.n - self.resolved))
+            raise MalformedPack("delta base is missing", unresolved=int(self.n - self.n_outside - self.resolved))
         for i in range(<uint32_t>self._lanes_used()):
             free_scratch(&self.lanes[i])
         self.sorted = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
-        self.buckets = <uint32_t *>calloc(65537, 4)
-        if self.sorted == NULL or self.buckets == NULL:
+        if self.sorted == NULL:
             raise MemoryError
+        if self.n > SORT_SMALL:
+            self.buckets = <uint32_t *>calloc(65537, 4)
+            if self.buckets == NULL:
+                raise MemoryError
         cdef uint32_t twice = NONE
-        cdef bint ok
+        cdef bint ok = True
         with nogil:
-            ok = self._sort()
+            if self.buckets == NULL:
+                self._sort_few()
+            else:
+                ok = self._sort()
             if ok:
                 twice = self._unique()
         if not ok:
@@ -1009,6 +1102,17 @@ cdef class Ingest:
                 raise MalformedPack("two objects with one id differ in size or type", oid=self.id_at(twice).hex())
             raise MalformedPack("object stands twice in one pack", oid=self.id_at(twice).hex(),
                                 offset=int(self.objects[twice].at), pack=int(self.objects[twice].pack))
+
+    cdef void _sort_few(self) noexcept nogil:
+        """Sort a few object indices by id, by insertion: a one-commit push would pay 1 ms for the radix sort's tables."""
+        cdef uint32_t i, j
+        for i in range(self.n):
+            j = i
+            while j and memcmp(self.ids + <size_t>self.sorted[j - 1] * self.hash_size,
+                               self.ids + <size_t>i * self.hash_size, self.hash_size) > 0:
+                self.sorted[j] = self.sorted[j - 1]
+                j -= 1
+            self.sorted[j] = i
 
     cdef bint _sort(self) noexcept nogil:
         """Sort object indices by id: radix over the first 8 bytes, then whole ids where those are equal."""
@@ -1072,14 +1176,23 @@ cdef class Ingest:
         cdef uint32_t i = 0, j, best
         cdef Object *o
         cdef Object *b
+        cdef bint outside
         while i < self.n:
             best = self.sorted[i]
+            outside = self.objects[best].outside
             j = i + 1
             while j < self.n and self._same_id(self.sorted[i], self.sorted[j]):
                 o = &self.objects[self.sorted[j]]
                 b = &self.objects[best]
                 if o.raw != b.raw or o.type != b.type:
                     return self.sorted[j] | EXTERNAL
+                if o.outside or b.outside:
+                    # The pool has it. What the packs bring goes: a base of itself by a detour must not arise.
+                    outside = True
+                    if o.outside:
+                        best = self.sorted[j]
+                    j += 1
+                    continue
                 if o.pack == b.pack:
                     return self.sorted[j]
                 if o.depth < b.depth:
@@ -1087,7 +1200,7 @@ cdef class Ingest:
                 j += 1
             if j > i + 1:
                 for j in range(i, j):
-                    self.objects[self.sorted[j]].keep = 1 if self.sorted[j] == best else 0
+                    self.objects[self.sorted[j]].keep = 1 if self.sorted[j] == best and not outside else 0
                     # The first of equal ids is the one that lookups find.
                     if self.sorted[j] == best:
                         self.sorted[j] = self.sorted[i]
@@ -1098,9 +1211,19 @@ cdef class Ingest:
 
     cdef uint32_t _find(self, const uint8_t *oid) noexcept nogil:
         """The object with an id, the kept one of equal ids; NONE without."""
+        cdef uint32_t low = self._rank(oid)
+        if low < self.n and memcmp(self.ids + <size_t>self.sorted[low] * self.hash_size, oid, self.hash_size) == 0:
+            return self.sorted[low]
+        return NONE
+
+    cdef uint32_t _rank(self, const uint8_t *oid) noexcept nogil:
+        """How many of the sorted ids are below ``oid``."""
         cdef uint32_t bucket = (<uint32_t>oid[0] << 8) | oid[1]
-        cdef uint32_t low = self.buckets[bucket], high = self.buckets[bucket + 1], middle, stop = high
+        cdef uint32_t low = 0, high = self.n, middle
         cdef int order
+        if self.buckets != NULL:
+            low = self.buckets[bucket]
+            high = self.buckets[bucket + 1]
         while low < high:
             middle = low + ((high - low) >> 1)
             order = memcmp(self.ids + <size_t>self.sorted[middle] * self.hash_size, oid, self.hash_size)
@@ -1108,9 +1231,7 @@ cdef class Ingest:
                 low = middle + 1
             else:
                 high = middle
-        if low < stop and memcmp(self.ids + <size_t>self.sorted[low] * self.hash_size, oid, self.hash_size) == 0:
-            return self.sorted[low]
-        return NONE
+        return low
 
     def id_at(self, uint32_t i):
         """Return the id of object ``i``."""
@@ -1161,13 +1282,14 @@ cdef class Ingest:
         return int(o.type), int(o.raw)
 
     def drop(self, const uint8_t[::1] ranks not None):
-        """Leave out the objects whose byte in ``ranks`` (by rank in ``sorted_ids``) is not 0."""
+        """Leave out the objects that the pool has: byte ``ranks`` [rank in ``sorted_ids``] is 1 + the hops there, else 0."""
         if <size_t>ranks.shape[0] != self.n:
             raise Internal("one byte for each object is wanted", objects=int(self.n))
-        cdef uint32_t i
-        for i in range(self.n):
+        cdef Py_ssize_t i
+        for i in range(<Py_ssize_t>self.n):
             if ranks[i]:
                 self.objects[self.sorted[i]].keep = 0
+                self.objects[self.sorted[i]].pool_hops = <uint8_t>(ranks[i] - 1)
 
     def drop_positions(self, const uint8_t[::1] bits not None, uint64_t first):
         """Leave out what a bitset does not hold: object at run-local position p is bit ``first`` + p.
@@ -1221,11 +1343,12 @@ cdef class Ingest:
 
     # ---- layout ----
 
-    def layout(self, *, uint64_t target, uint64_t most, uint32_t count_most):
+    def layout(self, *, uint64_t target, uint64_t most, uint32_t count_most, int hops_most=254):
         """Assign every kept object to a segment: by type, families whole, close to ``target`` bytes a block.
 
         ``most`` is the largest block; an entry that does not fit stands alone and is stored in parts; a family that
-        does not fit is cut. Returns the number of segments. May be called again after ``drop``.
+        does not fit is cut. A delta on a base of the pool whose chain there has ``hops_most`` hops is written whole.
+        Returns the number of segments. May be called again after ``drop``.
         """
         if self.sorted == NULL:
             raise Internal("layout before finish")
@@ -1238,8 +1361,9 @@ cdef class Ingest:
         cdef uint32_t i
         with nogil:
             for i in range(self.n):
-                if self.objects[i].keep and self.objects[i].base != NONE and \
-                        self._entry_most(&self.objects[i]) + HEADER + TRAILER > most:
+                if self.objects[i].keep and self.objects[i].base != NONE and (
+                        self._entry_most(&self.objects[i]) + HEADER + TRAILER > most
+                        or self._hops_outside(i) > hops_most):
                     st = self._write_whole(i)
                     if st != SG_OK:
                         break
@@ -1249,8 +1373,17 @@ cdef class Ingest:
             raise error_of(st)
         return int(self.n_segments)
 
+    cdef int _hops_outside(self, uint32_t i) noexcept nogil:
+        """Hops of an object whose base the pool has; 0 for all others."""
+        cdef uint32_t b = self.objects[i].base
+        if b == NONE or self._kept_base(&self.objects[i]) != NONE or self.objects[b].keep:
+            return 0
+        return <int>self.objects[b].pool_hops + 1
+
     cdef sg_status _write_whole(self, uint32_t i) noexcept nogil:
-        """Replace a delta that is larger than a block by the whole object: only whole objects are stored in parts."""
+        """Replace a delta by the whole object, where it is larger than a block (only whole objects are stored in parts)
+        or its chain would get too long. A tree's edges stay told against the tree that was its base.
+        """
         cdef Lane lane
         cdef uint8_t *data = NULL
         cdef uint8_t *entry
@@ -1258,8 +1391,8 @@ cdef class Ingest:
         cdef Pack *packs
         cdef Object *o = &self.objects[i]
         cdef sg_status st
-        if o.type != BLOB or self.n_packs == 65535:
-            return SG_LIMIT  # the edges of a tree are relative to its base
+        if self.n_packs == 65535:
+            return SG_OK if self._entry_most(o) + HEADER + TRAILER <= (1 << 20) else SG_LIMIT
         memset(&lane, 0, sizeof(Lane))
         lane.inflater = sg_inflater_new()
         st = SG_MEMORY if lane.inflater == NULL else self._data(&lane, i, &data, &size)
@@ -1456,7 +1589,7 @@ cdef class Ingest:
                         return SG_DEPTH
                     o.hops = b.hops + 1
                 else:
-                    o.hops = 1
+                    o.hops = <uint8_t>(min(<int>self.objects[o.base].pool_hops, 254) + 1)
             if o.hops > s.hops:
                 s.hops = o.hops
         o.position = self.kept
@@ -1612,6 +1745,40 @@ cdef class Ingest:
 
     # ---- graph ----
 
+    def links_outside(self):
+        """Return the ids that objects of the packs link to and the packs do not hold, ascending, each once.
+
+        Left-out objects count too. When all of them are there with all that they reach, so is what the packs hold.
+        """
+        cdef uint32_t i, e
+        cdef Object *o
+        cdef const uint8_t *oid
+        cdef size_t h = self.hash_size
+        if self.sorted == NULL:
+            raise Internal("links before finish")
+        found = set()
+        for i in range(self.n - self.n_outside):
+            o = &self.objects[i]
+            for e in range(o.edges):
+                oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
+                if not self._in_packs(oid):
+                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
+        return sorted(found)
+
+    cdef bint _in_packs(self, const uint8_t *oid) noexcept nogil:
+        cdef uint32_t i = self._find(oid), rank
+        if i == NONE:
+            return False
+        if not self.objects[i].outside:
+            return True
+        # Of equal ids the base from outside is found first.
+        rank = self._rank(oid)
+        while rank < self.n and memcmp(self.ids + <size_t>self.sorted[rank] * self.hash_size, oid, self.hash_size) == 0:
+            if not self.objects[self.sorted[rank]].outside:
+                return True
+            rank += 1
+        return False
+
     cdef uint32_t _link(self, const uint8_t *oid) noexcept nogil:
         """Run-local position of an id, or NONE when it is not among the kept objects."""
         cdef uint32_t i = self._find(oid)
@@ -1634,8 +1801,8 @@ cdef class Ingest:
                 oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
                 if self._link(oid) == NONE:
                     found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
-            if o.type == TREE and o.base != NONE:
-                oid = self.ids + <size_t>o.base * h
+            if o.type == TREE and o.similar != NONE:
+                oid = self.ids + <size_t>o.similar * h
                 if self._link(oid) == NONE:
                     found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
         self._externals = sorted(found)
@@ -1755,8 +1922,8 @@ cdef class Ingest:
         for p in range(t):
             o = &self.objects[self.order[c + g + p]]
             link = NONE
-            if o.base != NONE:
-                link = self._link_or_external(self.ids + <size_t>o.base * h, ext, x)
+            if o.similar != NONE:
+                link = self._link_or_external(self.ids + <size_t>o.similar * h, ext, x)
             sg_put_u32(similar + <size_t>p * 4, link)
             sg_put_u32(edge_start + <size_t>p * 4, at)
             row = self.lanes[o.lane].edges + o.edge_at * h
@@ -1894,9 +2061,15 @@ cdef int64_t date_of(const uint8_t *line, size_t n) noexcept nogil:
 
 cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
     """Write the ordinals 0..n-1 as u16 in the order of their ids: radix over two bytes, then insertion."""
-    cdef uint32_t *starts = <uint32_t *>calloc(65537, 4)
+    cdef uint32_t *starts
     cdef uint32_t i, j, v, w
     cdef const uint8_t *oid
+    if n <= SORT_SMALL:
+        for i in range(n):
+            sg_put_u16(order + <size_t>i * 2, <uint16_t>i)
+        sort_by_insertion(ids, h, n, order)
+        return True
+    starts = <uint32_t *>calloc(65537, 4)
     if starts == NULL:
         return False
     for i in range(n):
@@ -1908,6 +2081,14 @@ cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order
         sg_put_u16(order + <size_t>starts[v] * 2, <uint16_t>i)
         starts[v] += 1
     free(starts)
+    sort_by_insertion(ids, h, n, order)
+    return True
+
+
+cdef void sort_by_insertion(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
+    """Sort ordinals by id; quick where they are few or nearly in order."""
+    cdef uint32_t i, j, v, w
+    cdef const uint8_t *oid
     for i in range(1, n):
         v = sg_u16(order + <size_t>i * 2)
         oid = ids + v * h
@@ -1919,7 +2100,6 @@ cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order
             sg_put_u16(order + <size_t>j * 2, <uint16_t>w)
             j -= 1
         sg_put_u16(order + <size_t>j * 2, <uint16_t>v)
-    return True
 
 
 cdef sg_status number_generations(uint32_t c, const uint8_t *start, const uint8_t *parents, uint8_t *out,

@@ -48,6 +48,15 @@ ctypedef struct Stream:
     uint32_t x
 
 
+ctypedef struct Counts:
+    uint64_t objects
+    uint64_t commits
+    uint64_t tags
+    uint64_t trees
+    uint64_t parents
+    uint64_t edges
+
+
 cdef bint stream_of(const uint8_t *data, size_t length, int hash_kind, size_t h, Stream *s) noexcept nogil:
     """Place the columns of a graph stream; False when the counts do not add up."""
     cdef uint64_t need
@@ -95,24 +104,9 @@ cdef inline void put(uint64_t *bits, uint32_t at) noexcept nogil:
     bits[at >> 6] |= <uint64_t>1 << (at & 63)
 
 
-cdef void *grown(void *memory, uint64_t count, size_t size) except NULL:
-    cdef void *more = realloc(memory, (<size_t>count + 1) * size)
-    if more == NULL:
-        raise MemoryError
-    return more
+cdef class Arrays:
+    """The memory of graphs that grew out of each other: each sees its own first rows, the longest may append in place."""
 
-
-cdef class PoolGraph:
-    """The commits, tags and trees of a pool as flat arrays."""
-
-    cdef readonly int hash_kind
-    cdef size_t h
-    cdef readonly uint32_t objects
-    cdef readonly uint32_t commits
-    cdef readonly uint32_t tags
-    cdef readonly uint32_t trees
-    cdef uint32_t n_parents
-    cdef uint32_t n_edges
     cdef uint8_t *kind  # by pool position
     cdef uint32_t *row  # by pool position: index into the arrays of its kind
     cdef int64_t *date
@@ -124,14 +118,8 @@ cdef class PoolGraph:
     cdef uint32_t *similar
     cdef uint32_t *edge_start
     cdef uint32_t *edges
-
-    def __cinit__(self, int hash_kind):
-        self.hash_kind = hash_kind
-        self.h = 32 if hash_kind == 2 else 20
-        self.parent_start = <uint32_t *>calloc(1, 4)
-        self.edge_start = <uint32_t *>calloc(1, 4)
-        if self.parent_start == NULL or self.edge_start == NULL:
-            raise MemoryError
+    cdef Counts room
+    cdef uint64_t used  # objects of the longest graph
 
     def __dealloc__(self):
         free(self.kind)
@@ -145,6 +133,127 @@ cdef class PoolGraph:
         free(self.similar)
         free(self.edge_start)
         free(self.edges)
+
+    @staticmethod
+    cdef Arrays make(Counts need):
+        """Return arrays with room for ``need`` and a quarter more."""
+        cdef Arrays made = Arrays()
+        cdef Counts r
+        r.objects = roomy(need.objects)
+        r.commits = roomy(need.commits)
+        r.tags = roomy(need.tags)
+        r.trees = roomy(need.trees)
+        r.parents = roomy(need.parents)
+        r.edges = roomy(need.edges)
+        made.kind = <uint8_t *>malloc(r.objects + 1)
+        made.row = <uint32_t *>malloc((r.objects + 1) * 4)
+        made.date = <int64_t *>malloc((r.commits + 1) * 8)
+        made.generation = <uint32_t *>malloc((r.commits + 1) * 4)
+        made.tree = <uint32_t *>malloc((r.commits + 1) * 4)
+        made.parent_start = <uint32_t *>calloc(r.commits + 2, 4)
+        made.parents = <uint32_t *>malloc((r.parents + 1) * 4)
+        made.target = <uint32_t *>malloc((r.tags + 1) * 4)
+        made.similar = <uint32_t *>malloc((r.trees + 1) * 4)
+        made.edge_start = <uint32_t *>calloc(r.trees + 2, 4)
+        made.edges = <uint32_t *>malloc((r.edges + 1) * 4)
+        if (made.kind == NULL or made.row == NULL or made.date == NULL or made.generation == NULL or made.tree == NULL
+                or made.parent_start == NULL or made.parents == NULL or made.target == NULL or made.similar == NULL
+                or made.edge_start == NULL or made.edges == NULL):
+            raise MemoryError
+        made.room = r
+        return made
+
+
+cdef inline uint64_t roomy(uint64_t n) noexcept nogil:
+    return n + n // 4 + 64
+
+
+cdef class PoolGraph:
+    """The commits, tags and trees of a pool as flat arrays.
+
+    ``extended`` returns a graph with one run more and leaves this one as it is; both share memory. ``add_run`` appends
+    to this one, which nobody else may be using.
+    """
+
+    cdef readonly int hash_kind
+    cdef size_t h
+    cdef readonly uint32_t objects
+    cdef readonly uint32_t commits
+    cdef readonly uint32_t tags
+    cdef readonly uint32_t trees
+    cdef uint32_t n_parents
+    cdef uint32_t n_edges
+    cdef Arrays arrays
+    # Those of ``arrays``, at hand:
+    cdef uint8_t *kind
+    cdef uint32_t *row
+    cdef int64_t *date
+    cdef uint32_t *generation
+    cdef uint32_t *tree
+    cdef uint32_t *parent_start
+    cdef uint32_t *parents
+    cdef uint32_t *target
+    cdef uint32_t *similar
+    cdef uint32_t *edge_start
+    cdef uint32_t *edges
+
+    def __cinit__(self, int hash_kind):
+        cdef Counts none
+        memset(&none, 0, sizeof(none))
+        self.hash_kind = hash_kind
+        self.h = 32 if hash_kind == 2 else 20
+        self._adopt(Arrays.make(none))
+
+    cdef void _adopt(self, Arrays arrays):
+        self.arrays = arrays
+        self.kind = arrays.kind
+        self.row = arrays.row
+        self.date = arrays.date
+        self.generation = arrays.generation
+        self.tree = arrays.tree
+        self.parent_start = arrays.parent_start
+        self.parents = arrays.parents
+        self.target = arrays.target
+        self.similar = arrays.similar
+        self.edge_start = arrays.edge_start
+        self.edges = arrays.edges
+
+    cdef int _make_room(self, Counts need) except -1:
+        """Move to larger arrays unless these have room and nobody else has appended to them."""
+        cdef Arrays old = self.arrays
+        cdef Arrays made
+        cdef Counts r = old.room
+        if (old.used == self.objects and need.objects <= r.objects and need.commits <= r.commits and need.tags <= r.tags
+                and need.trees <= r.trees and need.parents <= r.parents and need.edges <= r.edges):
+            return 0
+        made = Arrays.make(need)
+        memcpy(made.kind, old.kind, self.objects)
+        memcpy(made.row, old.row, <size_t>self.objects * 4)
+        memcpy(made.date, old.date, <size_t>self.commits * 8)
+        memcpy(made.generation, old.generation, <size_t>self.commits * 4)
+        memcpy(made.tree, old.tree, <size_t>self.commits * 4)
+        memcpy(made.parent_start, old.parent_start, (<size_t>self.commits + 1) * 4)
+        memcpy(made.parents, old.parents, <size_t>self.n_parents * 4)
+        memcpy(made.target, old.target, <size_t>self.tags * 4)
+        memcpy(made.similar, old.similar, <size_t>self.trees * 4)
+        memcpy(made.edge_start, old.edge_start, (<size_t>self.trees + 1) * 4)
+        memcpy(made.edges, old.edges, <size_t>self.n_edges * 4)
+        made.used = self.objects
+        self._adopt(made)
+        return 0
+
+    def extended(self, bytes stream not None, externals not None):
+        """Return a graph with one run more. Arguments as for ``add_run``. One thread at a time in a line of graphs."""
+        cdef PoolGraph made = PoolGraph(self.hash_kind)
+        made.objects = self.objects
+        made.commits = self.commits
+        made.tags = self.tags
+        made.trees = self.trees
+        made.n_parents = self.n_parents
+        made.n_edges = self.n_edges
+        made._adopt(self.arrays)
+        made.add_run(stream, externals)
+        return made
 
     @staticmethod
     def externals_of(bytes stream not None, int hash_kind):
@@ -165,6 +274,7 @@ cdef class PoolGraph:
         if not stream_of(<const uint8_t *>PyBytes_AS_STRING(stream), <size_t>len(stream), self.hash_kind, self.h, &s):
             raise BlockCorrupt("graph stream is off", bytes=len(stream))
         cdef uint64_t total = <uint64_t>base + s.c + s.g + s.t + s.b
+        cdef Counts need
         if total >= EXTERNAL or <uint64_t>self.n_edges + s.e >= EXTERNAL or <uint64_t>self.n_parents + s.m >= EXTERNAL:
             raise BlockCorrupt("graph is too large", objects=int(total))
         if not rising(s.parent_start, s.c, s.m) or not rising(s.edge_start, s.t, s.e):
@@ -178,17 +288,14 @@ cdef class PoolGraph:
             for i in range(s.x):
                 position = externals[i]
                 outside[i] = <uint32_t>position if 0 <= position < <int64_t>total else <uint32_t>MISSING
-            self.kind = <uint8_t *>grown(self.kind, total, 1)
-            self.row = <uint32_t *>grown(self.row, total, 4)
-            self.date = <int64_t *>grown(self.date, <uint64_t>self.commits + s.c, 8)
-            self.generation = <uint32_t *>grown(self.generation, <uint64_t>self.commits + s.c, 4)
-            self.tree = <uint32_t *>grown(self.tree, <uint64_t>self.commits + s.c, 4)
-            self.parent_start = <uint32_t *>grown(self.parent_start, <uint64_t>self.commits + s.c + 1, 4)
-            self.parents = <uint32_t *>grown(self.parents, <uint64_t>self.n_parents + s.m, 4)
-            self.target = <uint32_t *>grown(self.target, <uint64_t>self.tags + s.g, 4)
-            self.similar = <uint32_t *>grown(self.similar, <uint64_t>self.trees + s.t, 4)
-            self.edge_start = <uint32_t *>grown(self.edge_start, <uint64_t>self.trees + s.t + 1, 4)
-            self.edges = <uint32_t *>grown(self.edges, <uint64_t>self.n_edges + s.e, 4)
+            need.objects = total
+            need.commits = <uint64_t>self.commits + s.c
+            need.tags = <uint64_t>self.tags + s.g
+            need.trees = <uint64_t>self.trees + s.t
+            need.parents = <uint64_t>self.n_parents + s.m
+            need.edges = <uint64_t>self.n_edges + s.e
+            self._make_room(need)
+            self.arrays.used = total  # what is behind our rows is ours from here on
             with nogil:
                 bad = self._append(&s, base, outside)
             if bad:

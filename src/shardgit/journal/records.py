@@ -49,6 +49,22 @@ def pool_key(pool: PoolId) -> bytes:
     return b"P" + pool
 
 
+def recent_key(pool: PoolId, serial: int) -> bytes:
+    """Return the key of a recent: what one push brought, until a settle folds it into the manifest."""
+    return b"S" + pool + serial.to_bytes(8, "big")
+
+
+def recents_range(pool: PoolId, *, after: int = 0, upto: int | None = None) -> tuple[bytes, bytes]:
+    """Return the key range of a pool's recents with serials behind ``after``, up to ``upto``."""
+    low = recent_key(pool, after + 1)
+    return low, recent_key(pool, upto + 1) if upto is not None else end_of(b"S" + pool)
+
+
+def serial_of(key: bytes) -> int:
+    """Return the serial in a recent's key."""
+    return int.from_bytes(key[-8:], "big")
+
+
 def loose_range(repository: RepositoryId) -> tuple[bytes, bytes]:
     """Return the key range of a repository's loose refs; HEAD, which is not under refs/, lies
     outside.

@@ -1,4 +1,7 @@
-"""A pool as one manifest shows it: lookups and object reads. Immutable; methods run in the calling thread."""
+"""A pool at one moment: its manifest, and the recents that no settle has folded into it yet.
+
+Lookups and object reads. Immutable; methods run in the calling thread.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
+
+from blake3 import blake3
 
 from shardgit import _segment
 from shardgit._graph import PoolGraph
@@ -18,8 +24,10 @@ from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId, HashKind, ObjectId
 from shardgit.pool.manifest import (
     ALONE,
+    EXTERNAL_BASES,
     BlockRef,
     Manifest,
+    RunRecord,
     SegmentEntry,
     decode_manifest,
     embedded_block,
@@ -27,13 +35,14 @@ from shardgit.pool.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from shardgit.blocks.interface import BlockStore
 
 T = TypeVar("T")
 EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not written
 PIECE_BYTES = 1 << 20
+SEGMENT_TRAILER_BYTES = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,56 +65,144 @@ class GitObject:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSegment:
-    """A segment and the pool position of its first object."""
+    """A segment, the pool position of its first object, and the manifest root that may embed it."""
 
     entry: SegmentEntry
     base: int
+    root: bytes = field(default=b"", repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRun:
+    """A run, the pool position of its first object, and the manifest root that may embed its blocks."""
+
+    record: RunRecord
+    start: int
+    root: bytes = field(default=b"", repr=False, compare=False)
+
+
+class _Overlay:
+    """Positions of the objects of recents, by id; views that grew out of each other share it.
+
+    A view believes an entry only below its own object count.
+    """
+
+    def __init__(self) -> None:
+        self.positions: dict[bytes, int] = {}
+        self.objects = 0  # of the longest view
 
 
 class PoolView:
-    """One generation of a pool. Errors: DataLoss when a block that the manifest names is missing or damaged."""
+    """A pool at one moment. Errors: DataLoss when a block that the manifest names is missing or damaged.
+
+    ``manifest`` leaves recents out; ``runs``, ``segments``, ``objects`` and all methods count them in. ``id`` tells
+    views apart: equal ids show equal objects at equal positions.
+    """
 
     def __init__(
-        self, blocks: BlockStore, manifest_id: BlockId, *, limits: Limits = DEFAULT
+        self,
+        blocks: BlockStore,
+        hash_kind: HashKind,
+        manifest_id: BlockId | None,
+        *,
+        limits: Limits = DEFAULT,
     ) -> None:
-        (root,) = blocks.get_many_sync([manifest_id])
-        if root is None:
-            raise DataLoss("manifest block is missing", block=manifest_id.hex())
-        self.id = manifest_id
         self.blocks = blocks
         self.limits = limits
-        self._root = root
-        self.manifest: Manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes))
-        self.hash_kind: HashKind = self.manifest.hash_kind
-        self.objects = self.manifest.objects
-        self._run_starts = runs_in_order(self.manifest.runs)
-        self.segments = self._placed()  # in clone order
-        self._by_position = sorted(self.segments, key=lambda segment: segment.base)
-        self._starts = [segment.base for segment in self._by_position]
+        self.hash_kind = hash_kind
+        self.manifest_id = manifest_id
+        self.last_recent = 0
+        self.recents_bytes = 0  # of their journal rows
         self._sound: set[BlockId] = set()
         self._pieces: dict[BlockId, bytes] = {}
-        self._graph: PoolGraph | None = None
         self._lock = threading.Lock()
+        self._graph: PoolGraph | None = None
+        self._overlay = _Overlay()
+        self._recent_runs: tuple[PlacedRun, ...] = ()
+        self._recent_segments: list[PlacedSegment] = []  # by position
+        self._recent_starts: list[int] = []
+        root = b""
+        if manifest_id is None:
+            self.id = bytes(32)
+            self.manifest = Manifest(hash_kind, 0, 0, (), (), ())
+        else:
+            (found,) = blocks.get_many_sync([manifest_id])
+            if found is None:
+                raise DataLoss("manifest block is missing", block=manifest_id.hex())
+            self.id = manifest_id
+            root = found
+            self.manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
+            if self.manifest.hash_kind is not hash_kind:
+                raise BlockCorrupt("manifest has another hash kind", block=manifest_id.hex())
+        self._root = root
+        self.objects = self._base_objects = self._overlay.objects = self.manifest.objects
+        starts = runs_in_order(self.manifest.runs)
+        self.runs = tuple(
+            PlacedRun(run, start, root)
+            for run, start in zip(self.manifest.runs, starts, strict=True)
+        )
+        self._indexed = tuple(run for run in self.runs if run.record.index)
+        self.segments = _placed(self.manifest, self.runs)  # in clone order
+        self._by_position = sorted(self.segments, key=lambda segment: segment.base)
+        self._starts = [segment.base for segment in self._by_position]
 
-    def _placed(self) -> list[PlacedSegment]:
-        by_serial = {entry.serial: entry for entry in self.manifest.segments}
-        base: dict[int, int] = {}
-        for run, start in zip(self.manifest.runs, self._run_starts, strict=True):
-            at = start
-            for serial in range(run.first_serial, run.first_serial + run.segments):
-                base[serial] = at
-                at += by_serial[serial].objects
-            if at - start != run.objects:
-                raise BlockCorrupt(
-                    "run has another object count than its segments", block=self.id.hex()
-                )
-        return [PlacedSegment(entry, base[entry.serial]) for entry in self.manifest.segments]
+    def extended(self, serial: int, root: bytes) -> PoolView:
+        """Return a view with one recent more, whose row holds ``root``; this one stays as it is.
+
+        Costs by the recent, not by the pool. One thread at a time in a line of views. A recent holds
+        no object that was there before: whoever commits one sees to that.
+        """
+        made = copy(self)
+        made._extend(serial, root)  # noqa: SLF001
+        return made
+
+    def _extend(self, serial: int, root: bytes) -> None:
+        """Take one recent more; only a fresh copy does that, and what it shares with others it does not change."""
+        manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
+        if len(manifest.runs) != 1 or manifest.hash_kind is not self.hash_kind:
+            raise BlockCorrupt("recent is not one run of its pool", serial=serial)
+        before = self.objects
+        run = PlacedRun(manifest.runs[0], before, root)
+        segments = _placed(manifest, (run,))
+        placed = sorted(segments, key=lambda segment: segment.base)
+        self.id = blake3(self.id + blake3(root).digest()).digest()
+        self.last_recent = serial
+        self.recents_bytes += len(root)
+        self.objects = before + run.record.objects
+        self.runs = (*self.runs, run)
+        self.segments = [*segments, *self.segments]
+        self._recent_runs = (*self._recent_runs, run)
+        self._recent_segments = [*self._recent_segments, *placed]
+        self._recent_starts = [*self._recent_starts, *(segment.base for segment in placed)]
+        self._lock = threading.Lock()
+        graph, self._graph = self._graph, None
+        if self._overlay.objects != before:
+            held = list(self._overlay.positions.items())  # another view has grown out of that one
+            self._overlay = _Overlay()
+            self._overlay.positions = {oid: at for oid, at in held if at < before}
+        self._overlay.objects = self.objects
+        if run.record.index:
+            self._indexed = (*self._indexed, run)
+        else:
+            size = self.hash_kind.size
+            for segment in placed:
+                flat = self.use_segment(segment, lambda view: _segment.ids_of(view, size))
+                for number in range(segment.entry.objects):
+                    oid = flat[number * size : (number + 1) * size]
+                    self._overlay.positions[oid] = segment.base + number
+        if graph is not None:
+            self._graph = self._with_run(graph, run)
+
+    @property
+    def recents(self) -> tuple[PlacedRun, ...]:
+        """The runs that no settle has folded into the manifest yet, by rising serial."""
+        return self._recent_runs
 
     # ---- blocks ----
 
-    def _use(self, ref: BlockRef, job: Callable[[memoryview], T]) -> T:
+    def _use(self, ref: BlockRef, job: Callable[[memoryview], T], root: bytes) -> T:
         if ref.inline:
-            return job(memoryview(embedded_block(self._root, ref)))
+            return job(memoryview(embedded_block(root, ref, check=ref.id not in self._sound)))
         found = self.blocks.use(ref.id, lambda view: (job(view),))
         if found is None:
             raise DataLoss("block is missing", block=ref.id.hex())
@@ -125,22 +222,22 @@ class PoolView:
                 self._sound.add(ref.id)
             return job(view)
 
-        return self._use(ref, checked)
+        return self._use(ref, checked, segment.root)
 
     def parts(self, segment: PlacedSegment) -> Iterator[bytes]:
         """Return the payloads of a segment's part blocks, in order."""
         names = self.use_segment(segment, lambda view: _segment.part_ids(view, self.hash_kind.size))
         for name in names:
-            data = self._use(BlockRef(BlockId(name), 0), bytes)
+            data = self._use(BlockRef(BlockId(name), 0), bytes, b"")
             parse_header(data, kind=BlockKind.PART)
             yield data[HEADER_SIZE:]
 
     # ---- lookups ----
 
-    def _piece(self, ref: BlockRef) -> bytes:
+    def _piece(self, ref: BlockRef, root: bytes) -> bytes:
         found = self._pieces.get(ref.id)
         if found is None:
-            found = self._use(ref, bytes)
+            found = self._use(ref, bytes, root)
             parse_header(found, kind=BlockKind.INDEX)
             _segment.check_index(found)
             self._pieces[ref.id] = found
@@ -149,15 +246,21 @@ class PoolView:
     def positions(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return the pool position of each id, -1 where the pool has no such object."""
         out = [-1] * len(ids)
+        recent = self._overlay.positions
+        if recent:
+            for number, oid in enumerate(ids):
+                if 0 <= (at := recent.get(oid, -1)) < self.objects:
+                    out[number] = at
         flat = b"".join(ids)
         if len(flat) != len(ids) * self.hash_kind.size:
             return [
                 self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids
             ]
-        waiting = list(range(len(ids)))
-        for run, start in reversed(list(zip(self.manifest.runs, self._run_starts, strict=True))):
-            if not waiting or not run.index:
-                continue
+        waiting = [number for number, at in enumerate(out) if at < 0]
+        for placed in reversed(self._indexed):
+            if not waiting:
+                break
+            run, start = placed.record, placed.start
             firsts = [key for key, _ in run.index]
             by_piece: dict[int, array[int]] = defaultdict(lambda: array("q"))
             for number in waiting:
@@ -169,7 +272,7 @@ class PoolView:
                         by_piece[piece - 1].append(number)
             candidates: list[tuple[int, int]] = []
             for piece, which in by_piece.items():
-                data = self._piece(run.index[piece][1])
+                data = self._piece(run.index[piece][1], placed.root)
                 found = array("q", bytes(8 * len(which)))
                 _segment.index_find(data, flat, self.hash_kind.size, which, found)
                 for number, local in zip(which, found, strict=True):
@@ -218,7 +321,9 @@ class PoolView:
         """Return the segment that holds a position; IndexError outside the pool."""
         if not 0 <= position < self.objects:
             raise IndexError(position)
-        return self._by_position[bisect_right(self._starts, position) - 1]
+        if position < self._base_objects:
+            return self._by_position[bisect_right(self._starts, position) - 1]
+        return self._recent_segments[bisect_right(self._recent_starts, position) - 1]
 
     def ids_at(self, positions: Sequence[int]) -> list[ObjectId]:
         """Return the ids at pool positions."""
@@ -247,11 +352,14 @@ class PoolView:
         low = int(prefix[:16].ljust(16, "0"), 16)
         high = int(prefix[:16].ljust(16, "f"), 16)
         found: list[ObjectId] = []
-        for run, start in zip(self.manifest.runs, self._run_starts, strict=True):
-            for key, ref in run.index:
+        for oid, at in list(self._overlay.positions.items()):
+            if at < self.objects and oid.hex().startswith(prefix):
+                found.append(ObjectId(oid))
+        for run in self._indexed:
+            for key, ref in run.record.index:
                 if int.from_bytes(key, "big") <= high:
-                    rows = _segment.index_rows(self._piece(ref), low, high, 4096)
-                    ids = self.ids_at([start + row for row in rows])
+                    rows = _segment.index_rows(self._piece(ref, run.root), low, high, 4096)
+                    ids = self.ids_at([run.start + row for row in rows])
                     found += [oid for oid in ids if oid.hex().startswith(prefix)]
             if len(found) >= limit:
                 break
@@ -360,19 +468,35 @@ class PoolView:
         """Return the pool's graph, built at the first call; it is shared and must not be added to."""
         with self._lock:
             if self._graph is None:
-                self._graph = self.copy_graph()
+                graph = PoolGraph(int(self.hash_kind))
+                for run in self.runs:
+                    graph = self._with_run(graph, run)
+                if graph.objects != self.objects:
+                    raise BlockCorrupt(
+                        "graph has another object count than the pool", block=self.id.hex()
+                    )
+                self._graph = graph
             return self._graph
 
-    def copy_graph(self) -> PoolGraph:
-        """Build the pool's graph anew, for a caller who adds to it."""
-        graph = PoolGraph(int(self.hash_kind))
-        for run in self.manifest.runs:
-            stream = b"".join(self._graph_blocks(run.graph))
-            outside = PoolGraph.externals_of(stream, int(self.hash_kind))
-            graph.add_run(stream, self.positions([ObjectId(oid) for oid in outside]))
-        if graph.objects != self.objects:
-            raise BlockCorrupt("graph has another object count than the pool", block=self.id.hex())
-        return graph
+    def _with_run(self, graph: PoolGraph, run: PlacedRun) -> PoolGraph:
+        stream = b"".join(self._graph_blocks(run))
+        outside = PoolGraph.externals_of(stream, int(self.hash_kind))
+        # What a link leads to was there before the run, so later runs need not be asked.
+        return graph.extended(stream, self.positions([ObjectId(oid) for oid in outside]))
+
+    def hops_at(self, positions: Sequence[int]) -> list[int]:
+        """Return the longest chain of external bases in the segment that holds each position."""
+        known: dict[int, int] = {}
+        out = []
+        for position in positions:
+            segment = self.segment_at(position)
+            if not segment.entry.flags & EXTERNAL_BASES:
+                out.append(0)
+                continue
+            if segment.base not in known:
+                known[segment.base] = self.use_segment(segment, _hops_of)
+            out.append(known[segment.base])
+        return out
 
     def unembedded(self, manifest: Manifest, put: Callable[[BlockId, bytes], None]) -> Manifest:
         """Return ``manifest`` with the blocks that this view's root embeds as blocks of their own, given to ``put``."""
@@ -399,11 +523,32 @@ class PoolView:
             bitmaps=tuple(out(ref) for ref in manifest.bitmaps),
         )
 
-    def _graph_blocks(self, refs: Iterable[BlockRef]) -> Iterator[bytes]:
-        for ref in refs:
-            data = self._use(ref, bytes)
+    def _graph_blocks(self, run: PlacedRun) -> Iterator[bytes]:
+        for ref in run.record.graph:
+            data = self._use(ref, bytes, run.root)
             parse_header(data, kind=BlockKind.GRAPH)
             yield data[HEADER_SIZE:]
+
+
+def _placed(manifest: Manifest, runs: Sequence[PlacedRun]) -> list[PlacedSegment]:
+    """Return a manifest's segments in clone order, with their places in the pool."""
+    by_serial = {entry.serial: entry for entry in manifest.segments}
+    places: dict[int, PlacedSegment] = {}
+    for run in runs:
+        at = run.start
+        record = run.record
+        for serial in range(record.first_serial, record.first_serial + record.segments):
+            places[serial] = PlacedSegment(by_serial[serial], at, run.root)
+            at += by_serial[serial].objects
+        if at - run.start != record.objects:
+            raise BlockCorrupt(
+                "run has another object count than its segments", first_serial=record.first_serial
+            )
+    return [places[entry.serial] for entry in manifest.segments]
+
+
+def _hops_of(view: memoryview) -> int:
+    return view[len(view) - SEGMENT_TRAILER_BYTES + 22]
 
 
 def _behind_header(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -337,8 +337,8 @@ class _Reach:
                     generations[oid] = old.generation_at(position)
         self.stream = ingest.graph(generations)
         # The new run stands behind those that the pool has, so their positions stay.
-        self.graph = view.copy_graph() if view else PoolGraph(int(self.kind))
-        self.graph.add_run(self.stream, known)
+        graph = view.graph() if view else PoolGraph(int(self.kind))
+        self.graph = graph.extended(self.stream, known)
         self._positions: dict[ObjectId, int] = {}
 
     def position(self, oid: ObjectId) -> int:

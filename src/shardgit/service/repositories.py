@@ -148,15 +148,16 @@ class Repositories:
             refs = self.store.refs.head(snapshot, look.record).count
         if look.view is None:
             return RepositoryStats(0, 0, 0, 0, 0, refs, 0)
-        manifest = look.view.manifest
-        stored = sum(ref.length for ref in manifest.blocks())
-        stored += sum(entry.entry_bytes for entry in manifest.segments if entry.flags & ALONE)
+        view = look.view
+        stored = sum(ref.length for ref in view.manifest.blocks()) + view.recents_bytes
+        entries = [segment.entry for segment in view.segments]
+        stored += sum(entry.entry_bytes for entry in entries if entry.flags & ALONE)
         return RepositoryStats(
             objects=look.view.objects,
             reachable_objects=int.from_bytes(look.reachable, "little").bit_count(),
             stored_bytes=stored,
-            segments=len(manifest.segments),
-            runs=len(manifest.runs),
+            segments=len(entries),
+            runs=len(view.runs),
             refs=refs,
-            generation=manifest.generation,
+            generation=view.manifest.generation,
         )

@@ -6,7 +6,7 @@ import os
 import time
 from array import array
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,9 @@ from shardgit.journal.records import (
     encode_counter,
     name_key,
     pool_key,
+    recents_range,
     repository_key,
+    serial_of,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.transfer import Trailers
@@ -45,17 +47,20 @@ if TYPE_CHECKING:
     from shardgit.refs.table import RefTable
     from shardgit.workers import Workers
 
-VIEWS_CACHED = 64
+VIEWS_CACHED = 1_024
+VIEWS_OF_A_LINE = 4  # snapshots of requests under way are a few pushes apart at most
 VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool's record and the revision of its row, for compare-and-set."""
+    """A pool's record, the revision of its row, for compare-and-set, and its last recent, 0 without."""
 
     record: PoolRecord
     revision: int
+    view: PoolView = field(compare=False, repr=False)
+    last_recent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,20 @@ class RepositoryState:
     record: RepositoryRecord
     pool: PoolState
     refs_key: bytes
+
+
+class _Line:
+    """The views of one manifest: itself alone first, then with recents, by rising serial."""
+
+    __slots__ = ("generation", "lock", "manifest", "objects", "revision", "views")
+
+    def __init__(self, record: PoolRecord) -> None:
+        self.manifest = record.manifest
+        self.generation = record.generation
+        self.views: list[PoolView] = []
+        self.objects = 0
+        self.revision = 0  # of the newest snapshot that the last view was right for
+        self.lock = Lock()
 
 
 class Reach:
@@ -107,8 +126,8 @@ class Store:
         self.limits = limits
         self.scratch = scratch
         self.trailers = Trailers()
-        self._views: OrderedDict[BlockId, PoolView] = OrderedDict()
-        self._reach: OrderedDict[tuple[BlockId, bytes], bytes] = OrderedDict()
+        self._lines: OrderedDict[PoolId, _Line] = OrderedDict()
+        self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._lock = Lock()
 
     # ---- repositories ----
@@ -177,31 +196,74 @@ class Store:
     # ---- pools ----
 
     def pool(self, snapshot: JournalSnapshot, pool: PoolId) -> PoolState:
-        """Return a pool's record; RepositoryMissing when it is gone."""
+        """Return a pool as a snapshot shows it; RepositoryMissing when it is gone."""
         row = snapshot.get(pool_key(pool))
         if row is None:
             raise RepositoryMissing("pool does not exist", pool=pool.hex())
-        return PoolState(PoolRecord.decode(pool, row.value), row.revision)
+        record = PoolRecord.decode(pool, row.value)
+        line = self._line(record)
+        with line.lock:
+            view = self._view_of(snapshot, record, line)
+        return PoolState(record, row.revision, view, view.last_recent)
 
     def view(self, pool: PoolState) -> PoolView | None:
-        """Return the view of a pool's current manifest, None while it is empty. Cached by manifest."""
-        manifest = pool.record.manifest
-        if manifest is None:
-            return None
+        """Return the view of a pool's state, None while the pool is empty."""
+        return pool.view if pool.view.objects else None
+
+    def _line(self, record: PoolRecord) -> _Line:
         with self._lock:
-            found = self._views.get(manifest)
-            if found is not None:
-                self._views.move_to_end(manifest)
-                return found
-        made = PoolView(self.blocks, manifest, limits=self.limits)
-        with self._lock:
-            found = self._views.setdefault(manifest, made)
-            while len(self._views) > VIEWS_CACHED or (
-                len(self._views) > 1
-                and sum(view.objects for view in self._views.values()) > VIEWS_CACHED_OBJECTS
+            line = self._lines.get(record.id)
+            if line is None or line.manifest != record.manifest:
+                if line is not None and line.generation > record.generation:
+                    return _Line(record)  # an older snapshot; its view is not kept
+                line = self._lines[record.id] = _Line(record)
+            self._lines.move_to_end(record.id)
+            while len(self._lines) > VIEWS_CACHED or (
+                len(self._lines) > 1
+                and sum(each.objects for each in self._lines.values()) > VIEWS_CACHED_OBJECTS
             ):
-                self._views.popitem(last=False)
-        return found
+                self._lines.popitem(last=False)
+            return line
+
+    def _view_of(self, snapshot: JournalSnapshot, record: PoolRecord, line: _Line) -> PoolView:
+        """Return the view at a snapshot: the newest that it covers, extended by the recents since."""
+        if not line.views:
+            base = PoolView(self.blocks, record.hash_kind, record.manifest, limits=self.limits)
+            line.views.append(base)
+        if snapshot.revision < line.revision:
+            return self._older_view(snapshot, record, line)
+        newest = line.views[-1]
+        fresh = list(snapshot.range(*recents_range(record.id, after=newest.last_recent)))
+        line.revision = snapshot.revision
+        view = newest
+        for row in fresh:
+            view = view.extended(serial_of(row.key), row.value)
+        if view is not newest:
+            line.views.append(view)
+            del line.views[1:-VIEWS_OF_A_LINE]  # the first is the manifest alone
+            line.objects = view.objects
+        return view
+
+    def _older_view(self, snapshot: JournalSnapshot, record: PoolRecord, line: _Line) -> PoolView:
+        rows = list(snapshot.range(*recents_range(record.id)))
+        last = serial_of(rows[-1].key) if rows else 0
+        for view in line.views:
+            if view.last_recent == last:
+                return view
+        view = line.views[0]
+        for row in rows:
+            view = view.extended(serial_of(row.key), row.value)
+        return view
+
+    def adopt(self, record: PoolRecord, view: PoolView, revision: int) -> None:
+        """Keep a view whose last recent this process has committed at ``revision``: nobody need build it again."""
+        line = self._line(record)
+        with line.lock:
+            if line.views and line.views[-1].last_recent < view.last_recent:
+                line.revision = max(line.revision, revision)
+                line.views.append(view)
+                del line.views[1:-VIEWS_OF_A_LINE]
+                line.objects = view.objects
 
     def reach_of(self, snapshot: JournalSnapshot, state: RepositoryState) -> Reach:
         """Return what the repository's refs reach, to be walked once the snapshot is closed."""
@@ -232,7 +294,7 @@ class Store:
         key = (view.id, blake3(ordered.tobytes()).digest())
         return self._cached(key, lambda: closure(view, ordered))
 
-    def _cached(self, key: tuple[BlockId, bytes], make: Callable[[], bytes]) -> bytes:
+    def _cached(self, key: tuple[bytes, bytes], make: Callable[[], bytes]) -> bytes:
         with self._lock:
             found = self._reach.get(key)
             if found is not None:
