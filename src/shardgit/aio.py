@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from shardgit import errors
 from shardgit.oid import HashKind, ObjectId
+from shardgit.service.configuring import SettingsView
 from shardgit.service.repositories import RepositoryInfo, RepositoryStats
 from shardgit.service.shards import ShardInfo
 from shardgit.v1 import (
@@ -29,7 +30,7 @@ from shardgit.v1 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from types import TracebackType
 
 CHANNELS = 2  # a connection stays with one worker, so a client opens several
@@ -424,6 +425,43 @@ class Repo:
             answer.refs,
             answer.generation,
         )
+
+    # ---- settings ----
+
+    async def settings(self) -> SettingsView:
+        """Return every setting with its value."""
+        request = repository_pb2.GetSettingsRequest(name=self.name)
+        answer = await self.client.call(
+            repository_pb2_grpc.RepositoryServiceStub, "GetSettings", request
+        )
+        return _settings(answer)
+
+    async def update_settings(
+        self, changes: Mapping[str, Any], *, expected: int = 0
+    ) -> SettingsView:
+        """Set keys to plain data, or back to their defaults (None): all of them or none.
+
+        With ``expected``, a revision, only when nobody changed the repository since: else Conflict.
+        """
+        values = {key: json.dumps(value) for key, value in changes.items() if value is not None}
+        request = repository_pb2.UpdateSettingsRequest(
+            name=self.name,
+            values=values,
+            unset=[key for key in changes if key not in values],
+            expected_revision=expected,
+        )
+        answer = await self.client.call(
+            repository_pb2_grpc.RepositoryServiceStub, "UpdateSettings", request
+        )
+        return _settings(answer)
+
+
+def _settings(answer: Any) -> SettingsView:
+    return SettingsView(
+        {one.key: json.loads(one.value) for one in answer.settings},
+        tuple(one.key for one in answer.settings if not one.is_default),
+        answer.revision,
+    )
 
 
 def _wire(kind: HashKind) -> str:

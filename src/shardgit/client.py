@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardgit import aio
 from shardgit.aio import Commit, Object, ObjectFacts, Person, Ref, TreeRow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from shardgit.oid import ObjectId
+    from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -206,3 +207,14 @@ class Repo:
     def stats(self) -> RepositoryStats:
         """Return counts and sizes."""
         return self._loop.run(self._repo.stats())
+
+    def settings(self) -> SettingsView:
+        """Return every setting with its value."""
+        return self._loop.run(self._repo.settings())
+
+    def update_settings(self, changes: Mapping[str, Any], *, expected: int = 0) -> SettingsView:
+        """Set keys to plain data, or back to their defaults (None): all of them or none.
+
+        With ``expected``, a revision, only when nobody changed the repository since: else Conflict.
+        """
+        return self._loop.run(self._repo.update_settings(changes, expected=expected))

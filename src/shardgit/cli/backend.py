@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shardgit.oid import HashKind, ObjectId
+    from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -64,6 +65,12 @@ class Backend(Protocol):
 
     def objects(self, name: str) -> Iterator[ObjectRow]:
         """Return all objects that the refs reach."""
+
+    def settings(self, name: str) -> SettingsView:
+        """Return a repository's settings."""
+
+    def update_settings(self, name: str, changes: Mapping[str, Any]) -> SettingsView:
+        """Set keys, or bring them back to their defaults with None; all or none."""
 
     def shards(self) -> list[ShardInfo]:
         """Return the shards by number."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardgit.cli.backend import ObjectRow, RefRow
 from shardgit.errors import RefMissing
+from shardgit.service.configuring import Configuring, view_of
 from shardgit.service.fetch import advertised
 from shardgit.service.reading import Reading
 from shardgit.service.repositories import PAGE, Repositories
 from shardgit.service.shards import list_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shardgit.oid import HashKind
+    from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
     from shardgit.service.store import Store
@@ -82,6 +84,14 @@ class LocalBackend:
         for some in Reading(self._store, name).all_infos():
             for info in some:
                 yield ObjectRow(info.id, info.type, info.size)
+
+    def settings(self, name: str) -> SettingsView:
+        """See Backend."""
+        return view_of(Configuring(self._store).get(name))
+
+    def update_settings(self, name: str, changes: Mapping[str, Any]) -> SettingsView:
+        """See Backend."""
+        return view_of(Configuring(self._store).update(name, changes))
 
     def shards(self) -> list[ShardInfo]:
         """See Backend."""

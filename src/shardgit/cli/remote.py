@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardgit.cli.backend import ObjectRow, RefRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shardgit.client import Client
     from shardgit.oid import HashKind
+    from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -65,6 +66,14 @@ class RemoteBackend:
         """See Backend."""
         for facts in self._client.repo(name).list_objects():
             yield ObjectRow(facts.id, facts.type, facts.size)
+
+    def settings(self, name: str) -> SettingsView:
+        """See Backend."""
+        return self._client.repo(name).settings()
+
+    def update_settings(self, name: str, changes: Mapping[str, Any]) -> SettingsView:
+        """See Backend."""
+        return self._client.repo(name).update_settings(changes)
 
     def shards(self) -> list[ShardInfo]:
         """See Backend."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +23,11 @@ from shardgit.cli.context import (
 from shardgit.cli.output import human_bytes, print_json, print_json_rows, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo
 
 app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
+SECRET_KEYS = ("signed_push.nonce_seed",)  # shown only when asked for by name
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
 ]
@@ -127,6 +130,41 @@ def delete(
             typer.echo(f"deleted repository {name}")
 
 
+@app.command()
+def config(
+    name: NameArgument,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY", show_default=False)] = None,
+    value: Annotated[str | None, typer.Argument(metavar="[VALUE]]", show_default=False)] = None,
+    unset: Annotated[bool, typer.Option("--unset", help="Back to the default.")] = False,
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show or change settings; docs/settings.md lists them.
+
+    \b
+    Examples:
+      shardgit repo config demo
+      shardgit repo config demo receive.deny_non_fast_forwards true
+      shardgit repo config demo receive.max_push_bytes 500m
+      shardgit repo config demo receive.max_push_bytes --unset
+    """
+    with failing(json=json):
+        from shardgit.service.setting_keys import parse_value, type_of
+
+        if unset and (key is None or value is not None):
+            raise UsageRefused("--unset takes a key and no value")
+        if key is not None:
+            type_of(key)
+        with reached(server, data) as store:
+            if key is not None and (unset or value is not None):
+                new = None if value is None else parse_value(key, value)
+                view = store.update_settings(name, {key: new})
+            else:
+                view = store.settings(name)
+            _print_settings(view, key, json=json, quiet=unset or value is not None)
+
+
 @app.command("import")
 def import_(
     name: NameArgument,
@@ -218,6 +256,36 @@ def verify(
             for oid in done.bad:
                 typer.echo(f"shardgit: object is damaged (oid={oid})", err=True)
             raise typer.Exit(FAILED)
+
+
+def _print_settings(view: SettingsView, key: str | None, *, json: bool, quiet: bool) -> None:
+    if key is None:
+        if json:
+            print_json({"settings": view.values, "changed": view.changed})
+        else:
+            rows: list[list[object]] = [
+                [
+                    each,
+                    "(secret)" if value and each in SECRET_KEYS else _shown(value),
+                    "*" if each in view.changed else "",
+                ]
+                for each, value in view.values.items()
+            ]
+            print_table(["KEY", "VALUE", ""], rows)
+        return
+    table, _, entry = key.rpartition(".")
+    value = view.values[key] if key in view.values else view.values[table].get(entry)
+    if json:
+        print_json({key: value})
+    elif not quiet:
+        typer.echo(_shown(value) if value is not None else "")
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is typed."""
+    if isinstance(value, str):
+        return value
+    return json_module.dumps(value, ensure_ascii=False)
 
 
 def _plain(info: RepositoryInfo) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from shardgit.errors import InvalidArgument, LimitExceeded, RefMissing
 from shardgit.oid import HashKind, ObjectId
 from shardgit.refs.ref import Ref
+from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.reading import CommitInfo, Reading
@@ -195,7 +196,7 @@ def _repository(info: RepositoryInfo) -> repository_pb2.Repository:
     )
 
 
-class RepositoriesService(_Service, repository_pb2_grpc.RepositoryServiceServicer):
+class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.RepositoryServiceServicer):
     """RepositoryService."""
 
     def __init__(self, store: Store) -> None:

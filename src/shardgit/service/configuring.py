@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
-from shardgit.service.setting_keys import changed
+from shardgit.service.setting_keys import all_values, changed, set_keys
 from shardgit.service.settings import RepositorySettings, encode_settings, settings_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,20 @@ class SettingsState:
 
     settings: RepositorySettings
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsView:
+    """Every key's value as plain data; ``changed`` are those that differ from the defaults."""
+
+    values: dict[str, Any]
+    changed: tuple[str, ...]
+    revision: int
+
+
+def view_of(state: SettingsState) -> SettingsView:
+    """Return settings by key."""
+    return SettingsView(all_values(state.settings), tuple(set_keys(state.settings)), state.revision)
 
 
 class Configuring:

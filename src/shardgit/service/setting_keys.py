@@ -49,15 +49,20 @@ def type_of(key: str) -> Any:
 def value_of(settings: RepositorySettings, key: str) -> Any:
     """Return a key's value as plain data; None for an entry that a table has not."""
     type_of(key)
-    found: Any = msgspec.to_builtins(settings)
+    found: Any = _plain(settings)
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if found is None and key in known_keys():  # a default, which builtins leave out
         found = DEFAULTS
         for part in key.split("."):
             found = getattr(found, part)
-        found = msgspec.to_builtins(found)
+        found = _plain(found)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON makes of a value: lists, not tuples."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def all_values(settings: RepositorySettings) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def changed(settings: RepositorySettings, changes: Mapping[str, Any]) -> Reposit
 
     Errors: InvalidArgument that names the key, and what is known.
     """
-    tree: dict[str, Any] = msgspec.to_builtins(settings)
+    tree: dict[str, Any] = _plain(settings)
     for key, value in changes.items():
         kind = type_of(key)
         *path, last = key.split(".", 2)
@@ -91,7 +96,7 @@ def changed(settings: RepositorySettings, changes: Mapping[str, Any]) -> Reposit
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
     try:
-        return msgspec.to_builtins(msgspec.convert(value, kind))
+        return _plain(msgspec.convert(value, kind))
     except msgspec.ValidationError as cause:
         facts = {"cause": str(cause)}
         if get_origin(kind) is Literal:
