@@ -36,8 +36,9 @@ bench: setup ## Compare with git, as ratios; REPO=path, else a generated reposit
 bench-smoke: setup ## The same on a small repository: does it run at all?
 	$(BIN)/python bench/run.py --commits 300 --rounds 1 --work build/bench-smoke --out build/bench-smoke.md
 
-interop: setup ## Clone with git, dulwich and libgit2.
+interop: setup ## Every flow with many Git clients, as a matrix; GIT="path ..." adds versions of git.
 	$(BIN)/pytest -q -m interop
+	$(BIN)/python tests/interop/run.py $(foreach git,$(GIT),--git '$(git)')
 
 git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source, built (make, with curl).
 	$(if $(GIT_SRC),,$(error name git's built source: make git-suite GIT_SRC=path))

@@ -1,0 +1,3 @@
+module shardgit/interop/gogit
+
+go 1.21
