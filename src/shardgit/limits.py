@@ -34,6 +34,8 @@ class Limits:
     refs_prefixes_max: int = 65_536
     request_time_max_s: float = 3_600.0
     client_stall_max_s: float = 60.0
+    # files made of repositories: bundles, packs by URI
+    spool_max_bytes: int = 8 * GIB  # the least used go first; a file over it is refused
     # gRPC
     message_max_bytes: int = MIB
     ids_per_request_max: int = 10_000_000

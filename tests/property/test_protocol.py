@@ -13,14 +13,14 @@ from shardgit.limits import Limits
 from shardgit.oid import HashKind
 from shardgit.protocol.pktline import Mark, Packet, PacketReader, band, decode, encode
 from shardgit.protocol.receive_pack import PushReader, PushRequest
-from shardgit.protocol.upload_pack import Fetch, LsRefs
+from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardgit.protocol.object_info import ObjectInfoRequest
+    from shardgit.protocol.upload_pack_v2 import Command
 
 T = TypeVar("T")
 LIMITS = Limits(
@@ -109,7 +109,7 @@ def test_packets_do_not_depend_on_the_cuts(data: bytes, at: list[int]) -> None:
 def test_any_body_is_a_request_or_one_typed_error(
     version: type[RequestV0 | RequestV2], kind: HashKind, data: bytes, at: list[int]
 ) -> None:
-    def read(pieces: Iterator[bytes]) -> LsRefs | Fetch | ObjectInfoRequest | None:
+    def read(pieces: Iterator[bytes]) -> Command | None:
         reader = version(kind, limits=LIMITS)
         for piece in pieces:
             reader.receive(piece)

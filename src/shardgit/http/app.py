@@ -9,14 +9,17 @@ from aiohttp import web
 
 from shardgit.errors import PermissionRefused, RepositoryMissing, ShardgitError
 from shardgit.http.body import body_pieces, expecting
+from shardgit.http.bundles import BundleRoutes
 from shardgit.http.edge import NO_CACHE, Edge, current, note
 from shardgit.http.lfs import LfsHttp
 from shardgit.http.request import principal_of, protocol_version, repository_name
+from shardgit.protocol.bundle_uri import BundleUriRequest
 from shardgit.protocol.pktline import error_line
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize
+from shardgit.service.bundles import Bundles
 from shardgit.service.fetch import FetchService
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class GitHttp:
         self.edge = Edge(store.limits)
         self.fetches = fetches or FetchService(store, version=version)
         self.lfs = LfsHttp(store)
+        self.bundles = BundleRoutes(self.edge, Bundles(store))
 
     def app(self) -> web.Application:
         """Return the aiohttp application.
@@ -54,6 +58,7 @@ class GitHttp:
         add.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack, expect_handler=fetch)
         add.add_route("*", f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack)
         self.lfs.add_routes(add)
+        self.bundles.add_to(add)
         add.add_get("/", self.root)
         return app
 
@@ -78,7 +83,9 @@ class GitHttp:
         version = protocol_version(request)
         headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
         if version == 2:
-            return web.Response(body=advertise_v2(kind, self.version), headers=headers)
+            offered = await self.bundles.bundles.offered(name)
+            body = advertise_v2(kind, self.version, bundle_uri=offered)
+            return web.Response(body=body, headers=headers)
         head = SERVICE_LINE + (VERSION_1_LINE if version == 1 else b"")
         source = self.fetches.advertisement(name, kind)
         return await self.edge.send(request, source, headers, head=head, whole=True)
@@ -101,7 +108,10 @@ class GitHttp:
             command = await self._command(request, reader)
             if command is None:
                 return web.Response(headers=headers)
-            source = self.fetches.answer(name, command)
+            if isinstance(command, BundleUriRequest):
+                source = self.bundles.listed(name)
+            else:
+                source = self.fetches.answer(name, command)
             tells = isinstance(command, Fetch) and command.sideband > 0
             whole = not isinstance(command, Fetch)
             return await send(request, source, headers, whole=whole, tells=tells)

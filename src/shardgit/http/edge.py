@@ -103,11 +103,14 @@ class Edge:
         head: bytes = b"",
         whole: bool = False,
         tells: bool = False,
+        status: int = 200,
+        length: int | None = None,
     ) -> web.StreamResponse:
         """Send what a source yields as the client takes it.
 
         Errors before the first piece are the caller's. With ``whole`` an answer of one piece gets
-        a length; a source that ``tells`` has told its client of an error before raising it.
+        a length, unless ``length`` tells it before; a source that ``tells`` has told its client of
+        an error before raising it.
         """
         async with aclosing(source):
             first = head + await anext(source, b"")
@@ -115,12 +118,18 @@ class Edge:
             if second is None:
                 return web.Response(body=first, headers=headers)
             if request.method == "HEAD":
-                return web.StreamResponse(headers=headers)
+                empty = web.StreamResponse(headers=headers, status=status)
+                empty.content_length = length
+                return empty
             call = _call.get()
             named = {**headers, "X-Request-Id": call.seen.id}
-            if request.version < HttpVersion11:  # no chunks: the connection's end is the answer's
+            if (
+                length is None and request.version < HttpVersion11
+            ):  # no chunks: the connection's end is the answer's
                 named["Connection"] = "close"
-            response = PackResponse(headers=named, stall_s=self.limits.client_stall_max_s)
+            response = PackResponse(
+                headers=named, stall_s=self.limits.client_stall_max_s, status=status, length=length
+            )
             call.streaming = response
             try:
                 await response.send(request, (first, second), source)

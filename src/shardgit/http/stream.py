@@ -21,8 +21,17 @@ class PackResponse(web.StreamResponse):
     that takes nothing for ``stall_s`` is cut off.
     """
 
-    def __init__(self, *, headers: dict[str, str], stall_s: float) -> None:
-        super().__init__(headers=headers)
+    def __init__(
+        self,
+        *,
+        headers: dict[str, str],
+        stall_s: float,
+        status: int = 200,
+        length: int | None = None,
+    ) -> None:
+        super().__init__(headers=headers, status=status)
+        if length is not None:
+            self.content_length = length
         self._stall_s = stall_s
         self._sent = 0
 

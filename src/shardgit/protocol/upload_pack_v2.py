@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
+from shardgit.protocol.bundle_uri import CAPABILITY as BUNDLE_URI
+from shardgit.protocol.bundle_uri import BundleUriRequest, refuse_argument
 from shardgit.protocol.object_info import CAPABILITY as OBJECT_INFO
 from shardgit.protocol.object_info import ObjectInfoArguments, ObjectInfoRequest
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, Mark, line
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
     from shardgit.protocol.pktline import Packet
     from shardgit.protocol.upload_pack import AdvertisedRef
 
-Command = LsRefs | Fetch | ObjectInfoRequest
+Command = LsRefs | Fetch | ObjectInfoRequest | BundleUriRequest
 """What a client may ask for in one request."""
 
 _CAPABILITIES = (b"agent", b"server-option")
-_COMMANDS = (b"ls-refs", b"fetch", b"object-info")
+_COMMANDS = (b"ls-refs", b"fetch", b"object-info", b"bundle-uri")
 _LS_REFS_FLAGS = {b"peel": "peel", b"symrefs": "symrefs", b"unborn": "unborn"}
 _FETCH_FLAGS = {
     b"done": "done",
@@ -43,7 +45,7 @@ _FETCH_FLAGS = {
 }
 
 
-def advertise_v2(kind: HashKind, version: str) -> bytes:
+def advertise_v2(kind: HashKind, version: str, *, bundle_uri: bool = False) -> bytes:
     """Return the capability advertisement: what this release serves, and nothing else."""
     lines = [
         b"version 2\n",
@@ -54,6 +56,8 @@ def advertise_v2(kind: HashKind, version: str) -> bytes:
         b"object-format=" + kind.git_name.encode() + b"\n",
         OBJECT_INFO + b"\n",
     ]
+    if bundle_uri:
+        lines.append(BUNDLE_URI + b"\n")
     return b"".join(map(line, lines)) + FLUSH_BYTES
 
 
@@ -87,6 +91,8 @@ class RequestV2(RequestReader):
             self._ls_refs(text)
         elif self._command == b"object-info":
             self._object_info.add(text)
+        elif self._command == b"bundle-uri":
+            raise refuse_argument(text)
         else:
             self._fetch(text)
         return False
@@ -150,6 +156,8 @@ class RequestV2(RequestReader):
             )
         if self._command == b"object-info":
             return self._object_info.finish()
+        if self._command == b"bundle-uri":
+            return BundleUriRequest()
         return Fetch(
             2,
             tuple(self._wants),

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import telemetry
 from shardgit.errors import RefMissing, ShardgitError
+from shardgit.protocol.bundle_uri import BundleUriRequest, bundle_list
 from shardgit.protocol.object_info import ObjectInfoRequest
 from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
+from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.negotiation import FetchSession
 from shardgit.service.object_info import object_info
+from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
@@ -42,7 +45,16 @@ def advertised(store: Store, name: str, prefixes: Sequence[bytes] = ()) -> list[
     """Return HEAD and the refs under ``prefixes``, HEAD first. Runs in the calling thread."""
     with store.journal.snapshot() as snapshot:
         record = store.repository(snapshot, name)
-        return _page(store, snapshot, record, LsRefs(prefixes=tuple(prefixes)), b"", None)[0]
+        return shown_refs(store, snapshot, record, prefixes)
+
+
+def shown_refs(
+    store: Store, snapshot: JournalSnapshot, record: RepositoryRecord, prefixes: Sequence[bytes]
+) -> list[AdvertisedRef]:
+    """Return HEAD and the refs under ``prefixes`` that fetches are shown, HEAD first."""
+    hidden = hidden_from_fetch(settings_of(record))
+    refs = _page(store, snapshot, record, LsRefs(prefixes=tuple(prefixes)), b"", None)[0]
+    return [ref for ref in refs if not hidden.hides(ref.name)]
 
 
 class FetchService:
@@ -137,6 +149,8 @@ class FetchService:
             return object_info(self.store, name, command)
         if isinstance(command, LsRefs):
             return self.ls_refs(name, command)
+        if isinstance(command, BundleUriRequest):
+            return _no_bundles()  # an edge that serves files answers this itself
         return self.fetch(name, command)
 
     async def session(self, name: str, request: Fetch) -> FetchSession:
@@ -199,6 +213,10 @@ class FetchService:
             yield band(2, b"Total %d, reused %d, rewritten %d\n" % counts, room=room)
         if request.sideband:
             yield FLUSH_BYTES
+
+
+async def _no_bundles() -> AsyncGenerator[bytes, None]:
+    yield bundle_list({})
 
 
 class Answers:

@@ -83,6 +83,9 @@ class FetchSettings(_Section, frozen=True):
 
     allow_filter: bool = True  # git's is off: partial clones are what a host is asked for
     hidden_refs: tuple[str, ...] = ()  # as git's uploadpack.hideRefs
+    bundle_uri: Literal["auto", "on", "off"] = "auto"  # git's is off: it has none to offer itself
+    packfile_uris: bool = False
+    archive_unreachable: bool = False  # as git's uploadArchive.allowUnreachable, within the refs
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
