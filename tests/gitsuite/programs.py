@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 from gitsuite import cgi_edge
@@ -13,13 +13,15 @@ from gitsuite.disk import DiskRepository, NoRepository, enter, option_values
 from gitsuite.load import load
 
 from shardgit.errors import ShardgitError
-from shardgit.protocol.pktline import Mark, PacketReader, encode, error_line
+from shardgit.protocol.pktline import error_line
 from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
+from shardgit.service.access import ANONYMOUS
+from shardgit.service.conversation import Conversations, GitService, asked_version
 from shardgit.service.fetch import FetchService
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from gitsuite.server import Call, Stores
 
@@ -199,53 +201,54 @@ class Programs:
                     await fetches(store, wire, {}, environment)
 
 
-def protocol_version(environment: Mapping[str, str]) -> int:
-    """Return the highest version that GIT_PROTOCOL asks for."""
-    words = environment.get("GIT_PROTOCOL", "").split(":")
-    known = {"version=0": 0, "version=1": 1, "version=2": 2}
-    return max((known[word] for word in words if word in known), default=0)
-
-
 async def fetches(
     store: Store, wire: Wire, options: Mapping[str, str], environment: Mapping[str, str]
 ) -> None:
     """Hold one conversation of upload-pack."""
-    service = FetchService(store, version=VERSION)
-    kind = await service.hash_kind(NAME)
-    version = protocol_version(environment)
+    version = asked_version(environment.get("GIT_PROTOCOL", ""))
     stateless = "stateless-rpc" in options
     advertise = "advertise-refs" in options or "http-backend-info-refs" in options
-    if advertise or not stateless:
-        if version == 2:
-            await wire.write(advertise_v2(kind, VERSION))
-        else:
-            if version == 1:
-                await wire.write(VERSION_1_LINE)
-            async for piece in service.advertisement(NAME, kind):
-                await wire.write(piece)
-    if advertise:
+    if not advertise and not stateless:
+        host = Conversations(store, version=VERSION)
+        source = host.converse(
+            GitService.UPLOAD_PACK, NAME, wire.pieces(), principal=ANONYMOUS, version=version
+        )
+    elif advertise:
+        source = shown(store, version)
+    else:
+        source = answered(store, wire, version)
+    async with aclosing(source) as pieces:
+        async for piece in pieces:
+            await wire.write(piece)
+
+
+async def shown(store: Store, version: int) -> AsyncGenerator[bytes, None]:
+    """Return the advertisement alone."""
+    service = FetchService(store, version=VERSION)
+    kind = await service.hash_kind(NAME)
+    if version == 2:
+        yield advertise_v2(kind, VERSION)
         return
-    packets = PacketReader()
-    request: list[bytes | Mark] = []
-    async for piece in wire.pieces():
-        for packet in packets.receive(piece):
-            request.append(packet)
-            if packet is not Mark.FLUSH and (version == 2 or packet != b"done\n"):
-                continue
-            flushes = sum(each is Mark.FLUSH for each in request)
-            if version != 2 and packet is Mark.FLUSH and flushes < 2 and len(request) > 1:
-                continue
-            reader = (RequestV2 if version == 2 else RequestV0)(kind, limits=store.limits)
-            reader.receive(encode(request))
-            request = []
-            try:
-                command = reader.finish()
-                if command is None:
-                    return
-                async for out in service.answer(NAME, command):
-                    await wire.write(out)
-            except ShardgitError as error:
-                await wire.write(error_line(str(error)))
-                raise
-            if stateless:
-                return
+    if version == 1:
+        yield VERSION_1_LINE
+    async for piece in service.advertisement(NAME, kind):
+        yield piece
+
+
+async def answered(store: Store, wire: Wire, version: int) -> AsyncGenerator[bytes, None]:
+    """Return the answer to one stateless request."""
+    service = FetchService(store, version=VERSION)
+    kind = await service.hash_kind(NAME)
+    reader = (RequestV2 if version == 2 else RequestV0)(kind, limits=store.limits)
+    try:
+        async for piece in wire.pieces():
+            reader.receive(piece)
+            if reader.ended:
+                break
+        command = reader.finish()
+        if command is not None:
+            async for piece in service.answer(NAME, command):
+                yield piece
+    except ShardgitError as error:
+        yield error_line(str(error))
+        raise

@@ -124,9 +124,12 @@ def make_programs(suite: Suite) -> None:
     for path in suite.source.iterdir():
         if path.name in SERVERS or not path.name.startswith("git"):
             continue
-        if (path.name == "git" or path.name.startswith("git-")) and os.access(path, os.X_OK):
+        if path.name == "git" or path.name.startswith("git-"):
             (suite.work / "exec" / path.name).symlink_to(path)
     (suite.work / "exec" / "mergetools").symlink_to(suite.source / "mergetools")
+    shutil.rmtree(suite.work / "real", ignore_errors=True)
+    (suite.work / "real").mkdir()
+    (suite.work / "real" / "git").symlink_to(suite.source / "git")
     for name in ("git", "test-tool"):
         (suite.work / "bin" / name).symlink_to(shim)
 
@@ -166,7 +169,12 @@ def served(suite: Suite) -> Iterator[None]:
             [*suite.as_user(), *command, str(suite.scratch / "stores")],
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "HOME": str(suite.scratch / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={
+                **os.environ,
+                "HOME": str(suite.scratch / "home"),
+                "PATH": f"{suite.work / 'real'}:{os.environ['PATH']}",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
         ) as process,
     ):
         assert process.stdout is not None

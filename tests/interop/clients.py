@@ -247,8 +247,8 @@ def jgit() -> JgitClient:
     """Return Debian's jgit."""
     _package("jgit", "jgit-cli")
     client = JgitClient("jgit", "http")
-    # Debian's wrapper leaves out a jar without which the program does not start.
-    client.variables["JGIT_CLASSPATH"] = "/usr/share/java/org.eclipse.jgit.lfs.jar"
+    # Debian's wrapper leaves out jars without which the program does not start.
+    client.variables["JGIT_CLASSPATH"] = "/usr/share/java/*"
     client.missing["SHA-256"] = "jgit has no SHA-256"
     return client
 

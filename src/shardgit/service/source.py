@@ -161,13 +161,15 @@ class GitSource:
         return data
 
     def loose_paths(self) -> Iterator[Path]:
-        """Return the loose objects' files."""
+        """Return the loose objects' files; one that stands in several folders once."""
         name = re.compile(f"[0-9a-f]{{{2 * self.hash_kind.size - 2}}}")
+        seen: set[str] = set()
         for folder in self.object_folders():
             for fan in sorted(folder.iterdir()):
                 if re.fullmatch("[0-9a-f]{2}", fan.name) and fan.is_dir():
                     for path in sorted(fan.iterdir()):
-                        if name.fullmatch(path.name):
+                        if name.fullmatch(path.name) and fan.name + path.name not in seen:
+                            seen.add(fan.name + path.name)
                             yield path
 
     def _loose_pack(self) -> Path | None:

@@ -1,0 +1,62 @@
+"""git's configuration of a repository as shardgit's settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shardgit.service.settings import RepositorySettings
+
+if TYPE_CHECKING:
+    from gitsuite.disk import DiskRepository
+
+
+def settings_from(disk: DiskRepository) -> RepositorySettings:
+    """Return the settings that stand for a repository's configuration; git's defaults, not ours."""
+    fsck = {
+        key.removeprefix("receive.fsck."): values[-1].lower()
+        for key, values in disk.config.items()
+        if key.startswith("receive.fsck.") and key != "receive.fsck.skiplist"
+    }
+    sections: dict[str, dict[str, object]] = {
+        "transfer": {"hidden_refs": disk.values("transfer.hiderefs")},
+        "fetch": {
+            "allow_filter": disk.flag("uploadpack.allowfilter"),
+            "hidden_refs": disk.values("uploadpack.hiderefs"),
+        },
+        "receive": {
+            "deny_non_fast_forwards": disk.flag("receive.denynonfastforwards"),
+            "deny_deletes": disk.flag("receive.denydeletes"),
+            "deny_delete_current": current(disk.value("receive.denydeletecurrent", "refuse")),
+            "hidden_refs": disk.values("receive.hiderefs"),
+            "fsck_objects": disk.flag(
+                "receive.fsckobjects", default=disk.flag("transfer.fsckobjects")
+            ),
+            "atomic": disk.flag("receive.advertiseatomic", default=True),
+            "push_options": disk.flag("receive.advertisepushoptions"),
+            "advertise": "all",
+            "max_push_bytes": size(disk.value("receive.maxinputsize", "0")),
+        },
+        "fsck": {"severities": fsck},
+    }
+    seed = disk.value("receive.certnonceseed")
+    if seed:
+        sections["signed_push"] = {
+            "mode": "allowed",
+            "nonce_seed": seed,
+            "nonce_slop_s": int(disk.value("receive.certnonceslop", "0")),
+        }
+    return msgspec.convert(sections, RepositorySettings)
+
+
+def current(text: str) -> str:
+    """Return a receive.deny* value as one of its words."""
+    words = {"true": "refuse", "false": "ignore", "yes": "refuse", "no": "ignore"}
+    return words.get(text.lower(), text.lower())
+
+
+def size(text: str) -> int:
+    """Return a number with git's unit."""
+    units = {"k": 10, "m": 20, "g": 30}
+    return int(text[:-1]) << units[text[-1].lower()] if text[-1:].lower() in units else int(text)
