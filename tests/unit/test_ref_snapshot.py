@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.refpages import lines_of, parse_page
 
+from shardgit._refpage import PageWriter, render, take
 from shardgit.blocks.block import HEADER_SIZE, block_id, new_header, parse_header
 from shardgit.blocks.memory import MemoryBlocks
-from shardgit.errors import DataLoss
+from shardgit.errors import BlockCorrupt, DataLoss
+from shardgit.journal.interface import END
 from shardgit.oid import BlockId, HashKind, ObjectId, PoolId
-from shardgit.refs import page as page_module
-from shardgit.refs.page import PageWriter, take
-from shardgit.refs.ref import Ref
-from shardgit.refs.snapshot import NewSnapshot, RefSnapshot, fold, new_snapshot
+from shardgit.refs import snapshot as snapshot_module
+from shardgit.refs.page import changes_of_refs, page_block, page_of
+from shardgit.refs.ref import Ref, encode_body
+from shardgit.refs.snapshot import NewSnapshot, RefSnapshot, new_snapshot
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
@@ -58,6 +61,10 @@ def opened(blocks: BlockStore, made: NewSnapshot) -> RefSnapshot:
     return RefSnapshot.open(blocks, made.root)
 
 
+def fold(old: RefSnapshot, changes: list[Ref], *, count: int) -> NewSnapshot:
+    return old.with_changes(changes_of_refs(changes, old.hash_kind), count=count, pool=POOL)
+
+
 def many(count: int) -> list[Ref]:
     return sorted(
         (Ref(b"refs/pull/%d/head" % n, oid(n + 1)) for n in range(count)),
@@ -91,39 +98,107 @@ def refs_of(draw: st.DrawFn, size: int) -> list[Ref]:
     data=st.data(),
     kind=st.sampled_from(HashKind),
     page_bytes=st.sampled_from([400, 2_000, 1 << 18]),
+    overlay_bytes=st.sampled_from([0, 500, 1 << 18]),
+    alone_bytes=st.sampled_from([0, 1 << 14]),
 )
-def test_a_snapshot_holds_what_went_in_and_folds_like_a_dict(
-    data: st.DataObject, kind: HashKind, page_bytes: int, workers: Workers
+def test_a_snapshot_holds_what_went_in_and_changes_like_a_dict(
+    data: st.DataObject,
+    kind: HashKind,
+    page_bytes: int,
+    overlay_bytes: int,
+    alone_bytes: int,
+    workers: Workers,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "PAGE_BYTES", page_bytes)
-        patch.setattr("shardgit.refs.snapshot.PAGE_BYTES", page_bytes)
+        patch.setattr(snapshot_module, "PAGE_BYTES", page_bytes)
+        patch.setattr(snapshot_module, "OVERLAY_BYTES", overlay_bytes)
+        patch.setattr(snapshot_module, "ALONE_BYTES", alone_bytes)
         refs = data.draw(refs_of(kind.size))
         blocks = MemoryBlocks(workers)
         made = new_snapshot(refs, pool=POOL, hash_kind=kind)
         assert made.count == len(refs)
-        if not refs:
-            assert made == NewSnapshot(None, [], 0)
-            return
-        snapshot = opened(blocks, made)
         truth = {ref.name: ref for ref in refs}
-        assert list(snapshot.range(b"", b"\xff" * 400)) == refs
-        low, high = sorted([data.draw(NAMES), data.draw(NAMES)])
-        assert list(snapshot.range(low, high)) == [ref for ref in refs if low <= ref.name < high]
-        for name in [*truth, low, high]:
-            assert snapshot.get(name) == truth.get(name)
-        changes = data.draw(refs_of(kind.size))
-        dropped = data.draw(st.sets(st.sampled_from(sorted(truth)), max_size=20))
-        merged = {ref.name: ref for ref in changes} | {name: Ref(name) for name in dropped}
-        ordered = [merged[name] for name in sorted(merged)]
-        folded = fold(snapshot, ordered, pool=POOL)
-        truth |= merged
-        left = [truth[name] for name in sorted(truth) if truth[name].stands]
-        assert folded.count == len(left)
-        if left:
-            assert list(opened(blocks, folded).range(b"", b"\xff" * 400)) == left
+        snapshot = (
+            opened(blocks, made) if made.root is not None else RefSnapshot.empty(blocks, kind)
+        )
+        for _ in range(data.draw(st.integers(1, 4))):
+            left = [truth[name] for name in sorted(truth)]
+            assert list(snapshot.range(b"", END)) == left
+            assert snapshot.count == len(left)
+            low, high = sorted([data.draw(NAMES), data.draw(NAMES)])
+            loose = data.draw(refs_of(kind.size))
+            over = truth | {ref.name: ref for ref in loose}
+            for changes, shown in (([], truth), (loose, over)):
+                inside = [shown[name] for name in sorted(shown) if low <= name < high]
+                assert list(snapshot.range(low, high, _between(changes, kind))) == inside
+                assert _rendered(snapshot, low, high, changes) == _lines(inside)
+            for name in [*truth, low, high]:
+                assert snapshot.get(name) == truth.get(name)
+            dropped = data.draw(st.sets(st.sampled_from(sorted(truth) or [b"x"]), max_size=20))
+            merged = {ref.name: ref for ref in loose} | {name: Ref(name) for name in dropped}
+            truth = {name: ref for name, ref in (truth | merged).items() if ref.stands}
+            ordered = [merged[name] for name in sorted(merged)]
+            made = fold(snapshot, ordered, count=len(truth))
+            assert made.count == len(truth)
+            if made.root is None:
+                assert not truth
+                return
+            snapshot = opened(blocks, made)
+
+
+def _between(changes: list[Ref], kind: HashKind) -> Callable[[bytes, bytes], bytes | None]:
+    return lambda low, high: changes_of_refs(
+        (ref for ref in changes if low <= ref.name < high), kind
+    )
+
+
+def _rendered(
+    snapshot: RefSnapshot, low: bytes, high: bytes, changes: list[Ref]
+) -> list[bytes | Ref]:
+    """Return what is rendered, asked for anew behind each piece."""
+    out: list[bytes | Ref] = [b""]
+    start: bytes | None = low
+    while start is not None and start < high:
+        loose = _between(changes, snapshot.hash_kind)
+        some = next(snapshot.render(start, high, loose, v0=False, peel=True), None)
+        assert some is not None
+        assert isinstance(out[-1], bytes)
+        out[-1] += some.lines
+        if some.symbolic is not None:
+            out += [some.symbolic, b""]
+        start = some.next
+    return out
+
+
+def _lines(refs: list[Ref]) -> list[bytes | Ref]:
+    out: list[bytes | Ref] = [b""]
+    for ref in refs:
+        if ref.symbolic is not None:
+            out += [ref, b""]
         else:
-            assert folded.root is None
+            assert isinstance(out[-1], bytes)
+            out[-1] += lines_of([ref], v0=False, peel=True)
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(HashKind), page_bytes=st.sampled_from([300, 1 << 18]))
+def test_pages_are_as_the_format_says(data: st.DataObject, kind: HashKind, page_bytes: int) -> None:
+    refs = data.draw(refs_of(kind.size))
+    writer = PageWriter(kind.size, page_bytes)
+    for ref in refs:
+        writer.add(ref.name, encode_body(ref))
+    parsed: list[Ref] = []
+    for page, count, first in writer.pages():
+        some = parse_page(page, kind.size)
+        assert (len(some), some[0].name) == (count, first)
+        assert len(page) + HEADER_SIZE <= page_bytes or count == 1
+        direct = [ref for ref in some if ref.symbolic is None]
+        drawn = lines_of(direct, v0=True, peel=True)
+        if direct == some:
+            assert render(page, None, kind.size, b"", END, v0=True, peel=True)[0] == drawn
+        parsed += some
+    assert parsed == refs
 
 
 def test_a_lookup_reads_one_page_and_a_prefix_the_pages_it_spans(workers: Workers) -> None:
@@ -142,18 +217,54 @@ def test_a_lookup_reads_one_page_and_a_prefix_the_pages_it_spans(workers: Worker
     assert len(set(blocks.read)) <= 2
 
 
-def test_a_fold_writes_only_the_pages_that_change(workers: Workers) -> None:
+def test_a_change_writes_the_root_or_the_pages_that_change(workers: Workers) -> None:
     blocks = MemoryBlocks(workers)
     refs = many(60_000)
     snapshot = opened(blocks, new_snapshot(refs, pool=POOL, hash_kind=HashKind.SHA1))
     change = Ref(b"refs/pull/31234/head", oid(7))
-    folded = fold(snapshot, [change, Ref(b"refs/zzz", oid(9))], pool=POOL)
-    assert len(folded.blocks) <= 4  # two pages (one of them may split) and the root
-    after = opened(blocks, folded)
-    assert len({page.id for page in after.pages} & {page.id for page in snapshot.pages}) > 3
+    made = fold(snapshot, [change, Ref(b"refs/zzz", oid(9))], count=60_001)
+    assert [len(data) < 2_000 for _, data in made.blocks] == [True]
+    after = opened(blocks, made)
+    assert after.pages == snapshot.pages
     assert after.get(change.name) == change
-    assert folded.count == len(refs) + 1
+    many_changes = [Ref(ref.name, oid(9)) for ref in refs if ref.name.startswith(b"refs/pull/41")]
+    assert len(many_changes) > 1_000
+    folded = fold(after, many_changes, count=60_001)
+    assert folded.count == 60_001
+    later = opened(blocks, folded)
+    assert later.overlay is not None
+    more = [Ref(ref.name, oid(8)) for ref in refs if ref.name.startswith(b"refs/pull/4")]
+    last = opened(blocks, fold(later, more, count=60_001))
+    assert last.overlay is None
+    assert len({page.id for page in last.pages} & {page.id for page in snapshot.pages}) >= 3
+    assert last.get(change.name) == change
+    assert last.get(b"refs/pull/4/head") == Ref(b"refs/pull/4/head", oid(8))
+    assert last.get(b"refs/zzz") == Ref(b"refs/zzz", oid(9))
     assert snapshot.get(change.name) == Ref(change.name, oid(31_235))
+
+
+def test_a_few_refs_lie_in_the_root_alone(workers: Workers) -> None:
+    blocks = MemoryBlocks(workers)
+    empty = RefSnapshot.empty(blocks, HashKind.SHA1)
+    made = fold(empty, [*many(50), Ref(b"refs/z")], count=50)
+    assert len(made.blocks) == 1
+    snapshot = opened(blocks, made)
+    assert snapshot.pages == ()
+    assert list(snapshot.range(b"", END)) == many(50)
+    assert snapshot.get(b"refs/z") is None
+
+
+def test_a_root_of_the_first_form_is_read(workers: Workers) -> None:
+    blocks = MemoryBlocks(workers)
+    made = new_snapshot(many(20_000), pool=POOL, hash_kind=HashKind.SHA1)
+    root = dict(made.blocks)[made.root or BlockId(b"")]
+    payload = b"SGRR" + root[HEADER_SIZE + 4 : HEADER_SIZE + 16] + root[HEADER_SIZE + 20 :]
+    head = parse_header(root)
+    old = new_header(head.kind, head.hash_kind, POOL, HEADER_SIZE + len(payload)) + payload
+    blocks.put_many_sync([*made.blocks, (block_id(old), old)])
+    snapshot = RefSnapshot.open(blocks, block_id(old))
+    assert list(snapshot.range(b"", END)) == many(20_000)
+    assert snapshot.get(many(20_000)[77].name) == many(20_000)[77]
 
 
 def test_names_share_prefixes(workers: Workers) -> None:
@@ -176,14 +287,14 @@ def test_a_missing_page_or_root_is_data_loss_and_not_a_missing_ref(workers: Work
 
 def test_damaged_pages_and_roots_give_one_typed_error_or_refs(workers: Workers) -> None:
     chance = random.Random(1)
-    writer = PageWriter()
-    for ref in [
+    refs = [
         *many(100),
         Ref(b"refs/sym", symbolic=b"refs/x"),
         Ref(b"refs/t", oid(1), None, oid(2)),
-    ]:
-        writer.add(ref)
-    whole = writer.block(POOL, HashKind.SHA1)
+    ]
+    page = changes_of_refs(sorted(refs, key=lambda ref: ref.name), HashKind.SHA1)
+    assert page is not None
+    whole = page_block(page, POOL, HashKind.SHA1)
     refused = 0
     for _ in range(3_000):
         data = bytearray(whole)
@@ -192,10 +303,14 @@ def test_damaged_pages_and_roots_give_one_typed_error_or_refs(workers: Workers) 
         if chance.random() < 0.3:
             del data[chance.randrange(HEADER_SIZE, len(data)) :]
             data[8:16] = len(data).to_bytes(8, "little")
-        try:
-            take(memoryview(bytes(data)), b"", b"\xff", 1_000)
-        except DataLoss:
-            refused += 1
+        results = []
+        for job in (_taken, _drawn, _merged):
+            try:
+                results.append(job(page_of(memoryview(bytes(data)), len(refs))))
+            except BlockCorrupt:
+                results.append(-1)
+        assert (results[0] == -1) == (results[2] == -1)
+        refused += results[0] == -1
     assert refused > 1_000
     made = new_snapshot(many(30_000), pool=POOL, hash_kind=HashKind.SHA1)
     root = dict(made.blocks)[made.root or BlockId(b"")]
@@ -213,7 +328,21 @@ def test_damaged_pages_and_roots_give_one_typed_error_or_refs(workers: Workers) 
         except DataLoss:
             continue
         with pytest.raises(DataLoss):  # no page is there
-            snapshot.page(0)
+            list(snapshot.range(b"", END))
+
+
+def _taken(page: memoryview) -> int:
+    return len(take(page, None, 20, b"", END, 1_000, Ref)[0])
+
+
+def _drawn(page: memoryview) -> int:
+    return len(render(page, page, 20, b"", END, v0=True, peel=True)[0])
+
+
+def _merged(page: memoryview) -> int:
+    writer = PageWriter(20, 1 << 20)
+    writer.merge(page, None, b"", END)
+    return sum(count for _, count, _ in writer.pages())
 
 
 @pytest.mark.slow
@@ -221,7 +350,7 @@ def test_300_000_refs_are_written_found_and_listed(workers: Workers) -> None:
     blocks = Counting(workers)
     refs = many(300_000)
     snapshot = opened(blocks, new_snapshot(refs, pool=POOL, hash_kind=HashKind.SHA1))
-    assert list(snapshot.range(b"", b"\xff")) == refs
+    assert list(snapshot.range(b"", END)) == refs
     blocks.read.clear()
     assert [ref.name for ref in snapshot.range(b"refs/pull/29", b"refs/pull/290")] == [
         b"refs/pull/29/head"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from shardgit.errors import LimitExceeded, RepositoryMissing
-from shardgit.journal.interface import Compare, CompareRange, Delete, DeleteRange, Put
+from shardgit.journal.interface import END, Compare, CompareRange, Delete, DeleteRange, Put
 from shardgit.journal.records import (
     RefsHead,
     log_key,
@@ -16,8 +16,9 @@ from shardgit.journal.records import (
     repository_key,
 )
 from shardgit.refs.log import SYSTEM, LogChange, LogNote, Made, encode_entry
-from shardgit.refs.ref import Ref, decode_row, encode_row
-from shardgit.refs.snapshot import fold, new_snapshot
+from shardgit.refs.page import changes_of_refs, changes_of_rows, changes_over
+from shardgit.refs.ref import Ref, encode_row
+from shardgit.refs.snapshot import RefSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableSequence, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from shardgit.blocks.interface import BlockStore
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.refs.snapshot import RefSnapshot
 
 # Loose rows of one commit; with more a snapshot is written. HEAD, refs head, log row and three
 # conditions come on top, so 22 of the 128 steps stay for what goes into the same commit.
@@ -44,6 +44,14 @@ class RefsChange:
     conditions: tuple[Condition, ...]
     operations: tuple[Operation, ...]
     sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A refs head without loose rows, and the steps after which it is the repository's own."""
+
+    head: RefsHead
+    change: RefsChange
 
 
 class RefsBefore(Protocol):
@@ -99,7 +107,7 @@ class ChangeWriter:
         if len(rest) <= CHANGES_MAX and head.loose + len(rest) <= LOOSE_MAX:
             now = self._write_loose(journal, repository, head, rest, operations)
         else:
-            now = self._write_snapshot(journal, repository, head, rest)
+            now = self._write_snapshot(journal, repository, head, rest, before)
             low, high = loose_range(repository.id)
             conditions.append(CompareRange(low, high, journal.revision))
             operations.append(DeleteRange(low, high))
@@ -149,25 +157,45 @@ class ChangeWriter:
         repository: RepositoryRecord,
         head: RefsHead,
         changes: Sequence[Ref],
+        before: Mapping[bytes, Ref | None],
     ) -> RefsHead:
-        low, high = loose_range(repository.id)
-        start = len(ref_key(repository.id, b""))
-        merged = {
-            row.key[start:]: decode_row(row.key[start:], row.value)
-            for row in journal.range(low, high)
-        }
-        merged.update((ref.name, ref) for ref in changes)
-        ordered = sorted(merged.values(), key=_name_of)
-        snapshot = self._refs.snapshot(head)
-        if snapshot is None:
-            standing = (ref for ref in ordered if ref.stands)
-            made = new_snapshot(standing, pool=repository.pool, hash_kind=repository.hash_kind)
-        else:
-            made = fold(snapshot, ordered, pool=repository.pool)
+        kind, start = repository.hash_kind, len(ref_key(repository.id, b""))
+        rows = journal.range(*loose_range(repository.id))
+        merged = changes_over(
+            changes_of_rows(rows, start=start, hash_kind=kind),
+            changes_of_refs(changes, kind),
+            kind,
+            b"",
+            END,
+        )
+        count = head.count + sum(ref.stands - (before.get(ref.name) is not None) for ref in changes)
+        snapshot = self._refs.snapshot(head) or RefSnapshot.empty(self._blocks, kind)
+        made = snapshot.with_changes(merged, count=count, pool=repository.pool)
         # Durable before the commit that names them; a crash between leaves blocks that gc drops.
         self._blocks.put_many_sync(made.blocks)
-        kind = repository.hash_kind if made.root else None
-        return RefsHead(made.root, made.count, 0, kind)
+        return RefsHead(made.root, count, 0, kind if made.root else None, head.sequence)
+
+    def share(self, journal: JournalSnapshot, repository: RepositoryRecord) -> Shared:
+        """Return refs without loose rows, for a fork to share, and what makes the repository's own so.
+
+        Errors: RepositoryMissing.
+        """
+        own = journal.get(repository_key(repository.id))
+        if own is None:
+            raise RepositoryMissing("repository does not exist", repository=repository.name)
+        row = journal.get(refs_head_key(repository.id))
+        head = RefsHead(None, 0) if row is None else RefsHead.decode(row.value)
+        conditions: list[Condition] = [
+            Compare(repository_key(repository.id), own.revision),
+            Compare(refs_head_key(repository.id), row.revision if row else 0),
+        ]
+        if not head.loose:
+            return Shared(head, RefsChange(tuple(conditions), (), head.sequence))
+        now = self._write_snapshot(journal, repository, head, (), {})
+        low, high = loose_range(repository.id)
+        conditions.append(CompareRange(low, high, journal.revision))
+        operations = (DeleteRange(low, high), Put(refs_head_key(repository.id), now.encode()))
+        return Shared(now, RefsChange(tuple(conditions), operations, now.sequence))
 
 
 def first_steps(

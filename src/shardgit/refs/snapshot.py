@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from shardgit._refpage import PageWriter, render, take
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.journal.interface import END
 from shardgit.oid import BlockId, HashKind, PoolId
-from shardgit.refs.page import PAGE_BYTES, PageWriter, take
+from shardgit.refs.page import (
+    PAGE_BYTES,
+    changes_over,
+    page_block,
+    page_of,
+    refs_of,
+    without_deletions,
+)
+from shardgit.refs.ref import Ref, encode_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from shardgit.blocks.interface import BlockStore
-    from shardgit.refs.ref import Ref
 
-_ROOT = struct.Struct("<4sIQ")
+    Loose = Callable[[bytes, bytes], bytes | None]
+    """Returns the changes with low <= name < high that lie over a snapshot, None without any."""
+
+T = TypeVar("T")
+_ROOT_1 = struct.Struct("<4sIQ")
+_ROOT = struct.Struct("<4sIQI")
 _ROOT_PAGE = struct.Struct("<32sIH")
 _BATCH_FIRST, _BATCH_MAX = 16, 8_192  # refs decoded at once: a lookup wants one, a listing all
+# Changes that a root may carry. A fold of 10,000 scattered changes of 1,000,000 refs rewrites 31 MB;
+# one that fits here writes 256 KiB.
+OVERLAY_BYTES = 256 << 10
+ALONE_BYTES = 16 << 10  # refs that a root carries without any page: one block less
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +61,32 @@ class NewSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """Lines of refs, the symbolic ref that follows them, and where to go on: None at the end."""
+
+    lines: bytes
+    symbolic: Ref | None
+    next: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class RefSnapshot:
-    """An opened snapshot: the root; a page is read when a name falls into it."""
+    """An opened snapshot: the root; a page is read when a name falls into it.
+
+    The overlay is a page of changes, deletions among them, that lies over the other pages.
+    """
 
     hash_kind: HashKind
     pages: tuple[PageEntry, ...]
     firsts: tuple[bytes, ...]
+    overlay: bytes | None
+    count: int
     blocks: BlockStore
+
+    @classmethod
+    def empty(cls, blocks: BlockStore, hash_kind: HashKind) -> RefSnapshot:
+        """Return a snapshot without refs; it has no root."""
+        return cls(hash_kind, (), (), None, 0, blocks)
 
     @classmethod
     def open(cls, blocks: BlockStore, root: BlockId) -> RefSnapshot:
@@ -61,8 +97,11 @@ class RefSnapshot:
         header = parse_header(data, kind=BlockKind.REFS)
         pages: list[PageEntry] = []
         try:
-            magic, count, total = _ROOT.unpack_from(data, HEADER_SIZE)
-            at = HEADER_SIZE + _ROOT.size
+            magic, count, total = _ROOT_1.unpack_from(data, HEADER_SIZE)
+            at, size = HEADER_SIZE + _ROOT_1.size, 0
+            if magic == b"SGR2":
+                _, _, _, size = _ROOT.unpack_from(data, HEADER_SIZE)
+                at = HEADER_SIZE + _ROOT.size
             for _ in range(count):
                 page, refs, length = _ROOT_PAGE.unpack_from(data, at)
                 at += _ROOT_PAGE.size + length
@@ -70,87 +109,185 @@ class RefSnapshot:
         except struct.error as cause:
             raise BlockCorrupt("ref snapshot does not parse", block=root.hex()) from cause
         firsts = tuple(page.first for page in pages)
+        overlay = data[at:] if magic == b"SGR2" else b""
         rising = all(a < b for a, b in pairwise(firsts))
-        summed = sum(page.count for page in pages) == total
-        if magic != b"SGRR" or header.flags or at != len(data) or not (rising and summed and pages):
+        summed = sum(page.count for page in pages)
+        known = magic == b"SGR2" or (magic == b"SGRR" and at == len(data) and summed == total)
+        if not known or header.flags or len(overlay) != size or not rising or not (pages or size):
             raise BlockCorrupt("ref snapshot is off", block=root.hex())
-        return cls(header.hash_kind, tuple(pages), firsts, blocks)
+        return cls(header.hash_kind, tuple(pages), firsts, overlay or None, total, blocks)
 
-    def range(self, low: bytes, high: bytes) -> Iterator[Ref]:
-        """Return the refs in low <= name < high by rising name; reads pages that can hold one."""
-        at = max(bisect_right(self.firsts, low) - 1, 0)
+    # ---- reading ----
+
+    def range(self, low: bytes, high: bytes, loose: Loose | None = None) -> Iterator[Ref]:
+        """Return the refs in low <= name < high by rising name; reads pages that can hold one.
+
+        ``loose`` lies over the snapshot.
+        """
         batch = _BATCH_FIRST
-        while at < len(self.pages) and self.firsts[at] < high:
-            refs, more = self._take(at, low, high, batch)
-            yield from refs
-            if more:
-                low = refs[-1].name + b"\0"
-                batch = min(batch * 8, _BATCH_MAX)
-            else:
-                at += 1
+        for page, changes, start, stop in self._spans(low, high, loose):
+            at, more = start, True
+            while more:
+                refs, more = self._take(page, changes, at, stop, batch)
+                yield from refs
+                if more:
+                    at = refs[-1].name + b"\0"
+                    batch = min(batch * 8, _BATCH_MAX)
 
     def get(self, name: bytes) -> Ref | None:
         """Return one ref, None when it is missing."""
         return next(self.range(name, name + b"\0"), None)
 
-    def page(self, number: int) -> list[Ref]:
-        """Read one page whole."""
-        refs, _ = self._take(number, b"", END, self.pages[number].count)
-        if len(refs) != self.pages[number].count or refs[0].name != self.firsts[number]:
-            raise BlockCorrupt("ref page is not the one named", block=self.pages[number].id.hex())
-        return refs
+    def render(
+        self, low: bytes, high: bytes, loose: Loose | None, *, v0: bool, peel: bool
+    ) -> Iterator[Rendered]:
+        """Return the pkt-lines of the refs in low <= name < high, a page at a time."""
+        for page, changes, start, stop in self._spans(low, high, loose):
+            name: bytes | None = start
+            while name is not None:
+                lines, name, target = self._lines(page, changes, name, stop, v0=v0, peel=peel)
+                if name is not None:
+                    symbolic = Ref(name, symbolic=target)
+                    name += b"\0"
+                    yield Rendered(lines, symbolic, name)
+                else:
+                    yield Rendered(lines, None, stop if stop < high else None)
 
-    def _take(self, number: int, low: bytes, high: bytes, most: int) -> tuple[list[Ref], bool]:
-        page = self.pages[number].id
-        found = self.blocks.use(page, lambda view: take(view, low, high, most))
+    def _take(
+        self, page: PageEntry | None, changes: bytes | None, low: bytes, high: bytes, most: int
+    ) -> tuple[list[Ref], bool]:
+        size = self.hash_kind.size
+        return self._use(page, lambda view: take(view, changes, size, low, high, most, Ref))
+
+    def _lines(
+        self,
+        page: PageEntry | None,
+        changes: bytes | None,
+        low: bytes,
+        high: bytes,
+        *,
+        v0: bool,
+        peel: bool,
+    ) -> tuple[bytes, bytes | None, bytes | None]:
+        size = self.hash_kind.size
+        return self._use(
+            page, lambda view: render(view, changes, size, low, high, v0=v0, peel=peel)
+        )
+
+    def _spans(
+        self, low: bytes, high: bytes, loose: Loose | None
+    ) -> Iterator[tuple[PageEntry | None, bytes | None, bytes, bytes]]:
+        """Return each page that can hold such names: page, changes over it, and its part of the range."""
+        at = max(bisect_right(self.firsts, low) - 1, 0)
+        while low < high:
+            stop = min(high, self.firsts[at + 1]) if at + 1 < len(self.pages) else high
+            over = loose(low, stop) if loose is not None else None
+            changes = changes_over(self.overlay, over, self.hash_kind, low, stop)
+            yield (self.pages[at] if self.pages else None), changes, low, stop
+            low, at = stop, at + 1
+
+    def _use(self, page: PageEntry | None, job: Callable[[memoryview | None], T]) -> T:
+        if page is None:
+            return job(None)
+        found = self.blocks.use(page.id, lambda block: job(page_of(block, page.count)))
         if found is None:
-            raise DataLoss("page of a ref snapshot is missing", block=page.hex())
+            raise DataLoss("page of a ref snapshot is missing", block=page.id.hex())
         return found
+
+    # ---- changing ----
+
+    def with_changes(self, changes: bytes | None, *, count: int, pool: PoolId) -> NewSnapshot:
+        """Return this snapshot under more changes, of ``count`` refs in all.
+
+        Only the root is new while its overlay is small, and small beside the pages that it touches.
+        Then those are rewritten; the others are shared.
+        """
+        overlay = changes_over(self.overlay, changes, self.hash_kind, b"", END)
+        writer = _Writer(pool, self.hash_kind)
+        if count and overlay is not None:
+            if not self.pages and len(overlay) <= ALONE_BYTES:
+                return writer.finish((), without_deletions(overlay, self.hash_kind), count)
+            touched = sum(page.count for page, _, _, yes in self._touched(overlay) if yes)
+            if len(overlay) <= OVERLAY_BYTES and touched > 2 * refs_of(overlay):
+                return writer.finish(self.pages, overlay, count)
+        return self._folded(overlay, writer, count)
+
+    def _touched(self, overlay: bytes) -> Iterator[tuple[PageEntry, bytes, bytes, bool]]:
+        """Return each page, its range of names and whether a change falls into it."""
+        size = self.hash_kind.size
+        for at, page in enumerate(self.pages):
+            low = page.first if at else b""
+            high = self.firsts[at + 1] if at + 1 < len(self.pages) else END
+            found, _ = take(None, overlay, size, low, high, 1, Ref, deletions=True)
+            yield page, low, high, bool(found)
+
+    def _folded(self, overlay: bytes | None, writer: _Writer, count: int) -> NewSnapshot:
+        if overlay is None:
+            return writer.finish(self.pages, None, count)
+        if not self.pages:
+            writer.merge(None, overlay, b"", END)
+        for page, low, high, touched in self._touched(overlay):
+            if not touched and not writer.small:
+                writer.keep(page)
+                continue
+            (block,) = self.blocks.get_many_sync([page.id])
+            if block is None:
+                raise DataLoss("page of a ref snapshot is missing", block=page.id.hex())
+            writer.merge(page_of(memoryview(block), page.count), overlay, low, high)
+        made = writer.finish((), None, None)
+        if made.count != count:
+            raise BlockCorrupt("ref snapshot has not as many refs as it says", refs=count)
+        return made
 
 
 class _Writer:
     def __init__(self, pool: PoolId, hash_kind: HashKind) -> None:
         self._pool = pool
         self._hash_kind = hash_kind
-        self._page = PageWriter()
+        self._writer = PageWriter(hash_kind.size, PAGE_BYTES)
         self._pages: list[PageEntry] = []
         self._blocks: list[tuple[BlockId, bytes]] = []
 
     @property
     def small(self) -> bool:
         """Whether the page begun is too small to be left behind."""
-        return self._page.count > 0 and self._page.size < PAGE_BYTES // 4
+        return 0 < self._writer.open_bytes < PAGE_BYTES // 4
 
     def add(self, ref: Ref) -> None:
-        if not self._page.add(ref):
-            self._close_page()
-            self._page.add(ref)
+        self._writer.add(ref.name, encode_body(ref))
+
+    def merge(
+        self, page: memoryview | None, changes: bytes | None, low: bytes, high: bytes
+    ) -> None:
+        self._writer.merge(page, changes, low, high)
 
     def keep(self, page: PageEntry) -> None:
-        self._close_page()
+        self._take_pages()
         self._pages.append(page)
 
-    def _close_page(self) -> None:
-        page = self._page
-        if page.count:
-            made = self._put(page.block(self._pool, self._hash_kind))
-            self._pages.append(PageEntry(made, page.count, page.first))
-            self._page = PageWriter()
+    def _take_pages(self) -> None:
+        for payload, count, first in self._writer.pages():
+            made = self._put(page_block(payload, self._pool, self._hash_kind))
+            self._pages.append(PageEntry(made, count, first))
 
     def _put(self, data: bytes) -> BlockId:
         made = block_id(data)
         self._blocks.append((made, data))
         return made
 
-    def finish(self) -> NewSnapshot:
-        self._close_page()
-        count = sum(page.count for page in self._pages)
+    def finish(
+        self, pages: tuple[PageEntry, ...], overlay: bytes | None, count: int | None
+    ) -> NewSnapshot:
+        self._take_pages()
+        named = [*pages, *self._pages]
+        if count is None:
+            count = sum(page.count for page in named)
         if not count:
             return NewSnapshot(None, [], 0)
-        payload = _ROOT.pack(b"SGRR", len(self._pages), count) + b"".join(
-            _ROOT_PAGE.pack(page.id, page.count, len(page.first)) + page.first
-            for page in self._pages
+        payload = _ROOT.pack(b"SGR2", len(named), count, len(overlay or b"")) + b"".join(
+            _ROOT_PAGE.pack(page.id, page.count, len(page.first)) + page.first for page in named
         )
+        payload += overlay or b""
         length = HEADER_SIZE + len(payload)
         root = self._put(new_header(BlockKind.REFS, self._hash_kind, self._pool, length) + payload)
         return NewSnapshot(root, self._blocks, count)
@@ -161,27 +298,4 @@ def new_snapshot(refs: Iterable[Ref], *, pool: PoolId, hash_kind: HashKind) -> N
     writer = _Writer(pool, hash_kind)
     for ref in refs:
         writer.add(ref)
-    return writer.finish()
-
-
-def fold(old: RefSnapshot, changes: Sequence[Ref], *, pool: PoolId) -> NewSnapshot:
-    """Return ``old`` with ``changes`` by rising name; a ref that does not stand is a deletion.
-
-    Pages that no change falls into are shared, not written anew.
-    """
-    writer = _Writer(pool, old.hash_kind)
-    names = [change.name for change in changes]
-    begin = 0
-    for number, page in enumerate(old.pages):
-        last = number + 1 == len(old.pages)
-        end = len(changes) if last else bisect_left(names, old.firsts[number + 1], begin)
-        if begin == end and not writer.small:
-            writer.keep(page)
-            continue
-        merged = {ref.name: ref for ref in old.page(number)}
-        merged.update((change.name, change) for change in changes[begin:end])
-        for name in sorted(merged):
-            if merged[name].stands:
-                writer.add(merged[name])
-        begin = end
-    return writer.finish()
+    return writer.finish((), None, None)

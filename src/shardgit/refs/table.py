@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ from shardgit.journal.records import RefsHead, log_key, ref_key, refs_head_key
 from shardgit.limits import DEFAULT
 from shardgit.refs.change import HEAD, ChangeWriter
 from shardgit.refs.log import LogSource, decode_entry
+from shardgit.refs.page import changes_of_rows
 from shardgit.refs.ref import Ref, decode_row
 from shardgit.refs.snapshot import RefSnapshot
 from shardgit.refs.update import Folders, check_old, check_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from shardgit.blocks.interface import BlockStore
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import BlockId
-    from shardgit.refs.change import RefsChange
+    from shardgit.refs.change import RefsChange, Shared
     from shardgit.refs.log import LogEntry, LogNote
+    from shardgit.refs.snapshot import Rendered
     from shardgit.refs.update import RefUpdate
 
 SNAPSHOTS_CACHED = 256
@@ -144,45 +147,61 @@ class RefTable:
 
         HEAD is left out. Lazy, and good for as long as the journal's snapshot.
         """
-        snapshot = self.snapshot(self.head(journal, repository))
+        snapshot = self._standing(journal, repository)
+        loose = self._loose_in(journal, repository)
         if limit is not None and limit <= 0:
             return
         given = 0
         for low, high in _ranges(prefixes):
             first = max(low, start_after + b"\0") if start_after else low
-            if first >= high:
-                continue
-            for ref in self._between(journal, repository, snapshot, first, high):
+            for ref in snapshot.range(first, high, loose):
                 yield ref
                 given += 1
                 if given == limit:
                     return
 
-    def _between(
+    def render(
         self,
         journal: JournalSnapshot,
         repository: RepositoryRecord,
-        snapshot: RefSnapshot | None,
-        low: bytes,
-        high: bytes,
-    ) -> Iterator[Ref]:
+        *,
+        v0: bool,
+        peel: bool = False,
+        prefixes: Sequence[bytes] = (),
+        start: bytes = b"",
+    ) -> Iterator[Rendered]:
+        """Return the pkt-lines of refs as ``list`` gives them, from the name ``start`` on.
+
+        ``v0`` are the lines of an advertisement, else those of ls-refs. Symbolic refs are left to
+        the caller. Lazy, and good for as long as the journal's snapshot.
+        """
+        snapshot = self._standing(journal, repository)
+        loose = self._loose_in(journal, repository)
+        ranges = [(max(low, start), high) for low, high in _ranges(prefixes) if start < high]
+        for number, (first, high) in enumerate(ranges):
+            for some in snapshot.render(first, high, loose, v0=v0, peel=peel):
+                if some.next is None and number + 1 < len(ranges):
+                    yield replace(some, next=ranges[number + 1][0])
+                else:
+                    yield some
+
+    def _standing(self, journal: JournalSnapshot, repository: RepositoryRecord) -> RefSnapshot:
+        found = self.snapshot(self.head(journal, repository))
+        return found or RefSnapshot.empty(self._blocks, repository.hash_kind)
+
+    def _loose_in(
+        self, journal: JournalSnapshot, repository: RepositoryRecord
+    ) -> Callable[[bytes, bytes], bytes | None] | None:
+        if not self.head(journal, repository).loose:
+            return None
         start = len(ref_key(repository.id, b""))
-        rows = journal.range(ref_key(repository.id, low), ref_key(repository.id, high))
-        loose_rows = (decode_row(row.key[start:], row.value) for row in rows)
-        loose = next(loose_rows, None)
-        for packed in snapshot.range(low, high) if snapshot else ():
-            hidden = False
-            while loose is not None and loose.name <= packed.name:
-                hidden = loose.name == packed.name
-                if loose.stands:
-                    yield loose
-                loose = next(loose_rows, None)
-            if not hidden:
-                yield packed
-        while loose is not None:
-            if loose.stands:
-                yield loose
-            loose = next(loose_rows, None)
+
+        def loose(low: bytes, high: bytes) -> bytes | None:
+            first, last = (ref_key(repository.id, name) for name in (low, high))
+            rows = journal.range(first, last)
+            return changes_of_rows(rows, start=start, hash_kind=repository.hash_kind)
+
+        return loose
 
     # ---- the log ----
 
@@ -370,6 +389,10 @@ class RefTable:
     ) -> RefsChange:
         """Plan a commit that changes no ref and leaves a note in the log."""
         return self._changes.write(journal, repository, {}, {}, note, always=True)
+
+    def share(self, journal: JournalSnapshot, repository: RepositoryRecord) -> Shared:
+        """Plan a commit that makes the repository's refs ready to be shared; see ChangeWriter."""
+        return self._changes.share(journal, repository)
 
 
 def _ranges(prefixes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
