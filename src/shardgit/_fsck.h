@@ -640,7 +640,7 @@ static inline void sg_fsck_order(sg_fsck_verdict *v, sg_fsck_run *run, const uin
     if (y == 0 && (b_mode & SG_FSCK_FORMAT) == SG_FSCK_DIRECTORY) y = '/';
     if (x == 0 && y < '/') {
         sg_fsck_run_add(run, a_length, (size_t)(a - v->job->data));
-    } else if (y == '/' && x > 0 && x < '/' && b_length == shared && run->top >= b_length &&
+    } else if (y == '/' && x > 0 && x < '/' && b_length == shared &&
                sg_fsck_run_has(v->job, run, b, b_length)) {
         sg_fsck_find(v, SG_FSCK_TREE_DUPLICATE_ENTRIES, b);
         return;

@@ -1,6 +1,8 @@
 """Types of the fsck kernel; see _fsck.pyx."""
 
-from typing_extensions import Buffer
+from typing import Self
+
+from typing_extensions import Buffer, disjoint_base
 
 MESSAGES: tuple[str, ...]
 SEVERITIES: bytes
@@ -11,4 +13,10 @@ NAME_MAX_BYTES: int
 def check(
     hash_kind: int, type: int, data: Buffer, severity: bytes
 ) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]: ...
-def config_entries(data: bytes) -> tuple[list[tuple[bytes, bytes | None]], bool]: ...
+
+@disjoint_base
+class ConfigReader:
+    mistaken: bool
+    def __new__(cls, data: bytes) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> tuple[bytes, bytes | None]: ...

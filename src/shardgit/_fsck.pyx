@@ -220,67 +220,81 @@ cdef bint read_value(Config *c) noexcept nogil:
         c.value_n += 1
 
 
-def config_entries(bytes data not None):
-    """Read a config file as git does.
+cdef class ConfigReader:
+    """The entries of a config file, read one by one as git reads them.
 
-    Returns the entries before the first mistake, as (name, value), and whether there was none. A name is
-    ``section.key`` or ``section.subsection.key``; a value is None where the key stands alone.
+    Iterates over (name, value); a name is ``section.key`` or ``section.subsection.key``, a value is None where the key
+    stands alone. Ends at the first mistake, which ``mistaken`` tells.
     """
+
     cdef Config c
-    cdef int byte
-    cdef size_t base = 0
-    cdef Py_ssize_t n = len(data)
-    cdef bint has_value, good = False
-    cdef list entries = []
-    c.at = <const uint8_t *>PyBytes_AS_STRING(data)
-    c.end = c.at + n
-    c.eof = False
-    c.name_n = c.value_n = 0
-    if n >= 3 and data[:3] == b"\xef\xbb\xbf":
-        c.at += 3
-    # Each byte adds at most one to a name or value; two dots come on top.
-    c.name = <uint8_t *>malloc(<size_t>n + 2)
-    c.value = <uint8_t *>malloc(<size_t>n + 1)
-    try:
-        if c.name == NULL or c.value == NULL:
+    cdef bytes data
+    cdef size_t base
+    cdef readonly bint mistaken
+
+    def __cinit__(self, bytes data not None):
+        cdef size_t n = <size_t>len(data)
+        self.data = data
+        self.c.at = <const uint8_t *>PyBytes_AS_STRING(data)
+        self.c.end = self.c.at + n
+        if data.startswith(b"\xef\xbb\xbf"):
+            self.c.at += 3
+        # Each byte adds at most one to a name or value; two dots come on top.
+        self.c.name = <uint8_t *>malloc(n + 2)
+        self.c.value = <uint8_t *>malloc(n + 1)
+        if self.c.name == NULL or self.c.value == NULL:
             raise MemoryError
+
+    def __dealloc__(self):
+        free(self.c.name)
+        free(self.c.value)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef int step
+        with nogil:
+            step = self.step()
+        if step < 0:
+            self.mistaken = True
+            self.c.at = self.c.end
+        if step <= 0:
+            raise StopIteration
+        return (
+            PyBytes_FromStringAndSize(<char *>self.c.name, <Py_ssize_t>self.c.name_n),
+            PyBytes_FromStringAndSize(<char *>self.c.value, <Py_ssize_t>self.c.value_n) if step == 2 else None,
+        )
+
+    cdef int step(self) noexcept nogil:
+        """Read up to the end of an entry: 2 with a value, 1 without, 0 at the end, -1 at a mistake."""
+        cdef Config *c = &self.c
+        cdef int byte
         while True:
-            byte = next_char(&c)
+            byte = next_char(c)
             if c.eof:
-                good = True
-                break
+                return 0
             if is_space(byte):
                 continue
-            if byte == 35 or byte == 59:
-                while next_char(&c) != 10:
+            if byte == 35 or byte == 59:  # comments: # ;
+                while next_char(c) != 10:
                     pass
-                if c.eof:
-                    good = True
-                    break
-                continue
-            if byte == 91:  # [
-                if not read_section(&c):
-                    break
-                base = c.name_n
-                continue
-            if not is_alpha(byte):
+            elif byte == 91:  # [
+                if not read_section(c):
+                    return -1
+                self.base = c.name_n
+            elif is_alpha(byte):
                 break
-            c.name_n = base
-            name_add(&c, lower(byte))
-            byte = next_char(&c)
-            while not c.eof and is_key(byte):
-                name_add(&c, lower(byte))
-                byte = next_char(&c)
-            while byte == 32 or byte == 9:
-                byte = next_char(&c)
-            has_value = byte != 10
-            if has_value and (byte != 61 or not read_value(&c)):
-                break
-            entries.append((
-                PyBytes_FromStringAndSize(<char *>c.name, <Py_ssize_t>c.name_n),
-                PyBytes_FromStringAndSize(<char *>c.value, <Py_ssize_t>c.value_n) if has_value else None,
-            ))
-        return entries, good
-    finally:
-        free(c.name)
-        free(c.value)
+            else:
+                return -1
+        c.name_n = self.base
+        name_add(c, lower(byte))
+        byte = next_char(c)
+        while not c.eof and is_key(byte):
+            name_add(c, lower(byte))
+            byte = next_char(c)
+        while byte == 32 or byte == 9:
+            byte = next_char(c)
+        if byte == 10:
+            return 1
+        return 2 if byte == 61 and read_value(c) else -1

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
+from reference import broken
 from reference.packs import PackMaker, copy, delta, insert, object_id, varint
 
-from shardgit import _segment
+from shardgit import _segment, fsck
 from shardgit._fastpack import Ingest
 from shardgit._graph import PoolGraph, Walk
 from shardgit._packstream import PackStream
@@ -277,6 +278,28 @@ def run_request(data: bytes) -> None:
             parse(data, HashKind.SHA1)
 
 
+def checked() -> list[bytes]:
+    """Return a type and an object each, for fsck: longer than 512 bytes, so that they lie in memory of their own."""
+    rand = random.Random(3)
+    out = []
+    for number in range(40):
+        type, make = ((2, broken.tree), (1, broken.commit), (4, broken.tag))[number % 3]
+        data = make(rand, 20) if type != 2 else b"".join(broken.tree(rand, 20) for _ in range(6))
+        out.append(bytes([type]) + data + (b"" if type == 2 else b"text" * 130))
+        out.append(b"\3" + broken.gitmodules(rand))
+    return out
+
+
+def run_fsck(data: bytes) -> None:
+    """Check an object, and the text as configuration; an array has no byte past its end, unlike bytes."""
+    from array import array
+
+    for kind in HashKind:
+        fsck.check_object(kind, data[0] % 5 if data else 0, array("B", data[1:]))
+    fsck.check_gitmodules(data[1:])
+    fsck.check_gitattributes(data[1:])
+
+
 def same(data: bytes) -> bytes:
     """Mend nothing."""
     return data
@@ -298,6 +321,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     ),
     "block": lambda: (blocks(), lambda data: verify_block(block_id(data), data), same),
     "request": lambda: (requests(), run_request, same),
+    "fsck": lambda: (checked(), run_fsck, same),
     "pktline": lambda: (
         [
             b"0000",
