@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gitsuite.settings import settings_from
@@ -62,23 +61,42 @@ class Everything(_Import):
 
 
 class Source(GitSource):
-    """A repository on disk, shallow ones too, with the refs that have valid names."""
+    """A repository on disk with the refs that have valid names; of a namespace, its refs alone."""
+
+    prefix = b""
 
     def refs(self) -> list[SourceRef]:
         """Return the refs that git shows."""
         found = []
         for ref in super().refs():
+            if not ref.name.startswith(self.prefix + b"refs/"):
+                continue
+            inner = self._inside(ref)
             try:
-                check_ref_name(ref.name)
+                check_ref_name(inner.name)
             except ShardgitError:
                 continue
-            found.append(ref)
+            found.append(inner)
         return found
+
+    def head(self) -> SourceRef | None:
+        """Return HEAD, the namespace's own where there is one."""
+        if not self.prefix:
+            return super().head()
+        name = self.prefix + b"HEAD"
+        heads = [self._inside(ref) for ref in super().refs() if ref.name == name]
+        return heads[0] if heads else None
+
+    def _inside(self, ref: SourceRef) -> SourceRef:
+        symbolic = ref.symbolic.removeprefix(self.prefix) if ref.symbolic else None
+        return SourceRef(ref.name.removeprefix(self.prefix), ref.target, symbolic)
 
 
 def load(store: Store, name: str, disk: DiskRepository) -> None:
     """Import a repository with all its objects, refs and settings."""
-    with Source(Path(disk.folder), scratch=store.scratch, limits=store.limits) as source:
+    source = Source(disk.folder, scratch=store.scratch, limits=store.limits)
+    source.prefix = disk.namespace
+    with source:
         Everything(store, name, source, silent).run(use_index=True)
     with store.journal.snapshot() as snapshot:
         record = store.repository(snapshot, name)
