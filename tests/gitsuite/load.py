@@ -13,7 +13,8 @@ from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.progress import silent
 from shardgit.refs.name import check_ref_name
-from shardgit.service.importing import _Import, _Reach
+from shardgit.service.importing import _Import, _ref
+from shardgit.service.incoming import Incoming
 from shardgit.service.settings import encode_settings
 from shardgit.service.source import GitSource, SourceRef
 
@@ -42,22 +43,21 @@ class Everything(_Import):
         source_refs: Sequence[SourceRef],
         source_head: SourceRef | None,
     ) -> None:
-        reach = _Reach(ingest, None, self.store, self._layout(ingest))
-        kept = [ref for ref in source_refs if ref.target is None or reach.position(ref.target) >= 0]
-        refs = [reach.ref(ref) for ref in kept]
-        head = reach.ref(source_head) if source_head else None
+        incoming = Incoming(ingest, None, record.hash_kind, self.store.limits)
+        kept = [
+            ref for ref in source_refs if ref.target is None or incoming.position(ref.target) >= 0
+        ]
+        refs = [_ref(incoming, ref) for ref in kept]
+        head = _ref(incoming, source_head) if source_head else None
         self.objects = ingest.objects_kept
         with self.store.journal.snapshot() as snapshot:
             state = self.store.state(snapshot, self.name)
-        manifest = self._write(record, reach, None) if self.objects else None
+        steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
             change = self.store.refs.replace_all(snapshot, record, refs, head, None)
-        conditions, operations = list(change.conditions), list(change.operations)
-        if manifest is not None:
-            compare, put = self.store.next_pool(state.pool, manifest)
-            conditions.append(compare)
-            operations.append(put)
-        self.store.journal.commit_sync(conditions, operations)
+        self.store.journal.commit_sync(
+            [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+        )
 
 
 class Source(GitSource):
