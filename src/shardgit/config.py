@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 
 import msgspec
 
@@ -34,6 +34,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
     drain_s: float = 30.0  # how long a stopping worker waits for its requests
+    hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
+    hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
@@ -50,6 +52,13 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument(
                 "log_level is not known", log_level=self.log_level, known="|".join(LOG_LEVELS)
             )
+        if self.hooks_dir and not self.hooks_dir.startswith("/"):
+            raise InvalidArgument("hooks_dir is no absolute path", hooks_dir=self.hooks_dir[:200])
+        for target in self.hook_targets:
+            if not target.startswith(("http://", "https://", "grpc://")):
+                raise InvalidArgument(
+                    "hook target is no http://, https:// or grpc:// URL", target=target[:200]
+                )
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
 
@@ -113,7 +122,9 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _typed(value: object, kind: object, key: str, source: str, *, strict: bool) -> object:
-    """Return the value as its key's type; text from the environment is read as a number."""
+    """Return the value as its key's type; text from the environment is read as a number or a list."""
+    if not strict and isinstance(value, str) and get_origin(kind) is tuple:
+        value = [word for part in value.split(",") if (word := part.strip())]
     try:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as cause:

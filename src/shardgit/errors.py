@@ -5,7 +5,6 @@
     |   +-- MalformedInput        INVALID_ARGUMENT     bytes from outside that break their format
     |   |   +-- MalformedPack         a pack, an entry or a delta
     |   |   +-- MalformedObject       a commit, tree, tag or loose object
-    |   |   +-- FsckRefused           an object that fsck does not let pass
     |   |   +-- MalformedPacket       a pkt-line or a protocol request
     |   +-- InvalidRefName
     |   +-- InvalidRepositoryName
@@ -26,12 +25,14 @@
     |   +-- StoreFormatUnknown        a store written by a newer shardgit
     |   +-- StoreBusy                 another process holds what is needed
     |   +-- NotAStore
+    |   +-- HookRefused               a hook of the repository does not let a push pass
     |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
     +-- Unavailable               UNAVAILABLE          retry the same call
+    |   +-- HookFailed                a hook could not be asked, or gave no answer
     +-- DataLoss                  DATA_LOSS            stored bytes are missing or damaged
     |   +-- BlockCorrupt
     |   +-- JournalCorrupt
@@ -90,10 +91,6 @@ class MalformedPack(MalformedInput):
 
 class MalformedObject(MalformedInput):
     """A Git object does not parse as its type."""
-
-
-class FsckRefused(MalformedInput):
-    """Objects that fsck does not let pass; ``lines`` says which, in git's words."""
 
 
 class MalformedPacket(MalformedInput):
@@ -186,6 +183,10 @@ class LogPositionUnknown(Refused):
     """A place in a ref log that was deleted, or that no log row has reached."""
 
 
+class HookRefused(Refused):
+    """A hook of the repository does not let the push pass."""
+
+
 class PermissionRefused(ShardgitError):
     """The principal may not do that."""
 
@@ -212,6 +213,10 @@ class Unavailable(ShardgitError):
     """A passing fault; the same call may go through later."""
 
     code = "UNAVAILABLE"
+
+
+class HookFailed(Unavailable):
+    """A hook could not be asked, or gave no answer."""
 
 
 class DataLoss(ShardgitError):

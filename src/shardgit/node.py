@@ -19,11 +19,15 @@ from shardgit.lmdbenv import Environment
 from shardgit.refs.table import RefTable
 from shardgit.ring.ring import Ring
 from shardgit.service.store import Store
+from shardgit.version import VERSION
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from shardgit.service.events import Events
+    from shardgit.service.hooks import HookPolicy
 
 
 def create_store(
@@ -78,6 +82,29 @@ def open_store(
             yield store
         finally:
             store.close()
+
+
+def equip_hooks(store: Store, policy: HookPolicy) -> Events:
+    """Give a store that is served the hooks of its repositories; returns what tells events."""
+    # Not on top: commands that only open a store need neither gRPC nor HTTP.
+    from shardgit.http.hooks import HttpCaller
+    from shardgit.rpc.hooks import GrpcCaller, QuarantineEndpoint
+    from shardgit.service.events import Events
+    from shardgit.service.hook_program import ProgramCaller
+    from shardgit.service.hooks import Hooks
+
+    store.hooks = Hooks(
+        store,
+        policy=policy,
+        callers={
+            "program": ProgramCaller(store.workers),
+            "http": HttpCaller(store.workers, store.limits, version=VERSION),
+            "grpc": GrpcCaller(store.workers),
+        },
+        endpoint=QuarantineEndpoint(store),
+    )
+    store.events = Events(store.hooks)
+    return store.events
 
 
 def _ring(journal: LmdbJournal, layout: StoreLayout) -> Ring:

@@ -52,6 +52,20 @@ REQUESTS_ACTIVE = Gauge(
     registry=REGISTRY,
 )
 
+HOOKS = Counter(
+    "shardgit_hooks_total",
+    "Hooks that were asked, by event and outcome.",
+    ["event", "outcome"],
+    registry=REGISTRY,
+)
+HOOK_SECONDS = Histogram(
+    "shardgit_hook_seconds",
+    "Time of hooks.",
+    ["event"],
+    buckets=_BUCKETS,
+    registry=REGISTRY,
+)
+
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Send logs to standard error: JSON lines, or text on a terminal."""

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,8 +19,9 @@ from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
 from shardgit.http.app import GitHttp
-from shardgit.node import open_store
+from shardgit.node import equip_hooks, open_store
 from shardgit.rpc.server import make_server
+from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     loop.add_signal_handler(signal.SIGINT, leave)
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
+    events = equip_hooks(store, _hook_policy(config))
     host, port = split_address(config.http)
     app = GitHttp(store, version=VERSION).app()
     running = _Running()
@@ -73,20 +76,26 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     await site.start()
     server = await make_server(store, config.grpc)
     await server.start()
-    telemetry.log().info("worker_ready", pid=os.getpid())
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe from here on
-    await stop.wait()
-    telemetry.log().info("worker_draining", pid=os.getpid())
-    _leave_at_last(config.drain_s + 2 * CLOSE_MAX_S)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
-            group.create_task(server.stop(config.drain_s))
-            # Not left to aiohttp's own shutdown: that drops what running requests still receive.
-            await site.stop()
-            await running.idle(config.drain_s)
-            await runner.cleanup()
+    async with events.serving(drain_s=CLOSE_MAX_S / 2):
+        telemetry.log().info("worker_ready", pid=os.getpid())
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe from here on
+        await stop.wait()
+        telemetry.log().info("worker_draining", pid=os.getpid())
+        _leave_at_last(config.drain_s + 2 * CLOSE_MAX_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
+                group.create_task(server.stop(config.drain_s))
+                # Not left to aiohttp's own shutdown: that drops what running requests still receive.
+                await site.stop()
+                await running.idle(config.drain_s)
+                await runner.cleanup()
+
+
+def _hook_policy(config: ServeConfig) -> HookPolicy:
+    programs = Path(config.hooks_dir) if config.hooks_dir else None
+    return HookPolicy(programs=programs, targets=config.hook_targets, server=config.grpc)
 
 
 class _Running:

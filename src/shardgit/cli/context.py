@@ -106,7 +106,8 @@ def reached(server: str | None, data: Path | None) -> Iterator[Backend]:
         from shardgit.client import connect
         from shardgit.config import split_address
 
-        split_address(address, "server")
+        if not address.startswith("unix:"):  # as hooks are given
+            split_address(address, "server")
         with connect(address) as client:
             yield RemoteBackend(client)
     else:

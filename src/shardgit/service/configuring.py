@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.service.events import cursor_operations
 from shardgit.service.setting_keys import all_values, changed, set_keys
 from shardgit.service.settings import RepositorySettings, encode_settings, settings_of
 
@@ -65,6 +66,7 @@ class Configuring:
         for _ in range(ROUNDS):
             with self.store.journal.snapshot() as snapshot:
                 record, revision = self._record(snapshot, name)
+                newest = self.store.refs.head(snapshot, record).sequence
             if expected and revision != expected:
                 raise Conflict(
                     "repository changed meanwhile; read its settings again", repository=name
@@ -74,9 +76,11 @@ class Configuring:
             if data == record.settings:
                 return SettingsState(settings, revision)
             key = repository_key(record.id)
+            cursors = cursor_operations(record, settings_of(record), settings, newest)
             # commit point: before it the old settings stand, after it the new ones.
             done = self.store.try_commit(
-                [Compare(key, revision)], [Put(key, replace(record, settings=data).encode())]
+                [Compare(key, revision)],
+                [Put(key, replace(record, settings=data).encode()), *cursors],
             )
             if done:
                 return self.get(name)

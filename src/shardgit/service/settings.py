@@ -22,6 +22,7 @@ LIST_MAX = 1_000
 TEXT_MAX = 1_000
 PATTERN_MAX = 255
 HOOK_TIMEOUT_MAX_S = 3_600.0
+HOOKS_MAX = 32  # each post_receive hook is a step of the commit that sets or removes it
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Severity = Literal["ignore", "info", "warn", "error"]
@@ -197,7 +198,8 @@ class RepositorySettings(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
-        _check_count("hooks", self.hooks)
+        if len(self.hooks) > HOOKS_MAX:
+            raise InvalidArgument("setting has too many entries", key="hooks", limit=HOOKS_MAX)
 
 
 DEFAULTS = RepositorySettings()

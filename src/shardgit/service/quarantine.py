@@ -1,0 +1,31 @@
+"""Reads of a repository as a push would leave it, before anything of that push is visible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardgit.service.reading import Reading
+
+if TYPE_CHECKING:
+    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.pool.view import PoolView
+    from shardgit.service.store import Reach, RepositoryState, Store
+
+
+class QuarantinedReading(Reading):
+    """Reads over a view that shows pushed objects as well; names are those of the committed refs.
+
+    ``reach`` is what the repository reaches with them: it and the view cover the same positions.
+    """
+
+    def __init__(
+        self, store: Store, state: RepositoryState, view: PoolView | None, reach: Reach
+    ) -> None:
+        self.store = store
+        self.state = state
+        self.record = state.record
+        self.view = view
+        self._reach = reach
+
+    def _load(self, snapshot: JournalSnapshot, name: str) -> None:
+        """Keep the view: a later state of the repository does not show the pushed objects."""
