@@ -16,6 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from shardgit._fsck cimport SG_FSCK_COUNT, sg_fsck_object
 from shardgit._kernel cimport *
 
 from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
@@ -25,6 +26,8 @@ cdef enum:
     EXTERNAL = 0x80000000
     WINDOW = 65536
     BATCH = 32  # roots that a thread takes at once
+    FINDINGS_MAX = 1000  # of fsck that a thread keeps: errors
+    WARNINGS_MAX = 100  # the same, of those that do not refuse anything
     SORT_SMALL = 256  # objects that are sorted by insertion
     COMMIT = 1
     TREE = 2
@@ -83,6 +86,12 @@ ctypedef struct Frame:
     uint32_t heavy  # NONE once taken
 
 
+ctypedef struct Finding:
+    uint32_t object
+    uint32_t message
+    uint64_t offset
+
+
 ctypedef struct Lane:
     sg_inflater *inflater
     uint8_t *delta
@@ -101,6 +110,16 @@ ctypedef struct Lane:
     uint8_t *edges
     uint64_t n_edges
     uint64_t edges_room
+    Finding *findings
+    uint32_t n_findings
+    uint32_t n_warnings
+    uint8_t *specials  # kind and id of blobs that fsck wants to see: .gitmodules, .gitattributes
+    uint64_t n_specials
+    uint64_t specials_room
+    const uint8_t *severity  # of each message, while one object is checked
+    uint32_t checked
+    size_t hash_size
+    bint no_memory
 
 
 ctypedef struct Segment:
@@ -251,8 +270,10 @@ cdef class Ingest:
     cdef uint32_t segments_room
     cdef uint32_t counts[5]
     cdef bint linked
+    cdef bytes _severity  # of fsck's messages; None: nothing is checked
     cdef object _externals
     cdef uint64_t n_links
+    cdef const uint8_t *severity
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
                   uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40):
@@ -875,6 +896,14 @@ cdef class Ingest:
             return SG_LIMIT
         if not o.outside:
             sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
+            if self.severity != NULL and o.type != BLOB:
+                lane.severity = self.severity
+                lane.checked = i
+                lane.hash_size = self.hash_size
+                sg_fsck_object(self.hash_kind, o.type, lane.result, <size_t>o.raw, self.severity, fsck_found,
+                               fsck_special, lane)
+                if lane.no_memory:
+                    return SG_MEMORY
         if self.n_refs:
             ref_at = self._find_ref(o.pack, oid)
             ref_end = ref_at
@@ -1052,6 +1081,38 @@ cdef class Ingest:
         if n < 8 + hex or memcmp(data, b"object ", 7) != 0 or data[7 + hex] != 10 or not unhex(data + 7, self.hash_size, oid):
             return SG_OBJECT
         return self._edge(lane, oid)
+
+    # ---- fsck ----
+
+    def check_objects(self, bytes severity not None):
+        """Check every object while it is made: byte m is message m's severity, 0 ignore to 4 fatal. Before ``resolve``."""
+        if len(severity) < SG_FSCK_COUNT:
+            raise Internal("one severity for each message is wanted", given=len(severity))
+        self._severity = severity
+        self.severity = <const uint8_t *>PyBytes_AS_STRING(severity)
+
+    def findings(self):
+        """Return what fsck found as (object, message, offset), by object: the first thousand errors, some warnings."""
+        cdef uint64_t k
+        cdef uint32_t f
+        out = []
+        for k in range(self._lanes_used()):
+            for f in range(self.lanes[k].n_findings):
+                out.append((int(self.lanes[k].findings[f].object), int(self.lanes[k].findings[f].message),
+                            int(self.lanes[k].findings[f].offset)))
+        out.sort()
+        return out
+
+    def specials(self):
+        """Return (kind, id) of the blobs that trees call .gitmodules (1) or .gitattributes (2), each once, ascending."""
+        cdef uint64_t k, f
+        cdef const uint8_t *row
+        found = set()
+        for k in range(self._lanes_used()):
+            for f in range(self.lanes[k].n_specials):
+                row = self.lanes[k].specials + f * (self.hash_size + 1)
+                found.add((int(row[0]), PyBytes_FromStringAndSize(<const char *>row + 1, <Py_ssize_t>self.hash_size)))
+        return sorted(found)
 
     # ---- ids ----
 
@@ -1265,6 +1326,12 @@ cdef class Ingest:
             raise IndexError(i)
         return self.objects[i].type
 
+    def size_at(self, uint32_t i):
+        """Return the size of object ``i``, in bytes."""
+        if i >= self.n:
+            raise IndexError(i)
+        return int(self.objects[i].raw)
+
     def sorted_ids(self):
         """Return all ids as one flat bytes, ascending; equal ids stand as often as they came."""
         cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.n * self.hash_size))
@@ -1302,6 +1369,7 @@ cdef class Ingest:
             at = first + p
             if <uint64_t>bits.shape[0] <= at >> 3 or not (bits[<Py_ssize_t>(at >> 3)] >> (at & 7)) & 1:
                 self.objects[self.order[p]].keep = 0
+                self.objects[self.order[p]].pool_hops = 255  # nobody has it: deltas on it are written whole
                 gone += 1
         return int(gone)
 
@@ -2000,8 +2068,57 @@ cdef void free_scratch(Lane *lane) noexcept nogil:
 cdef void free_lane(Lane *lane) noexcept nogil:
     drop_frames(lane)
     free_scratch(lane)
+    free(lane.findings)
+    lane.findings = NULL
+    free(lane.specials)
+    lane.specials = NULL
     free(lane.edges)
     lane.edges = NULL
+
+
+cdef void fsck_found(void *ctx, int message, size_t offset) noexcept nogil:
+    """Note a finding of fsck; past the most that is kept it is dropped, since one error refuses all."""
+    cdef Lane *lane = <Lane *>ctx
+    cdef Finding *f
+    cdef uint8_t severity = lane.severity[message]
+    if severity < 3:
+        if lane.n_warnings >= WARNINGS_MAX:
+            return
+        lane.n_warnings += 1
+    if lane.findings == NULL:
+        lane.findings = <Finding *>malloc((FINDINGS_MAX + WARNINGS_MAX) * sizeof(Finding))
+        if lane.findings == NULL:
+            lane.no_memory = True
+            return
+    if lane.n_findings - lane.n_warnings >= FINDINGS_MAX and severity >= 3:
+        return
+    f = &lane.findings[lane.n_findings]
+    f.object = lane.checked
+    f.message = <uint32_t>message
+    f.offset = offset
+    lane.n_findings += 1
+
+
+cdef void fsck_special(void *ctx, int kind, const uint8_t *oid) noexcept nogil:
+    """Note a blob whose content fsck wants to see; the one seen last is not noted again."""
+    cdef Lane *lane = <Lane *>ctx
+    cdef uint8_t *grown
+    cdef size_t width = lane.hash_size + 1
+    if lane.n_specials:
+        grown = lane.specials + (lane.n_specials - 1) * width
+        if grown[0] == kind and memcmp(grown + 1, oid, lane.hash_size) == 0:
+            return
+    if lane.n_specials == lane.specials_room:
+        grown = <uint8_t *>realloc(lane.specials, (lane.specials_room * 2 + 64) * width)
+        if grown == NULL:
+            lane.no_memory = True
+            return
+        lane.specials = grown
+        lane.specials_room = lane.specials_room * 2 + 64
+    grown = lane.specials + lane.n_specials * width
+    grown[0] = <uint8_t>kind
+    memcpy(grown + 1, oid, lane.hash_size)
+    lane.n_specials += 1
 
 
 cdef sg_status tree_entry(const uint8_t *data, size_t n, size_t at, size_t h, size_t *end, bint *link) noexcept nogil:

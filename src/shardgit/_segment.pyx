@@ -194,6 +194,14 @@ def ids_of(const uint8_t[::1] block not None, int hash_size):
     return PyBytes_FromStringAndSize(<const char *>f.ids, <Py_ssize_t>(f.n * f.h))
 
 
+def offsets_of(const uint8_t[::1] block not None, int hash_size):
+    """Return where the entries of a segment start, counted from the first, in entry order."""
+    cdef Foot f
+    cdef uint32_t k
+    take_foot(block, hash_size, &f)
+    return [int(sg_u32(f.offsets + <size_t>k * 4)) - HEADER for k in range(f.n)]
+
+
 def ids_at(const uint8_t[::1] block not None, int hash_size, ordinals not None):
     """Return the ids at ``ordinals``."""
     cdef Foot f

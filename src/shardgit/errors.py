@@ -5,6 +5,7 @@
     |   +-- MalformedInput        INVALID_ARGUMENT     bytes from outside that break their format
     |   |   +-- MalformedPack         a pack, an entry or a delta
     |   |   +-- MalformedObject       a commit, tree, tag or loose object
+    |   |   +-- FsckRefused           an object that fsck does not let pass
     |   |   +-- MalformedPacket       a pkt-line or a protocol request
     |   +-- InvalidRefName
     |   +-- InvalidRepositoryName
@@ -91,6 +92,10 @@ class MalformedPack(MalformedInput):
 
 class MalformedObject(MalformedInput):
     """A Git object does not parse as its type."""
+
+
+class FsckRefused(MalformedInput):
+    """Objects that fsck does not let pass; ``lines`` says which, in git's words."""
 
 
 class MalformedPacket(MalformedInput):

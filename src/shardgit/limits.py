@@ -24,6 +24,14 @@ class Limits:
     object_memory_max_bytes: int = 16 * MIB  # a larger one is streamed where that can be avoided
     delta_depth_max: int = 4_095  # git's own ceiling for --depth
     resolve_cache_max_bytes: int = 64 * MIB  # retained bases of one resolving thread
+    thin_bases_max_bytes: int = GIB  # bases of one thin pack that the pool has, held at once
+    # pushes
+    push_pack_max_bytes: int = 64 * GIB  # as sent; it waits in a file
+    push_held_bytes: int = MIB  # of a pack in memory; a larger one waits in a file
+    recent_embedded_max_bytes: int = 512 * KIB  # a larger push puts its blocks into the shards
+    recents_settle: int = 32  # recents of a pool from which on a settle is begun
+    recents_max: int = 64  # the same from which on pushes wait for it
+    recents_max_bytes: int = 8 * MIB
     # names and refs
     ref_name_max_bytes: int = 480  # an LMDB key is at most 511 bytes
     ref_symbolic_depth_max: int = 5

@@ -46,6 +46,12 @@ class DiskRepository:
             if key:
                 self.config.setdefault(key, []).append(value if _ else "true")
 
+    @property
+    def namespace(self) -> bytes:
+        """Return what stands before the refs of the caller's namespace, b"" without one."""
+        parts = self.environment.get("GIT_NAMESPACE", "").split("/")
+        return b"".join(b"refs/namespaces/" + os.fsencode(part) + b"/" for part in parts if part)
+
     def run(
         self,
         *words: str,

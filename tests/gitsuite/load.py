@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gitsuite.settings import settings_from
@@ -14,7 +13,8 @@ from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.progress import silent
 from shardgit.refs.name import check_ref_name
-from shardgit.service.importing import _Import, _Reach
+from shardgit.service.importing import _Import, _ref
+from shardgit.service.incoming import Incoming
 from shardgit.service.settings import encode_settings
 from shardgit.service.source import GitSource, SourceRef
 
@@ -43,42 +43,60 @@ class Everything(_Import):
         source_refs: Sequence[SourceRef],
         source_head: SourceRef | None,
     ) -> None:
-        reach = _Reach(ingest, None, self.store, self._layout(ingest))
-        kept = [ref for ref in source_refs if ref.target is None or reach.position(ref.target) >= 0]
-        refs = [reach.ref(ref) for ref in kept]
-        head = reach.ref(source_head) if source_head else None
+        incoming = Incoming(ingest, None, record.hash_kind, self.store.limits)
+        kept = [
+            ref for ref in source_refs if ref.target is None or incoming.position(ref.target) >= 0
+        ]
+        refs = [_ref(incoming, ref) for ref in kept]
+        head = _ref(incoming, source_head) if source_head else None
         self.objects = ingest.objects_kept
         with self.store.journal.snapshot() as snapshot:
             state = self.store.state(snapshot, self.name)
-        manifest = self._write(record, reach, None) if self.objects else None
+        steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
             change = self.store.refs.replace_all(snapshot, record, refs, head, None)
-        conditions, operations = list(change.conditions), list(change.operations)
-        if manifest is not None:
-            compare, put = self.store.next_pool(state.pool, manifest)
-            conditions.append(compare)
-            operations.append(put)
-        self.store.journal.commit_sync(conditions, operations)
+        self.store.journal.commit_sync(
+            [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+        )
 
 
 class Source(GitSource):
-    """A repository on disk, shallow ones too, with the refs that have valid names."""
+    """A repository on disk with the refs that have valid names; of a namespace, its refs alone."""
+
+    prefix = b""
 
     def refs(self) -> list[SourceRef]:
         """Return the refs that git shows."""
         found = []
         for ref in super().refs():
+            if not ref.name.startswith(self.prefix + b"refs/"):
+                continue
+            inner = self._inside(ref)
             try:
-                check_ref_name(ref.name)
+                check_ref_name(inner.name)
             except ShardgitError:
                 continue
-            found.append(ref)
+            found.append(inner)
         return found
+
+    def head(self) -> SourceRef | None:
+        """Return HEAD, the namespace's own where there is one."""
+        if not self.prefix:
+            return super().head()
+        name = self.prefix + b"HEAD"
+        heads = [self._inside(ref) for ref in super().refs() if ref.name == name]
+        return heads[0] if heads else None
+
+    def _inside(self, ref: SourceRef) -> SourceRef:
+        symbolic = ref.symbolic.removeprefix(self.prefix) if ref.symbolic else None
+        return SourceRef(ref.name.removeprefix(self.prefix), ref.target, symbolic)
 
 
 def load(store: Store, name: str, disk: DiskRepository) -> None:
     """Import a repository with all its objects, refs and settings."""
-    with Source(Path(disk.folder), scratch=store.scratch, limits=store.limits) as source:
+    source = Source(disk.folder, scratch=store.scratch, limits=store.limits)
+    source.prefix = disk.namespace
+    with source:
         Everything(store, name, source, silent).run(use_index=True)
     with store.journal.snapshot() as snapshot:
         record = store.repository(snapshot, name)

@@ -20,16 +20,16 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
         if key.startswith("receive.fsck.") and key != "receive.fsck.skiplist"
     }
     sections: dict[str, dict[str, object]] = {
-        "transfer": {"hidden_refs": disk.values("transfer.hiderefs")},
+        "transfer": {"hidden_refs": hidden(disk, "transfer.hiderefs")},
         "fetch": {
             "allow_filter": disk.flag("uploadpack.allowfilter"),
-            "hidden_refs": disk.values("uploadpack.hiderefs"),
+            "hidden_refs": hidden(disk, "uploadpack.hiderefs"),
         },
         "receive": {
             "deny_non_fast_forwards": disk.flag("receive.denynonfastforwards"),
             "deny_deletes": disk.flag("receive.denydeletes"),
             "deny_delete_current": current(disk.value("receive.denydeletecurrent", "refuse")),
-            "hidden_refs": disk.values("receive.hiderefs"),
+            "hidden_refs": hidden(disk, "receive.hiderefs"),
             "fsck_objects": disk.flag(
                 "receive.fsckobjects", default=disk.flag("transfer.fsckobjects")
             ),
@@ -48,6 +48,24 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             "nonce_slop_s": int(disk.value("receive.certnonceslop", "0")),
         }
     return msgspec.convert(sections, RepositorySettings)
+
+
+def hidden(disk: DiskRepository, key: str) -> list[str]:
+    """Return patterns of hidden refs as seen from inside the caller's namespace."""
+    prefix = disk.namespace.decode("utf-8", "surrogateescape")
+    found = []
+    for pattern in disk.values(key):
+        bang = "!" if pattern.startswith("!") else ""
+        text = pattern.removeprefix("!")
+        if text.startswith("^"):
+            text = text[1:]
+            if prefix.startswith(text.rstrip("/") + "/"):
+                text = "refs"
+            elif not text.startswith(prefix):
+                continue
+            text = text.removeprefix(prefix)
+        found.append(bang + text)
+    return found
 
 
 def current(text: str) -> str:

@@ -253,6 +253,22 @@ def jgit() -> JgitClient:
     return client
 
 
+def jgit_library(work: Path) -> ProgramClient:
+    """Build our program on a current JGit, out of Maven's repository."""
+    folder = work / "jgit"
+    source = PROGRAMS / "jgit"
+    built = folder / "classes" / "Client.class"
+    if not built.is_file() or _older(built, source / "Client.java"):
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        _build(["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"], folder)
+        _build(["javac", "-cp", "lib/*", "-d", "classes", "Client.java"], folder)
+    client = ProgramClient("JGit", "http")
+    client.words = ("java", "-cp", f"{folder}/classes:{folder}/lib/*", "Client")
+    (jar,) = (folder / "lib").glob("org.eclipse.jgit-*.jar")
+    client.said_version = jar.stem.removeprefix("org.eclipse.jgit-").split("-")[0]
+    return client
+
+
 def isomorphic(work: Path) -> ProgramClient:
     """Install isomorphic-git with npm."""
     folder = work / "isomorphic"

@@ -90,6 +90,7 @@ def had(stage: Stage, others: list[str], work: Path) -> Iterator[tuple[str, Clie
         ("dulwich", partial(clients.python_client, "dulwich", "dulwich")),
         ("pygit2", partial(clients.python_client, "pygit2", "pygit2")),
         ("jgit-cli", clients.jgit),
+        ("JGit", partial(clients.jgit_library, work)),
         ("isomorphic-git", partial(clients.isomorphic, work)),
         ("go-git", partial(clients.gogit, work)),
         ("gitoxide", partial(clients.gix, work)),

@@ -50,7 +50,7 @@ def pool(
         with store.journal.snapshot() as snapshot:
             view = store.view(store.state(snapshot, "demo").pool)
         assert view is not None
-        assert len(view.manifest.runs) == (2 if two else 1)
+        assert len(view.runs) == (2 if two else 1)
         yield origin, view
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
@@ -12,6 +13,7 @@ from shardgit.oid import ObjectId
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from shardgit._graph import PoolGraph
     from shardgit.pool.view import PoolView
 
 
@@ -90,3 +92,57 @@ def _sorted_out(view: PoolView, tips: Iterable[int]) -> tuple[list[int], list[in
         if at >= 0:
             (commits if graph.type_at(at) == 1 else others).append(at)
     return commits, tags, others
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What became of a ref: its target before and now, None without."""
+
+    old: ObjectId | None
+    new: ObjectId | None
+
+
+def followed(
+    view: PoolView, before: bytes, moves: Iterable[Move], head: ObjectId | None
+) -> bytes | None:
+    """Return what refs reach after moves, when they reached ``before``; None when a full walk must tell.
+
+    That is so where a ref left something behind that neither its new target nor ``head``, the default
+    branch, is known to reach.
+    """
+    graph = view.graph()
+    moves = list(moves)
+    ids = [oid for move in moves for oid in (move.old, move.new) if oid is not None]
+    place = dict(zip(ids, view.positions(ids), strict=True))
+    (top,) = view.positions([head]) if head is not None else (-1,)
+    top = graph.peel(top) if top >= 0 else -1
+    fresh: list[int] = []
+    left: list[tuple[int, int]] = []
+    for move in moves:
+        new = place[move.new] if move.new is not None else -1
+        old = place[move.old] if move.old is not None else -1
+        if move.new is not None and new < 0:
+            return None
+        if new >= 0:
+            fresh.append(new)
+        if old >= 0 and old != new:
+            left.append((old, new))
+    walk = Walk(graph, before)
+    walk.mark(fresh)
+    more = finish(walk, view)
+    for old, new in left:
+        if graph.type_at(old) != COMMIT:
+            return None
+        if not any(_reaches(graph, at, old) for at in (new, top)):
+            return None
+    size = len(more)
+    both = int.from_bytes(before, "little") | int.from_bytes(more, "little")
+    return both.to_bytes(size, "little")
+
+
+COMMIT = 1
+
+
+def _reaches(graph: PoolGraph, descendant: int, ancestor: int) -> bool:
+    at = graph.peel(descendant) if descendant >= 0 else -1
+    return at >= 0 and graph.type_at(at) == COMMIT and graph.is_ancestor(ancestor, at)

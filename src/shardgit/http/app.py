@@ -1,4 +1,4 @@
-"""The smart-HTTP edge: Git's protocol over aiohttp. Fetches; pushes are refused."""
+"""The smart-HTTP edge: Git's protocol over aiohttp."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from shardgit.http.lfs import LfsHttp
 from shardgit.http.request import principal_of, protocol_version, repository_name
 from shardgit.protocol.bundle_uri import BundleUriRequest
 from shardgit.protocol.pktline import error_line
+from shardgit.protocol.receive_pack import SERVICE_LINE as PUSH_SERVICE_LINE
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize
 from shardgit.service.bundles import Bundles
 from shardgit.service.fetch import FetchService
+from shardgit.service.receive import ReceiveService
 
 if TYPE_CHECKING:
     from shardgit.protocol.upload_pack_v2 import Command
@@ -31,7 +33,6 @@ RECEIVE_PACK = "git-receive-pack"
 ADVERTISEMENT_TYPE = f"application/x-{UPLOAD_PACK}-advertisement"
 REQUEST_TYPE = f"application/x-{UPLOAD_PACK}-request"
 RESULT_TYPE = f"application/x-{UPLOAD_PACK}-result"
-NO_PUSHES = "pushes are not served by this release"
 
 
 class GitHttp:
@@ -42,6 +43,7 @@ class GitHttp:
         self.version = version
         self.edge = Edge(store.limits)
         self.fetches = fetches or FetchService(store, version=version)
+        self.receives = ReceiveService(store, version=version)
         self.lfs = LfsHttp(store)
         self.bundles = BundleRoutes(self.edge, Bundles(store))
 
@@ -56,7 +58,9 @@ class GitHttp:
         add = app.router
         add.add_get("/{name:.+}/info/refs", self.info_refs)
         add.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack, expect_handler=fetch)
-        add.add_route("*", f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack)
+        most = self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes
+        push = partial(expecting, most_bytes=most)
+        add.add_post(f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack, expect_handler=push)
         self.lfs.add_routes(add)
         self.bundles.add_to(add)
         add.add_get("/", self.root)
@@ -73,11 +77,11 @@ class GitHttp:
         service = request.query.get("service")
         if service is None:
             raise PermissionRefused("the dumb HTTP protocol is not served; use git 1.6.6 or newer")
+        name = repository_name(request)
         if service == RECEIVE_PACK:
-            raise PermissionRefused(NO_PUSHES)
+            return await self._push_refs(request, name)
         if service != UPLOAD_PACK:
             raise PermissionRefused("service is not known", service=service[:40])
-        name = repository_name(request)
         authorize(principal_of(request), Action.READ, name)
         kind = await self.fetches.hash_kind(name)
         version = protocol_version(request)
@@ -123,9 +127,35 @@ class GitHttp:
             note(request, error)
             return web.Response(body=error_line(str(error)), headers=headers)
 
-    async def receive_pack(self, _: web.Request) -> web.Response:
-        """Refuse pushes."""
-        raise PermissionRefused(NO_PUSHES)
+    async def _push_refs(self, request: web.Request, name: str) -> web.StreamResponse:
+        """Answer the first request of a push; protocol v2 has no pushes, so its clients get v0."""
+        source = self.receives.advertisement(name, principal=principal_of(request))
+        head = PUSH_SERVICE_LINE + (VERSION_1_LINE if protocol_version(request) == 1 else b"")
+        headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-advertisement"}
+        return await self.edge.send(request, source, headers, head=head, whole=True)
+
+    async def receive_pack(self, request: web.Request) -> web.StreamResponse:
+        """Take a push. Its body may be as large as the repository's settings allow."""
+        if request.content_type != f"application/x-{RECEIVE_PACK}-request":
+            wanted = f"application/x-{RECEIVE_PACK}-request"
+            raise web.HTTPUnsupportedMediaType(text=f"content type must be {wanted}")
+        name = repository_name(request)
+        pieces = body_pieces(
+            request,
+            most_bytes=self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes,
+            stall_s=self.limits.client_stall_max_s,
+        )
+        headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-result"}
+        source = self.receives.receive(name, pieces, principal=principal_of(request))
+        try:
+            return await self.edge.send(request, source, headers, whole=True)
+        except RepositoryMissing:
+            raise
+        except ShardgitError as error:
+            if current().streaming is not None:
+                raise
+            note(request, error)
+            return web.Response(body=error_line(str(error)), headers=headers)
 
     # ---- parts ----
 

@@ -146,17 +146,18 @@ class PoolView:
         self._by_position = sorted(self.segments, key=lambda segment: segment.base)
         self._starts = [segment.base for segment in self._by_position]
 
-    def extended(self, serial: int, root: bytes) -> PoolView:
+    def extended(self, serial: int, root: bytes, *, graph: PoolGraph | None = None) -> PoolView:
         """Return a view with one recent more, whose row holds ``root``; this one stays as it is.
 
         Costs by the recent, not by the pool. One thread at a time in a line of views. A recent holds
-        no object that was there before: whoever commits one sees to that.
+        no object that was there before: whoever commits one sees to that. ``graph`` is this view's with
+        the recent's run, where somebody has made that already.
         """
         made = copy(self)
-        made._extend(serial, root)  # noqa: SLF001
+        made._extend(serial, root, graph)  # noqa: SLF001
         return made
 
-    def _extend(self, serial: int, root: bytes) -> None:
+    def _extend(self, serial: int, root: bytes, given: PoolGraph | None) -> None:
         """Take one recent more; only a fresh copy does that, and what it shares with others it does not change."""
         manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
         if len(manifest.runs) != 1 or manifest.hash_kind is not self.hash_kind:
@@ -190,7 +191,9 @@ class PoolView:
                 for number in range(segment.entry.objects):
                     oid = flat[number * size : (number + 1) * size]
                     self._overlay.positions[oid] = segment.base + number
-        if graph is not None:
+        if given is not None and given.objects == self.objects:
+            self._graph = given
+        elif graph is not None:
             self._graph = self._with_run(graph, run)
 
     @property

@@ -12,41 +12,40 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit._fastpack import tree_children
-from shardgit._graph import PoolGraph, Walk
 from shardgit.errors import (
     Conflict,
     MalformedInput,
     MalformedPack,
-    ObjectCollision,
     Refused,
     RepositoryExists,
     RepositoryMissing,
     ShardgitError,
 )
-from shardgit.oid import BlockId, HashKind, ObjectId, hex_of
+from shardgit.oid import hex_of
+from shardgit.operate.settle import settle
+from shardgit.pool.append import BlockBatch, run_bytes, write_recent, write_run
 from shardgit.pool.manifest import Manifest, encode_manifest
 from shardgit.pool.writer import RunWriter
 from shardgit.progress import Progress, Report, silent
 from shardgit.refs.log import LogNote
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
+from shardgit.service.incoming import Incoming, leave_out_known
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest, resolve
 from shardgit.service.source import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from shardgit._fastpack import Ingest
+    from shardgit.journal.interface import Condition, Operation
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.pool.view import PoolView
-    from shardgit.pool.writer import NewBlock
+    from shardgit.oid import ObjectId
     from shardgit.service.source import GitSource, SourcePack, SourceRef
-    from shardgit.service.store import Store
+    from shardgit.service.store import PoolState, Store
 
-BATCH_BYTES = 64 << 20  # blocks put with one fsync a shard
-TAG, TREE = 4, 2
+ROUNDS_MAX = 8  # tries against other writers of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,42 +128,48 @@ class _Import:
         source_head: SourceRef | None,
     ) -> None:
         """Write what is new and commit it with the refs."""
+        for _ in range(ROUNDS_MAX):
+            if self._fill_once(record, ingest, source_refs, source_head):
+                settle(self.store, record.pool)
+                return
+        raise Conflict("repository changed during the import; import again", repository=self.name)
+
+    def _fill_once(
+        self,
+        record: RepositoryRecord,
+        ingest: Ingest,
+        source_refs: Sequence[SourceRef],
+        source_head: SourceRef | None,
+    ) -> bool:
+        """Write over the pool as it stands; False when another writer was faster."""
         with self.store.journal.snapshot() as snapshot:
             state = self.store.state(snapshot, self.name)
         view = self.store.view(state.pool)
-        self._leave_out_known(ingest, view)
-        reach = _Reach(ingest, view, self.store, self._layout(ingest))
+        leave_out_known(ingest, view, compare=False)
+        incoming = Incoming(ingest, view, record.hash_kind, self.store.limits)
         tips = [
             ref.target
             for ref in [*source_refs, *([source_head] if source_head else [])]
             if ref.target
         ]
-        marks = reach.closure(tips)
-        self.objects_unreachable = ingest.drop_positions(marks, reach.first)
-        if self.objects_unreachable:
-            reach = _Reach(ingest, view, self.store, self._layout(ingest))
-        refs = [reach.ref(ref) for ref in source_refs]
-        head = reach.ref(source_head) if source_head else None
+        marks = _closure(incoming, tips)
+        self.objects_unreachable += ingest.drop_positions(marks, incoming.first)
+        if incoming.objects != ingest.objects_kept or self.objects_unreachable:
+            incoming = Incoming(ingest, view, record.hash_kind, self.store.limits)
+        refs = [_ref(incoming, ref) for ref in source_refs]
+        head = _ref(incoming, source_head) if source_head else None
         self.objects = ingest.objects_kept
         self.refs = len(refs)
-        manifest = self._write(record, reach, view) if self.objects else None
+        steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
-            now = self.store.state(snapshot, self.name)
-            if now.pool != state.pool:
-                raise Conflict(
-                    "repository changed during the import; import again", repository=self.name
-                )
             change = self.store.refs.replace_all(
                 snapshot, record, refs, head, LogNote("", "import")
             )
-        conditions, operations = list(change.conditions), list(change.operations)
-        if manifest is not None:
-            compare, put = self.store.next_pool(state.pool, manifest)
-            conditions.append(compare)
-            operations.append(put)
         # commit point: a crash before it leaves the repository as it was and blocks that nothing names; after it the
         # import is whole.
-        self.store.journal.commit_sync(conditions, operations)
+        return self.store.try_commit(
+            [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+        )
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""
@@ -216,184 +221,58 @@ class _Import:
         )
         return ingest
 
-    def _leave_out_known(self, ingest: Ingest, view: PoolView | None) -> None:
-        """Drop what the pool has already; an id that it has with another size or type is a collision."""
-        if view is None or not ingest.objects_scanned:
-            return
-        size = self.origin.hash_kind.size
-        flat = ingest.sorted_ids()
-        ids = [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
-        known = [
-            (rank, position) for rank, position in enumerate(view.positions(ids)) if position >= 0
-        ]
-        ranks = bytearray(len(ids))
-        for (rank, _), info in zip(
-            known, view.info([position for _, position in known]), strict=True
-        ):
-            if ingest.facts_at(rank) != (info.type, info.size):
-                raise ObjectCollision("object exists with other bytes", oid=hex_of(ids[rank]))
-            ranks[rank] = 1
-        ingest.drop(ranks)
+    def _write(
+        self, record: RepositoryRecord, pool: PoolState, ingest: Ingest, incoming: Incoming
+    ) -> tuple[list[Condition], list[Operation]]:
+        """Put every block of the new run; returns the steps that make it part of the pool.
 
-    def _layout(self, ingest: Ingest) -> int:
+        The first run of a pool becomes its manifest at once; a later one is a recent, as a push is.
+        """
+        if pool.record.manifest is not None or pool.last_recent:
+            root = write_recent(
+                self.store.blocks,
+                ingest,
+                segments=incoming.segments,
+                stream=incoming.stream,
+                pool=record.pool,
+                hash_kind=record.hash_kind,
+                limits=self.store.limits,
+            )
+            return self.store.next_recent(pool, root)
         limits = self.store.limits
-        return ingest.layout(
-            target=limits.block_target_bytes,
-            most=limits.block_max_bytes,
-            count_most=limits.segment_objects_max,
-        )
+        writer = RunWriter(ingest, record.pool, record.hash_kind, 0, limits=limits)
+        whole = run_bytes(ingest, incoming.segments, incoming.stream)
+        batch = BlockBatch(self.store.blocks, embed=whole < limits.block_target_bytes // 2)
 
-    def _write(self, record: RepositoryRecord, reach: _Reach, view: PoolView | None) -> BlockId:
-        """Put every block of the new run and the new manifest; returns the manifest's id."""
-        before = view.manifest if view else None
-        writer = RunWriter(
-            ingest=reach.ingest,
-            pool=record.pool,
-            hash_kind=record.hash_kind,
-            first_serial=before.next_serial if before else 0,
-            limits=self.store.limits,
-        )
-        facts = [reach.ingest.segment_facts(number) for number in range(reach.segments)]
-        whole = sum(
-            length + (entry_bytes if alone else 0) for _, length, entry_bytes, _, _, alone in facts
-        )
-        whole += len(reach.stream) + 12 * self.objects
-        small = before is None and whole < self.store.limits.block_target_bytes // 2
-        batch = _Batch(self.store, embed=small)
-        for block in writer.segments(reach.segments):
-            batch.add(block)
-            self.progress(Progress("writing blocks", len(writer.entries), reach.segments, "blocks"))
-        for block in [*writer.index(), *writer.graph(reach.stream)]:
-            batch.add(block)
-        run = writer.record()
-        manifest = Manifest(
-            hash_kind=record.hash_kind,
-            generation=before.generation + 1 if before else 1,
-            next_serial=writer.first_serial + len(writer.entries),
-            runs=(*(before.runs if before else ()), run),
-            # What is new goes first: a clone then meets recent objects first, as in a pack.
-            segments=(*writer.entries, *(before.segments if before else ())),
-            bitmaps=(),
-        )
-        if before is not None:
-            manifest = batch.keep_embedded(manifest, view)
-        root, blocks = encode_manifest(manifest, pool=record.pool, embedded=batch.embedded)
+        def wrote(count: int) -> None:
+            self.progress(Progress("writing blocks", count, incoming.segments, "blocks"))
+
+        write_run(writer, batch, segments=incoming.segments, stream=incoming.stream, wrote=wrote)
+        entries = tuple(writer.entries)
+        manifest = Manifest(record.hash_kind, 1, len(entries), (writer.record(),), entries, ())
+        root_id, blocks = encode_manifest(manifest, pool=record.pool, embedded=batch.embedded)
         batch.put(blocks)
         self.stored_bytes = batch.stored_bytes
-        return root
+        compare, put = self.store.next_pool(pool, root_id)
+        return [compare, *self.store.no_recents(pool)], [put]
 
 
-class _Batch:
-    """Puts blocks by the batch, or keeps them to be embedded in a small pool's manifest."""
-
-    def __init__(self, store: Store, *, embed: bool) -> None:
-        self.store = store
-        self.embed = embed
-        self.embedded: dict[BlockId, bytes] = {}
-        self.stored_bytes = 0
-        self._waiting: list[tuple[BlockId, bytes]] = []
-        self._bytes = 0
-
-    def add(self, block: NewBlock) -> None:
-        """Take one block."""
-        if self.embed:
-            self.embedded[block.id] = block.data
-            return
-        self._waiting.append((block.id, block.data))
-        self._bytes += len(block.data)
-        if self._bytes >= BATCH_BYTES:
-            self.put([])
-
-    def put(self, more: Iterable[tuple[BlockId, bytes]]) -> None:
-        """Put what waits and ``more``; durable on return."""
-        blocks = [*self._waiting, *more]
-        self._waiting, self._bytes = [], 0
-        self.store.blocks.put_many_sync(blocks)
-        self.stored_bytes += sum(len(data) for _, data in blocks)
-
-    def keep_embedded(self, manifest: Manifest, view: PoolView | None) -> Manifest:
-        """Give blocks that were embedded in the manifest before a place of their own."""
-        if view is None:
-            return manifest
-        return view.unembedded(manifest, lambda block, data: self._waiting.append((block, data)))
-
-
-class _Reach:
-    """What the source's refs reach, over the pool's graph and the new run's together."""
-
-    def __init__(self, ingest: Ingest, view: PoolView | None, store: Store, segments: int) -> None:
-        self.ingest = ingest
-        self.view = view
-        self.segments = segments
-        self.first = view.objects if view else 0
-        self.kind = HashKind(ingest.hash_kind)
-        outside = [ObjectId(oid) for oid in ingest.externals()]
-        known = view.positions(outside) if view else [-1] * len(outside)
-        generations: dict[bytes, int] = {}
-        if view is not None:
-            old = view.graph()
-            for oid, position in zip(outside, known, strict=True):
-                if position >= 0 and old.type_at(position) == 1:
-                    generations[oid] = old.generation_at(position)
-        self.stream = ingest.graph(generations)
-        # The new run stands behind those that the pool has, so their positions stay.
-        graph = view.graph() if view else PoolGraph(int(self.kind))
-        self.graph = graph.extended(self.stream, known)
-        self._positions: dict[ObjectId, int] = {}
-
-    def position(self, oid: ObjectId) -> int:
-        """Return the position of an object in the pool or the new run, -1 without."""
-        return self.positions([oid])[0]
-
-    def positions(self, ids: Sequence[ObjectId]) -> list[int]:
-        """Return positions, -1 without."""
-        local = [self.ingest.position(oid) for oid in ids]
-        if self.view is None:
-            return local
-        old = self.view.positions(ids)
-        return [
-            at if at >= 0 else (self.first + new if new >= 0 else -1)
-            for at, new in zip(old, local, strict=True)
-        ]
-
-    def closure(self, tips: Sequence[ObjectId]) -> bytes:
-        """Return all that ``tips`` reach; MalformedInput when the source lacks an object that they do."""
-        walk = Walk(self.graph)
-        positions = self.positions(tips)
-        for oid, position in zip(tips, positions, strict=True):
-            if position < 0:
-                raise MalformedInput(
-                    "a ref of the source names an object that it lacks", oid=hex_of(oid)
-                )
-        walk.mark(positions)
-        while waiting := walk.run():
-            for at in waiting:
-                walk.expand(self.positions([ObjectId(oid) for oid in self._children(at)]))
-        if walk.incomplete:
+def _closure(incoming: Incoming, tips: Sequence[ObjectId]) -> bytes:
+    """Return all that ``tips`` reach; MalformedInput when the source lacks an object that they do."""
+    positions = incoming.positions(tips)
+    for oid, position in zip(tips, positions, strict=True):
+        if position < 0:
             raise MalformedInput(
-                "source lacks an object that its refs reach; is it a partial clone?"
+                "a ref of the source names an object that it lacks", oid=hex_of(oid)
             )
-        return walk.bitset()
+    marks, whole = incoming.reached(positions)
+    if not whole:
+        raise MalformedInput("source lacks an object that its refs reach; is it a partial clone?")
+    return marks
 
-    def _children(self, position: int) -> list[bytes]:
-        if position >= self.first:
-            return self.ingest.children(position - self.first)
-        if self.view is None:
-            return []
-        (tree,) = self.view.read_positions([position])
-        return tree_children(tree.data, self.kind.size)
 
-    def ref(self, ref: SourceRef) -> Ref:
-        """Return a ref with what its tag peels to."""
-        if ref.target is None:
-            return Ref(ref.name, symbolic=ref.symbolic)
-        position = self.position(ref.target)
-        if position < 0 or self.graph.type_at(position) != TAG:
-            return Ref(ref.name, target=ref.target)
-        peeled = self.graph.peel(position)
-        return Ref(ref.name, target=ref.target, peeled=self._id_at(peeled) if peeled >= 0 else None)
-
-    def _id_at(self, position: int) -> ObjectId:
-        if self.view is not None and position < self.first:
-            return self.view.ids_at([position])[0]
-        return ObjectId(self.ingest.id_at_position(position - self.first))
+def _ref(incoming: Incoming, ref: SourceRef) -> Ref:
+    """Return a ref with what its tag peels to."""
+    if ref.target is None:
+        return Ref(ref.name, symbolic=ref.symbolic)
+    return Ref(ref.name, target=ref.target, peeled=incoming.peeled(ref.target))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shardgit.errors import ObjectMissing
 from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
+from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,12 @@ class Look:
         self.record = state.record
         self.view: PoolView | None = self.store.view(state.pool)
         self._reach = self.store.reach_of(snapshot, state)
+
+    def pin(self, view: PoolView, reachable: bytes, more: bytes) -> None:
+        """Show a view that is not committed yet, and what ``reachable`` or ``more`` hold of it."""
+        self.view = view
+        both = int.from_bytes(reachable, "little") | int.from_bytes(more, "little")
+        self._reach = Reach(known=both.to_bytes((view.objects + 7) // 8, "little"))
 
     @property
     def reachable(self) -> bytes:

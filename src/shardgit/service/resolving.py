@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shardgit.progress import Report
 
 TICK_S = 0.1
+THREADED_OBJECTS = 2_000  # fewer are made faster than threads start
 
 
 def new_ingest(kind: HashKind, limits: Limits) -> Ingest:
@@ -27,6 +28,18 @@ def new_ingest(kind: HashKind, limits: Limits) -> Ingest:
         depth_max=limits.delta_depth_max,
         raw_max=limits.pack_raw_max_bytes,
     )
+
+
+def run_all(ingest: Ingest, *, threads: int) -> None:
+    """Resolve what can be resolved, on ``threads`` threads where there is enough to do."""
+    ingest.link()
+    count = min(threads, 64) if ingest.objects_scanned >= THREADED_OBJECTS else 1
+    more = [threading.Thread(target=ingest.resolve, name=f"resolve-{n}") for n in range(1, count)]
+    for worker in more:
+        worker.start()
+    ingest.resolve()
+    for worker in more:
+        worker.join()
 
 
 def resolve(ingest: Ingest, *, threads: int, stage: str, progress: Report) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.errors import Conflict, RepositoryExists, RepositoryMissing
-from shardgit.graph.closure import closure
+from shardgit.errors import Conflict, LogPositionUnknown, RepositoryExists, RepositoryMissing
+from shardgit.graph.closure import Move, closure, followed
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
@@ -24,6 +24,7 @@ from shardgit.journal.records import (
     encode_counter,
     name_key,
     pool_key,
+    recent_key,
     recents_range,
     repository_key,
     serial_of,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.lmdb import LmdbJournal
     from shardgit.limits import Limits
+    from shardgit.oid import ObjectId
     from shardgit.refs.log import LogNote
     from shardgit.refs.table import RefTable
     from shardgit.service.events import Events
@@ -53,6 +55,8 @@ VIEWS_CACHED = 1_024
 VIEWS_OF_A_LINE = 4  # snapshots of requests under way are a few pushes apart at most
 VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
+WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
+MOVES_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,23 @@ class Reach:
         return self._known
 
 
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    """What a repository's refs reached at a state that this process has seen."""
+
+    view: PoolView
+    sequence: int
+    bits: bytes
+
+    def leads_to(self, view: PoolView, sequence: int) -> bool:
+        """Whether positions and log go on from there."""
+        return (
+            self.sequence <= sequence
+            and self.view.manifest_id == view.manifest_id
+            and self.view.last_recent <= view.last_recent
+        )
+
+
 class Store:
     """What services work on. Made by node.open_store; methods run in the calling thread."""
 
@@ -132,6 +153,7 @@ class Store:
         self.events: Events | None = None
         self._lines: OrderedDict[PoolId, _Line] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
+        self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
         self._lock = Lock()
 
     # ---- repositories ----
@@ -270,27 +292,92 @@ class Store:
                 line.objects = view.objects
 
     def reach_of(self, snapshot: JournalSnapshot, state: RepositoryState) -> Reach:
-        """Return what the repository's refs reach, to be walked once the snapshot is closed."""
+        """Return what the repository's refs reach, to be walked once the snapshot is closed.
+
+        Where this process has walked an earlier state of the refs, it follows the ref log from there: a push
+        costs by what it brings, not by the pool or by the number of refs.
+        """
         view = self.view(state.pool)
         if view is None:
             return Reach(known=b"")
         key = (view.id, state.refs_key)
+        record = state.record
+        sequence = self.refs.head(snapshot, record).sequence
         with self._lock:
             known = self._reach.get(key)
+            earlier = self._walked.get(record.id)
         if known is not None:
             return Reach(known=known)
-        tips = {
-            ref.target for ref in self.refs.list(snapshot, state.record) if ref.target is not None
-        }
-        head = self.refs.get(snapshot, state.record, b"HEAD")
-        if head is not None and head.target is not None:
-            tips.add(head.target)
+        moves = None
+        if earlier is not None and earlier.leads_to(view, sequence):
+            moves = self._moves(snapshot, record, earlier.sequence)
+        tips: set[ObjectId] = set()
+        head = self.refs.get(snapshot, record, b"HEAD")
+        if head is not None and head.symbolic is not None:
+            head = self.refs.get(snapshot, record, head.symbolic)
+        if moves is None:
+            refs = self.refs.list(snapshot, record)
+            tips = {ref.target for ref in refs if ref.target is not None}
+            if head is not None and head.target is not None:
+                tips.add(head.target)
 
         def walk() -> bytes:
-            positions = [position for position in view.positions(sorted(tips)) if position >= 0]
-            return self._cached(key, lambda: self.closure_of(view, positions))
+            bits = None
+            if earlier is not None and moves is not None:
+                bits = followed(view, earlier.bits, moves, head.target if head else None)
+            if bits is None:
+                bits = self._walk_all(snapshot_tips(), view, key)
+            else:
+                bits = self._cached(key, lambda: bits or b"")
+            with self._lock:
+                self._walked[record.id] = _Walked(view, sequence, bits)
+                self._walked.move_to_end(record.id)
+                while len(self._walked) > WALKED_CACHED:
+                    self._walked.popitem(last=False)
+            return bits
+
+        def snapshot_tips() -> set[ObjectId]:
+            if tips or moves is None:
+                return tips
+            with self.journal.snapshot() as now:  # what was deleted made the short way impossible
+                return self._tips_at(now, record, sequence)
 
         return Reach(walk=walk)
+
+    def _tips_at(
+        self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
+    ) -> set[ObjectId]:
+        """Return the refs' targets; when they moved on meanwhile, those of later states too."""
+        tips = {ref.target for ref in self.refs.list(snapshot, record) if ref.target is not None}
+        head = self.refs.get(snapshot, record, b"HEAD")
+        if head is not None and head.target is not None:
+            tips.add(head.target)
+        for entry in self.refs.changes_since(snapshot, record, sequence):
+            for change in entry.changes:
+                if change.old is not None and change.old.target is not None:
+                    tips.add(change.old.target)
+        return tips
+
+    def _walk_all(self, tips: set[ObjectId], view: PoolView, key: tuple[bytes, bytes]) -> bytes:
+        positions = [position for position in view.positions(sorted(tips)) if position >= 0]
+        return self._cached(key, lambda: self.closure_of(view, positions))
+
+    def _moves(
+        self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
+    ) -> list[Move] | None:
+        """Return what became of each ref since a log entry; None when that is too much, or not known."""
+        first: dict[bytes, ObjectId | None] = {}
+        last: dict[bytes, ObjectId | None] = {}
+        try:
+            for entry in self.refs.changes_since(snapshot, record, sequence):
+                if len(entry.changes) + len(last) > MOVES_MAX:
+                    return None
+                for change in entry.changes:
+                    first.setdefault(change.name, change.old.target if change.old else None)
+                    last[change.name] = change.new.target if change.new else None
+        except LogPositionUnknown:
+            return None
+        return [Move(first[name], last[name]) for name in last]
 
     def closure_of(self, view: PoolView, tips: Sequence[int]) -> bytes:
         """Return the bitset of all that pool positions reach. Cached by the set of tips."""
@@ -317,6 +404,18 @@ class Store:
         return Compare(pool_key(record.id), pool.revision), Put(
             pool_key(record.id), record.encode()
         )
+
+    def next_recent(self, pool: PoolState, root: bytes) -> tuple[list[Condition], list[Operation]]:
+        """Return what a commit needs to add a recent to the pool as it stood: nobody else may have."""
+        key = recent_key(pool.record.id, pool.last_recent + 1)
+        return (
+            [Compare(pool_key(pool.record.id), pool.revision), Compare(key, 0)],
+            [Put(key, root)],
+        )
+
+    def no_recents(self, pool: PoolState) -> list[Condition]:
+        """Return what makes a commit lose when the pool has got its first recent meanwhile."""
+        return [Compare(recent_key(pool.record.id, 1), 0)]
 
     def close(self) -> None:
         """Close everything."""

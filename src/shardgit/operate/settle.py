@@ -1,0 +1,333 @@
+"""Settle: recents become runs of the manifest, and runs of one size become one larger run.
+
+Recents lie in the journal, whole, and each is looked through at every lookup, so they must stay few. A settle takes a
+pool's recents as one snapshot shows them, writes those that are embedded into one new run, takes those whose blocks
+are in the shards as runs as they are, and swaps the manifest. When RUNS_MERGED runs of one level stand at the end they
+are merged too, so each byte is written O(log n) times and a pool of n pushes has O(log n) runs. Entries are copied as
+they are stored; positions change, so views are told apart by manifest. The blocks of merged runs stay until gc.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import struct
+import tempfile
+from array import array
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from shardgit import _segment
+from shardgit.errors import Conflict
+from shardgit.journal.interface import DeleteRange
+from shardgit.journal.records import recents_range
+from shardgit.pool.append import BlockBatch, run_bytes, write_run
+from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, encode_manifest
+from shardgit.pool.writer import RunWriter
+from shardgit.service.incoming import HOPS_MAX, resolve_thin
+from shardgit.service.resolving import new_ingest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shardgit._fastpack import Ingest
+    from shardgit.oid import PoolId
+    from shardgit.pool.view import PlacedRun, PlacedSegment, PoolView
+    from shardgit.service.store import PoolState, Store
+
+RUNS_MERGED = 8  # runs of one level that become one of the next
+LEVEL_0_BYTES = (
+    8 << 20
+)  # a run of up to this many bytes is of level 0, of up to 8 times as many of level 1, ...
+MEMORY_BYTES = 32 << 20  # of entries held at once; more go through a file
+LEVEL_MAX = 12
+
+
+def settle(store: Store, pool: PoolId) -> bool:
+    """Fold a pool's recents into its manifest; False when there was nothing to do or another settle is at it.
+
+    Nothing that reads or pushes waits for it. Stopped at any moment, it has happened or it has not.
+    """
+    with _alone(store, pool) as free:
+        if not free:
+            return False
+        for _ in range(2):
+            with store.journal.snapshot() as snapshot:
+                state = store.pool(snapshot, pool)
+            if not state.view.recents:
+                return False
+            try:
+                _Settle(store, state).run()
+            except Conflict:
+                continue  # an import came in between
+            return True
+        return False
+
+
+@contextmanager
+def _alone(store: Store, pool: PoolId) -> Iterator[bool]:
+    """Keep other processes and threads from settling the same pool: their work would be for nothing."""
+    with (store.scratch / f"settle-{pool.hex()[:8]}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+class _Settle:
+    """One settle of one pool."""
+
+    def __init__(self, store: Store, state: PoolState) -> None:
+        self.store = store
+        self.state = state
+        self.view = state.view
+        self.batch = BlockBatch(store.blocks, embed=False)
+        self.serial = self.view.manifest.next_serial
+
+    def run(self) -> None:
+        """Write the new runs and swap the manifest."""
+        view, store = self.view, self.store
+        before = view.manifest
+        if self._small():
+            manifest, embedded = self._one_block()
+        else:
+            embedded = {}
+            kept = view.runs[: len(view.runs) - len(view.recents)]
+            groups = _grouped(kept, view.recents)
+            base = view.unembedded(before, self.batch.take)
+            manifest = self._assembled(base, len(kept), groups)
+        root, blocks = encode_manifest(manifest, pool=self.state.record.id, embedded=embedded)
+        self.batch.put(blocks)
+        compare, put = store.next_pool(self.state, root)
+        low, high = recents_range(self.state.record.id, upto=view.last_recent)
+        # commit point: before it the recents stand, and blocks that nothing names; after it the new manifest stands
+        # in their place, whole.
+        store.journal.commit_sync([compare], [put, DeleteRange(low, high)])
+
+    def _small(self) -> bool:
+        """Return whether all of the pool fits one block: then it stays one."""
+        entries = [segment.entry for segment in self.view.segments]
+        if any(entry.flags & ALONE for entry in entries):
+            return False
+        whole = sum(entry.entry_bytes + 40 * entry.objects for entry in entries)
+        return whole < self.store.limits.block_target_bytes // 3
+
+    def _one_block(self) -> tuple[Manifest, dict]:  # type: ignore[type-arg]
+        """Write the whole pool anew as one run that the root embeds."""
+        view = self.view
+        with self._merged(view.runs) as (ingest, segments, stream):
+            small = run_bytes(ingest, segments, stream) < self.store.limits.block_target_bytes // 2
+            batch = BlockBatch(self.store.blocks, embed=True) if small else self.batch
+            writer = self._writer(ingest, level=0)
+            write_run(writer, batch, segments=segments, stream=stream)
+            manifest = Manifest(
+                view.hash_kind,
+                view.manifest.generation + 1,
+                writer.first_serial + len(writer.entries),
+                (writer.record(),),
+                tuple(writer.entries),
+                (),
+            )
+        return manifest, batch.embedded
+
+    def _assembled(
+        self, base: Manifest, kept: int, groups: Sequence[Sequence[PlacedRun]]
+    ) -> Manifest:
+        """Return the new manifest: the runs of the old one, then one run for each group."""
+        runs = list(base.runs)
+        fresh: list[SegmentEntry] = []
+        gone: set[int] = set()
+        for group in groups:
+            first = group[0]
+            if len(group) == 1 and first.record.index and first.start >= self._base_objects:
+                run, entries = self._taken(first)
+            else:
+                run, entries = self._rewritten(group)
+            for old in group:
+                if old.start < self._base_objects:
+                    number = next(n for n, run_ in enumerate(self.view.runs) if run_ is old)
+                    gone.add(number)
+            runs.append(run)
+            fresh = [*entries, *fresh]
+        dropped = {
+            serial
+            for number in gone
+            for serial in range(
+                base.runs[number].first_serial,
+                base.runs[number].first_serial + base.runs[number].segments,
+            )
+        }
+        runs = [run for number, run in enumerate(runs) if number not in gone]
+        segments = [entry for entry in base.segments if entry.serial not in dropped]
+        return Manifest(
+            base.hash_kind,
+            base.generation + 1,
+            self.serial,
+            tuple(runs),
+            (*fresh, *segments),  # what is new goes first: a clone meets recent objects first
+            base.bitmaps,
+        )
+
+    @property
+    def _base_objects(self) -> int:
+        return self.view.manifest.objects
+
+    def _taken(self, run: PlacedRun) -> tuple[RunRecord, list[SegmentEntry]]:
+        """Take a recent whose blocks are in the shards as it is."""
+        record = run.record
+        shift = self.serial - record.first_serial
+        self.serial += record.segments
+        mine = range(run.start, run.start + record.objects)
+        entries = [
+            replace(segment.entry, serial=segment.entry.serial + shift)
+            for segment in self.view.segments
+            if segment.base in mine
+        ]
+        size = sum(entry.entry_bytes for entry in entries)
+        level = _level(size)
+        return replace(record, first_serial=record.first_serial + shift, level=level), entries
+
+    def _rewritten(self, group: Sequence[PlacedRun]) -> tuple[RunRecord, list[SegmentEntry]]:
+        """Write the runs of a group as one."""
+        with self._merged(group) as (ingest, segments, stream):
+            size = run_bytes(ingest, segments, stream)
+            level = _level(size)
+            if len(group) >= RUNS_MERGED and group[0].start < self._base_objects:
+                level = max(level, max(run.record.level for run in group) + 1)
+            writer = self._writer(ingest, level=min(level, LEVEL_MAX))
+            write_run(writer, self.batch, segments=segments, stream=stream)
+            self.serial += len(writer.entries)
+            return writer.record(), list(writer.entries)
+
+    def _writer(self, ingest: Ingest, *, level: int) -> RunWriter:
+        return RunWriter(
+            ingest,
+            self.state.record.id,
+            self.view.hash_kind,
+            first_serial=self.serial,
+            level=level,
+            limits=self.store.limits,
+        )
+
+    @contextmanager
+    def _merged(self, runs: Sequence[PlacedRun]) -> Iterator[tuple[Ingest, int, bytes]]:
+        """Resolve and lay out the objects of consecutive runs; gives the ingest, its segments and its graph stream."""
+        view, limits = self.view, self.store.limits
+        with _entries(self.store, view, runs) as (pack, offsets):
+            ingest = new_ingest(view.hash_kind, limits)
+            ingest.scan(pack, offsets)
+            threads = self.store.workers.threads
+            resolve_thin(ingest, view, view.positions, threads=threads, limits=limits)
+            segments = ingest.layout(
+                target=limits.block_target_bytes,
+                most=limits.block_max_bytes,
+                count_most=limits.segment_objects_max,
+                hops_most=HOPS_MAX,
+            )
+            outside = ingest.externals()
+            graph = view.graph()
+            generations = {
+                oid: graph.generation_at(at)
+                for oid, at in zip(outside, view.positions(outside), strict=True)  # type: ignore[arg-type]
+                if at >= 0 and graph.type_at(at) == 1
+            }
+            stream = ingest.graph(generations)
+            yield ingest, segments, stream
+
+
+def _level(size: int) -> int:
+    level = 0
+    while size > LEVEL_0_BYTES << (3 * level) and level < LEVEL_MAX:
+        level += 1
+    return level
+
+
+def _grouped(kept: Sequence[PlacedRun], recents: Sequence[PlacedRun]) -> list[list[PlacedRun]]:
+    """Return which runs become one: recents that are embedded with their neighbours, those with blocks alone.
+
+    Where the manifest ends in enough runs of low levels, these go into the first group.
+    """
+    groups: list[list[PlacedRun]] = []
+    for run in recents:
+        if run.record.index or not groups or groups[-1][-1].record.index:
+            groups.append([run])
+        else:
+            groups[-1].append(run)
+    if groups[0][0].record.index:
+        return groups
+    tail: list[PlacedRun] = []
+    for level in range(LEVEL_MAX):
+        end = len(kept) - len(tail)
+        more = end
+        while more and kept[more - 1].record.level <= level and _mergeable(kept[more - 1]):
+            more -= 1
+        if len(kept) - more + 1 < RUNS_MERGED or more == end:
+            break
+        tail = list(kept[more:])
+    if tail:
+        groups[0] = [*tail, *groups[0]]
+    return groups
+
+
+def _mergeable(run: PlacedRun) -> bool:
+    return run.record.level < LEVEL_MAX
+
+
+@contextmanager
+def _entries(
+    store: Store, view: PoolView, runs: Sequence[PlacedRun]
+) -> Iterator[tuple[bytes | mmap.mmap, array[int]]]:
+    """Give the stored entries of runs as one pack, and where they start in it."""
+    spans = [range(run.start, run.start + run.record.objects) for run in runs]
+    segments = [
+        segment
+        for span in spans
+        for segment in sorted(
+            (one for one in view.segments if one.base in span), key=lambda one: one.base
+        )
+    ]
+    total = sum(segment.entry.entry_bytes for segment in segments)
+    with tempfile.TemporaryFile(dir=store.scratch) as file:
+        offsets = _write_pack(file, view, segments)
+        if total <= MEMORY_BYTES:
+            file.seek(0)
+            yield file.read(), offsets
+        else:
+            # Not closed here: the ingest over it may live a little longer.
+            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), offsets
+
+
+def _write_pack(file: BinaryIO, view: PoolView, segments: Sequence[PlacedSegment]) -> array[int]:
+    size = view.hash_kind.size
+    digest = hashlib.new(view.hash_kind.git_name, usedforsecurity=False)
+    count = sum(segment.entry.objects for segment in segments)
+    head = b"PACK" + struct.pack(">II", 2, count)
+    file.write(head)
+    digest.update(head)
+    at = len(head)
+    offsets: array[int] = array("Q")
+
+    def cut(block: memoryview) -> tuple[bytes, list[int]]:
+        start, end = _segment.entries_span(block, size)
+        return bytes(block[start:end]), _segment.offsets_of(block, size)
+
+    for segment in segments:
+        if segment.entry.flags & ALONE:
+            offsets.append(at)
+            for part in view.parts(segment):
+                file.write(part)
+                digest.update(part)
+                at += len(part)
+            continue
+        entries, starts = view.use_segment(segment, cut)
+        offsets.extend(at + start for start in starts)
+        file.write(entries)
+        digest.update(entries)
+        at += len(entries)
+    file.write(digest.digest())
+    file.flush()
+    return offsets

@@ -1,0 +1,459 @@
+"""One push: objects in quarantine, checked, and made visible with the refs in one journal commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from shardgit.errors import (
+    Conflict,
+    InvalidRefName,
+    LimitExceeded,
+    Refused,
+    ShardgitError,
+)
+from shardgit.graph.closure import bit
+from shardgit.oid import hex_of
+from shardgit.operate.settle import settle
+from shardgit.pool.append import write_recent
+from shardgit.protocol.receive_pack import UNPACKER_ERROR, Command, CommandResult
+from shardgit.refs.log import LogNote
+from shardgit.refs.update import ANY, RefUpdate
+from shardgit.service import policy
+from shardgit.service.fscking import judge, severities
+from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
+from shardgit.service.look import Look
+from shardgit.service.reading import Reading
+from shardgit.service.resolving import new_ingest
+from shardgit.service.settings import settings_of
+
+if TYPE_CHECKING:
+    from array import array
+
+    from typing_extensions import Buffer
+
+    from shardgit._fastpack import Ingest
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.limits import Limits
+    from shardgit.oid import ObjectId
+    from shardgit.pool.view import PoolView
+    from shardgit.protocol.receive_pack import PushRequest
+    from shardgit.refs.change import RefsChange
+    from shardgit.service.access import Principal
+    from shardgit.service.settings import RepositorySettings
+    from shardgit.service.store import Store
+
+ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
+MISSING = "missing necessary objects"
+ATOMIC = "atomic push failure"
+COMMIT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """How a push ended. ``revision`` is that of its commit, 0 when nothing changed."""
+
+    results: tuple[CommandResult, ...]
+    revision: int
+    objects: int
+
+
+class Push:
+    """A push under way. Methods run in the calling thread, a worker's, in this order: take, check, commit.
+
+    Nothing is visible before commit's one journal transaction; what was refused leaves nothing but, at most, blocks
+    that nothing names. Errors of ``take`` are the pack's and condemn all commands; what is wrong with one command
+    stands in ``errors``, in git's words where git has some.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        request: PushRequest,
+        *,
+        principal: Principal,
+        reason: str = "push",
+    ) -> None:
+        self.store = store
+        self.name = name
+        self.request = request
+        self.principal = principal
+        self.reason = reason
+        self.look = Look(store, name)
+        self.record = self.look.record
+        self.settings: RepositorySettings = settings_of(self.record)
+        self.errors: dict[int, str] = {}
+        self.told: list[str] = []  # lines for the user
+        self.ingest: Ingest | None = None
+        self._known: list[int] = []  # positions of pushed objects that the pool had
+        self._root: bytes = b""
+        self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
+
+    def _limits(self) -> Limits:
+        """Return the store's limits, narrowed by the repository's settings."""
+        limits, receive = self.store.limits, self.settings.receive
+        if receive.max_push_objects:
+            most = min(limits.pack_objects_max, receive.max_push_objects)
+            limits = replace(limits, pack_objects_max=most)
+        if receive.max_file_bytes:
+            size = min(limits.object_size_max_bytes, receive.max_file_bytes)
+            limits = replace(limits, object_size_max_bytes=size)
+        return limits
+
+    # ---- objects ----
+
+    def take(self, pack: Buffer, offsets: array[int] | None = None) -> None:
+        """Parse and resolve a pack, compute every id, run fsck.
+
+        Deltas may have bases that the repository reaches. Errors: MalformedPack, MalformedObject, FsckRefused,
+        ObjectCollision, LimitExceeded, DataLoss.
+        """
+        limits = self._limits()
+        ingest = new_ingest(self.record.hash_kind, limits)
+        checks = severities(self.settings, self.record.hash_kind)
+        if checks is not None:
+            ingest.check_objects(checks.table)
+        try:
+            ingest.scan(pack, offsets)
+            resolve_thin(
+                ingest,
+                self.look.view,
+                self.look.positions,
+                threads=self.store.workers.threads,
+                limits=limits,
+            )
+        except LimitExceeded as error:
+            raise self._explained(error) from error
+        if checks is not None:
+            self.told += judge(ingest, checks, self.look)
+        self.ingest = ingest
+        self._place()
+
+    def _explained(self, error: LimitExceeded) -> LimitExceeded:
+        receive = self.settings.receive
+        if "too many objects" in error.message and receive.max_push_objects:
+            return LimitExceeded(
+                "push has too many objects; push in smaller steps", limit=receive.max_push_objects
+            )
+        if "object is over" in error.message and receive.max_file_bytes:
+            return LimitExceeded(
+                "push holds a file over the size limit; use Git LFS or leave it out",
+                limit_bytes=receive.max_file_bytes,
+            )
+        return error
+
+    def _place(self) -> None:
+        """Lay the objects out over the pool as the look shows it."""
+        assert self.ingest is not None
+        view = self.look.view
+        self._known = leave_out_known(self.ingest, view, compare=True)
+        self.incoming = Incoming(self.ingest, view, self.record.hash_kind, self.store.limits)
+        self._root = b""
+
+    # ---- checks ----
+
+    def check(self) -> None:
+        """Judge each command: names and policy, then whether all that it would make reachable is there."""
+        refused = policy.push_refusal(self.settings, self.request)
+        if refused is not None:
+            self.refuse_all(refused)
+            return
+        with self.store.journal.snapshot() as snapshot:
+            current = self._current(snapshot)
+        twice = policy.repeated(self.request.commands)
+        for number, command in self._standing():
+            error = policy.refusal(
+                self.settings,
+                command,
+                principal=self.principal,
+                is_ff=lambda command=command: self._is_ff(command),  # type: ignore[misc]
+                current=current,
+            )
+            if command.name in twice:
+                error = policy.repeated_reason(command.name)
+            if error is not None:
+                self._refuse(number, error)
+            elif (text := policy.warning(self.settings, command, current=current)) is not None:
+                self.told.append(text)
+        self._connect()
+
+    def _current(self, snapshot: JournalSnapshot) -> bytes | None:
+        head = self.store.refs.get(snapshot, self.record, b"HEAD")
+        return head.symbolic if head is not None else None
+
+    def _standing(self) -> list[tuple[int, Command]]:
+        return [
+            (number, command)
+            for number, command in enumerate(self.request.commands)
+            if number not in self.errors
+        ]
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self.errors[number] = reason
+        line = policy.explained(self.request.commands[number], reason)
+        if line is not None:
+            self.told.append(line)
+
+    def refuse_all(self, reason: str) -> None:
+        """Refuse every command that still stands."""
+        for number, _ in self._standing():
+            self.errors[number] = reason
+
+    def unpack_failed(self, error: ShardgitError) -> None:
+        """Refuse every command because the pack was."""
+        del error
+        self.errors.clear()
+        self.refuse_all(UNPACKER_ERROR)
+
+    def _is_ff(self, command: Command) -> bool:
+        assert command.old is not None
+        assert command.new is not None
+        incoming = self.incoming
+        graph = incoming.graph
+        old, new = (
+            graph.peel(at) if at >= 0 else -1
+            for at in incoming.positions([command.old, command.new])
+        )
+        if old < 0 or new < 0 or graph.type_at(old) != COMMIT or graph.type_at(new) != COMMIT:
+            return False
+        return graph.is_ancestor(old, new)
+
+    def _connect(self) -> None:
+        """Refuse the commands whose target does not reach only what the push brings and the repository has."""
+        wanted = [(number, c.new) for number, c in self._standing() if c.new is not None]
+        if not wanted:
+            return
+        places = self.incoming.positions([new for _, new in wanted])
+        tips: list[int] = []
+        mine = set(self._known)
+        for (number, new), at in zip(wanted, places, strict=True):
+            seen = at >= self.incoming.first or at in mine or (at >= 0 and self._visible(at))
+            if not seen:
+                self._refuse(number, MISSING)
+                self.told.append(f"error: {hex_of(new)} is neither pushed nor in the repository")
+            elif self._is_bad_branch(self.request.commands[number], at):
+                self._refuse(number, "trying to write non-commit object to branch")
+            else:
+                tips.append(at)
+        marks, whole = self.incoming.reached(tips, self.look.reachable if self.look.view else None)
+        if not whole or self._strays(marks):
+            good: list[int] = []
+            for (number, _), at in zip(wanted, places, strict=True):
+                if number in self.errors:
+                    continue
+                marks, whole = self.incoming.reached([at], self.look.reachable or None)
+                if not whole or self._strays(marks):
+                    self._refuse(number, MISSING)
+                else:
+                    good.append(at)
+            tips = good
+            marks, _ = self.incoming.reached(tips, self.look.reachable or None)
+            self._drop_unreached(marks)
+        elif not self.incoming.complete:
+            self._drop_unreached(marks)
+
+    def _visible(self, position: int) -> bool:
+        return bit(self.look.reachable, position)
+
+    def _is_bad_branch(self, command: Command, position: int) -> bool:
+        return (
+            command.name.startswith(b"refs/heads/")
+            and self.incoming.graph.type_at(position) != COMMIT
+        )
+
+    def _strays(self, marks: bytes) -> bool:
+        """Say whether marks hold an object of the pool that the repository neither reaches nor has pushed."""
+        size = self.incoming.first
+        pool = int.from_bytes(marks[: (size + 7) // 8], "little") & ((1 << size) - 1)
+        if not pool:
+            return False
+        for at in self._known:
+            pool &= ~(1 << at) if pool >> at & 1 else -1
+        return bool(pool)
+
+    def _drop_unreached(self, marks: bytes) -> None:
+        """Leave out pushed objects that no accepted command reaches: some link to what is not there."""
+        if self.ingest is None:
+            return
+        if self.ingest.drop_positions(marks, self.incoming.first):
+            self.incoming = Incoming(
+                self.ingest, self.look.view, self.record.hash_kind, self.store.limits
+            )
+            self._root = b""
+
+    # ---- quarantine ----
+
+    def root(self) -> bytes:
+        """Write what the push brings; returns the root of its recent, b"" when it brings nothing."""
+        if not self._root and self.ingest is not None and self.incoming.objects:
+            self._root = write_recent(
+                self.store.blocks,
+                self.ingest,
+                segments=self.incoming.segments,
+                stream=self.incoming.stream,
+                pool=self.record.pool,
+                hash_kind=self.record.hash_kind,
+                limits=self.store.limits,
+            )
+        return self._root
+
+    def quarantined(self) -> Reading:
+        """Return reads of the repository as it would be with what was pushed, for hooks."""
+        view = self._extended()
+        marks, _ = self.incoming.reached(
+            [at for at in self.incoming.positions(self._targets()) if at >= 0],
+            self.look.reachable or None,
+        )
+        reading = Reading(self.store, self.name)
+        reading.pin(view, self.look.reachable, marks)
+        return reading
+
+    def _targets(self) -> list[ObjectId]:
+        return [command.new for _, command in self._standing() if command.new is not None]
+
+    def _extended(self) -> PoolView:
+        pool = self.look.state.pool
+        root = self.root()
+        if not root:
+            return pool.view
+        return pool.view.extended(pool.last_recent + 1, root, graph=self.incoming.graph)
+
+    # ---- commit ----
+
+    def commit(self) -> Pushed:
+        """Make all accepted commands durable and visible; returns how each ended. Errors: StorageFull, Unavailable."""
+        if self.request.atomic and self.errors:
+            self.refuse_all(ATOMIC)
+        self._make_room()
+        for _ in range(ROUNDS_MAX):
+            if not self._standing():
+                break
+            revision = self._try_commit()
+            if revision is not None:
+                return self._done(revision)
+        self.refuse_all("failed to update ref")
+        return self._done(0)
+
+    def _try_commit(self) -> int | None:
+        """Commit once; None when another writer of the pool or of the refs was faster."""
+        pool = self.look.state.pool
+        root = self.root()
+        steps: tuple[list[Condition], list[Operation]] = ([], [])
+        if root:
+            steps = self.store.next_recent(pool, root)
+        with self.store.journal.snapshot() as snapshot:
+            change = self._plan(snapshot)
+        if change is None:
+            return None
+        if not change.operations:
+            return 0  # all refs stand there already
+        try:
+            # commit point: a crash before it leaves the repository as it was and at most blocks that nothing names;
+            # after it objects, refs and log are there, fsynced.
+            revision = self.store.journal.commit_sync(
+                [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+            )
+        except Conflict:
+            self._renew()
+            return None
+        if root:
+            self.store.adopt(pool.record, self._extended(), revision)
+        return revision
+
+    def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
+        """Plan the change of refs; None when what was found out refuses all that is left."""
+        updates: dict[bytes, int] = {}
+        planned: list[RefUpdate] = []
+        for number, command in self._standing():
+            update = self._update(snapshot, command)
+            if update is not None:
+                updates[update.name] = number
+                planned.append(update)
+        change, failed = self.store.refs.plan(snapshot, self.record, planned, self._note())
+        for name, error in failed.items():
+            self._refuse(updates[name], _reason(error))
+        if failed and self.request.atomic:
+            self.refuse_all(ATOMIC)
+            return None
+        return change if self._standing() else None
+
+    def _update(self, snapshot: JournalSnapshot, command: Command) -> RefUpdate | None:
+        """Return the update that a command means; None when its ref is there already.
+
+        A client does not see all refs where the advertisement is cut, so it may make what exists.
+        """
+        name = command.name
+        now = self.store.refs.get(snapshot, self.record, name)
+        for _ in range(self.store.limits.ref_symbolic_depth_max):
+            if now is None or now.symbolic is None:
+                break
+            name = now.symbolic
+            now = self.store.refs.get(snapshot, self.record, name)
+        if command.new is None:
+            return RefUpdate(name, ANY if command.old is None else command.old, None)
+        if now is not None and now.target == command.new:
+            return None
+        return RefUpdate(name, command.old, command.new, self.incoming.peeled(command.new))
+
+    def _note(self) -> LogNote:
+        return LogNote(
+            self.principal.name,
+            self.reason,
+            self.principal.address,
+            certificate=self.request.certificate,
+        )
+
+    def _renew(self) -> None:
+        """Look at the repository anew after another writer won."""
+        before = self.look.state.pool.view.id
+        self.look = Look(self.store, self.name)
+        if self.look.state.pool.view.id == before:
+            return
+        if self.ingest is not None:
+            self._place()
+        else:
+            self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self.store.limits)
+        self._connect()
+        if self.request.atomic and self.errors:
+            self.refuse_all(ATOMIC)
+
+    def _make_room(self) -> None:
+        """Wait for a settle where recents have piled up, so that nobody's lookups drown in them."""
+        view, limits = self.look.state.pool.view, self.store.limits
+        if (
+            len(view.recents) >= limits.recents_max
+            or view.recents_bytes >= limits.recents_max_bytes
+        ):
+            settle(self.store, self.record.pool)
+            self._renew()
+
+    def _done(self, revision: int) -> Pushed:
+        results = tuple(
+            CommandResult(command, self.errors.get(number))
+            for number, command in enumerate(self.request.commands)
+        )
+        objects = self.incoming.objects if revision else 0
+        if revision:
+            settle_soon(self.store, self.look)
+        return Pushed(results, revision, objects)
+
+
+def settle_soon(store: Store, look: Look) -> None:
+    """Have the pool settled in the background once it has enough recents."""
+    view, limits = look.state.pool.view, store.limits
+    full = view.recents_bytes >= limits.recents_max_bytes // 2
+    if len(view.recents) + 1 >= limits.recents_settle or full:
+        pool = look.record.pool
+        store.workers.later(("settle", pool), lambda: settle(store, pool))
+
+
+def _reason(error: ShardgitError) -> str:
+    """Return why one ref could not be updated, in git's words where git has some."""
+    if isinstance(error, Conflict):
+        return "incorrect old value provided"
+    if isinstance(error, InvalidRefName):
+        return policy.FUNNY
+    if isinstance(error, Refused):
+        return "reference conflict: " + str(error)
+    return error.message

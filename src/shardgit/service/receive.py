@@ -1,0 +1,284 @@
+"""Receive: the push side of Git's protocol for any edge; the edge brings bytes and writes what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit.errors import (
+    FsckRefused,
+    InvalidArgument,
+    LimitExceeded,
+    ShardgitError,
+)
+from shardgit.protocol.pktline import band
+from shardgit.protocol.receive_pack import (
+    PushAdvertisement,
+    PushCapabilities,
+    PushReader,
+    end_of_answer,
+    report,
+)
+from shardgit.protocol.upload_pack import AdvertisedRef
+from shardgit.service.access import Action, authorize
+from shardgit.service.fscking import lines_of
+from shardgit.service.hiding import hidden_from_push
+from shardgit.service.pack_spool import PackSpool
+from shardgit.service.push import Push, Pushed
+from shardgit.service.settings import settings_of
+from shardgit.service.signed_push import certificate_facts, certificate_refusal, nonce_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+
+    from shardgit.journal.records import RepositoryRecord
+    from shardgit.protocol.receive_pack import CommandResult, PushRequest
+    from shardgit.refs.ref import Ref
+    from shardgit.service.access import Principal
+    from shardgit.service.store import Store
+
+T = TypeVar("T")
+KEEPALIVE_S = 5.0
+KEEPALIVE = b"0005\x02"  # an empty packet of band 2
+PAGE_REFS = 8_192
+HEADS = b"refs/heads/"
+
+
+class ReceiveService:
+    """Takes pushes into the repositories of a store."""
+
+    def __init__(self, store: Store, *, version: str, keepalive_s: float = KEEPALIVE_S) -> None:
+        self.store = store
+        self.version = version
+        self.keepalive_s = keepalive_s
+
+    # ---- refs ----
+
+    async def advertisement(
+        self, name: str, *, principal: Principal, nonce: bytes | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Return the ref advertisement as packets, without a service or version line.
+
+        A repository with more refs than its ``receive.advertise_cap`` shows its branches only, and of these as many
+        as the cap allows: what is not shown can be pushed all the same. ``nonce`` is what a signed push must bear;
+        without it a new one is shown where signed pushes are on.
+        """
+        authorize(principal, Action.WRITE, name)
+        run = self.store.workers.run
+        record = await run(self._record, name)
+        settings = settings_of(record)
+        offered = self._offered(record, nonce_of(record) if nonce is None else nonce)
+        writer = PushAdvertisement(record.hash_kind, self.version, offered)
+        hidden = hidden_from_push(settings)
+        prefixes, left = await run(self._shown, name)
+        after = b""
+        while left:
+            refs, last = await run(self._page, name, prefixes, after, min(left, PAGE_REFS))
+            left -= len(refs)
+            shown = [ref for ref in refs if not hidden.hides(ref.name)]
+            if shown:
+                yield writer.add(shown)
+            if not last:
+                break
+            after = last
+        yield writer.end()
+
+    def _record(self, name: str) -> RepositoryRecord:
+        with self.store.journal.snapshot() as snapshot:
+            return self.store.repository(snapshot, name)
+
+    def _offered(self, record: RepositoryRecord, nonce: bytes) -> PushCapabilities:
+        receive = settings_of(record).receive
+        return PushCapabilities(
+            atomic=receive.atomic, push_options=receive.push_options, nonce=nonce
+        )
+
+    def _shown(self, name: str) -> tuple[tuple[bytes, ...], int]:
+        """Return which refs an advertisement shows, as prefixes and the most."""
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, name)
+            count = self.store.refs.head(snapshot, record).count
+        receive = settings_of(record).receive
+        if receive.advertise == "all" or (
+            receive.advertise == "auto" and count <= receive.advertise_cap
+        ):
+            return (), count + PAGE_REFS
+        return (HEADS,), receive.advertise_cap
+
+    def _page(
+        self, name: str, prefixes: Sequence[bytes], after: bytes, most: int
+    ) -> tuple[list[AdvertisedRef], bytes]:
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, name)
+            found = list(
+                self.store.refs.list(
+                    snapshot, record, prefixes=prefixes, start_after=after, limit=most
+                )
+            )
+
+            def final(ref: Ref) -> AdvertisedRef:
+                target = ref.target
+                if ref.symbolic is not None:
+                    at = self.store.refs.get(snapshot, record, ref.symbolic)
+                    target = at.target if at is not None else None
+                return AdvertisedRef(ref.name, target)
+
+            refs = [final(ref) for ref in found]
+        return refs, found[-1].name if len(found) == most else b""
+
+    # ---- pushes ----
+
+    async def receive(
+        self,
+        name: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        principal: Principal,
+        stateful: bool = False,
+        nonce: bytes | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Read a push and yield the answer.
+
+        ``stateful``: the client's stream may go on behind the pack, whose end is found by reading it. Errors before
+        the first piece are raised and nothing else; those of the pack are told in the report.
+        """
+        authorize(principal, Action.WRITE, name)
+        record = await self.store.workers.run(self._record, name)
+        reader = PushReader(
+            record.hash_kind,
+            limits=self.store.limits,
+            offered=self._offered(record, b""),
+        )
+        rest = await self._head(reader, pieces)
+        request = reader.finish()
+        if request is None:
+            return
+        async with PackSpool(self.store, self._pack_most(record), record.hash_kind) as spool:
+            if request.has_pack:
+                await spool.fill(rest, pieces, to_its_end=stateful)
+            elif not stateful:
+                async for _ in pieces:
+                    pass  # a client that sends a pack with nothing but deletions
+            answer = self._answer(name, request, spool, principal=principal, nonce=nonce)
+            async with aclosing(answer):
+                async for piece in answer:
+                    yield piece
+
+    async def _head(self, reader: PushReader, pieces: AsyncIterator[bytes]) -> bytes:
+        """Read the commands; returns what follows them. What is wrong with them is raised when all was read."""
+        wrong: ShardgitError | None = None
+        async for piece in pieces:
+            if wrong is not None:
+                continue
+            try:
+                rest = reader.receive(piece)
+            except ShardgitError as error:
+                wrong = error
+                continue
+            if rest is not None:
+                return rest
+        if wrong is not None:
+            raise wrong
+        return b""
+
+    def _pack_most(self, record: RepositoryRecord) -> int:
+        most = settings_of(record).receive.max_push_bytes
+        return min(
+            most or self.store.limits.push_pack_max_bytes, self.store.limits.push_pack_max_bytes
+        )
+
+    async def _answer(
+        self,
+        name: str,
+        request: PushRequest,
+        spool: PackSpool,
+        *,
+        principal: Principal,
+        nonce: bytes | None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Carry out a push whose bytes are here; yield what the client hears of it."""
+        told = _Told(request)
+        unpack: str | None = None
+        results: Sequence[CommandResult] = ()
+        push = await self.store.workers.run(Push, self.store, name, request, principal=principal)
+        try:
+            if spool.refused is not None:
+                raise spool.refused
+            if request.has_pack:
+                async for piece in self._while(told, lambda: push.take(*spool.pack())):
+                    yield piece
+        except (InvalidArgument, LimitExceeded) as error:
+            unpack = _unpack_text(error)
+            for text in told.of_error(error):
+                yield text
+            push.unpack_failed(error)
+        if unpack is None:
+            facts = await self.store.workers.run(
+                certificate_facts, push.record, request, given=nonce
+            )
+            reason = certificate_refusal(push.settings, request, facts)
+            if reason is not None:
+                push.refuse_all(reason)
+            async for piece in self._while(told, push.check):
+                yield piece
+            for text in told.lines(push.told):
+                yield text
+            push.told.clear()
+        async for piece in self._while(told, push.commit):
+            yield piece
+        for text in told.lines(push.told):
+            yield text
+        results = told.outcome.results
+        yield end_of_answer(request, report(request, unpack, results))
+
+    async def _while(self, told: _Told, job: Callable[[], object]) -> AsyncGenerator[bytes, None]:
+        """Run a job on a worker; yield a sign of life from time to time. Its result goes into ``told``."""
+        task = asyncio.ensure_future(self.store.workers.run(job))
+        try:
+            while True:
+                ended, _ = await asyncio.wait({task}, timeout=self.keepalive_s)
+                if ended:
+                    break
+                if told.request.sideband:
+                    yield KEEPALIVE
+            told.take(task.result())
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+
+class _Told:
+    """What the client of one push hears beside the report."""
+
+    def __init__(self, request: PushRequest) -> None:
+        self.request = request
+        self._outcome: object = None
+
+    def take(self, result: object) -> None:
+        self._outcome = result
+
+    @property
+    def outcome(self) -> Pushed:
+        assert isinstance(self._outcome, Pushed)
+        return self._outcome
+
+    def lines(self, lines: Sequence[str]) -> list[bytes]:
+        """Return lines on band 2; nothing for a client without side-bands."""
+        if not self.request.sideband:
+            return []
+        return [band(2, _printable(text) + b"\n") for text in lines]
+
+    def of_error(self, error: ShardgitError) -> list[bytes]:
+        if isinstance(error, FsckRefused):
+            return self.lines([*lines_of(error), f"fatal: {error.message}"])
+        return self.lines([f"fatal: {error}"])
+
+
+def _printable(text: str) -> bytes:
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text).encode()[:4_000]
+
+
+def _unpack_text(error: ShardgitError) -> str:
+    return error.message if isinstance(error, FsckRefused) else str(error)

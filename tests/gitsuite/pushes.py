@@ -1,0 +1,169 @@
+"""Pushes: taken by shardgit's receive service, then written back to the disk before the client hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardgit.protocol.pktline import FLUSH_BYTES, band
+from shardgit.protocol.upload_pack import Fetch
+from shardgit.service.fetch import FetchService
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    from gitsuite.disk import DiskRepository
+
+    from shardgit.oid import ObjectId
+    from shardgit.service.access import Principal
+    from shardgit.service.conversation import Receives
+    from shardgit.service.store import Store
+
+UNPACK_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A ref that a push moved; None for a ref that was not or is no more."""
+
+    name: bytes
+    old: ObjectId | None
+    new: ObjectId | None
+
+    def line(self, null: ObjectId) -> bytes:
+        """Return it as hooks read it."""
+        return b"%s %s %s\n" % (
+            (self.old or null).hex().encode(),
+            (self.new or null).hex().encode(),
+            self.name,
+        )
+
+
+class DiskReceives:
+    """Receives pushes and writes what they did to a repository on disk, hooks included.
+
+    The answer waits until the disk has it all, as git's own answer does.
+    """
+
+    def __init__(self, store: Store, name: str, disk: DiskRepository, inner: Receives) -> None:
+        self.store = store
+        self.name = name
+        self.disk = disk
+        self.inner = inner
+        self.variables: dict[str, str] = {}
+
+    def advertisement(self, name: str, *, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """See Receives."""
+        return self.inner.advertisement(name, principal=principal)
+
+    async def receive(
+        self,
+        name: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        principal: Principal,
+        stateful: bool = False,
+    ) -> AsyncGenerator[bytes, None]:
+        """See Receives."""
+        before = self._refs()
+        source = self.inner.receive(name, pieces, principal=principal, stateful=stateful)
+        answer = []
+        async with aclosing(source) as out:
+            async for piece in out:
+                answer.append(piece)
+        after = self._refs()
+        moved = [
+            Moved(ref, before.get(ref), after.get(ref))
+            for ref in sorted({*before, *after})
+            if before.get(ref) != after.get(ref)
+        ]
+        said = b""
+        if moved:
+            await self._write_objects(moved, before)
+            await asyncio.to_thread(self._write_refs, moved)
+            said = await asyncio.to_thread(self._after, moved)
+        whole = b"".join(answer)
+        if said and whole.endswith(FLUSH_BYTES) and len(whole) > len(FLUSH_BYTES):
+            whole = whole[: -len(FLUSH_BYTES)] + band(2, said) + FLUSH_BYTES
+        if whole:
+            yield whole
+
+    def _refs(self) -> dict[bytes, ObjectId]:
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, self.name)
+            return {
+                ref.name: ref.target
+                for ref in self.store.refs.list(snapshot, record)
+                if ref.target is not None
+            }
+
+    async def _write_objects(self, moved: list[Moved], before: Mapping[bytes, ObjectId]) -> None:
+        """Have the store send what is new to a client that has what the disk has."""
+        wants = tuple({ref.new: None for ref in moved if ref.new is not None})
+        if not wants:
+            return
+        request = Fetch(
+            0, wants, tuple(dict.fromkeys(before.values())), done=True, ofs_delta=True, multi_ack=2
+        )
+        service = FetchService(self.store, version="suite")
+        pack = b""
+        async for piece in service.fetch(self.name, request):
+            pack += piece
+        pack = pack[pack.index(b"PACK") :]
+        objects = int.from_bytes(pack[8:12], "big")
+        if not objects:
+            return
+        limit = self.disk.value("receive.unpacklimit") or self.disk.value("transfer.unpacklimit")
+        words = ("unpack-objects", "-q")
+        if objects >= int(limit or UNPACK_LIMIT):
+            words = ("index-pack", "--stdin")
+        await asyncio.to_thread(self.disk.run, *words, data=pack)
+
+    def _write_refs(self, moved: list[Moved]) -> None:
+        null = self.store_null()
+        lines = []
+        for ref in moved:
+            name = self.disk.namespace + ref.name
+            old = (ref.old or null).hex().encode()
+            if ref.new is None:
+                lines.append(b"delete " + name + b"\0" + old + b"\0")
+            else:
+                new = ref.new.hex().encode()
+                lines.append(b"update " + name + b"\0" + new + b"\0" + old + b"\0")
+        self.disk.run("update-ref", "-m", "push", "--stdin", "-z", data=b"".join(lines))
+
+    def store_null(self) -> ObjectId:
+        """Return the id of all zeros."""
+        with self.store.journal.snapshot() as snapshot:
+            return self.store.repository(snapshot, self.name).hash_kind.null
+
+    def _after(self, moved: list[Moved]) -> bytes:
+        """Run the hooks that come after a push; returns what they say."""
+        null = self.store_null()
+        lines = b"".join(ref.line(null) for ref in moved)
+        said = self.hook("post-receive", data=lines)[1]
+        return said + self.hook("post-update", *(os.fsdecode(ref.name) for ref in moved))[1]
+
+    def hook(self, name: str, *words: str, data: bytes = b"") -> tuple[int, bytes]:
+        """Run a hook of the disk's, as receive-pack does; returns its exit code and output."""
+        folder = self.disk.value("core.hookspath")
+        path = (self.disk.folder / folder if folder else self.disk.folder / "hooks") / name
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            return 0, b""
+        try:
+            done = subprocess.run(
+                [str(path), *words],
+                input=data,
+                cwd=self.disk.folder,
+                env={**self.disk.environment, "GIT_DIR": ".", **self.variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        except OSError as error:
+            return 1, f"error: cannot exec '{path}': {error.strerror}\n".encode()
+        return done.returncode, done.stdout
