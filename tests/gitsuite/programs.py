@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gitsuite import cgi_edge
 from gitsuite.disk import DiskRepository, NoRepository, enter, option_values
 from gitsuite.load import load
+from gitsuite.pushes import DiskReceives
 
 from shardgit.errors import ShardgitError
 from shardgit.protocol.pktline import error_line
@@ -19,6 +20,7 @@ from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import ANONYMOUS
 from shardgit.service.conversation import Conversations, GitService, asked_version
 from shardgit.service.fetch import FetchService
+from shardgit.service.receive import ReceiveService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -115,8 +117,15 @@ class Programs:
     # ---- receive-pack ----
 
     async def _receive_pack(self, call: Call, wire: Wire) -> int:
-        call.complain("fatal: pushes are not served yet")
-        return 128
+        _, rest = option_values(call.words)
+        if len(rest) != 1:
+            call.complain("usage: git-receive-pack <git-dir>")
+            return 129
+        disk = self.repository(call, rest[0])
+        with self.stores.fresh() as store:
+            load(store, NAME, disk)
+            await pushes(store, wire, disk, call.environment)
+        return 0
 
     # ---- http-backend ----
 
@@ -199,6 +208,9 @@ class Programs:
                 if program == "git-upload-pack":
                     await asyncio.to_thread(load, store, NAME, disk)
                     await fetches(store, wire, {}, environment)
+                elif program == "git-receive-pack":
+                    await asyncio.to_thread(load, store, NAME, disk)
+                    await pushes(store, wire, disk, environment)
 
 
 async def fetches(
@@ -217,6 +229,21 @@ async def fetches(
         source = shown(store, version)
     else:
         source = answered(store, wire, version)
+    async with aclosing(source) as pieces:
+        async for piece in pieces:
+            await wire.write(piece)
+
+
+async def pushes(
+    store: Store, wire: Wire, disk: DiskRepository, environment: Mapping[str, str]
+) -> None:
+    """Hold one conversation of receive-pack."""
+    receives = DiskReceives(store, NAME, disk, ReceiveService(store, version=VERSION))
+    host = Conversations(store, version=VERSION, receives=receives)
+    version = asked_version(environment.get("GIT_PROTOCOL", ""))
+    source = host.converse(
+        GitService.RECEIVE_PACK, NAME, wire.pieces(), principal=ANONYMOUS, version=version
+    )
     async with aclosing(source) as pieces:
         async for piece in pieces:
             await wire.write(piece)

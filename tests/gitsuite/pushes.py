@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from shardgit.oid import ObjectId
     from shardgit.service.access import Principal
-    from shardgit.service.conversation import Receives
+    from shardgit.service.receive import ReceiveService
     from shardgit.service.store import Store
 
 UNPACK_LIMIT = 100
@@ -49,16 +49,20 @@ class DiskReceives:
     The answer waits until the disk has it all, as git's own answer does.
     """
 
-    def __init__(self, store: Store, name: str, disk: DiskRepository, inner: Receives) -> None:
+    def __init__(
+        self, store: Store, name: str, disk: DiskRepository, inner: ReceiveService
+    ) -> None:
         self.store = store
         self.name = name
         self.disk = disk
         self.inner = inner
         self.variables: dict[str, str] = {}
 
-    def advertisement(self, name: str, *, principal: Principal) -> AsyncGenerator[bytes, None]:
+    def advertisement(
+        self, name: str, *, principal: Principal, nonce: bytes | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
-        return self.inner.advertisement(name, principal=principal)
+        return self.inner.advertisement(name, principal=principal, nonce=nonce)
 
     async def receive(
         self,
@@ -67,10 +71,13 @@ class DiskReceives:
         *,
         principal: Principal,
         stateful: bool = False,
+        nonce: bytes | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
         before = self._refs()
-        source = self.inner.receive(name, pieces, principal=principal, stateful=stateful)
+        source = self.inner.receive(
+            name, pieces, principal=principal, stateful=stateful, nonce=nonce
+        )
         answer = []
         async with aclosing(source) as out:
             async for piece in out:
@@ -124,6 +131,13 @@ class DiskReceives:
         await asyncio.to_thread(self.disk.run, *words, data=pack)
 
     def _write_refs(self, moved: list[Moved]) -> None:
+        # The disk makes no ref where one goes in the same transaction ("a" and "a/b"); the store does.
+        gone = [ref for ref in moved if ref.new is None]
+        for step in (gone, [ref for ref in moved if ref.new is not None]):
+            if step:
+                self._update(step)
+
+    def _update(self, moved: list[Moved]) -> None:
         null = self.store_null()
         lines = []
         for ref in moved:
