@@ -7,7 +7,7 @@ from typing_extensions import Buffer, disjoint_base
 
 from shardgit.oid import ObjectId
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 def take(
     page: Buffer | None,
@@ -16,10 +16,10 @@ def take(
     low: bytes,
     high: bytes,
     most: int,
-    make: Callable[[bytes, ObjectId | None, bytes | None, ObjectId | None], T],
+    make: Callable[[bytes, ObjectId | None, bytes | None, ObjectId | None], _T],
     *,
     deletions: bool = False,
-) -> tuple[list[T], bool]: ...
+) -> tuple[list[_T], bool]: ...
 def render(
     page: Buffer | None,
     changes: Buffer | None,

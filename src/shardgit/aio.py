@@ -239,6 +239,14 @@ class Client:
         )
         return _repository(answer.repository)
 
+    async def fork(self, source: str, target: str) -> RepositoryInfo:
+        """Make the repository ``target`` with the refs of ``source``; no objects are copied."""
+        request = repository_pb2.ForkRepositoryRequest(source=source, target=target)
+        answer = await self.call(
+            repository_pb2_grpc.RepositoryServiceStub, "ForkRepository", request
+        )
+        return _repository(answer.repository)
+
     async def shards(self) -> list[ShardInfo]:
         """Return the shards of the store."""
         answer = await self.call(
@@ -475,7 +483,9 @@ def _facts(answer: Any) -> list[ObjectFacts]:
 
 
 def _repository(one: repository_pb2.Repository) -> RepositoryInfo:
-    return RepositoryInfo(one.id, one.name, HashKind(one.hash_kind), one.created_ms, one.head)
+    return RepositoryInfo(
+        one.id, one.name, HashKind(one.hash_kind), one.created_ms, one.head, one.forked_from
+    )
 
 
 def _ref(one: ref_pb2.Ref) -> Ref:

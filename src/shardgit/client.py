@@ -142,6 +142,10 @@ class Client:
         """Give a repository another name."""
         return self._loop.run(self._client.rename(name, new_name))
 
+    def fork(self, source: str, target: str) -> RepositoryInfo:
+        """Make the repository ``target`` with the refs of ``source``; no objects are copied."""
+        return self._loop.run(self._client.fork(source, target))
+
     def shards(self) -> list[ShardInfo]:
         """Return the shards of the store."""
         return self._loop.run(self._client.shards())

@@ -60,12 +60,17 @@ RECORDS: list[tuple[bytes, Callable[[bytes], object]]] = [
     kind=st.sampled_from(HashKind),
     created=U64,
     settings=st.binary(max_size=50),
+    parent=U64,
 )
 def test_a_repository_record_round_trips(
-    number: int, name: str, kind: HashKind, created: int, settings: bytes
+    number: int, name: str, kind: HashKind, created: int, settings: bytes, parent: int
 ) -> None:
-    record = RepositoryRecord(RepositoryId(number), name, POOL, kind, created, settings)
+    record = RepositoryRecord(
+        RepositoryId(number), name, POOL, kind, created, settings, RepositoryId(parent)
+    )
     assert RepositoryRecord.decode(record.encode()) == record
+    of_version_1 = b"\1" + record.encode()[1:42] + record.encode()[50:]
+    assert RepositoryRecord.decode(of_version_1) == replace(record, parent=RepositoryId(0))
 
 
 @pytest.mark.parametrize("manifest", [None, BLOCK])

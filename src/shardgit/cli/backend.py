@@ -54,6 +54,9 @@ class Backend(Protocol):
     def rename(self, name: str, new_name: str) -> RepositoryInfo:
         """Give a repository another name."""
 
+    def fork(self, source: str, target: str) -> RepositoryInfo:
+        """Make a repository with the refs of another."""
+
     def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
         """Return refs by rising name, HEAD left out."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from typing import TYPE_CHECKING, Any
 
 from shardgit.cli.backend import ObjectRow, RefRow
 from shardgit.errors import RefMissing
+from shardgit.refs.log import LogNote
 from shardgit.service.configuring import Configuring, view_of
 from shardgit.service.fetch import advertised
 from shardgit.service.reading import Reading
@@ -31,7 +34,7 @@ class LocalBackend:
 
     def create(self, name: str, kind: HashKind) -> RepositoryInfo:
         """See Backend."""
-        return self._repositories.create(name, kind)
+        return self._repositories.create(name, kind, note=_note("create"))
 
     def repository(self, name: str) -> RepositoryInfo:
         """See Backend."""
@@ -53,11 +56,17 @@ class LocalBackend:
 
     def delete(self, name: str) -> None:
         """See Backend."""
-        self._repositories.delete(name)
+        self._repositories.delete(name, note=_note("delete"))
 
     def rename(self, name: str, new_name: str) -> RepositoryInfo:
         """See Backend."""
-        return self._repositories.rename(name, new_name)
+        return self._repositories.rename(
+            name, new_name, note=_note(f"rename from {name} to {new_name}")
+        )
+
+    def fork(self, source: str, target: str) -> RepositoryInfo:
+        """See Backend."""
+        return self._repositories.fork(source, target, note=_note(f"fork of {source}"))
 
     def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
         """See Backend."""
@@ -96,3 +105,12 @@ class LocalBackend:
     def shards(self) -> list[ShardInfo]:
         """See Backend."""
         return list_shards(self._store)
+
+
+def _note(message: str) -> LogNote:
+    """Return the note of a change that whoever runs the command makes."""
+    try:
+        actor = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name
+        actor = f"uid {os.getuid()}"
+    return LogNote(actor, message)

@@ -46,6 +46,10 @@ class RemoteBackend:
         """See Backend."""
         return self._client.rename(name, new_name)
 
+    def fork(self, source: str, target: str) -> RepositoryInfo:
+        """See Backend."""
+        return self._client.fork(source, target)
+
     def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
         """See Backend."""
         for ref in self._client.repo(name).refs(prefix):

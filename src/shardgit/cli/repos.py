@@ -1,4 +1,4 @@
-"""shardgit repo: make, list, show, rename, delete, import, export and verify repositories."""
+"""shardgit repo: make, list, show, rename, fork, delete, import, export and verify repositories."""
 
 from __future__ import annotations
 
@@ -106,6 +106,26 @@ def rename(
     """Give a repository another name."""
     with failing(json=json), reached(server, data) as store:
         _print(store.rename(name, new_name), json=json, text=f"renamed {name} to {new_name}")
+
+
+@app.command()
+def fork(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the new repository.")],
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a repository with the refs of another, at once and without copying objects.
+
+    The fork keeps what SOURCE hides hidden; all other settings begin at their defaults.
+
+    \b
+    Example:
+      shardgit repo fork team/project ann/project
+    """
+    with failing(json=json), reached(server, data) as store:
+        _print(store.fork(source, target), json=json, text=f"forked {source} to {target}")
 
 
 @app.command()
@@ -295,6 +315,7 @@ def _plain(info: RepositoryInfo) -> dict[str, object]:
         "object_format": info.hash_kind.git_name,
         "created_ms": info.created_ms,
         "head": info.head,
+        "forked_from": info.forked_from,
     }
 
 

@@ -18,7 +18,9 @@ RING_KEY = b"G"
 STORE_KEY = b"M"
 NEXT_REPOSITORY_KEY = b"C"
 REPOSITORY_NAMES = b"N"
-_REPOSITORY = struct.Struct("<BBHQ16sQHI")
+_REPOSITORY = struct.Struct("<BBHQ16sQHIQ")
+_REPOSITORY_1 = struct.Struct("<BBHQ16sQHI")
+REPOSITORY_VERSION = 2
 _NAME = struct.Struct("<BBHQ")
 _POOL = struct.Struct("<BBHQQ32s")
 _HEAD = struct.Struct("<BBHIQ32sQ")
@@ -27,6 +29,7 @@ HEAD_VERSION = 2
 _COUNTER = struct.Struct("<B7xQ")
 _STORE = struct.Struct("<BxH12x16s")
 _NONE = bytes(32)
+NO_REPOSITORY = RepositoryId(0)
 
 
 def repository_key(repository: RepositoryId) -> bytes:
@@ -95,7 +98,7 @@ def log_range(repository: RepositoryId, after: int = 0) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryRecord:
-    """A repository: its number, name, pool and settings."""
+    """A repository: its number, name, pool, settings, and the number of what it was forked from, 0 without."""
 
     id: RepositoryId
     name: str
@@ -103,12 +106,13 @@ class RepositoryRecord:
     hash_kind: HashKind
     created_ms: int
     settings: bytes = b"{}"
+    parent: RepositoryId = NO_REPOSITORY
 
     def encode(self) -> bytes:
         """Return the row's value."""
         name = self.name.encode()
         head = _REPOSITORY.pack(
-            VERSION,
+            REPOSITORY_VERSION,
             self.hash_kind,
             0,
             self.id,
@@ -116,21 +120,30 @@ class RepositoryRecord:
             self.created_ms,
             len(name),
             len(self.settings),
+            self.parent,
         )
         return head + name + self.settings
 
     @classmethod
     def decode(cls, data: bytes) -> RepositoryRecord:
-        """Return the record in a row's value; JournalCorrupt when it is off."""
+        """Return the record in a row's value, of version 1 too; JournalCorrupt when it is off."""
+        form = _REPOSITORY_1 if data[:1] == b"\1" else _REPOSITORY
         try:
-            version, kind, _, number, pool, created, length, settings = _REPOSITORY.unpack_from(
+            version, kind, _, number, pool, created, length, settings, *parent = form.unpack_from(
                 data
             )
-            if version != VERSION or len(data) != _REPOSITORY.size + length + settings:
+            if not 1 <= version <= REPOSITORY_VERSION or len(data) != form.size + length + settings:
                 raise JournalCorrupt("repository record is off", version=version, bytes=len(data))
-            name = data[_REPOSITORY.size : _REPOSITORY.size + length].decode()
-            rest = data[_REPOSITORY.size + length :]
-            return cls(RepositoryId(number), name, PoolId(pool), HashKind(kind), created, rest)
+            name = data[form.size : form.size + length].decode()
+            return cls(
+                RepositoryId(number),
+                name,
+                PoolId(pool),
+                HashKind(kind),
+                created,
+                data[form.size + length :],
+                RepositoryId(parent[0] if parent else 0),
+            )
         except (struct.error, ValueError) as cause:
             raise JournalCorrupt("repository record does not parse", bytes=len(data)) from cause
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from shardgit.errors import InvalidArgument, LimitExceeded, RefMissing
 from shardgit.oid import HashKind, ObjectId
 from shardgit.refs.ref import Ref
+from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
@@ -193,6 +194,7 @@ def _repository(info: RepositoryInfo) -> repository_pb2.Repository:
         hash_kind=common_pb2.HashKind.Name(int(info.hash_kind)),
         created_ms=info.created_ms,
         head=info.head,
+        forked_from=info.forked_from,
     )
 
 
@@ -249,6 +251,18 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
         authorize(ANONYMOUS, Action.WRITE, request.name)
         info = await self._run(self.repositories.rename, request.name, request.new_name)
         return repository_pb2.RenameRepositoryResponse(repository=_repository(info))
+
+    @unary
+    async def ForkRepository(
+        self, request: repository_pb2.ForkRepositoryRequest, context: grpc.aio.ServicerContext
+    ) -> repository_pb2.ForkRepositoryResponse:
+        authorize(ANONYMOUS, Action.READ, request.source)
+        authorize(ANONYMOUS, Action.WRITE, request.target)
+        note = note_of(ANONYMOUS, context, f"fork of {request.source}")
+        info = await self.store.workers.run(
+            self.repositories.fork, request.source, request.target, note=note
+        )
+        return repository_pb2.ForkRepositoryResponse(repository=_repository(info))
 
     @unary
     async def GetRepositoryStats(

@@ -20,6 +20,7 @@ from shardgit.journal.records import (
 from shardgit.oid import HashKind
 from shardgit.pool.manifest import ALONE
 from shardgit.refs.log import LogNote
+from shardgit.service.forks import fork
 from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
 
@@ -39,6 +40,7 @@ class RepositoryInfo:
     hash_kind: HashKind
     created_ms: int
     head: str
+    forked_from: int = 0  # the id of the repository that it was forked from
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,9 @@ class Repositories:
                 if head.target
                 else ""
             )
-        return RepositoryInfo(record.id, record.name, record.hash_kind, record.created_ms, text)
+        return RepositoryInfo(
+            record.id, record.name, record.hash_kind, record.created_ms, text, record.parent
+        )
 
     def delete(self, name: str, *, note: LogNote | None = None) -> None:
         """Take a repository's name away; its refs and objects stay for gc's grace period."""
@@ -140,6 +144,11 @@ class Repositories:
         if not done:
             raise Conflict("repository changed meanwhile; look again", repository=name)
         return self.get(new_name)
+
+    def fork(self, source: str, target: str, *, note: LogNote | None = None) -> RepositoryInfo:
+        """Make a repository with the refs of another; see service.forks."""
+        fork(self.store, source, target, note)
+        return self.get(target)
 
     def stats(self, name: str) -> RepositoryStats:
         """Count a repository's objects, blocks and refs."""

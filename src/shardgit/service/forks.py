@@ -1,0 +1,96 @@
+"""Forks: a new repository that begins with the refs of another, in one commit of one size.
+
+The fork shares its source's pool and ref snapshot, so that nothing is copied. From then on each has
+its own refs, log and settings; what only one of them reaches is never served through the other. It
+begins with HEAD and every ref of the source, hidden ones too, and therefore with the source's
+``hidden_refs``: what the source hides, its forks hide until an administrator of theirs decides
+otherwise. All other settings begin at their defaults: protection, hooks, limits and keys are the
+source's own business.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shardgit.errors import Conflict, RepositoryExists
+from shardgit.journal.interface import Compare, Put
+from shardgit.journal.records import (
+    NameRecord,
+    RepositoryRecord,
+    allocate_repository,
+    name_key,
+    repository_key,
+)
+from shardgit.refs.change import HEAD, first_steps
+from shardgit.refs.log import LogNote
+from shardgit.refs.ref import Ref
+from shardgit.service.names import check_repository_name
+from shardgit.service.settings import (
+    FetchSettings,
+    ReceiveSettings,
+    RepositorySettings,
+    TransferSettings,
+    encode_settings,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from shardgit.service.store import Store
+
+ROUNDS_MAX = 256  # each round one of the forks that are made side by side wins the next number
+
+
+def fork(store: Store, source: str, target: str, note: LogNote | None = None) -> RepositoryRecord:
+    """Make the repository ``target`` a fork of ``source``; returns its record.
+
+    Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName, Conflict when others change
+    the source all the time.
+    """
+    check_repository_name(target, max_bytes=store.limits.repository_name_max_bytes)
+    for _ in range(ROUNDS_MAX):
+        with store.journal.snapshot() as snapshot:
+            origin = store.repository(snapshot, source)
+            if snapshot.get(name_key(target)) is not None:
+                raise RepositoryExists("repository exists already", repository=target)
+            shared = store.refs.share(snapshot, origin)
+            head = store.refs.get(snapshot, origin, HEAD)
+            number = allocate_repository(snapshot)
+        record = RepositoryRecord(
+            number.id,
+            target,
+            origin.pool,
+            origin.hash_kind,
+            time.time_ns() // 1_000_000,
+            _inherited(origin),
+            parent=origin.id,
+        )
+        said = note or LogNote("", f"fork of {source}")
+        # commit point: before it there is no fork, and at most a block that nothing names; after it
+        # the fork is whole.
+        done = store.try_commit(
+            [Compare(name_key(target), 0), number.condition, *shared.change.conditions],
+            [
+                number.operation,
+                Put(name_key(target), NameRecord(number.id).encode()),
+                Put(repository_key(number.id), record.encode()),
+                *shared.change.operations,
+                *first_steps(
+                    record, head or Ref(HEAD, symbolic=b"refs/heads/main"), said, shared.head
+                ),
+            ],
+        )
+        if done:
+            return record
+    raise Conflict("source changes too fast to be forked", repository=source)
+
+
+def _inherited(origin: RepositoryRecord) -> bytes:
+    of = settings_of(origin)
+    return encode_settings(
+        RepositorySettings(
+            transfer=TransferSettings(hidden_refs=of.transfer.hidden_refs),
+            fetch=FetchSettings(hidden_refs=of.fetch.hidden_refs),
+            receive=ReceiveSettings(hidden_refs=of.receive.hidden_refs),
+        )
+    )
