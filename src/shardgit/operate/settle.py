@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from shardgit._fastpack import Ingest
-    from shardgit.oid import PoolId
+    from shardgit.oid import ObjectId, PoolId
     from shardgit.pool.view import PlacedRun, PlacedSegment, PoolView
     from shardgit.service.store import PoolState, Store
 
@@ -220,8 +220,14 @@ class _Settle:
         with _entries(self.store, view, runs) as (pack, offsets):
             ingest = new_ingest(view.hash_kind, limits)
             ingest.scan(pack, offsets)
+            own = [range(run.start, run.start + run.record.objects) for run in runs]
+
+            def elsewhere(ids: Sequence[ObjectId]) -> list[int]:
+                # What is merged is not a base from outside, though the pool has it still.
+                return [-1 if any(at in span for span in own) else at for at in view.positions(ids)]
+
             threads = self.store.workers.threads
-            resolve_thin(ingest, view, view.positions, threads=threads, limits=limits)
+            resolve_thin(ingest, view, elsewhere, threads=threads, limits=limits)
             segments = ingest.layout(
                 target=limits.block_target_bytes,
                 most=limits.block_max_bytes,
