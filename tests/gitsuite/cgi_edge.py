@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from gitsuite.disk import DiskRepository, NoRepository, enter
 from gitsuite.load import load
+from gitsuite.pushes import DiskReceives
 
-from shardgit.http.app import make_app
+from shardgit.http.app import GitHttp
 
 if TYPE_CHECKING:
     from gitsuite.programs import Programs, Wire
@@ -43,6 +44,7 @@ async def answer(programs: Programs, call: Call, wire: Wire) -> int:
                 left -= len(piece)
         body = b"".join(pieces)
     with programs.stores.fresh() as store:
+        edge = GitHttp(store, version="suite")
         try:
             if found is None:
                 raise NoRepository(path)
@@ -52,12 +54,11 @@ async def answer(programs: Programs, call: Call, wire: Wire) -> int:
                 raise NoRepository(path)
             disk = DiskRepository(folder, programs.git, environment)
             load(store, NAME, disk)
+            edge.receives = DiskReceives(store, NAME, disk, edge.receives)
         except NoRepository:
             pass
         ours, theirs = socket.socketpair()
-        runner = web.AppRunner(
-            make_app(store, version="suite"), handler_cancellation=True, auto_decompress=False
-        )
+        runner = web.AppRunner(edge.app(), handler_cancellation=True, auto_decompress=False)
         await runner.setup()
         try:
             assert runner.server is not None

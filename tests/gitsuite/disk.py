@@ -37,6 +37,7 @@ class DiskRepository:
     git: str
     environment: dict[str, str]
     config: dict[str, list[str]] = field(default_factory=dict)
+    push_variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kept = {k: v for k, v in self.environment.items() if k not in LOCAL_VARIABLES}
@@ -72,6 +73,58 @@ class DiskRepository:
         if check and done.returncode:
             raise DiskRefused(done.stderr.decode("utf-8", "replace").strip())
         return done.stdout
+
+    def hook(self, name: str, *words: str, data: bytes = b"") -> tuple[int, bytes]:
+        """Run a hook of the disk's, as receive-pack does; returns its exit code and output."""
+        folder = self.value("core.hookspath")
+        path = (self.folder / folder if folder else self.folder / "hooks") / name
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            return 0, b""
+        try:
+            done = subprocess.run(
+                [str(path), *words],
+                input=data,
+                cwd=self.folder,
+                env={**self.environment, "GIT_DIR": ".", **self.push_variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        except OSError as error:
+            return 1, f"error: cannot exec '{path}': {error.strerror}\n".encode()
+        return done.returncode, done.stdout
+
+    def checked_out(self, name: bytes, new: bytes | None) -> tuple[str | None, str]:
+        """Return why a branch may not be pushed to since a work tree has it, and a warning.
+
+        Work trees are not updated here: updateInstead refuses.
+        """
+        ref = os.fsdecode(self.namespace + name)
+        if ref not in self.branches_in_use():
+            return None, ""
+        if new is None:
+            return None, ""
+        rule = self.value("receive.denycurrentbranch", "unset").lower()
+        if rule in ("ignore", "false", "no", "off"):
+            return None, ""
+        if rule == "warn":
+            return None, "warning: updating the current branch"
+        return (
+            "branch is currently checked out",
+            f"error: refusing to update checked out branch: {ref}",
+        )
+
+    def branches_in_use(self) -> set[str]:
+        """Return the branches that stand in work trees."""
+        found, bare = set(), False
+        for line in self.run("worktree", "list", "--porcelain", check=False).decode().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "worktree":
+                bare = False
+            bare = bare or key == "bare"
+            if key == "branch" and not bare:
+                found.add(value)
+        return found
 
     def value(self, key: str, default: str = "") -> str:
         """Return the last value of a key."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardgit.errors import HookRefused
 from shardgit.protocol.pktline import FLUSH_BYTES, band
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.service.fetch import FetchService
+from shardgit.service.hooks import HookPolicy, Hooks, HookSession, PushHookCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from gitsuite.disk import DiskRepository
 
+    from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import ObjectId
+    from shardgit.protocol.receive_pack import Command
     from shardgit.service.access import Principal
     from shardgit.service.receive import ReceiveService
     from shardgit.service.store import Store
@@ -43,6 +47,75 @@ class Moved:
         )
 
 
+class DiskHooks(Hooks):
+    """Asks the hooks of a repository on disk, and git's rules about branches that are checked out."""
+
+    def __init__(self, store: Store, disk: DiskRepository) -> None:
+        super().__init__(store, policy=HookPolicy(), callers={})
+        self.disk = disk
+        self.commands: tuple[Command, ...] = ()
+
+    def wanted(self, record: RepositoryRecord) -> bool:
+        """See Hooks: the disk may have some."""
+        del record
+        return True
+
+    @asynccontextmanager
+    async def asking(self, call: PushHookCall) -> AsyncIterator[HookSession]:
+        """See Hooks."""
+        self.commands = call.commands
+        yield DiskSession(self, call, Path(), "")
+
+
+class DiskSession(HookSession):
+    """The hooks of one push."""
+
+    async def pre_receive(self) -> None:
+        """See HookSession."""
+        disk, call = self._disk, self.call
+        disk.push_variables = push_variables(disk, call)
+        null = call.repository.hash_kind.null
+        lines = b"".join(Moved(c.name, c.old, c.new).line(null) for c in call.commands)
+        code, said = await asyncio.to_thread(disk.hook, "pre-receive", data=lines)
+        if said:
+            await call.tell(said)
+        if code:
+            raise HookRefused("pre-receive hook declined")
+
+    async def update(self, command: Command) -> str | None:
+        """See HookSession."""
+        disk, null = self._disk, self.call.repository.hash_kind.null
+        reason, warning = await asyncio.to_thread(disk.checked_out, command.name, command.new)
+        if warning:
+            await self.call.tell(warning.encode() + b"\n")
+        if reason is not None:
+            return reason
+        ids = [(oid or null).hex() for oid in (command.old, command.new)]
+        words = (os.fsdecode(command.name), *ids)
+        code, said = await asyncio.to_thread(disk.hook, "update", *words)
+        if said:
+            await self.call.tell(said)
+        return "hook declined" if code else None
+
+    @property
+    def _disk(self) -> DiskRepository:
+        assert isinstance(self.hooks, DiskHooks)
+        return self.hooks.disk
+
+
+def push_variables(disk: DiskRepository, call: PushHookCall) -> dict[str, str]:
+    """Return what hooks find in their environment: push options and the certificate."""
+    found = {}
+    if call.options:
+        found["GIT_PUSH_OPTION_COUNT"] = str(len(call.options))
+    for number, option in enumerate(call.options):
+        found[f"GIT_PUSH_OPTION_{number}"] = os.fsdecode(option)
+    if call.certificate is not None:
+        disk.run("hash-object", "-w", "--stdin", data=call.certificate.certificate)
+        found |= call.certificate.environment()
+    return found
+
+
 class DiskReceives:
     """Receives pushes and writes what they did to a repository on disk, hooks included.
 
@@ -56,7 +129,8 @@ class DiskReceives:
         self.name = name
         self.disk = disk
         self.inner = inner
-        self.variables: dict[str, str] = {}
+        self.hooks = DiskHooks(store, disk)
+        store.hooks = self.hooks
 
     def advertisement(
         self, name: str, *, principal: Principal, nonce: bytes | None = None
@@ -75,6 +149,7 @@ class DiskReceives:
     ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
         before = self._refs()
+        self.hooks.commands = ()
         source = self.inner.receive(
             name, pieces, principal=principal, stateful=stateful, nonce=nonce
         )
@@ -159,25 +234,5 @@ class DiskReceives:
         """Run the hooks that come after a push; returns what they say."""
         null = self.store_null()
         lines = b"".join(ref.line(null) for ref in moved)
-        said = self.hook("post-receive", data=lines)[1]
-        return said + self.hook("post-update", *(os.fsdecode(ref.name) for ref in moved))[1]
-
-    def hook(self, name: str, *words: str, data: bytes = b"") -> tuple[int, bytes]:
-        """Run a hook of the disk's, as receive-pack does; returns its exit code and output."""
-        folder = self.disk.value("core.hookspath")
-        path = (self.disk.folder / folder if folder else self.disk.folder / "hooks") / name
-        if not (path.is_file() and os.access(path, os.X_OK)):
-            return 0, b""
-        try:
-            done = subprocess.run(
-                [str(path), *words],
-                input=data,
-                cwd=self.disk.folder,
-                env={**self.disk.environment, "GIT_DIR": ".", **self.variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        except OSError as error:
-            return 1, f"error: cannot exec '{path}': {error.strerror}\n".encode()
-        return done.returncode, done.stdout
+        said = self.disk.hook("post-receive", data=lines)[1]
+        return said + self.disk.hook("post-update", *(os.fsdecode(ref.name) for ref in moved))[1]

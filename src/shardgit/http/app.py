@@ -26,6 +26,7 @@ from shardgit.service.receive import ReceiveService
 
 if TYPE_CHECKING:
     from shardgit.protocol.upload_pack_v2 import Command
+    from shardgit.service.conversation import Receives
     from shardgit.service.store import Store
 
 UPLOAD_PACK = "git-upload-pack"
@@ -43,7 +44,7 @@ class GitHttp:
         self.version = version
         self.edge = Edge(store.limits)
         self.fetches = fetches or FetchService(store, version=version)
-        self.receives = ReceiveService(store, version=version)
+        self.receives: Receives = ReceiveService(store, version=version)
         self.lfs = LfsHttp(store)
         self.bundles = BundleRoutes(self.edge, Bundles(store))
 
