@@ -769,3 +769,406 @@ def positions_of(const uint8_t[::1] bits not None):
                 if (bits[i] >> k) & 1:
                     out.append(int(i * 8 + k))
     return out
+
+
+# ---- shallow histories: walks that stop at commits ----
+
+cdef uint8_t *stops_of(PoolGraph graph, object positions) except NULL:
+    """Return a byte for each commit row: 1 where a walk goes no further."""
+    cdef uint8_t *stops = <uint8_t *>calloc(<size_t>graph.commits + 1, 1)
+    if stops == NULL:
+        raise MemoryError
+    try:
+        for position in positions:
+            stops[graph._commit(position)] = 1
+    except:
+        free(stops)
+        raise
+    return stops
+
+
+def commits_within(PoolGraph graph not None, tips not None, uint64_t depth):
+    """Return (commits fewer than ``depth`` steps from a tip, those exactly that far); a tip itself is step 1.
+
+    Both are lists of pool positions, as ``tips`` is.
+    """
+    cdef uint8_t *seen = <uint8_t *>calloc(<size_t>graph.commits + 1, 1)
+    cdef uint32_t *queue = <uint32_t *>malloc((<size_t>graph.commits + 2) * 4)
+    cdef uint64_t head = 0, tail = 0, level_end, step = 1, last_level = 0
+    cdef uint32_t r, p, i, parent
+    if seen == NULL or queue == NULL:
+        free(seen)
+        free(queue)
+        raise MemoryError
+    try:
+        for position in tips:
+            r = graph._commit(position)
+            if not seen[r]:
+                seen[r] = 1
+                queue[tail] = position
+                tail += 1
+        with nogil:
+            while step < depth and last_level < tail:
+                level_end = tail
+                head = last_level
+                last_level = level_end
+                while head < level_end:
+                    r = graph.row[queue[head]]
+                    head += 1
+                    for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                        parent = graph.parents[i]
+                        if parent >= MISSING or graph.kind[parent] != COMMIT:
+                            continue
+                        p = graph.row[parent]
+                        if not seen[p]:
+                            seen[p] = 1
+                            queue[tail] = parent
+                            tail += 1
+                step += 1
+        return [int(queue[head]) for head in range(last_level)], [int(queue[head]) for head in range(last_level, tail)]
+    finally:
+        free(seen)
+        free(queue)
+
+
+def depth_to(PoolGraph graph not None, tips not None, targets not None):
+    """Return how many steps the nearest of ``targets`` is from a tip, 1 for a tip itself, 0 when none is reached."""
+    cdef uint8_t *seen = stops_of(graph, targets)
+    cdef uint32_t *queue = <uint32_t *>malloc((<size_t>graph.commits + 2) * 4)
+    cdef uint64_t head = 0, tail = 0, level_end = 0, step = 0
+    cdef uint32_t r, p, i, parent
+    if queue == NULL:
+        free(seen)
+        raise MemoryError
+    try:
+        for position in tips:
+            r = graph._commit(position)
+            if seen[r] == 1:
+                return 1
+            if seen[r] == 0:
+                seen[r] = 2
+                queue[tail] = position
+                tail += 1
+        with nogil:
+            step = 1
+            while head < tail:
+                level_end = tail
+                step += 1
+                while head < level_end:
+                    r = graph.row[queue[head]]
+                    head += 1
+                    for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                        parent = graph.parents[i]
+                        if parent >= MISSING or graph.kind[parent] != COMMIT:
+                            continue
+                        p = graph.row[parent]
+                        if seen[p] == 1:
+                            with gil:
+                                return int(step)
+                        if seen[p] == 0:
+                            seen[p] = 2
+                            queue[tail] = parent
+                            tail += 1
+        return 0
+    finally:
+        free(seen)
+        free(queue)
+
+
+def commits_since(PoolGraph graph not None, wants not None, int64_t since):
+    """Return the commits that wants reach through commits of ``since`` (seconds since 1970) or later, those alone."""
+    cdef uint8_t *seen = <uint8_t *>calloc(<size_t>graph.commits + 1, 1)
+    cdef uint32_t *queue = <uint32_t *>malloc((<size_t>graph.commits + 2) * 4)
+    cdef uint64_t head = 0, tail = 0
+    cdef uint32_t r, p, i, parent
+    if seen == NULL or queue == NULL:
+        free(seen)
+        free(queue)
+        raise MemoryError
+    try:
+        for position in wants:
+            r = graph._commit(position)
+            if not seen[r] and graph.date[r] >= since:
+                seen[r] = 1
+                queue[tail] = position
+                tail += 1
+        with nogil:
+            while head < tail:
+                r = graph.row[queue[head]]
+                head += 1
+                for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                    parent = graph.parents[i]
+                    if parent >= MISSING or graph.kind[parent] != COMMIT:
+                        continue
+                    p = graph.row[parent]
+                    if not seen[p] and graph.date[p] >= since:
+                        seen[p] = 1
+                        queue[tail] = parent
+                        tail += 1
+        return [int(queue[head]) for head in range(tail)]
+    finally:
+        free(seen)
+        free(queue)
+
+
+def split_within(PoolGraph graph not None, wants not None, haves not None, want_stops not None, have_stops not None,
+                 int64_t since=-0x7FFFFFFFFFFFFFFF):
+    """As PoolGraph.split, but wants reach nothing beyond ``want_stops`` and haves nothing beyond ``have_stops``.
+
+    A commit older than ``since`` counts as one of the haves.
+    """
+    cdef uint8_t *paint = <uint8_t *>calloc(<size_t>graph.commits + 1, 1)
+    cdef uint32_t *heap = <uint32_t *>malloc((<size_t>graph.commits + 2) * 4)
+    cdef uint32_t *place = <uint32_t *>malloc((<size_t>graph.commits + 1) * 4)
+    cdef uint32_t *order = <uint32_t *>malloc((<size_t>graph.commits + 1) * 4)
+    cdef uint8_t *want_stop = NULL
+    cdef uint8_t *have_stop = NULL
+    cdef uint32_t n = 0, only_want = 0, n_order = 0, r, p, i, k, parent
+    cdef uint8_t color, old
+    wanted = []
+    boundary = set()
+    # place: the pool position of each commit row that was met; order: rows that were wanted when their turn came
+    try:
+        if paint == NULL or heap == NULL or place == NULL or order == NULL:
+            raise MemoryError
+        want_stop = stops_of(graph, want_stops)
+        have_stop = stops_of(graph, have_stops)
+        for color, tips in ((WANT, wants), (HAVE, haves)):
+            for position in tips:
+                r = graph._commit(position)
+                old = paint[r]
+                if old & color:
+                    continue
+                paint[r] = old | color
+                place[r] = position
+                if old == 0:
+                    n = graph._heap_push(heap, n, r)
+                    if color == WANT:
+                        only_want += 1
+                elif old == WANT:
+                    only_want -= 1
+        with nogil:
+            while n and only_want:
+                r = heap[0]
+                n = graph._heap_pop(heap, n)
+                color = paint[r]
+                if color == WANT:
+                    only_want -= 1
+                    if graph.date[r] < since:
+                        color = WANT | HAVE
+                        paint[r] = color
+                    else:
+                        order[n_order] = r
+                        n_order += 1
+                if want_stop[r]:
+                    color &= <uint8_t>~WANT
+                if have_stop[r]:
+                    color &= <uint8_t>~HAVE
+                if color == 0:
+                    continue
+                for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                    parent = graph.parents[i]
+                    if parent >= MISSING or graph.kind[parent] != COMMIT:
+                        continue
+                    p = graph.row[parent]
+                    old = paint[p]
+                    if old & color == color:
+                        continue
+                    paint[p] = old | color
+                    place[p] = parent
+                    if old == 0:
+                        n = graph._heap_push(heap, n, p)
+                        if color == WANT:
+                            only_want += 1
+                    elif old == WANT:
+                        only_want -= 1
+        for k in range(n_order):
+            r = order[k]
+            if paint[r] != WANT:
+                continue
+            wanted.append(int(place[r]))
+            if want_stop[r]:
+                continue
+            for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                parent = graph.parents[i]
+                if parent < MISSING and graph.kind[parent] == COMMIT and paint[graph.row[parent]] & HAVE:
+                    boundary.add(int(parent))
+    finally:
+        free(paint)
+        free(heap)
+        free(place)
+        free(order)
+        free(want_stop)
+        free(have_stop)
+    return wanted, sorted(boundary)
+
+
+def edge_of(PoolGraph graph not None, commits not None):
+    """Return the commits among ``commits`` with a parent that is not among them, or that the pool lacks."""
+    cdef uint8_t *inside = stops_of(graph, commits)
+    cdef uint32_t r, i, parent
+    out = []
+    try:
+        for position in commits:
+            r = graph._commit(position)
+            for i in range(graph.parent_start[r], graph.parent_start[r + 1]):
+                parent = graph.parents[i]
+                if parent >= MISSING or graph.kind[parent] != COMMIT or not inside[graph.row[parent]]:
+                    out.append(position)
+                    break
+    finally:
+        free(inside)
+    return out
+
+
+def trees_of(PoolGraph graph not None, commits not None):
+    """Return the positions of commits' trees, in their order; what the pool lacks is left out."""
+    cdef uint32_t tree
+    out = []
+    for position in commits:
+        tree = graph.tree[graph._commit(position)]
+        if tree < MISSING:
+            out.append(int(tree))
+    return out
+
+
+def only_types(PoolGraph graph not None, const uint8_t[::1] bits not None, int types):
+    """Return a bitset without the objects whose type is not in ``types``: 1 << type, of 1 commit .. 4 tag."""
+    cdef size_t n = min(<size_t>bits.shape[0], ((<size_t>graph.objects + 7) >> 3)), i
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(made)
+    cdef uint32_t at
+    cdef uint8_t byte, kept
+    cdef int k
+    with nogil:
+        for i in range(n):
+            byte = bits[<Py_ssize_t>i]
+            kept = 0
+            if byte:
+                for k in range(8):
+                    at = <uint32_t>(i * 8) + <uint32_t>k
+                    if (byte >> k) & 1 and at < graph.objects and (types >> graph.kind[at]) & 1:
+                        kept |= <uint8_t>(1 << k)
+            out[i] = kept
+    return made
+
+
+cdef class LevelWalk:
+    """Marks trees and blobs a level below their roots at a time: what stands at depth 0, then 1, and so on.
+
+    ``have`` is a bitset of objects that count as reached, as for Walk. Use: ``start`` roots; ``run`` until it returns no
+    tree, giving the children of each that it returns to ``expand``; ``descend`` to the level below, while it has trees.
+    """
+
+    cdef PoolGraph graph
+    cdef uint64_t *bits
+    cdef uint64_t *have
+    cdef uint64_t *expanded  # trees whose children are marked, or will be before the level ends
+    cdef size_t words
+    cdef uint32_t *level
+    cdef uint64_t n_level
+    cdef uint64_t at_level
+    cdef uint32_t *below
+    cdef uint64_t n_below
+    cdef uint64_t below_room
+    cdef readonly bint incomplete
+
+    def __cinit__(self, PoolGraph graph not None, have=None):
+        cdef const uint8_t[::1] given
+        self.graph = graph
+        self.words = (<size_t>graph.objects >> 6) + 1
+        self.bits = <uint64_t *>calloc(self.words, 8)
+        self.have = <uint64_t *>calloc(self.words, 8)
+        self.expanded = <uint64_t *>calloc(self.words, 8)
+        if self.bits == NULL or self.have == NULL or self.expanded == NULL:
+            raise MemoryError
+        if have is not None:
+            given = have
+            if given.shape[0]:
+                memcpy(self.have, &given[0], min(<size_t>given.shape[0], self.words * 8))
+                memcpy(self.expanded, self.have, self.words * 8)
+
+    def __dealloc__(self):
+        free(self.bits)
+        free(self.have)
+        free(self.expanded)
+        free(self.level)
+        free(self.below)
+
+    cdef bint _mark(self, uint32_t position) noexcept nogil:
+        """Mark an object below; False without memory."""
+        cdef uint32_t *more
+        if position >= MISSING:
+            self.incomplete = self.incomplete or position == MISSING
+            return True
+        if has(self.bits, position) or has(self.have, position):
+            return True
+        put(self.bits, position)
+        if self.graph.kind[position] != TREE:
+            return True
+        if self.n_below == self.below_room:
+            more = <uint32_t *>realloc(self.below, (<size_t>self.below_room * 2 + 1024) * 4)
+            if more == NULL:
+                return False
+            self.below = more
+            self.below_room = self.below_room * 2 + 1024
+        self.below[self.n_below] = position
+        self.n_below += 1
+        return True
+
+    def start(self, positions not None):
+        """Mark trees and blobs of the level below the present one: the first level, before any ``descend``."""
+        cdef int64_t position
+        for position in positions:
+            if position >= self.graph.objects:
+                raise IndexError(position)
+            if position < 0:
+                self.incomplete = True
+            elif not self._mark(<uint32_t>position):
+                raise MemoryError
+
+    def descend(self):
+        """Go to the level below; return how many trees it has."""
+        cdef uint64_t i
+        cdef uint32_t *spare = self.level
+        self.level = self.below
+        self.n_level = self.n_below
+        self.at_level = 0
+        free(spare)
+        self.below = NULL
+        self.n_below = self.below_room = 0
+        for i in range(self.n_level):
+            put(self.expanded, self.level[i])
+        return int(self.n_level)
+
+    def run(self, uint64_t most=512):
+        """Mark the children of the level's trees; return up to ``most`` trees that must be read for it, [] at the end."""
+        cdef uint32_t position, r, similar, i
+        cdef bint room = True
+        out = []
+        with nogil:
+            while self.at_level < self.n_level and room:
+                position = self.level[self.at_level]
+                r = self.graph.row[position]
+                similar = self.graph.similar[r]
+                self.at_level += 1
+                if similar == NONE or (similar < MISSING and has(self.expanded, similar)):
+                    for i in range(self.graph.edge_start[r], self.graph.edge_start[r + 1]):
+                        room = room and self._mark(self.graph.edges[i])
+                else:
+                    with gil:
+                        out.append(int(position))
+                        if <uint64_t>len(out) >= most:
+                            break
+        if not room:
+            raise MemoryError
+        out.sort()
+        return out
+
+    def expand(self, positions not None):
+        """Mark the children of a tree that ``run`` returned; -1 stands for one that the pool lacks."""
+        self.start(positions)
+
+    def bitset(self):
+        """Return the marks: one bit for each object of the pool."""
+        return PyBytes_FromStringAndSize(<char *>self.bits, <Py_ssize_t>((<size_t>self.graph.objects + 7) >> 3))

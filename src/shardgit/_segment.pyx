@@ -774,3 +774,19 @@ def range_count(const uint8_t[::1] bits not None, uint64_t first, uint64_t n):
 
 cdef extern from * nogil:
     int __builtin_popcountll(unsigned long long v)
+
+
+def drop_large(const uint8_t[::1] block not None, int hash_size, uint64_t first, uint8_t[::1] bits not None,
+               uint64_t limit):
+    """Clear the bits of a segment's objects of ``limit`` bytes and more. The object at ordinal k is bit ``first`` + k."""
+    cdef Foot f
+    cdef uint32_t k
+    cdef uint64_t at
+    take_foot(block, hash_size, &f)
+    with nogil:
+        for k in range(f.n):
+            at = first + k
+            if at >> 3 >= <uint64_t>bits.shape[0]:
+                break
+            if size_at(&f, k) >= limit:
+                bits[<Py_ssize_t>(at >> 3)] &= <uint8_t>~(1 << (at & 7))

@@ -44,6 +44,11 @@ class Limits:
     client_stall_max_s: float = 60.0
     # files made of repositories: bundles, packs by URI
     spool_max_bytes: int = 8 * GIB  # the least used go first; a file over it is refused
+    # fetches
+    filters_max: int = 64  # of one request, combined ones counted each
+    filter_depth_max: int = 8  # combine: inside combine:
+    deepen_not_max: int = 65_536
+    sparse_blob_max_bytes: int = MIB
     # gRPC
     message_max_bytes: int = MIB
     ids_per_request_max: int = 10_000_000

@@ -91,18 +91,6 @@ def test_server_options_are_taken(server: Server, tmp_path: Path) -> None:
     assert b"HEAD" in shown
 
 
-@pytest.mark.parametrize("version", ["0", "2"])
-def test_what_this_release_lacks_is_refused_or_left_out_by_the_client(
-    server: Server, tmp_path: Path, version: str
-) -> None:
-    clone = ("-c", f"protocol.version={version}", "clone", "--bare")
-    shown = git(tmp_path, *clone, "--depth=1", server.url("demo"), "shallow", check=False)
-    assert b"does not support shallow" in shown
-    shown = git(tmp_path, *clone, "--filter=blob:none", server.url("demo"), "whole", check=False)
-    assert b"filtering not recognized by server, ignoring" in shown
-    git(tmp_path / "whole", "fsck", "--strict")
-
-
 def test_many_clones_at_once_are_all_whole(server: Server, source: Path, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

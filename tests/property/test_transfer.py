@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference.gits import extend_history, git, make_history, reachable
 
-from shardgit.graph.closure import closure, difference
+from shardgit.graph.closure import closure
+from shardgit.graph.selection import selection
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
@@ -148,7 +149,7 @@ def test_a_difference_lacks_nothing_and_repeats_little(
     wants = data.draw(st.lists(st.sampled_from(commits), min_size=1, max_size=3))
     haves = data.draw(st.lists(st.sampled_from(commits), min_size=1, max_size=3))
     at = [view.positions([ObjectId(bytes.fromhex(one)) for one in some]) for some in (wants, haves)]
-    wanted, have = difference(view, at[0], at[1])
+    wanted, have = selection(view, at[0], at[1])
     sent = {
         oid.hex()
         for oid in view.ids_at([p for p in range(view.objects) if wanted[p >> 3] >> (p & 7) & 1])

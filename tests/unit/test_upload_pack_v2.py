@@ -7,14 +7,18 @@ import pytest
 from shardgit.errors import InvalidArgument, LimitExceeded, MalformedPacket
 from shardgit.limits import Limits
 from shardgit.oid import HashKind, ObjectId
+from shardgit.protocol.deepening import Deepening
+from shardgit.protocol.filter_spec import Filter, FilterKind
 from shardgit.protocol.pktline import Mark, Packet, decode, encode
-from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs
+from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, Offer
 from shardgit.protocol.upload_pack_v2 import (
     RequestV2,
     acknowledgments,
     advertise_v2,
     ls_refs_lines,
     parse_v2,
+    shallow_info,
+    wanted_refs,
 )
 
 SHA1 = HashKind.SHA1
@@ -33,7 +37,7 @@ def test_the_advertisement_offers_what_is_served() -> None:
         b"version 2\n",
         b"agent=shardgit/1.2\n",
         b"ls-refs=unborn\n",
-        b"fetch=wait-for-done\n",
+        b"fetch=shallow wait-for-done filter ref-in-want sideband-all\n",
         b"server-option\n",
         b"object-format=sha256\n",
         b"object-info=size\n",
@@ -88,6 +92,57 @@ def test_fetch_with_all_its_arguments() -> None:
     )
 
 
+def test_fetch_with_a_boundary_a_filter_and_refs() -> None:
+    data = request(
+        b"fetch",
+        b"want-ref refs/heads/main\n",
+        b"want-ref HEAD",
+        b"shallow " + HEX_B,
+        b"deepen 3",
+        b"deepen-relative",
+        b"filter combine:tree:2+blob:limit=1k",
+        capabilities=(b"session-id=s",),
+    )
+    assert parse_v2(data, SHA1) == Fetch(
+        2,
+        want_refs=(b"refs/heads/main", b"HEAD"),
+        sideband=2,
+        deepening=Deepening((B,), depth=3, relative=True),
+        filters=(Filter(FilterKind.TREE_DEPTH, 2), Filter(FilterKind.BLOB_LIMIT, 1024)),
+        session_id=b"s",
+    )
+
+
+def test_what_a_repository_does_not_offer_is_neither_shown_nor_taken() -> None:
+    offer = Offer(filters=False, ref_in_want=False, sideband_all=False)
+    assert decode(advertise_v2(SHA1, "1", offer))[3] == b"fetch=shallow wait-for-done\n"
+    for text in (b"filter blob:none", b"want-ref refs/heads/main", b"sideband-all"):
+        reader = RequestV2(SHA1, offer=offer)
+        with pytest.raises(InvalidArgument, match=f"unexpected line: '{text.decode()}'"):
+            reader.receive(request(b"fetch", text))
+    shown = decode(advertise_v2(SHA1, "1", Offer(session_id=b"s", promisors=b"name=a,url=b")))
+    assert b"session-id=s\n" in shown
+    assert b"promisor-remote=name=a,url=b\n" in shown
+    reader = RequestV2(SHA1, offer=Offer(promisors=b"name=a,url=b"))
+    reader.receive(request(b"fetch", capabilities=(b"promisor-remote=a",)))
+    assert reader.finish() == Fetch(2, sideband=2)
+
+
+def test_sections_before_the_pack() -> None:
+    assert decode(shallow_info([A], [B], sideband_all=False)) == [
+        b"shallow-info\n",
+        b"shallow " + HEX_A,
+        b"unshallow " + HEX_B,
+        Mark.DELIM,
+    ]
+    assert decode(wanted_refs([(b"refs/heads/main", A)], sideband_all=True)) == [
+        b"\x01wanted-refs\n",
+        b"\x01" + HEX_A + b" refs/heads/main\n",
+        Mark.DELIM,
+    ]
+    assert wanted_refs([], sideband_all=False) == b""
+
+
 @pytest.mark.parametrize("data", [b"0000", b"", b"00000000"])
 def test_an_empty_request_is_a_good_bye(data: bytes) -> None:
     assert parse_v2(data, SHA1) is None
@@ -113,10 +168,13 @@ def test_as_many_prefixes_as_the_limit_are_none() -> None:
         request(b"push"),
         request(b"fetch=x"),
         request(b""),
-        request(b"fetch", b"shallow " + HEX_A),
-        request(b"fetch", b"deepen 1"),
-        request(b"fetch", b"filter blob:none"),
-        request(b"fetch", b"want-ref refs/heads/main"),
+        request(b"fetch", b"shallow " + HEX_A[1:]),
+        request(b"fetch", b"deepen"),
+        request(b"fetch", b"deepen 0"),
+        request(b"fetch", b"deepen 5", b"deepen-since 1"),
+        request(b"fetch", b"filter blob:all"),
+        request(b"fetch", b"filter tree:0", b"filter tree:0"),
+        request(b"fetch", b"want-ref refs/heads/main", b"want-ref refs/heads/main"),
         request(b"fetch", b"want " + HEX_A[:-1]),
         request(b"fetch", b"want " + HEX_A + b" "),
         request(b"fetch", b"have " + b"g" * 40),
@@ -124,7 +182,7 @@ def test_as_many_prefixes_as_the_limit_are_none() -> None:
         request(b"ls-refs", b"done"),
         request(b"ls-refs", b""),
         request(b"fetch", capabilities=(b"command=ls-refs",)),
-        request(b"fetch", capabilities=(b"session-id=1",)),
+        request(b"fetch", capabilities=(b"promisor-remote=x",)),
         request(b"fetch", capabilities=(b"object-format=sha256",)),
         request(b"fetch", capabilities=(b"object-format",)),
         request(b"fetch", capabilities=(b"agents",)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
-from shardgit._graph import Walk
+from shardgit._graph import LevelWalk, Walk
 from shardgit.errors import DataLoss
 from shardgit.oid import ObjectId
 
@@ -22,13 +22,17 @@ def finish(walk: Walk, view: PoolView) -> bytes:
 
     DataLoss when it reached an object that the pool lacks.
     """
+    _read(walk, view)
+    return walk.bitset()
+
+
+def _read(walk: Walk | LevelWalk, view: PoolView) -> None:
     while waiting := walk.run():
         for tree in view.read_positions(waiting):
             children = [ObjectId(oid) for oid in tree_children(tree.data, view.hash_kind.size)]
             walk.expand(view.positions(children))
     if walk.incomplete:
         raise DataLoss("pool lacks an object that a ref reaches", manifest=view.id.hex())
-    return walk.bitset()
 
 
 def closure(view: PoolView, tips: Iterable[int]) -> bytes:
@@ -38,39 +42,28 @@ def closure(view: PoolView, tips: Iterable[int]) -> bytes:
     return finish(walk, view)
 
 
-def difference(view: PoolView, wants: Iterable[int], haves: Iterable[int]) -> tuple[bytes, bytes]:
-    """Return bitsets (what wants reach and haves do not, what is known to be with the client).
+def levels(
+    view: PoolView,
+    trees: Iterable[int],
+    depth: int,
+    *,
+    above: Iterable[int] = (),
+    have: bytes = b"",
+) -> bytes:
+    """Return the bitset of trees and blobs that stand less than ``depth`` levels below ``trees``, which are at level 0.
 
-    Costs by the change, not by the history: commits are told apart by painting from both sides, and of the client's
-    trees only those of the commits at the border are looked into. What the first set holds too much is at most an
-    object that the client has from elsewhere; it never lacks one.
+    ``above`` are a level higher. What ``have`` holds is left out.
     """
-    graph = view.graph()
-    wants, haves = list(wants), list(haves)
-    if not haves:
-        return closure(view, wants), b""
-    have_commits, have_tags, have_others = _sorted_out(view, haves)
-    want_commits, want_tags, want_others = _sorted_out(view, wants)
-    fresh, border = graph.split(want_commits, have_commits)
-    had = Walk(graph)
-    had.mark_alone([*border, *have_commits, *have_tags])
-    had.mark(
-        [
-            tree
-            for commit in {*border, *have_commits[:BORDER_MAX]}
-            if (tree := graph.tree_at(commit)) >= 0
-        ]
-    )
-    had.mark(have_others)
-    have = finish(had, view)
-    walk = Walk(graph, have)
-    walk.mark(fresh)
-    walk.mark(want_others)
-    walk.mark_alone(tag for tag in want_tags if not bit(have, tag))
-    return finish(walk, view), have
-
-
-BORDER_MAX = 64  # trees of haves that are no border: they only make a pack smaller
+    walk = LevelWalk(view.graph(), have)
+    walk.start(above)
+    walk.descend()
+    for level in range(depth):
+        _read(walk, view)
+        if level == 0:
+            walk.start(trees)
+        if not walk.descend():
+            break
+    return walk.bitset()
 
 
 def bit(bits: bytes, position: int) -> bool:
@@ -78,20 +71,27 @@ def bit(bits: bytes, position: int) -> bool:
     return position >> 3 < len(bits) and bool(bits[position >> 3] >> (position & 7) & 1)
 
 
-def _sorted_out(view: PoolView, tips: Iterable[int]) -> tuple[list[int], list[int], list[int]]:
-    """Return (commits, tags, trees and blobs): a tag stands for itself and for what it names in the end."""
-    graph = view.graph()
-    commits: list[int] = []
-    tags: list[int] = []
-    others: list[int] = []
-    for tip in tips:
-        at = tip
-        while at >= 0 and graph.type_at(at) == 4:
-            tags.append(at)
-            at = graph.target_at(at)
-        if at >= 0:
-            (commits if graph.type_at(at) == 1 else others).append(at)
-    return commits, tags, others
+def union(*sets: bytes) -> bytes:
+    """Return the bitset of what any of the sets holds."""
+    size = max(map(len, sets), default=0)
+    found = 0
+    for bits in sets:
+        found |= int.from_bytes(bits, "little")
+    return found.to_bytes(size, "little")
+
+
+def common(one: bytes, other: bytes) -> bytes:
+    """Return the bitset of what both sets hold."""
+    found = int.from_bytes(one, "little") & int.from_bytes(other, "little")
+    return found.to_bytes(max(len(one), len(other)), "little")
+
+
+def bits_of(positions: Iterable[int], objects: int) -> bytes:
+    """Return the bitset of positions in a pool of so many objects."""
+    out = bytearray((objects + 7) >> 3)
+    for at in positions:
+        out[at >> 3] |= 1 << (at & 7)
+    return bytes(out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from shardgit.errors import InvalidArgument, LimitExceeded, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
+from shardgit.protocol.deepening import AS_IT_IS, Deepening, DeepeningReader
+from shardgit.protocol.filter_spec import parse_filter
 from shardgit.protocol.pktline import PacketReader, one_line
 
 if TYPE_CHECKING:
+    from shardgit.protocol.filter_spec import Filter
     from shardgit.protocol.pktline import Packet
 
 
@@ -53,7 +56,9 @@ class Fetch:
     """What a client wants, in either protocol version; wants each once, in order.
 
     ``version`` is 0 or 2. ``multi_ack`` is 0, 1 or 2 (detailed); v2 knows neither that nor
-    ``no_done``. ``sideband`` is 0 (none), 1 (side-band) or 2 (side-band-64k).
+    ``no_done``. ``sideband`` is 0 (none), 1 (side-band) or 2 (side-band-64k). ``want_refs`` are full
+    names. ``filters`` must all let an object pass. ``shallow_only`` is a v0 request that ended behind
+    its wants: it asks for the shallow lines alone.
     """
 
     version: int
@@ -69,6 +74,30 @@ class Fetch:
     no_done: bool = False
     multi_ack: int = 0
     sideband: int = 0
+    deepening: Deepening = AS_IT_IS
+    filters: tuple[Filter, ...] = ()
+    want_refs: tuple[bytes, ...] = ()
+    shallow_only: bool = False
+    session_id: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a repository offers beyond what every one does; what is not offered is not taken.
+
+    ``reachable_wants`` is only how v0 says that any reachable id may be wanted. ``session_id`` and
+    ``promisors`` (name=...,url=...; ...) are shown where they are not empty.
+    """
+
+    filters: bool = True
+    ref_in_want: bool = True
+    sideband_all: bool = True
+    reachable_wants: bool = True
+    session_id: bytes = b""
+    promisors: bytes = b""
+
+
+OFFER = Offer()
 
 
 class RequestReader:
@@ -78,13 +107,16 @@ class RequestReader:
     ``finish``: MalformedPacket, InvalidArgument, LimitExceeded.
     """
 
-    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
+    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT, offer: Offer = OFFER) -> None:
         self.kind = kind
         self.limits = limits
+        self.offer = offer
         self.ended = False
         self._digits = 2 * kind.size
         self._packets = PacketReader()
         self._lines = 0
+        self._deepening = DeepeningReader(self._oid, limits)
+        self._filters: tuple[Filter, ...] = ()
 
     def receive(self, data: bytes) -> None:
         """Take the next piece."""
@@ -110,6 +142,12 @@ class RequestReader:
     def _packet(self, packet: Packet) -> bool:
         """Take one packet; True when it ends the request."""
         raise NotImplementedError
+
+    def _filter(self, spec: bytes) -> None:
+        """Take a filter line."""
+        if self._filters:
+            raise InvalidArgument("multiple filter-specs cannot be combined")
+        self._filters = parse_filter(spec, limits=self.limits)
 
     def _oid(self, text: bytes) -> ObjectId:
         """Return an id; a request may name a million, so the usual case is one call."""

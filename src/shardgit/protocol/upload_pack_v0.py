@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 from shardgit.errors import InvalidArgument, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
 from shardgit.protocol.pktline import FLUSH_BYTES, Mark, line
-from shardgit.protocol.upload_pack import Fetch, RequestReader, agent, other_format, shown, text_of
+from shardgit.protocol.upload_pack import (
+    OFFER,
+    Fetch,
+    Offer,
+    RequestReader,
+    agent,
+    other_format,
+    shown,
+    text_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from shardgit.oid import HashKind, ObjectId
     from shardgit.protocol.pktline import Packet
@@ -19,8 +28,8 @@ if TYPE_CHECKING:
 SERVICE_LINE = line(b"# service=git-upload-pack\n") + FLUSH_BYTES
 VERSION_1_LINE = line(b"version 1\n")
 CAPABILITIES = (
-    b"multi_ack thin-pack side-band side-band-64k ofs-delta no-progress include-tag"
-    b" multi_ack_detailed no-done"
+    b"multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not"
+    b" deepen-relative no-progress include-tag multi_ack_detailed"
 )
 
 
@@ -29,9 +38,10 @@ class AdvertisementV0:
     the capabilities. Over HTTP it stands behind SERVICE_LINE.
     """
 
-    def __init__(self, kind: HashKind, version: str) -> None:
+    def __init__(self, kind: HashKind, version: str, offer: Offer = OFFER) -> None:
         self._kind = kind
         self._version = version
+        self._offer = offer
         self._begun = False
 
     def add(self, refs: Sequence[AdvertisedRef]) -> bytes:
@@ -55,9 +65,17 @@ class AdvertisementV0:
         return line(self._kind.null.hex().encode() + name + self._capabilities() + b"\n") + b"0000"
 
     def _capabilities(self, ref: AdvertisedRef | None = None) -> bytes:
+        offer = self._offer
         words = [CAPABILITIES]
+        if offer.reachable_wants:
+            words.append(b"allow-tip-sha1-in-want allow-reachable-sha1-in-want")
+        words.append(b"no-done")
         if ref is not None and ref.name == b"HEAD" and ref.symbolic is not None:
             words.append(b"symref=HEAD:" + ref.symbolic)
+        if offer.filters:
+            words.append(b"filter")
+        if offer.session_id:
+            words.append(b"session-id=" + offer.session_id)
         words += [b"object-format=" + self._kind.git_name.encode(), agent(self._version)]
         return b"\0" + b" ".join(words)
 
@@ -65,12 +83,14 @@ class AdvertisementV0:
 class RequestV0(RequestReader):
     """Reads wants, and haves up to the first flush or "done": one round of a stateless client.
 
-    ``finish`` returns it; None when the client wants nothing, or says no more after its wants.
-    A stateful client goes on: ``next_round`` makes the reader ready for more haves.
+    ``finish`` returns it; None when the client wants nothing, or says no more after its wants and
+    does not move its shallow boundary. A stateful client goes on: ``next_round`` makes the reader
+    ready for more haves.
     """
 
-    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
-        super().__init__(kind, limits=limits)
+    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT, offer: Offer = OFFER) -> None:
+        super().__init__(kind, limits=limits, offer=offer)
+        self._session_id = b""
         self._wants: dict[ObjectId, None] = {}
         self._haves: list[ObjectId] = []  # as sent: git answers one that comes twice, twice
         self._capabilities: set[bytes] = set()
@@ -88,6 +108,13 @@ class RequestV0(RequestReader):
         return False
 
     def _want(self, text: bytes) -> None:
+        if self._deepening.take(text):
+            return
+        if text.startswith(b"filter "):
+            if b"filter" not in self._capabilities:
+                raise InvalidArgument("git upload-pack: filtering capability not negotiated")
+            self._filter(text[7:])
+            return
         if not text.startswith(b"want "):
             raise InvalidArgument("expected a want", line=shown(text))
         name, _, words = text[5:].partition(b" ")
@@ -96,7 +123,10 @@ class RequestV0(RequestReader):
             key, equals, value = word.partition(b"=")
             if key == b"object-format" and equals and value != self.kind.git_name.encode():
                 raise other_format(value, self.kind)
-            if word in _KNOWN:  # what was not advertised is passed over, as git does
+            if key == b"session-id":
+                self._session_id = value
+            # What was not advertised is passed over, as git does.
+            if word in _KNOWN or (word == b"filter" and self.offer.filters):
                 self._capabilities.add(word)
 
     def _have(self, packet: Packet) -> bool:
@@ -125,17 +155,19 @@ class RequestV0(RequestReader):
     def finish(self) -> Fetch | None:
         """Return the request."""
         self._close()
-        if not self.ended:
-            if self._spoke or (self._lines and not self._wanted):
-                raise MalformedPacket("request ends before its flush")
-            return None
-        return self.request()
+        if not self.ended and (self._spoke or (self._lines and not self._wanted)):
+            raise MalformedPacket("request ends before its flush")
+        found = self.request()
+        return (
+            None if found is None or (found.shallow_only and not found.deepening.asked) else found
+        )
 
     def request(self) -> Fetch | None:
         """Return the request as far as it has come: once ``wanted``, all but the haves. None without wants."""
         if not self._wants:
             return None
         told = self._capabilities
+        deepening = self._deepening.finish(relative=b"deepen-relative" in told)
         return Fetch(
             0,
             tuple(self._wants),
@@ -148,10 +180,14 @@ class RequestV0(RequestReader):
             no_done=b"no-done" in told,
             multi_ack=2 if b"multi_ack_detailed" in told else int(b"multi_ack" in told),
             sideband=2 if b"side-band-64k" in told else int(b"side-band" in told),
+            deepening=deepening,
+            filters=self._filters,
+            shallow_only=not self.ended,
+            session_id=self._session_id,
         )
 
 
-_KNOWN = frozenset(CAPABILITIES.split())
+_KNOWN = frozenset([*CAPABILITIES.split(), b"no-done"])
 
 
 def parse_v0(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Fetch | None:
@@ -159,6 +195,13 @@ def parse_v0(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Fetch 
     reader = RequestV0(kind, limits=limits)
     reader.receive(data)
     return reader.finish()
+
+
+def shallow_lines(shallow: Iterable[ObjectId], unshallow: Iterable[ObjectId]) -> bytes:
+    """Return where the client's boundary stands from now on, before the answers to its haves."""
+    lines = [line(b"shallow " + oid.hex().encode()) for oid in shallow]
+    lines += [line(b"unshallow " + oid.hex().encode()) for oid in unshallow]
+    return b"".join(lines) + FLUSH_BYTES
 
 
 class NegotiationV0:

@@ -12,8 +12,10 @@ from shardgit.protocol.object_info import CAPABILITY as OBJECT_INFO
 from shardgit.protocol.object_info import ObjectInfoArguments, ObjectInfoRequest
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, Mark, line
 from shardgit.protocol.upload_pack import (
+    OFFER,
     Fetch,
     LsRefs,
+    Offer,
     RequestReader,
     agent,
     other_format,
@@ -43,29 +45,42 @@ _FETCH_FLAGS = {
     b"wait-for-done": "wait_for_done",
     b"sideband-all": "sideband_all",
 }
+_DEEPEN_RELATIVE = b"deepen-relative"
 
 
-def advertise_v2(kind: HashKind, version: str, *, bundle_uri: bool = False) -> bytes:
-    """Return the capability advertisement: what this release serves, and nothing else."""
+def advertise_v2(
+    kind: HashKind, version: str, offer: Offer = OFFER, *, bundle_uri: bool = False
+) -> bytes:
+    """Return the capability advertisement: what is served, and nothing else."""
+    fetch = b"fetch=shallow wait-for-done"
+    fetch += b" filter" if offer.filters else b""
+    fetch += b" ref-in-want" if offer.ref_in_want else b""
+    fetch += b" sideband-all" if offer.sideband_all else b""
     lines = [
         b"version 2\n",
         agent(version) + b"\n",
         b"ls-refs=unborn\n",
-        b"fetch=wait-for-done\n",
+        fetch + b"\n",
         b"server-option\n",
         b"object-format=" + kind.git_name.encode() + b"\n",
         OBJECT_INFO + b"\n",
     ]
     if bundle_uri:
         lines.append(BUNDLE_URI + b"\n")
+    if offer.session_id:
+        lines.append(b"session-id=" + offer.session_id + b"\n")
+    if offer.promisors:
+        lines.append(b"promisor-remote=" + offer.promisors + b"\n")
     return b"".join(map(line, lines)) + FLUSH_BYTES
 
 
 class RequestV2(RequestReader):
     """Reads one v2 command. ``finish`` returns it; None for the empty request, a good-bye."""
 
-    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT) -> None:
-        super().__init__(kind, limits=limits)
+    def __init__(self, kind: HashKind, *, limits: Limits = DEFAULT, offer: Offer = OFFER) -> None:
+        super().__init__(kind, limits=limits, offer=offer)
+        self._session_id = b""
+        self._want_refs: dict[bytes, None] = {}
         self._command = b""
         self._format = b"sha1"  # what a client that names none speaks
         self._seen = False
@@ -108,7 +123,9 @@ class RequestV2(RequestReader):
             self._command = value
         elif key == b"object-format" and equals:
             self._format = value
-        elif key not in _CAPABILITIES:
+        elif key == b"session-id":
+            self._session_id = value
+        elif key not in _CAPABILITIES and not (key == b"promisor-remote" and self.offer.promisors):
             raise InvalidArgument("unknown capability", capability=shown(text))
 
     def _begin(self) -> None:
@@ -133,10 +150,23 @@ class RequestV2(RequestReader):
             self._haves[self._oid(text[5:])] = None
         elif text.startswith(b"want "):
             self._wants[self._oid(text[5:])] = None
-        elif text in _FETCH_FLAGS:
+        elif text == b"sideband-all" and not self.offer.sideband_all:
+            raise _unexpected(text)
+        elif text in _FETCH_FLAGS or text == _DEEPEN_RELATIVE:
             self._flags.add(text)
+        elif self._deepening.take(text):
+            pass
+        elif text.startswith(b"filter ") and self.offer.filters:
+            self._filter(text[7:])
+        elif text.startswith(b"want-ref ") and self.offer.ref_in_want:
+            self._want_ref(text[9:])
         else:
-            raise InvalidArgument("unknown fetch argument", argument=shown(text))
+            raise _unexpected(text)
+
+    def _want_ref(self, name: bytes) -> None:
+        if name in self._want_refs:
+            raise InvalidArgument(f"duplicate want-ref {shown(name)}")
+        self._want_refs[name] = None
 
     def finish(self) -> Command | None:
         """Return the request."""
@@ -158,13 +188,22 @@ class RequestV2(RequestReader):
             return self._object_info.finish()
         if self._command == b"bundle-uri":
             return BundleUriRequest()
+        relative = _DEEPEN_RELATIVE in self._flags
         return Fetch(
             2,
             tuple(self._wants),
             tuple(self._haves),
             sideband=2,
-            **{_FETCH_FLAGS[flag]: True for flag in self._flags},
+            want_refs=tuple(self._want_refs),
+            deepening=self._deepening.finish(relative=relative),
+            filters=self._filters,
+            session_id=self._session_id,
+            **{_FETCH_FLAGS[flag]: True for flag in self._flags if flag in _FETCH_FLAGS},
         )
+
+
+def _unexpected(text: bytes) -> InvalidArgument:
+    return InvalidArgument(f"unexpected line: '{shown(text)}'")
 
 
 def parse_v2(data: bytes, kind: HashKind, *, limits: Limits = DEFAULT) -> Command | None:
@@ -200,6 +239,24 @@ def acknowledgments(common: Sequence[ObjectId], *, ready: bool, sideband_all: bo
         lines.append(b"ready\n")
     end = DELIM_BYTES if ready else FLUSH_BYTES
     return b"".join(section_line(text, sideband_all=sideband_all) for text in lines) + end
+
+
+def wanted_refs(refs: Sequence[tuple[bytes, ObjectId]], *, sideband_all: bool) -> bytes:
+    """Return the wanted-refs section, b"" when none was wanted by name."""
+    if not refs:
+        return b""
+    lines = [b"wanted-refs\n", *(oid.hex().encode() + b" " + name + b"\n" for name, oid in refs)]
+    return b"".join(section_line(text, sideband_all=sideband_all) for text in lines) + DELIM_BYTES
+
+
+def shallow_info(
+    shallow: Iterable[ObjectId], unshallow: Iterable[ObjectId], *, sideband_all: bool
+) -> bytes:
+    """Return the shallow-info section."""
+    lines = [b"shallow-info\n"]
+    lines += [b"shallow " + oid.hex().encode() for oid in shallow]
+    lines += [b"unshallow " + oid.hex().encode() for oid in unshallow]
+    return b"".join(section_line(text, sideband_all=sideband_all) for text in lines) + DELIM_BYTES
 
 
 def section_line(text: bytes, *, sideband_all: bool) -> bytes:

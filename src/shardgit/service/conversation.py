@@ -177,6 +177,9 @@ class _Talk:
                     return
                 # One look at the repository for all rounds: what was acknowledged stays true.
                 session = await fetches.session(self.name, request)
+                opening = await self.host.store.workers.run(session.opening)
+                if opening:
+                    yield opening
             if not ended or session is None:
                 continue
             asked = reader.request()

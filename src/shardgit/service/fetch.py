@@ -110,7 +110,8 @@ class FetchService:
         def page(after: bytes) -> tuple[bytes, bytes]:
             with self.store.journal.snapshot() as snapshot:
                 record = self.store.repository(snapshot, name)
-                place = (self.store.refs.state_key(snapshot, record), key)
+                hidden = hidden_from_fetch(settings_of(record))
+                place = (self.store.refs.state_key(snapshot, record), hidden.key, key)
                 if not after and (known := self._answers.get(place)) is not None:
                     return known, b""
                 refs, last = _page(self.store, snapshot, record, request, after, PAGE_REFS)
@@ -180,7 +181,7 @@ class FetchService:
         request = session.request
         room = _room(request)
         talks = request.sideband > 0 and not request.no_progress
-        if transfer is None and session.view is not None and request.wants:
+        if transfer is None and session.view is not None and session.wants:
             planned = _Ahead(self.store, session.transfer)
             try:
                 while not await planned.within(self.keepalive_s):
@@ -279,6 +280,7 @@ def _page(
     most: int | None,
 ) -> tuple[list[AdvertisedRef], bytes]:
     """Return the refs behind a name, HEAD before all, and the last name when more may follow."""
+    hidden = hidden_from_fetch(settings_of(record))
     found: list[AdvertisedRef] = []
     if not after and request.wants_head:
         head = store.refs.get(snapshot, record, b"HEAD")
@@ -288,7 +290,8 @@ def _page(
     for ref in store.refs.list(
         snapshot, record, prefixes=request.prefixes, start_after=after, limit=most
     ):
-        found += _shown(store, snapshot, record, ref)
+        if not hidden.hides(ref.name):
+            found += _shown(store, snapshot, record, ref)
         last, count = ref.name, count + 1
     return found, last if count == most else b""
 

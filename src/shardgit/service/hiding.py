@@ -27,6 +27,7 @@ class HiddenRefs:
             if name:
                 self._rules.append((name, not shows))
         self._rules.reverse()
+        self.key = repr(self._rules).encode()  # equal for those that hide the same
 
     def __bool__(self) -> bool:
         """Whether any name may be hidden."""
@@ -44,6 +45,9 @@ class HiddenRefs:
         leap over them. Where anything is shown again, there are none.
         """
         return [name for name, _ in self._rules] if all(hides for _, hides in self._rules) else []
+
+
+NONE_HIDDEN = HiddenRefs(())
 
 
 def hidden_from_fetch(settings: RepositorySettings) -> HiddenRefs:

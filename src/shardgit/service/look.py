@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from shardgit.errors import ObjectMissing
 from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
+from shardgit.service.hiding import NONE_HIDDEN, HiddenRefs, hidden_from_fetch
+from shardgit.service.settings import settings_of
 from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
@@ -30,7 +32,11 @@ class Look:
         self.state = state
         self.record = state.record
         self.view: PoolView | None = self.store.view(state.pool)
-        self._reach = self.store.reach_of(snapshot, state)
+        self._reach = self.store.reach_of(snapshot, state, self.hidden())
+
+    def hidden(self) -> HiddenRefs:
+        """Return the refs that do not count here: none."""
+        return NONE_HIDDEN
 
     def pin(self, view: PoolView, reachable: bytes, more: bytes) -> None:
         """Show a view that is not committed yet, and what ``reachable`` or ``more`` hold of it."""
@@ -59,3 +65,11 @@ class Look:
                 "object is not in the repository", oid=hex_of(oid), repository=self.record.name
             )
         return at
+
+
+class ShownLook(Look):
+    """What a repository may serve to those who fetch: hidden refs reach nothing."""
+
+    def hidden(self) -> HiddenRefs:
+        """Return what settings hide from fetches."""
+        return hidden_from_fetch(settings_of(self.record))

@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shardgit.errors import ObjectMissing
-from shardgit.graph.closure import bit, difference
+from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, ObjectMissing, RefMissing
+from shardgit.graph.closure import bit
+from shardgit.graph.selection import Sieve, selection
+from shardgit.graph.shallow import Boundary, moved
+from shardgit.graph.sparse import Patterns
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.transfer import Transfer, TransferOptions
-from shardgit.protocol.upload_pack_v0 import NegotiationV0
-from shardgit.protocol.upload_pack_v2 import acknowledgments, section_line
-from shardgit.service.look import Look
+from shardgit.protocol.filter_spec import FilterKind
+from shardgit.protocol.upload_pack import shown
+from shardgit.protocol.upload_pack_v0 import NegotiationV0, shallow_lines
+from shardgit.protocol.upload_pack_v2 import (
+    acknowledgments,
+    section_line,
+    shallow_info,
+    wanted_refs,
+)
+from shardgit.service.look import ShownLook
+from shardgit.service.reading import ShownReading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.protocol.upload_pack import Fetch
+    from shardgit.service.hiding import HiddenRefs
     from shardgit.service.store import Store
 
-COMMIT, TAG = 1, 4
+COMMIT, BLOB, TAG = 1, 3, 4
+_REF_RULES = (
+    (b"", b""),
+    (b"refs/", b""),
+    (b"refs/tags/", b""),
+    (b"refs/heads/", b""),
+    (b"refs/remotes/", b""),
+    (b"refs/remotes/", b"/HEAD"),
+)
 WEIGHED_EACH_MAX = 256
+NAMED_EACH_MAX = 256  # with more wanted by name, all refs are read at once
 
 
-class FetchSession(Look):
+class FetchSession(ShownLook):
     """One request on one consistent look at a repository. Runs in the calling thread, a worker's.
 
     Errors of making one: RepositoryMissing; ObjectMissing, in git's words, for a want that the
-    repository's refs do not reach, whether or not the pool has it.
+    repository's shown refs do not reach, whether or not the pool has it; RefMissing for a ref that
+    is wanted by name; InvalidArgument for shallow ids and refs that mean nothing.
     """
 
     def __init__(self, store: Store, name: str, request: Fetch) -> None:
         self.request = request
         self.tags: list[ObjectId] = []
+        self.wanted_refs: list[tuple[bytes, ObjectId]] = []
+        self._without: list[ObjectId] = []
         super().__init__(store, name)
-        self.wants = self.positions(request.wants)
-        for oid, position in zip(request.wants, self.wants, strict=True):
+        ids = dict.fromkeys([*request.wants, *(oid for _, oid in self.wanted_refs)])
+        self.wants = self.positions(list(ids))
+        for oid, position in zip(ids, self.wants, strict=True):
             if position < 0:
                 raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
+        self.client_ends = self._client_ends()
         self.common: dict[ObjectId, int] = {}  # haves that were news, by id
         self._they_have: set[int] = set()
         self._weighed = (-1, False)  # commons at the last weighing, and how it ended
@@ -45,9 +73,91 @@ class FetchSession(Look):
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)
+        refs, hidden = self.store.refs, self.hidden()
         if self.request.include_tag:
-            tags = self.store.refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))
-            self.tags = [ref.target for ref in tags if ref.peeled and ref.target]
+            tags = refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))
+            self.tags = [
+                ref.target
+                for ref in tags
+                if ref.peeled and ref.target and not hidden.hides(ref.name)
+            ]
+        self.wanted_refs = self._named(snapshot, hidden, self.request.want_refs)
+        self._without = [
+            self._expanded(snapshot, hidden, each) for each in self.request.deepening.without
+        ]
+
+    def _named(
+        self, snapshot: JournalSnapshot, hidden: HiddenRefs, names: Sequence[bytes]
+    ) -> list[tuple[bytes, ObjectId]]:
+        """Return what refs that are wanted by name lead to."""
+        refs = self.store.refs
+        known: dict[bytes, ObjectId | None] = {}
+        if len(names) > NAMED_EACH_MAX:
+            known = {ref.name: ref.target for ref in refs.list(snapshot, self.record)}
+        found = []
+        for name in names:
+            target = None
+            if not hidden.hides(name):
+                target = known.get(name)
+                with suppress(RefMissing):
+                    target = target or refs.resolve(snapshot, self.record, name).target
+            if target is None:
+                raise RefMissing(f"unknown ref {shown(name)}")
+            found.append((name, target))
+        return found
+
+    def _expanded(self, snapshot: JournalSnapshot, hidden: HiddenRefs, name: bytes) -> ObjectId:
+        """Return what a short name of a ref leads to, by git's rules; it must be one ref's only."""
+        found: list[ObjectId] = []
+        for start, end in _REF_RULES:
+            full = start + name + end
+            if (full == b"HEAD" or full.startswith(b"refs/")) and not hidden.hides(full):
+                with suppress(RefMissing):
+                    target = self.store.refs.resolve(snapshot, self.record, full).target
+                    found += [target] if target is not None else []
+        if len(found) != 1:
+            wrong = "ambiguous deepen-not" if found else "deepen-not is not a ref"
+            raise InvalidArgument(f"git upload-pack: {wrong}: deepen-not {shown(name)}")
+        return found[0]
+
+    # ---- the shallow boundary ----
+
+    def _client_ends(self) -> list[int]:
+        """Return the commits that end the client's history; what the repository lacks ends nothing here."""
+        ids = self.request.deepening.shallows
+        out = []
+        for oid, position in zip(ids, self.positions(ids), strict=True):
+            if position >= 0 and self.view is not None:
+                if self.view.graph().type_at(position) != COMMIT:
+                    raise InvalidArgument(f"invalid shallow object {hex_of(oid)}")
+                out.append(position)
+        return out
+
+    @cached_property
+    def boundary(self) -> Boundary:
+        """Where the client's history ends, and shall end. Errors: InvalidArgument when nothing would be left."""
+        if self.view is None:
+            return Boundary()
+        return moved(
+            self.view.graph(),
+            self._commits(self.wants),
+            self.client_ends,
+            self.request.deepening,
+            self._commits(at for at in self.positions(self._without) if at >= 0),
+        )
+
+    def _ends(self) -> tuple[list[ObjectId], list[ObjectId]]:
+        """Return the ids to tell of: (history ends here now, it does not any more)."""
+        if self.view is None:
+            return [], []
+        return (
+            self.view.ids_at(self.boundary.shallow),
+            self.view.ids_at(self.boundary.unshallow),
+        )
+
+    def opening(self) -> bytes:
+        """Return what a v0 client is told before its haves are answered: how its boundary moves, if it shall."""
+        return shallow_lines(*self._ends()) if self.request.deepening.asked else b""
 
     # ---- haves ----
 
@@ -62,7 +172,7 @@ class FetchSession(Look):
             if position >= 0:
                 self._add(oid, position)
                 known.append(oid)
-        if not request.wants and not request.wait_for_done:
+        if not self.wants and not request.wait_for_done:
             return b"", False
         head = b""
         if request.haves and not request.done:
@@ -70,10 +180,19 @@ class FetchSession(Look):
             head = acknowledgments(known, ready=ready, sideband_all=request.sideband_all)
             if not ready:
                 return head, False
-        return head + section_line(b"packfile\n", sideband_all=request.sideband_all), True
+        banded = request.sideband_all
+        # git's server sends these two the other way round, which no client takes.
+        if request.deepening.asked or self.client_ends:
+            head += shallow_info(*self._ends(), sideband_all=banded)
+        head += wanted_refs(self.wanted_refs, sideband_all=banded)
+        return head + section_line(b"packfile\n", sideband_all=banded), True
 
     def _negotiate_v0(self) -> tuple[bytes, bool]:
-        return self.round(self.request.haves, done=self.request.done)
+        opening = self.opening()
+        if self.request.shallow_only:
+            return opening, False
+        answer, pack_follows = self.round(self.request.haves, done=self.request.done)
+        return opening + answer, pack_follows
 
     def round(self, haves: Sequence[ObjectId], *, done: bool) -> tuple[bytes, bool]:
         """Answer one round of a v0 conversation, knowing all before it; as ``negotiate``."""
@@ -89,7 +208,7 @@ class FetchSession(Look):
         if position < 0 or self.view is None:
             return False
         graph = self.view.graph()
-        if graph.type_at(position) == COMMIT:
+        if graph.type_at(position) == COMMIT and position not in self.client_ends:
             self._they_have.update(at for at in graph.parents_at(position) if at >= 0)
         if position in self._they_have:
             return False
@@ -125,11 +244,7 @@ class FetchSession(Look):
     def transfer(self) -> Transfer:
         """Plan the pack."""
         assert self.view is not None
-        common = list(self.common.values())
-        if common:
-            wanted, have = difference(self.view, self.wants, common)
-        else:
-            wanted, have = self.store.closure_of(self.view, self.wants), b""
+        wanted, have = self._selection()
         if self.tags:
             wanted = self._with_tags(wanted)
         options = TransferOptions(
@@ -138,6 +253,51 @@ class FetchSession(Look):
             sideband=self.request.sideband == 2,
         )
         return Transfer(self.view, wanted, have, options=options, trailers=self.store.trailers)
+
+    def _selection(self) -> tuple[bytes, bytes]:
+        """Return (what is to be sent, what the client surely has)."""
+        view, store = self.view, self.store
+        assert view is not None
+        sieve = Sieve(self.request.filters, self._patterns())
+        haves = list(self.common.values())
+        boundary = self.boundary
+        graph = view.graph()
+        alone = not any(graph.type_at(at) in (COMMIT, TAG) for at in self.wants)
+        if haves or boundary.unshallow or alone:  # few ask the same again
+            return selection(view, self.wants, haves, boundary=boundary, sieve=sieve)
+        whole = None if boundary else store.closure_of(view, self.wants)
+        if whole is not None and not sieve.filters:
+            return whole, b""
+        # Clones of one tip come in crowds: they share the answer.
+        patterns = sorted((name, each.text) for name, each in sieve.patterns.items())
+        asked = repr((sorted(self.wants), boundary, sieve.filters, patterns)).encode()
+
+        def select() -> bytes:
+            return selection(view, self.wants, (), boundary=boundary, sieve=sieve, whole=whole)[0]
+
+        return store.selected(view, asked, select), b""
+
+    def _patterns(self) -> dict[bytes, Patterns]:
+        """Return the patterns of sparse filters; each is a blob that the repository may serve."""
+        out: dict[bytes, Patterns] = {}
+        for each in self.request.filters:
+            if each.kind is FilterKind.SPARSE:
+                out[each.name] = self._sparse(each.name)
+        return out
+
+    def _sparse(self, name: bytes) -> Patterns:
+        limit = self.store.limits.sparse_blob_max_bytes
+        try:
+            reading = ShownReading(self.store, self.record.name)
+            info, pieces = reading.stream(reading.resolve(name.decode()))
+        except (NotFound, InvalidArgument, UnicodeDecodeError) as cause:
+            words = f"unable to access sparse blob in '{shown(name)}'"
+            raise InvalidArgument(words) from cause
+        if info.type != BLOB:
+            raise InvalidArgument(f"unable to parse sparse filter data in {hex_of(info.id)}")
+        if info.size > limit:
+            raise LimitExceeded("sparse specification is too large", bytes=info.size, limit=limit)
+        return Patterns(b"".join(pieces))
 
     def _with_tags(self, wanted: bytes) -> bytes:
         """Add annotated tags whose object is sent."""

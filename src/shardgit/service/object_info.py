@@ -10,7 +10,7 @@ from shardgit.protocol.object_info import (
     object_info_lines,
 )
 from shardgit.protocol.pktline import FLUSH_BYTES
-from shardgit.service.look import Look
+from shardgit.service.look import ShownLook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -25,7 +25,7 @@ async def object_info(
     store: Store, name: str, request: ObjectInfoRequest
 ) -> AsyncGenerator[bytes, None]:
     """Return the answer. An object that no ref reaches reads as one that never was."""
-    look = await store.workers.run(Look, store, name)
+    look = await store.workers.run(ShownLook, store, name)
     yield object_info_head(request)
     for at in range(0, len(request.ids), BATCH_IDS):
         ids = request.ids[at : at + BATCH_IDS]
@@ -33,7 +33,7 @@ async def object_info(
     yield FLUSH_BYTES
 
 
-def _sizes(look: Look, ids: Sequence[ObjectId]) -> list[int | None]:
+def _sizes(look: ShownLook, ids: Sequence[ObjectId]) -> list[int | None]:
     positions = look.positions(ids)
     held = [position for position in positions if position >= 0]
     if not held or look.view is None:

@@ -11,7 +11,7 @@ from shardgit.errors import InvalidArgument, ObjectMissing, PathMissing, RefMiss
 from shardgit.graph.closure import bit
 from shardgit.objects import Commit, ObjectType, TreeEntry, parse_commit, parse_tree
 from shardgit.oid import ObjectId, hex_of
-from shardgit.service.look import Look
+from shardgit.service.look import Look, ShownLook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,6 +95,8 @@ class Reading(Look):
         for rule in _RULES:
             full = rule.format(name)
             if full != "HEAD" and not full.startswith("refs/"):
+                continue
+            if self.hidden().hides(full.encode()):
                 continue
             if self.store.refs.get(snapshot, self.record, full.encode()) is not None:
                 return self.store.refs.resolve(snapshot, self.record, full.encode()).target
@@ -291,3 +293,7 @@ class Reading(Look):
             if not any(graph.is_ancestor(candidate, kept) for kept in best):
                 best.append(candidate)
         return self._pool.ids_at(sorted(best, key=graph.date_at, reverse=True))
+
+
+class ShownReading(ShownLook, Reading):
+    """Reads for those who fetch: hidden refs name and reach nothing."""

@@ -6,13 +6,20 @@ import os
 import time
 from array import array
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.errors import Conflict, LogPositionUnknown, RepositoryExists, RepositoryMissing
+from shardgit.errors import (
+    Conflict,
+    LogPositionUnknown,
+    RefMissing,
+    RepositoryExists,
+    RepositoryMissing,
+)
 from shardgit.graph.closure import Move, closure, followed
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
@@ -34,6 +41,7 @@ from shardgit.pool.transfer import Trailers
 from shardgit.pool.view import PoolView
 from shardgit.refs.change import first_steps
 from shardgit.refs.ref import Ref
+from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
     from shardgit.refs.log import LogNote
     from shardgit.refs.table import RefTable
     from shardgit.service.events import Events
+    from shardgit.service.hiding import HiddenRefs
     from shardgit.service.hooks import Hooks
     from shardgit.workers import Workers
 
@@ -291,8 +300,10 @@ class Store:
                 del line.views[1:-VIEWS_OF_A_LINE]
                 line.objects = view.objects
 
-    def reach_of(self, snapshot: JournalSnapshot, state: RepositoryState) -> Reach:
-        """Return what the repository's refs reach, to be walked once the snapshot is closed.
+    def reach_of(
+        self, snapshot: JournalSnapshot, state: RepositoryState, hidden: HiddenRefs = NONE_HIDDEN
+    ) -> Reach:
+        """Return what the repository's refs reach but for ``hidden`` ones, to be walked once the snapshot is closed.
 
         Where this process has walked an earlier state of the refs, it follows the ref log from there: a push
         costs by what it brings, not by the pool or by the number of refs.
@@ -300,6 +311,8 @@ class Store:
         view = self.view(state.pool)
         if view is None:
             return Reach(known=b"")
+        if hidden:
+            return self._reach_of_shown(snapshot, state, view, hidden)
         key = (view.id, state.refs_key)
         record = state.record
         sequence = self.refs.head(snapshot, record).sequence
@@ -344,6 +357,25 @@ class Store:
 
         return Reach(walk=walk)
 
+    def _reach_of_shown(
+        self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView, hidden: HiddenRefs
+    ) -> Reach:
+        key = (view.id, state.refs_key + hidden.key)
+        with self._lock:
+            known = self._reach.get(key)
+        if known is not None:
+            return Reach(known=known)
+        tips = {
+            ref.target
+            for ref in self.refs.list(snapshot, state.record)
+            if ref.target is not None and not hidden.hides(ref.name)
+        }
+        with suppress(RefMissing):  # HEAD is shown, whatever it points to
+            head = self.refs.resolve(snapshot, state.record, b"HEAD")
+            if head.target is not None:
+                tips.add(head.target)
+        return Reach(walk=lambda: self._walk_all(tips, view, key))
+
     def _tips_at(
         self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
     ) -> set[ObjectId]:
@@ -384,6 +416,11 @@ class Store:
         ordered = array("I", sorted(set(tips)))
         key = (view.id, blake3(ordered.tobytes()).digest())
         return self._cached(key, lambda: closure(view, ordered))
+
+    def selected(self, view: PoolView, facts: bytes, make: Callable[[], bytes]) -> bytes:
+        """Return a bitset that follows from a pool's view and ``facts``, cached."""
+        key = (view.id, blake3(b"selected\0" + facts).digest())
+        return self._cached(key, make)
 
     def _cached(self, key: tuple[bytes, bytes], make: Callable[[], bytes]) -> bytes:
         with self._lock:

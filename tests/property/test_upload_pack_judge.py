@@ -1,0 +1,253 @@
+"""Random requests over random histories: git's own upload-pack beside ours, boundary and objects compared."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference.gits import git
+from reference.upload_packs import Answer, Ask, gits_answer, listed, objects_of, our_answer
+
+from shardgit.node import create_store, open_store
+from shardgit.oid import HashKind
+from shardgit.service.importing import import_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardgit.service.store import Store
+
+pytestmark = [pytest.mark.interop, pytest.mark.slow]
+COMMITS = 40
+FILTERS = (
+    *(b"blob:none", b"blob:limit=0", b"blob:limit=20", b"blob:limit=1k", b"tree:0", b"tree:1"),
+    *(b"tree:2", b"tree:3", b"tree:9", b"object:type=commit", b"object:type=tree"),
+    *(b"object:type=blob", b"object:type=tag", b"sparse:oid=spec:spec"),
+)
+
+
+def random_history(folder: Path, seed: int, algorithm: str = "sha1") -> Path:
+    """Make a repository of random merges, dates out of order now and then, folders that move and repeat, tags of all
+    kinds, and the sparse specification spec:spec.
+    """
+    rand = random.Random(seed)
+    git(
+        folder.parent,
+        "init",
+        "-q",
+        "--bare",
+        "-b",
+        "b0",
+        f"--object-format={algorithm}",
+        str(folder),
+    )
+    out: list[bytes] = []
+
+    def data(text: bytes) -> bytes:
+        return b"data %d\n%s\n" % (len(text), text)
+
+    contents = [b"%d" % n * rand.choice((1, 5, 30, 300)) for n in range(25)]
+    names = [
+        f"{a}{b}".encode() for a in ("", "d/", "d/e/", "d/e/f/", "g/") for b in ("x", "y", "z")
+    ]
+    clock = 1_700_000_000
+    for number in range(1, COMMITS + 1):
+        clock += rand.choice((60, 60, 60, 600, -300))
+        low = max(1, number - 8)
+        parents = rand.sample(
+            range(low, number), min(number - low, rand.choice((1, 1, 1, 2, 2, 3)))
+        )
+        if number > 2 and rand.random() < 0.05:
+            parents = []  # another root
+        out.append(b"commit refs/heads/b%d\nmark :%d\n" % (rand.randrange(5), number))
+        out.append(b"committer C <c@d.e> %d +0000\n" % clock + data(b"commit %d" % number))
+        out += [
+            (b"merge" if at else b"from") + b" :%d\n" % parent for at, parent in enumerate(parents)
+        ]
+        if not parents and number > 1:
+            out[-2] = out[-2].replace(b"refs/heads/b", b"refs/heads/root%d" % number)
+        if not parents:
+            out.append(b"M 100644 inline d/x\n" + data(b"%d" % number))
+        for _ in range(rand.randint(1, 3)):
+            if rand.random() < 0.1:
+                out.append(b"C d %s\n" % rand.choice((b"copy", b"g/d", b"d2")))
+                continue
+            path, text = rand.choice(names), rand.choice(contents)
+            out.append(b"M 100644 inline %s\n" % path + data(text))
+    out.append(b"commit refs/heads/spec\ncommitter C <c@d.e> %d +0000\n" % clock + data(b"spec"))
+    out.append(b"M 100644 inline spec\n" + data(b"/d/\n!/d/e/\n/d/e/f/x\ncopy/**/y\nz\n"))
+    git(folder, "fast-import", "--quiet", "--force", stdin=b"".join(out))
+    commits = git(folder, "rev-list", "--all").decode().split()
+    for number, commit in enumerate(rand.sample(commits, 4)):
+        git(folder, "tag", f"light{number}", commit)
+        git(folder, "tag", "-am", "t", f"tag{number}", commit)
+    git(folder, "tag", "-am", "nested", "nested", "tag0")
+    git(folder, "tag", "-am", "tree", "treetag", f"{commits[3]}:d", check=False)
+    git(folder, "tag", "-am", "blob", "blobtag", "spec:spec")
+    git(folder, "symbolic-ref", "HEAD", "refs/heads/spec")
+    git(folder, "repack", "-adq", "--depth=20")
+    return folder
+
+
+class Case:
+    """One history in both places."""
+
+    def __init__(self, folder: Path, store: Store, name: str, kind: HashKind) -> None:
+        self.folder, self.store, self.name, self.kind = folder, store, name, kind
+        self.scratch = folder.parent / f"{name}.scratch"
+        rows = git(folder, "for-each-ref", "--format=%(objectname) %(refname:short)").decode()
+        self.tips = sorted({row.split()[0] for row in rows.splitlines()})
+        self.refs = sorted({row.split()[1] for row in rows.splitlines()})
+        self.commits = sorted(git(folder, "rev-list", "--all").decode().split())
+
+    async def answers(self, ask: Ask, version: int) -> tuple[Answer, Answer]:
+        theirs = gits_answer(self.folder, ask, version=version, kind=self.kind)
+        ours = await our_answer(self.store, self.name, ask, version=version, kind=self.kind)
+        return theirs, ours
+
+    def objects(self, answer: Answer) -> set[str]:
+        return objects_of(answer.pack, self.scratch, self.kind)
+
+    def owned(self, haves: tuple[str, ...], shallows: tuple[str, ...]) -> set[str]:
+        """Return what a client has that says so: the closure of its haves down to its boundary."""
+        if not haves:
+            return set()
+        path = self.scratch.with_suffix(".shallow")
+        path.write_text("".join(f"{one}\n" for one in shallows))
+        words = ["--shallow-file", str(path), "rev-list", "--objects", "--stdin"]
+        out = git(self.folder, *words, stdin="\n".join(haves).encode())
+        return {row.split()[0].decode() for row in out.splitlines()}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Case]]:
+    folder = tmp_path_factory.mktemp("judge")
+    create_store(folder / "data")
+    with open_store(folder / "data") as store:
+        made = []
+        seed = int(os.environ.get("JUDGE_SEED", "0"))
+        for number in range(3):
+            kind = HashKind.SHA256 if number == 2 else HashKind.SHA1
+            name = f"case{number}"
+            made_here = random_history(folder / f"{name}.git", seed + number, kind.git_name)
+            import_repository(store, name, str(made_here))
+            made.append(Case(made_here, store, name, kind))
+        yield made
+
+
+def some(values: list[str], most: int, least: int = 0) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True)
+
+
+JUDGED = settings(
+    max_examples=int(os.environ.get("JUDGE_EXAMPLES", "25")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def draw_deepening(data: st.DataObject, case: Case) -> tuple[bytes, ...]:
+    how = data.draw(st.sampled_from(["depth", "since", "not", "both", "all"]))
+    since = 1_700_000_000 + 60 * data.draw(st.integers(-5, 80))
+    without = [b"deepen-not " + each.encode() for each in data.draw(some(case.refs, 2, 1))]
+    return {
+        "depth": (b"deepen %d" % data.draw(st.integers(1, 12)),),
+        "since": (b"deepen-since %d" % since,),
+        "not": tuple(without),
+        "both": (b"deepen-since %d" % since, *without),
+        "all": (b"deepen 2147483647",),
+    }[how]
+
+
+@JUDGED
+@given(data=st.data())
+async def test_clones_are_gits(cases: list[Case], data: st.DataObject) -> None:
+    case = data.draw(st.sampled_from(cases))
+    version = data.draw(st.sampled_from([0, 2]))
+    extra: tuple[bytes, ...] = ()
+    if data.draw(st.booleans()):
+        extra += draw_deepening(data, case)
+    if data.draw(st.booleans()):
+        extra += (b"filter " + data.draw(st.sampled_from(FILTERS)),)
+    words = (b"include-tag",) if data.draw(st.booleans()) else ()
+    ask = Ask(tuple(data.draw(some(case.tips, 4, 1))), (), extra, words)
+    theirs, ours = await case.answers(ask, version)
+    assert bool(theirs.error) == bool(ours.error), (theirs.error, ours.error)
+    if theirs.error:
+        assert ours.error == theirs.error
+        return
+    assert (ours.shallow, ours.unshallow) == (theirs.shallow, theirs.unshallow)
+    assert case.objects(ours) == case.objects(theirs)
+
+
+@JUDGED
+@given(data=st.data())
+async def test_later_fetches_give_what_is_lacking_and_no_more_than_git(
+    cases: list[Case], data: st.DataObject
+) -> None:
+    case = data.draw(st.sampled_from(cases))
+    version = data.draw(st.sampled_from([0, 2]))
+    haves = tuple(data.draw(some(case.commits, 3, 1)))
+    shallows: tuple[str, ...] = ()
+    if data.draw(st.booleans()):
+        first = gits_answer(case.folder, Ask(haves, (), draw_deepening(data, case)), kind=case.kind)
+        if first.error:
+            return
+        shallows = tuple(sorted(first.shallow))
+    told = tuple(b"shallow " + each.encode() for each in shallows)
+    extra = told
+    if data.draw(st.booleans()):
+        extra += draw_deepening(data, case)
+    ask = Ask(tuple(data.draw(some(case.commits + case.tips, 4, 1))), haves, extra)
+    theirs, ours = await case.answers(ask, version)
+    assert bool(theirs.error) == bool(ours.error), (theirs.error, ours.error)
+    if theirs.error:
+        assert ours.error == theirs.error
+        return
+    assert (ours.shallow, ours.unshallow) == (theirs.shallow, theirs.unshallow)
+    sent, gits = case.objects(ours), case.objects(theirs)
+    owned = case.owned(haves, shallows)
+    assert gits - sent <= owned  # whatever the client lacks is there
+    assert sent <= gits | owned  # and nothing that git would not send to one who lacks it
+
+
+@JUDGED
+@given(data=st.data())
+async def test_filters_together_pass_what_each_of_them_passes(
+    cases: list[Case], data: st.DataObject
+) -> None:
+    case = data.draw(st.sampled_from(cases))
+    wants = tuple(data.draw(some(case.tips, 3, 1)))
+    parts = data.draw(st.lists(st.sampled_from(FILTERS), min_size=2, max_size=3))
+    alone = [
+        case.objects((await case.answers(Ask(wants, (), (b"filter " + each,)), 2))[0])
+        for each in parts
+    ]
+    spec = b"filter combine:" + b"+".join(each.replace(b":", b"%3A") for each in parts)
+    theirs, ours = await case.answers(Ask(wants, (), (spec,)), 2)
+    sent = case.objects(ours)
+    assert sent == set.intersection(*alone)
+    assert case.objects(theirs) <= sent  # git forgets what it met on another path first
+
+
+@JUDGED
+@given(data=st.data())
+async def test_what_is_wanted_by_id_is_sent_whatever_the_filter(
+    cases: list[Case], data: st.DataObject
+) -> None:
+    case = data.draw(st.sampled_from(cases))
+    everything = sorted(listed(case.folder, ["--all"]) - set(case.commits))
+    wants = tuple(data.draw(some(everything, 6, 1)))
+    haves = tuple(data.draw(some(case.commits, 2)))
+    spec = data.draw(st.sampled_from([each for each in FILTERS if b"sparse" not in each]))
+    theirs, ours = await case.answers(Ask(wants, haves, (b"filter " + spec,)), 2)
+    sent = case.objects(ours)
+    assert set(wants) <= sent
+    assert case.objects(theirs) <= sent
+    if not haves:
+        assert sent == case.objects(theirs) | set(wants)
