@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from shardgit.oid import ObjectId
     from shardgit.protocol.receive_pack import Command
     from shardgit.service.access import Principal
-    from shardgit.service.receive import ReceiveService
     from shardgit.service.store import Store
 
 UNPACK_LIMIT = 100
@@ -132,11 +131,9 @@ class DiskReceives:
         self.hooks = DiskHooks(store, disk)
         store.hooks = self.hooks
 
-    def advertisement(
-        self, name: str, *, principal: Principal, nonce: bytes | None = None
-    ) -> AsyncGenerator[bytes, None]:
+    def advertisement(self, name: str, *, principal: Principal) -> AsyncGenerator[bytes, None]:
         """See Receives."""
-        return self.inner.advertisement(name, principal=principal, nonce=nonce)
+        return self.inner.advertisement(name, principal=principal)
 
     async def receive(
         self,
@@ -145,14 +142,11 @@ class DiskReceives:
         *,
         principal: Principal,
         stateful: bool = False,
-        nonce: bytes | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
         before = self._refs()
         self.hooks.commands = ()
-        source = self.inner.receive(
-            name, pieces, principal=principal, stateful=stateful, nonce=nonce
-        )
+        source = self.inner.receive(name, pieces, principal=principal, stateful=stateful)
         answer = []
         async with aclosing(source) as out:
             async for piece in out:
