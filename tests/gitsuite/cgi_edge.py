@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from gitsuite.server import Call
 
 NAME = "repository"
+# The web server in front makes these its own; the tests compare the rest with git's, line by line.
+NOT_PASSED_ON = (b"connection:", b"date:", b"server:", b"x-request-id:")
 SERVICE = re.compile(r"(.*?)(/info/refs|/git-upload-pack|/git-receive-pack|/HEAD|/objects/.*)")
 
 
 async def answer(programs: Programs, call: Call, wire: Wire) -> int:
     """Answer one CGI request."""
-    environment = call.environment
+    environment = dict(call.environment)
+    user = environment.get("REMOTE_USER") or "anonymous"
+    environment.setdefault("GIT_COMMITTER_NAME", user)
+    address = environment.get("REMOTE_ADDR") or "unknown"
+    environment.setdefault("GIT_COMMITTER_EMAIL", f"{user}@http.{address}")
     path = environment.get("PATH_TRANSLATED", "")
     root = environment.get("GIT_PROJECT_ROOT", "")
     if root:
@@ -78,7 +84,7 @@ async def answer(programs: Programs, call: Call, wire: Wire) -> int:
             kept = [
                 line
                 for line in rest.split(b"\r\n")
-                if line and not line.lower().startswith((b"connection:", b"date:", b"server:"))
+                if line and not line.lower().startswith(NOT_PASSED_ON)
             ]
             out = b"Status: %s %s\r\n" % (status, reason) if status != b"200" else b""
             await wire.write(out + b"".join(line + b"\r\n" for line in kept) + b"\r\n")
@@ -99,4 +105,7 @@ def headers(environment: dict[str, str]) -> list[tuple[str, str]]:
     for key, value in environment.items():
         if key.startswith("HTTP_") and key not in skipped:
             found.append((key[5:].replace("_", "-").title(), value))
+    if "GIT_PROTOCOL" in environment:  # the web server's configuration knows better than the client
+        found = [(key, value) for key, value in found if key != "Git-Protocol"]
+        found.append(("Git-Protocol", environment["GIT_PROTOCOL"]))
     return found

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardgit.oid import ObjectId
     from shardgit.protocol.receive_pack import Command
     from shardgit.service.access import Principal
+    from shardgit.service.conversation import Receives
     from shardgit.service.store import Store
 
 UNPACK_LIMIT = 100
@@ -121,9 +122,7 @@ class DiskReceives:
     The answer waits until the disk has it all, as git's own answer does.
     """
 
-    def __init__(
-        self, store: Store, name: str, disk: DiskRepository, inner: ReceiveService
-    ) -> None:
+    def __init__(self, store: Store, name: str, disk: DiskRepository, inner: Receives) -> None:
         self.store = store
         self.name = name
         self.disk = disk

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,8 +50,30 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             "mode": "allowed",
             "nonce_seed": seed,
             "nonce_slop_s": int(disk.value("receive.certnonceslop", "0")),
+            "gpg_keys": gpg_keys(disk),
+            "ssh_signers": ssh_signers(disk),
         }
     return msgspec.convert(sections, RepositorySettings)
+
+
+def gpg_keys(disk: DiskRepository) -> list[str]:
+    """Return the public keys of the caller's key ring."""
+    if not shutil.which("gpg"):
+        return []
+    done = subprocess.run(
+        ["gpg", "--batch", "--armor", "--export"],
+        env=disk.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [done.stdout] if done.stdout else []
+
+
+def ssh_signers(disk: DiskRepository) -> list[str]:
+    """Return the lines of the configured allowed-signers file."""
+    path = Path(disk.value("gpg.ssh.allowedsignersfile") or os.devnull)
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def hidden(disk: DiskRepository, key: str) -> list[str]:
