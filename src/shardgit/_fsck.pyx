@@ -92,8 +92,10 @@ ctypedef struct Config:
     const uint8_t *at
     const uint8_t *end
     bint eof
-    uint8_t *name  # "section.subsection.key"; no longer than what was read
+    uint8_t *name  # "section.subsection."
     size_t name_n
+    uint8_t *key
+    size_t key_n
     uint8_t *value
     size_t value_n
 
@@ -223,30 +225,35 @@ cdef bint read_value(Config *c) noexcept nogil:
 cdef class ConfigReader:
     """The entries of a config file, read one by one as git reads them.
 
-    Iterates over (name, value); a name is ``section.key`` or ``section.subsection.key``, a value is None where the key
-    stands alone. Ends at the first mistake, which ``mistaken`` tells.
+    Iterates over (section, key, value). A section is ``name.`` or ``name.subsection.``, one and the same object for all
+    of its entries, b"" before the first; a value is None where the key stands alone. Ends at the first mistake, which
+    ``mistaken`` tells.
     """
 
     cdef Config c
     cdef bytes data
-    cdef size_t base
+    cdef bytes section
+    cdef bint moved  # to another section since `section` was made
     cdef readonly bint mistaken
 
     def __cinit__(self, bytes data not None):
         cdef size_t n = <size_t>len(data)
         self.data = data
+        self.section = b""
         self.c.at = <const uint8_t *>PyBytes_AS_STRING(data)
         self.c.end = self.c.at + n
         if data.startswith(b"\xef\xbb\xbf"):
             self.c.at += 3
-        # Each byte adds at most one to a name or value; two dots come on top.
+        # Each byte adds at most one to a name, key or value; two dots come on top.
         self.c.name = <uint8_t *>malloc(n + 2)
+        self.c.key = <uint8_t *>malloc(n + 1)
         self.c.value = <uint8_t *>malloc(n + 1)
-        if self.c.name == NULL or self.c.value == NULL:
+        if self.c.name == NULL or self.c.key == NULL or self.c.value == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.c.name)
+        free(self.c.key)
         free(self.c.value)
 
     def __iter__(self):
@@ -261,8 +268,12 @@ cdef class ConfigReader:
             self.c.at = self.c.end
         if step <= 0:
             raise StopIteration
+        if self.moved:
+            self.section = PyBytes_FromStringAndSize(<char *>self.c.name, <Py_ssize_t>self.c.name_n)
+            self.moved = False
         return (
-            PyBytes_FromStringAndSize(<char *>self.c.name, <Py_ssize_t>self.c.name_n),
+            self.section,
+            PyBytes_FromStringAndSize(<char *>self.c.key, <Py_ssize_t>self.c.key_n),
             PyBytes_FromStringAndSize(<char *>self.c.value, <Py_ssize_t>self.c.value_n) if step == 2 else None,
         )
 
@@ -282,16 +293,15 @@ cdef class ConfigReader:
             elif byte == 91:  # [
                 if not read_section(c):
                     return -1
-                self.base = c.name_n
+                self.moved = True
             elif is_alpha(byte):
                 break
             else:
                 return -1
-        c.name_n = self.base
-        name_add(c, lower(byte))
-        byte = next_char(c)
+        c.key_n = 0
         while not c.eof and is_key(byte):
-            name_add(c, lower(byte))
+            c.key[c.key_n] = <uint8_t>lower(byte)
+            c.key_n += 1
             byte = next_char(c)
         while byte == 32 or byte == 9:
             byte = next_char(c)

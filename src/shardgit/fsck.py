@@ -20,6 +20,7 @@ from shardgit import _fsck
 from shardgit._fsck import NAME_MAX_AT, NAME_MAX_BYTES, SEVERITIES, TABLE_BYTES
 from shardgit.errors import InvalidArgument
 from shardgit.gitmodules import disallowed
+from shardgit.limits import DEFAULT as DEFAULT_LIMITS
 from shardgit.oid import hex_of, oid_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MESSAGES = _fsck.MESSAGES  # git's message ids, in the order of its fsck.h
 FINDINGS_MAX = 100  # of one blob: the reader of the message has long seen enough
+SHOWN_MAX_BYTES = 1_024  # of a value in a message
 ATTRIBUTES_LINE_MAX_BYTES = 2_048  # from here on git does not read a line
 _IDS = {name.lower(): message for message, name in enumerate(MESSAGES)}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -56,6 +58,13 @@ class Special(enum.IntEnum):
     def path(self) -> str:
         """The name of the file."""
         return ".gitmodules" if self is Special.GITMODULES else ".gitattributes"
+
+    @property
+    def max_bytes(self) -> int:
+        """The size up to which such a file is read."""
+        if self is Special.GITMODULES:
+            return DEFAULT_LIMITS.fsck_gitmodules_max_bytes
+        return DEFAULT_LIMITS.fsck_gitattributes_max_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +175,16 @@ def check_object(
 
 
 def check_special(special: Special, type: int | None, data: bytes | None) -> list[Finding]:
-    """Check a blob that stands as a special file. A type of None: there is no such object; data of None: too large."""
+    """Check a blob that stands as a special file. A type of None: there is no such object; data of None: too large.
+
+    A file of more than ``special.max_bytes`` need not be read: it is too large, as for git one that it will not load.
+    """
     prefix = "gitmodules" if special is Special.GITMODULES else "gitattributes"
     if type is None:
         return [_finding(f"{prefix}Missing")]
     if type != 3:
         return [_finding(f"{prefix}Blob")]
-    if data is None:
+    if data is None or len(data) > special.max_bytes:
         return [_finding(f"{prefix}Large")]
     return check_gitmodules(data) if special is Special.GITMODULES else check_gitattributes(data)
 
@@ -188,8 +200,13 @@ def check_gitmodules(data: bytes) -> list[Finding]:
 def check_gitattributes(data: bytes) -> list[Finding]:
     """Check the length of a .gitattributes file's lines."""
     text = data.partition(b"\0")[0]  # where git's reader ends
-    long = re.search(rb"[^\n]{%d}" % ATTRIBUTES_LINE_MAX_BYTES, text)
-    return [_finding("gitattributesLineLength")] if long else []
+    at = 0
+    while len(text) - at >= ATTRIBUTES_LINE_MAX_BYTES:
+        end = text.rfind(b"\n", at, at + ATTRIBUTES_LINE_MAX_BYTES)
+        if end < 0:
+            return [_finding("gitattributesLineLength")]
+        at = end + 1  # the lines before are shorter than what was searched
+    return []
 
 
 def describe(message: int, oid: bytes, severity: Severity, text: str = "") -> str:
@@ -205,14 +222,18 @@ def text_of(message: int, offset: int = 0, data: memoryview | None = None) -> st
     if name == "nulInHeader":
         return f"{text}: NUL at offset {offset}"
     if name == "badTagName" and data is not None:
-        tag, _, _ = bytes(data[offset : offset + 1_024]).partition(b"\n")
+        tag, _, _ = bytes(data[offset : offset + SHOWN_MAX_BYTES]).partition(b"\n")
         return f"{text}: {shown(tag)}"
     return text
 
 
 def shown(text: bytes) -> str:
-    """Return bytes from outside as text for a terminal: control characters become "?", as in git's messages."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", text.decode("utf-8", "replace"))
+    """Return bytes from outside as text for a terminal, the first SHOWN_MAX_BYTES of them.
+
+    Control characters become "?", as in git's messages.
+    """
+    plain = text[:SHOWN_MAX_BYTES].decode("utf-8", "replace")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", plain)
 
 
 def _finding(name: str, value: str | None = None) -> Finding:

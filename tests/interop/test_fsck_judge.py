@@ -145,9 +145,13 @@ def test_git_fsck_finds_the_same_in_special_blobs(tmp_path: Path, kind: HashKind
         judge.add(2, b"100644 .gitmodules\0" + judge.add(3, broken.gitmodules(rand)))
     for _ in range(100):
         judge.add(2, b"100644 .gitattributes\0" + judge.add(3, broken.gitattributes(rand)))
+    for name in (b".gitmodules", b".gitattributes"):
+        judge.add(2, b"40000 " + name + b"\0" + judge.add(2, b""))
+        judge.add(2, b"160000 " + name + b"\0" + rand.randbytes(kind.size))
     assert judge.agree() == {
         *("gitmodulesName", "gitmodulesUrl", "gitmodulesPath", "gitmodulesUpdate"),
-        *("gitmodulesParse", "gitattributesLineLength"),
+        *("gitmodulesParse", "gitmodulesBlob", "gitmodulesMissing"),
+        *("gitattributesLineLength", "gitattributesBlob", "gitattributesMissing"),
     }
 
 

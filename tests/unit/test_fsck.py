@@ -231,8 +231,26 @@ def test_urls_that_must_not_be_cloned() -> None:
 def test_any_bytes_are_read_as_a_config_file(data: bytes) -> None:
     reader = ConfigReader(data)
     entries = list(reader)
-    assert all(name and len(name) <= len(data) + 2 for name, _ in entries)
+    assert all(key and len(section + key) <= len(data) + 2 for section, key, _ in entries)
     assert list(reader) == []
+
+
+def test_gitmodules_made_to_cost_time_are_judged_soon() -> None:
+    """Each takes seconds or minutes when names are copied, or regular expressions retried, an entry."""
+    size = Special.GITMODULES.max_bytes
+    long = b'[submodule "' + b"x/" * (size // 4) + b'"]\n'
+    assert fsck.check_gitmodules(long + b"path=x\n" * 100_000) == []
+    assert fsck.check_gitmodules(b'[submodule "a"]\nurl=./' + b"../x/" * 13_000) == []
+    url = fsck.check_gitmodules(b'[submodule "a"]\nurl=./' + b"../x/" * (size // 5))
+    assert [(each.name, len(each.text) < 2_000) for each in url] == [("gitmodulesUrl", True)]
+    lines = (b"x" * 2_047 + b"\n") * 4_000
+    assert fsck.check_gitattributes(lines) == []
+    assert [each.name for each in fsck.check_gitattributes(lines + b"\n" + b"y" * 2_048)] == [
+        "gitattributesLineLength"
+    ]
+    assert fsck.check_special(Special.GITMODULES, 3, bytes(size + 1)) == fsck.check_special(
+        Special.GITMODULES, 3, None
+    )
 
 
 def test_lines_are_those_of_git() -> None:
