@@ -64,6 +64,7 @@ def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[
         f"--{flag}=127.0.0.1:{port}"
         for flag, port in zip(("http", "grpc", "admin"), ports, strict=True)
     ]
+    words.append("--ssh=off")
     command = [
         sys.executable,
         "-m",

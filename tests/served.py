@@ -93,7 +93,8 @@ class Server:
             process.wait(timeout=30)
             raise AssertionError(f"server did not start: {errors.read_text()}")
         facts = json.loads("".join([*lines, line]))
-        self.http, self.grpc, self.admin = facts["http"], facts["grpc"], facts["admin"]
+        self.http, self.ssh = facts["http"], facts["ssh"]
+        self.grpc, self.admin = facts["grpc"], facts["admin"]
 
     def url(self, name: str) -> str:
         """Return the clone URL of a repository."""
@@ -127,7 +128,9 @@ class Server:
 def serving(data: Path, *words: str) -> Iterator[Server]:
     """Serve a store on free ports until the block is left."""
     errors = data.with_name(f"{data.name}.log")
-    free = [word for key in ("http", "grpc", "admin") for word in (f"--{key}", "127.0.0.1:0")]
+    free = [
+        word for key in ("http", "ssh", "grpc", "admin") for word in (f"--{key}", "127.0.0.1:0")
+    ]
     with errors.open("w") as log:
         process = subprocess.Popen(
             [

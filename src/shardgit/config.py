@@ -31,6 +31,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     workers: int = 0  # 0: one a core
     grpc: str = "127.0.0.1:7420"
     http: str = "127.0.0.1:7421"
+    ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH
+    ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
     drain_s: float = 30.0  # how long a stopping worker waits for its requests
@@ -39,9 +41,10 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
-        for name in ("grpc", "http", "admin"):
-            split_address(getattr(self, name), name)
-        taken = [text for text in (self.grpc, self.http, self.admin) if not text.endswith(":0")]
+        addresses = {name: getattr(self, name) for name in self.listens}
+        for name, text in addresses.items():
+            split_address(text, name)
+        taken = [text for text in addresses.values() if not text.endswith(":0")]
         if len(set(taken)) < len(taken):
             raise InvalidArgument("two addresses are the same", addresses=", ".join(taken))
         if not self.data:
@@ -61,6 +64,12 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 )
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
+
+    @property
+    def listens(self) -> tuple[str, ...]:
+        """The keys of the addresses that are served."""
+        ssh = () if self.ssh in ("", "off") else ("ssh",)
+        return ("grpc", "http", *ssh, "admin")
 
     @property
     def folder(self) -> Path:

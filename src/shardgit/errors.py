@@ -16,6 +16,7 @@
     |   +-- ObjectMissing
     |   +-- PathMissing
     |   +-- ShardMissing
+    |   +-- KeyMissing                  a public key
     |   +-- LfsObjectMissing
     |   +-- LockMissing
     +-- AlreadyExists             ALREADY_EXISTS
@@ -138,6 +139,10 @@ class PathMissing(NotFound):
 
 class ShardMissing(NotFound):
     """The store has no such shard."""
+
+
+class KeyMissing(NotFound):
+    """The store has no such public key."""
 
 
 class LfsObjectMissing(NotFound):

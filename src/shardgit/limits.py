@@ -71,6 +71,7 @@ class Limits:
     lfs_lock_path_max_bytes: int = 4_096
     # conversations over SSH and bidirectional calls
     client_pause_max_s: float = 900.0  # before a client's next request, or the pack it is making
+    ssh_connections_max: int = 2_000  # of one worker; one that idles takes about 100 KiB
     # hooks
     hook_output_max_bytes: int = MIB  # of all hooks of a push, as shown to the client
     hook_answer_max_bytes: int = 64 * KIB  # of an HTTP hook

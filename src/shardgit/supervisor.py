@@ -44,7 +44,6 @@ WORKER_RESTARTS = Counter(
 BUILD_INFO = Gauge(
     "shardgit_build_info", "1, labelled with the version.", ["version"], registry=REGISTRY
 )
-ADDRESSES = ("grpc", "http", "admin")
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
@@ -268,10 +267,16 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
     BUILD_INFO.labels(VERSION).set(1)
     with contextlib.ExitStack() as held:
         texts: dict[str, str] = {}
-        for key in ADDRESSES:
+        for key in config.listens:
             address = Address(getattr(config, key), key)
             held.callback(address.close)
             texts[key] = address.text
+        if "ssh" in config.listens:
+            from shardgit.ssh.admission import check_authorized_keys
+            from shardgit.ssh.hostkey import make_host_key
+
+            check_authorized_keys(config.ssh_authorized_keys)
+            make_host_key(config.folder)
         settled = msgspec.structs.replace(config, data=str(config.folder.resolve()), **texts)
         count = config.workers or os.cpu_count() or 1
         metrics = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))

@@ -1,4 +1,4 @@
-"""One worker process: the HTTP and gRPC edges on one event loop, over one open store."""
+"""One worker process: the HTTP, SSH and gRPC edges on one event loop, over one open store."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from shardgit.errors import ShardgitError
 from shardgit.http.app import GitHttp
 from shardgit.node import equip_hooks, open_store
 from shardgit.rpc.server import make_server
+from shardgit.service.conversation import Conversations
+from shardgit.service.fetch import FetchService
 from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from shardgit.service.store import Store
+    from shardgit.ssh.server import SshEdge
 
 BACKLOG = 1_024
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
@@ -61,7 +64,9 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     loop.add_reader(orphan_watch, leave)
     events = equip_hooks(store, _hook_policy(config))
     host, port = split_address(config.http)
-    app = GitHttp(store, version=VERSION).app()
+    fetches = FetchService(store, version=VERSION)
+    conversations = Conversations(store, version=VERSION, fetches=fetches)
+    app = GitHttp(store, version=VERSION, fetches=fetches).app()
     running = _Running()
     app.middlewares.insert(0, running.counted)
     runner = web.AppRunner(
@@ -76,6 +81,7 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     await site.start()
     server = await make_server(store, config.grpc)
     await server.start()
+    ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with events.serving(drain_s=CLOSE_MAX_S / 2):
         telemetry.log().info("worker_ready", pid=os.getpid())
         sys.stdout.write("ready\n")
@@ -87,6 +93,8 @@ async def _serve(config: ServeConfig, store: Store) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
                 group.create_task(server.stop(config.drain_s))
+                if ssh is not None:
+                    group.create_task(ssh.close(config.drain_s))
                 # Not left to aiohttp's own shutdown: that drops what running requests still receive.
                 await site.stop()
                 await running.idle(config.drain_s)
@@ -96,6 +104,20 @@ async def _serve(config: ServeConfig, store: Store) -> None:
 def _hook_policy(config: ServeConfig) -> HookPolicy:
     programs = Path(config.hooks_dir) if config.hooks_dir else None
     return HookPolicy(programs=programs, targets=config.hook_targets, server=config.grpc)
+
+
+async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversations) -> SshEdge:
+    from shardgit.ssh.admission import Admission, is_loopback
+    from shardgit.ssh.hostkey import make_host_key
+    from shardgit.ssh.server import SshEdge
+
+    host, port = split_address(config.ssh)
+    admission = Admission(store, file=config.ssh_authorized_keys, host=host)
+    edge = SshEdge(conversations, admission)
+    await edge.listen(host, port, host_key=make_host_key(config.folder), backlog=BACKLOG)
+    if not is_loopback(host) and not await admission.any_key():
+        telemetry.log().warning("ssh_lets_nobody_in", address=config.ssh)
+    return edge
 
 
 class _Running:

@@ -322,6 +322,7 @@ def test_every_command_explains_itself_and_takes_json() -> None:
         "ref": ["list", "get"],
         "object": ["get", "info", "list"],
         "shard": ["list", "stats"],
+        "key": ["add", "list", "remove"],
     }
     for group, commands in groups.items():
         for command in commands:

@@ -41,7 +41,9 @@ class Server:
             "--workers",
             "2",
         ]
-        addresses = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+        addresses = [
+            word for key in ("http", "ssh", "grpc", "admin") for word in (f"--{key}", "127.0.0.1:0")
+        ]
         self.process = subprocess.Popen(
             [*command, *addresses], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -55,7 +57,7 @@ class Server:
             assert self.process.poll() is None, (
                 self.process.stderr and self.process.stderr.read().decode()
             )
-        self.http, self.grpc, self.admin = re.findall(r"127\.0\.0\.1:\d+", text)[:3]
+        self.http, self.ssh, self.grpc, self.admin = re.findall(r"127\.0\.0\.1:\d+", text)[:4]
 
     def url(self, name: str) -> str:
         return f"http://{self.http}/{name}.git"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PORTS = ("http", "ssh", "grpc", "admin")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("server")
@@ -97,10 +100,10 @@ def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
         until(lambda: not any(alive(worker) for worker in workers))
 
 
-@pytest.mark.parametrize("key", ["http", "grpc", "admin"])
+@pytest.mark.parametrize("key", ["http", "ssh", "grpc", "admin"])
 def test_a_port_that_is_taken_is_refused_before_anything_starts(data: Path, key: str) -> None:
     with serving(data, "--workers", "1") as server:
-        free = [word for name in ("http", "grpc", "admin") for word in (f"--{name}", "127.0.0.1:0")]
+        free = [word for name in PORTS for word in (f"--{name}", "127.0.0.1:0")]
         taken = [f"--{key}", getattr(server, key)]
         begun = time.monotonic()
         done = shardgit("serve", "--data", str(data), *free, *taken, cwd=data.parent)
@@ -228,7 +231,7 @@ def test_many_clones_at_once_are_all_whole(data: Path, tmp_path: Path) -> None:
 def test_a_store_that_a_worker_cannot_open_is_one_clear_error(tmp_path: Path) -> None:
     assert shardgit("init", "data", cwd=tmp_path).returncode == 0
     (tmp_path / "data" / "journal" / "data.mdb").write_bytes(b"")
-    free = [word for name in ("http", "grpc", "admin") for word in (f"--{name}", "127.0.0.1:0")]
+    free = [word for name in PORTS for word in (f"--{name}", "127.0.0.1:0")]
     done = shardgit("serve", "--workers", "1", *free, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""

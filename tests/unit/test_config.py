@@ -22,9 +22,10 @@ def written(folder: Path, text: str) -> Path:
 def test_without_anything_the_defaults_are_on_loopback() -> None:
     config = load_config(None, environment={})
     assert config == ServeConfig()
-    assert (config.grpc, config.http, config.admin) == (
+    assert (config.grpc, config.http, config.ssh, config.admin) == (
         "127.0.0.1:7420",
         "127.0.0.1:7421",
+        "127.0.0.1:7422",
         "127.0.0.1:7423",
     )
 
@@ -110,3 +111,10 @@ def test_addresses_split(text: str, parts: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         split_address(text)
+
+
+@pytest.mark.parametrize("text", ["", "off"])
+def test_ssh_can_be_left_out(text: str) -> None:
+    config = ServeConfig(ssh=text)
+    assert config.listens == ("grpc", "http", "admin")
+    assert ServeConfig().listens == ("grpc", "http", "ssh", "admin")

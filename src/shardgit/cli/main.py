@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli import objects, refs, repos, shards
+from shardgit.cli import keys, objects, refs, repos, shards
 from shardgit.cli.context import (
     FAILED,
     USAGE,
@@ -50,6 +50,7 @@ app.add_typer(repos.app, name="repo")
 app.add_typer(refs.app, name="ref")
 app.add_typer(objects.app, name="object")
 app.add_typer(shards.app, name="shard")
+app.add_typer(keys.app, name="key")
 
 
 @app.command()
@@ -86,7 +87,7 @@ def init(
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0913, PLR0917
     data: DataOption = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file; SHARDGIT_* and flags win.")
@@ -100,6 +101,10 @@ def serve(
     http: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Git over HTTP; default 127.0.0.1:7421.")
     ] = None,
+    ssh: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help='Git over SSH; default 127.0.0.1:7422; "off" for none.'),
+    ] = None,
     admin: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Metrics, health; default 127.0.0.1:7423.")
     ] = None,
@@ -108,7 +113,7 @@ def serve(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve a store: git over HTTP, and gRPC. SIGTERM and ctrl-C drain; a second one kills.
+    """Serve a store: git over HTTP and SSH, and gRPC. SIGTERM and ctrl-C drain; a second one kills.
 
     \b
     Examples:
@@ -120,7 +125,8 @@ def serve(
         from shardgit.config import load_config
         from shardgit.errors import InvalidArgument
 
-        flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "admin": admin}
+        flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "ssh": ssh}
+        flags["admin"] = admin
         flags["data"] = str(data) if data else None
         try:
             settled = load_config(config, flags=flags)
@@ -139,8 +145,10 @@ def serve(
             if json:
                 print_json(_plain(now))
             else:
+                ssh = f" and ssh://git@{now.ssh}/NAME.git" if "ssh" in now.listens else ""
                 typer.echo(
-                    f"serving on http://{now.http}/NAME.git, gRPC {now.grpc}, admin http://{now.admin}/"
+                    f"serving on http://{now.http}/NAME.git{ssh}, gRPC {now.grpc},"
+                    f" admin http://{now.admin}/"
                 )
 
         raise typer.Exit(supervise(settled, ready=ready))

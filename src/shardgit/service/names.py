@@ -10,6 +10,15 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 
 
+_SLASHES = re.compile("/{2,}")
+
+
+def name_in_path(path: str) -> str:
+    """Return the repository name in the path of a URL: without slashes round it, "~" and .git."""
+    plain = _SLASHES.sub("/", path).strip("/").removeprefix("~/").rstrip("/")
+    return plain.removesuffix(".git").rstrip("/")
+
+
 def check_repository_name(name: str, *, max_bytes: int) -> None:
     """Raise InvalidRepositoryName unless the name is parts of [A-Za-z0-9._-] joined by "/".
 
