@@ -200,6 +200,91 @@ def test_sessions_share_a_connection(home: Path, server: Server, tmp_path: Path)
         subprocess.run(stop, check=True, timeout=60, capture_output=True)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("version", ["0", "1", "2"])
+def test_pushes_arrive(
+    home: Path, server: Server, tmp_path: Path, version: str, algorithm: str
+) -> None:
+    name = f"push-{algorithm}-{version}"
+    create = ("repo", "create", name, "--object-format", algorithm, "--server", server.grpc)
+    done = shardgit(*create, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    protocol = ("-c", f"protocol.version={version}")
+    remote = url(server, name)
+    git(tmp_path, "clone", "-q", "--mirror", str(home / algorithm), "own.git")
+    own = tmp_path / "own.git"
+    git(own, *protocol, "push", "-q", remote, "+refs/*:refs/*", home=home)
+    git(tmp_path, *protocol, "clone", "-q", "--mirror", remote, "back.git", home=home)
+    assert reachable(tmp_path / "back.git") == reachable(own)
+    shown = git(own, *protocol, "push", remote, "+refs/*:refs/*", home=home)
+    assert "Everything up-to-date" in shown
+    git(tmp_path, "clone", "-q", str(own), "w")
+    (tmp_path / "w" / "new").write_text("new")
+    git(tmp_path / "w", "add", "-A")
+    git(tmp_path / "w", "commit", "-qm", "new")
+    git(tmp_path / "w", *protocol, "push", "-q", remote, "HEAD:main", ":side", home=home)
+    listed = git(tmp_path, "ls-remote", remote, home=home)
+    assert git(tmp_path / "w", "rev-parse", "HEAD").strip() + "\trefs/heads/main" in listed
+    assert "refs/heads/side" not in listed
+    git(tmp_path / "w", "reset", "-q", "--hard", "HEAD~2")
+    shown = git(tmp_path / "w", *protocol, "push", remote, "HEAD:main", home=home, check=False)
+    assert "rejected" in shown
+    git(tmp_path / "w", *protocol, "push", "-q", "--atomic", "-f", remote, "HEAD:main", home=home)
+    assert "request_failed" not in server.events()
+
+
+def test_pushes_that_are_killed_leave_nothing_behind(
+    home: Path, server: Server, tmp_path: Path
+) -> None:
+    create = ("repo", "create", "killed", "--server", server.grpc)
+    assert shardgit(*create, cwd=tmp_path).returncode == 0
+    for number in range(3):
+        process = subprocess.Popen(
+            ["git", "push", "-q", url(server, "killed"), "main"],
+            cwd=home / "sha1",
+            env=environment(home),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(0.2 + 0.2 * number)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    active = 'shardgit_requests_active{edge="ssh"} 0.0'
+    until(lambda: active in server.ask("/metrics")[1])
+    git(home / "sha1", "push", "-q", url(server, "killed"), "main", home=home)
+    listed = git(tmp_path, "ls-remote", url(server, "killed"), home=home)
+    assert git(home / "sha1", "rev-parse", "main").strip() in listed
+
+
+def test_what_a_push_lacks_is_told(home: Path, server: Server, tmp_path: Path) -> None:
+    shown = git(home / "sha1", "push", url(server, "nobody"), "main", home=home, check=False)
+    assert "repository does not exist" in shown
+
+
+def test_shallow_and_partial_clones(home: Path, server: Server, tmp_path: Path) -> None:
+    for version in ("0", "2"):
+        protocol = ("-c", f"protocol.version={version}")
+        words = [
+            *protocol,
+            "clone",
+            "-q",
+            "--bare",
+            "--depth=2",
+            url(server, "sha256"),
+            f"s{version}",
+        ]
+        git(tmp_path, *words, home=home)
+        shallow = tmp_path / f"s{version}"
+        assert (shallow / "shallow").exists()
+        git(shallow, *protocol, "fetch", "-q", "--unshallow", home=home)
+        assert not (shallow / "shallow").exists()
+        git(shallow, "fsck", "--strict")
+    words = ["clone", "-q", "--bare", "--filter=blob:none", url(server, "sha256"), "partial"]
+    git(tmp_path, *words, home=home)
+    missing = git(tmp_path / "partial", "rev-list", "--objects", "--all", "--missing=print")
+    assert "?" in missing
+
+
 # ---- what is refused ----
 
 

@@ -26,6 +26,8 @@ from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize
 from shardgit.service.fetch import FetchService
+from shardgit.service.receive import ReceiveService
+from shardgit.service.signed_push import nonce_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -48,7 +50,9 @@ class GitService(enum.Enum):
 class Receives(Protocol):
     """What a conversation needs of pushes."""
 
-    def advertisement(self, name: str, *, principal: Principal) -> AsyncGenerator[bytes, None]:
+    def advertisement(
+        self, name: str, *, principal: Principal, nonce: bytes | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Return the ref advertisement."""
 
     def receive(
@@ -58,6 +62,7 @@ class Receives(Protocol):
         *,
         principal: Principal,
         stateful: bool = False,
+        nonce: bytes | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Read a push from pieces and return the answer."""
 
@@ -77,7 +82,7 @@ class Conversations:
         self.limits = store.limits
         self.version = version
         self.fetches = fetches or FetchService(store, version=version)
-        self.receives = receives
+        self.receives: Receives = receives or ReceiveService(store, version=version)
 
     async def converse(
         self,
@@ -199,22 +204,27 @@ class _Talk:
 
     async def receive_pack(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         authorize(self.principal, Action.WRITE, self.name)
-        if self.host.receives is None:
-            raise PermissionRefused("pushes are not served by this release")
-        receives = self.host.receives
+        receives, who = self.host.receives, self.principal
+        nonce = await self.host.store.workers.run(self._nonce)
+        shown = receives.advertisement(self.name, principal=who, nonce=nonce)
         begun = False
-        async with aclosing(receives.advertisement(self.name, principal=self.principal)) as refs:
+        async with aclosing(shown) as refs:
             async for piece in refs:
                 if self.version == 1 and not begun:
                     yield VERSION_1_LINE
                 begun = True
                 yield piece
         timed = _timed(pieces, self.host.limits.client_pause_max_s)
-        answer = receives.receive(self.name, timed, principal=self.principal, stateful=True)
+        answer = receives.receive(self.name, timed, principal=who, stateful=True, nonce=nonce)
         async with aclosing(timed), aclosing(answer) as out:
             async for piece in out:
                 self.silent = True  # what goes wrong from here on stands in the report
                 yield piece
+
+    def _nonce(self) -> bytes:
+        """Return what a signed push of this conversation must bear."""
+        with self.host.store.journal.snapshot() as snapshot:
+            return nonce_of(self.host.store.repository(snapshot, self.name))
 
     # ---- git-upload-archive ----
 
