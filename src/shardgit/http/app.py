@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from shardgit.errors import PermissionRefused, RepositoryMissing, ShardgitError
+from shardgit.http.archive import ArchiveRoutes
 from shardgit.http.body import body_pieces, expecting
 from shardgit.http.bundles import BundleRoutes
 from shardgit.http.edge import NO_CACHE, Edge, current, note
@@ -46,6 +47,7 @@ class GitHttp:
         self.fetches = fetches or FetchService(store, version=version)
         self.receives: Receives = ReceiveService(store, version=version)
         self.lfs = LfsHttp(store)
+        self.archives = ArchiveRoutes(self.edge, store)
         self.bundles = BundleRoutes(self.edge, Bundles(store))
 
     def app(self) -> web.Application:
@@ -64,6 +66,7 @@ class GitHttp:
         add.add_post(f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack, expect_handler=push)
         self.lfs.add_routes(add)
         self.bundles.add_to(add)
+        self.archives.add_to(add)
         add.add_get("/", self.root)
         return app
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 _SUFFIX = re.compile(r"\^\{(\w*)\}|\^(\d*)|~(\d*)")
-_RULES = (
+RULES = (
     "{}",
     "refs/{}",
     "refs/tags/{}",
@@ -92,7 +92,7 @@ class Reading(Look):
         """Return what the first ref that git's rules give for a name leads to, None without one."""
         if len(name) == 2 * self.record.hash_kind.size and _HEX.fullmatch(name):
             return None
-        for rule in _RULES:
+        for rule in RULES:
             full = rule.format(name)
             if full != "HEAD" and not full.startswith("refs/"):
                 continue

@@ -1,0 +1,1 @@
+"""Archives of trees without I/O: tar and zip, and what attributes do to the files in them."""
