@@ -639,6 +639,17 @@ cdef class Ingest:
         self.n_outside += 1
         self.outside_bytes += <uint64_t>len(data)
 
+    def bases_alone(self):
+        """Return the ids of the bases from outside that the packs do not bring as well. After ``finish``."""
+        cdef uint32_t i
+        cdef const uint8_t *oid
+        out = set()
+        for i in range(self.n - self.n_outside, self.n):
+            oid = self.ids + <size_t>i * self.hash_size
+            if not self._in_packs(oid):
+                out.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>self.hash_size))
+        return out
+
     @property
     def bytes_outside(self):
         """Bytes of the bases from outside that are held."""

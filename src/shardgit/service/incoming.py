@@ -81,7 +81,9 @@ def leave_out_known(ingest: Ingest, view: PoolView | None, *, compare: bool) -> 
             raise ObjectCollision("object exists with other bytes", oid=hex_of(ids[rank]))
         ranks[rank] = min(far, 254) + 1
     if compare:
-        _compare(ingest, view, [(ids[rank], at) for rank, at in known])
+        ours = ingest.bases_alone()
+        pushed = [(ids[rank], at) for rank, at in known if ids[rank] not in ours]
+        _compare(ingest, view, pushed)
     ingest.drop(ranks)
     return positions
 

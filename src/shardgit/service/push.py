@@ -230,10 +230,15 @@ class Push:
         for (number, new), at in zip(wanted, places, strict=True):
             seen = at >= self.incoming.first or at in mine or (at >= 0 and self._visible(at))
             if not seen:
-                self._refuse(number, MISSING)
+                self._refuse(number, self._missing())
                 self.told.append(f"error: {hex_of(new)} is neither pushed nor in the repository")
             elif self._is_bad_branch(self.request.commands[number], at):
-                self._refuse(number, "trying to write non-commit object to branch")
+                self._refuse(number, "invalid new value provided")
+                name = self.request.commands[number].name.decode("utf-8", "replace")
+                self.told.append(
+                    f"error: cannot update ref '{name}': trying to write non-commit object"
+                    f" {hex_of(new)} to branch '{name}'"
+                )
             else:
                 tips.append(at)
         marks, whole = self.incoming.reached(tips, self.look.reachable if self.look.view else None)
@@ -244,7 +249,7 @@ class Push:
                     continue
                 marks, whole = self.incoming.reached([at], self.look.reachable or None)
                 if not whole or self._strays(marks):
-                    self._refuse(number, MISSING)
+                    self._refuse(number, self._missing())
                 else:
                     good.append(at)
             tips = good
@@ -252,6 +257,10 @@ class Push:
             self._drop_unreached(marks)
         elif not self.incoming.complete:
             self._drop_unreached(marks)
+
+    def _missing(self) -> str:
+        """Return why a target that does not reach only what is there is refused: git tells shallow clients apart."""
+        return "shallow update not allowed" if self.request.shallow else MISSING
 
     def _visible(self, position: int) -> bool:
         return bit(self.look.reachable, position)
@@ -363,35 +372,62 @@ class Push:
 
     def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
         """Plan the change of refs; None when what was found out refuses all that is left."""
-        updates: dict[bytes, int] = {}
-        planned: list[RefUpdate] = []
+        by_name: dict[bytes, list[int]] = {}
+        planned: dict[bytes, RefUpdate] = {}
         for number, command in self._standing():
-            update = self._update(snapshot, command)
-            if update is not None:
-                updates[update.name] = number
-                planned.append(update)
-        change, failed = self.store.refs.plan(snapshot, self.record, planned, self._note())
+            name = self._final_name(snapshot, command.name)
+            by_name.setdefault(name, []).append(number)
+        for name, numbers in by_name.items():
+            self._refuse_aliases(numbers)
+            if numbers[0] not in self.errors:
+                update = self._update(snapshot, name, self.request.commands[numbers[0]])
+                if update is not None:
+                    planned[name] = update
+        updates = list(planned.values())
+        change, failed = self.store.refs.plan(snapshot, self.record, updates, self._note())
         for name, error in failed.items():
-            self._refuse(updates[name], _reason(error))
-        if failed and self.request.atomic:
+            for number in by_name[name]:
+                self._refuse(number, _reason(error))
+        if self.errors and self.request.atomic:
             self.refuse_all(ATOMIC)
             return None
         return change if self._standing() else None
 
-    def _update(self, snapshot: JournalSnapshot, command: Command) -> RefUpdate | None:
+    def _refuse_aliases(self, numbers: list[int]) -> None:
+        """Refuse commands that would move one ref, by two names, to two places."""
+        commands = [self.request.commands[number] for number in numbers]
+        if len({(command.old, command.new) for command in commands}) == 1:
+            return
+        shown = [
+            f"'{c.name.decode('utf-8', 'replace')}'"
+            f" ({_short(c.old)}..{_short(c.new)})"
+            for c in commands[:2]
+        ]
+        self.told.append(
+            f"error: refusing inconsistent update between symref {shown[0]} and {shown[1]}"
+        )
+        for number in numbers:
+            self._refuse(number, "inconsistent aliased update")
+
+    def _final_name(self, snapshot: JournalSnapshot, name: bytes) -> bytes:
+        """Return the name of the ref that a command moves: a symbolic ref stands for another."""
+        for _ in range(self.store.limits.ref_symbolic_depth_max):
+            now = self.store.refs.get(snapshot, self.record, name)
+            if now is None or now.symbolic is None:
+                break
+            name = now.symbolic
+        return name
+
+    def _update(
+        self, snapshot: JournalSnapshot, name: bytes, command: Command
+    ) -> RefUpdate | None:
         """Return the update that a command means; None when its ref is there already.
 
         A client does not see all refs where the advertisement is cut, so it may make what exists.
         """
-        name = command.name
-        now = self.store.refs.get(snapshot, self.record, name)
-        for _ in range(self.store.limits.ref_symbolic_depth_max):
-            if now is None or now.symbolic is None:
-                break
-            name = now.symbolic
-            now = self.store.refs.get(snapshot, self.record, name)
         if command.new is None:
             return RefUpdate(name, ANY if command.old is None else command.old, None)
+        now = self.store.refs.get(snapshot, self.record, name)
         if now is not None and now.target == command.new:
             return None
         return RefUpdate(name, command.old, command.new, self.incoming.peeled(command.new))
@@ -457,3 +493,7 @@ def _reason(error: ShardgitError) -> str:
     if isinstance(error, Refused):
         return "reference conflict: " + str(error)
     return error.message
+
+
+def _short(oid: ObjectId | None) -> str:
+    return oid.hex()[:7] if oid is not None else "0" * 7
