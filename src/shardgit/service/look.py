@@ -9,7 +9,6 @@ from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
 from shardgit.service.hiding import NONE_HIDDEN, HiddenRefs, hidden_from_fetch
 from shardgit.service.settings import settings_of
-from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +36,6 @@ class Look:
     def hidden(self) -> HiddenRefs:
         """Return the refs that do not count here: none."""
         return NONE_HIDDEN
-
-    def pin(self, view: PoolView, reachable: bytes, more: bytes) -> None:
-        """Show a view that is not committed yet, and what ``reachable`` or ``more`` hold of it."""
-        self.view = view
-        both = int.from_bytes(reachable, "little") | int.from_bytes(more, "little")
-        self._reach = Reach(known=both.to_bytes((view.objects + 7) // 8, "little"))
 
     @property
     def reachable(self) -> bytes:

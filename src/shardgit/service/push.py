@@ -23,9 +23,10 @@ from shardgit.service import policy
 from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
-from shardgit.service.reading import Reading
+from shardgit.service.quarantine import QuarantinedReading
 from shardgit.service.resolving import new_ingest
 from shardgit.service.settings import settings_of
+from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
     from array import array
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shardgit.protocol.receive_pack import PushRequest
     from shardgit.refs.change import RefsChange
     from shardgit.service.access import Principal
+    from shardgit.service.reading import Reading
     from shardgit.service.settings import RepositorySettings
     from shardgit.service.store import Store
 
@@ -51,11 +53,12 @@ COMMIT = 1
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """How a push ended. ``revision`` is that of its commit, 0 when nothing changed."""
+    """How a push ended. ``revision`` and ``sequence`` are those of its commit and log row, 0 when nothing changed."""
 
     results: tuple[CommandResult, ...]
     revision: int
     objects: int
+    sequence: int = 0
 
 
 class Push:
@@ -88,6 +91,7 @@ class Push:
         self.ingest: Ingest | None = None
         self._known: list[int] = []  # positions of pushed objects that the pool had
         self._root: bytes = b""
+        self._sequence = 0
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
 
     def _limits(self) -> Limits:
@@ -181,6 +185,14 @@ class Push:
     def _current(self, snapshot: JournalSnapshot) -> bytes | None:
         head = self.store.refs.get(snapshot, self.record, b"HEAD")
         return head.symbolic if head is not None else None
+
+    def accepted(self) -> list[tuple[int, Command]]:
+        """Return the commands that nothing speaks against so far, with their numbers."""
+        return self._standing()
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Refuse one command."""
+        self._refuse(number, reason)
 
     def _standing(self) -> list[tuple[int, Command]]:
         return [
@@ -310,13 +322,13 @@ class Push:
     def quarantined(self) -> Reading:
         """Return reads of the repository as it would be with what was pushed, for hooks."""
         view = self._extended()
-        marks, _ = self.incoming.reached(
-            [at for at in self.incoming.positions(self._targets()) if at >= 0],
-            self.look.reachable or None,
-        )
-        reading = Reading(self.store, self.name)
-        reading.pin(view, self.look.reachable, marks)
-        return reading
+        tips = [at for at in self.incoming.positions(self._targets()) if at >= 0]
+        have = self.look.reachable
+        marks, _ = self.incoming.reached(tips, have or None)
+        both = int.from_bytes(have, "little") | int.from_bytes(marks, "little")
+        known = both.to_bytes((view.objects + 7) // 8, "little")
+        shown = view if view.objects else None
+        return QuarantinedReading(self.store, self.look.state, shown, Reach(known=known))
 
     def _targets(self) -> list[ObjectId]:
         return [command.new for _, command in self._standing() if command.new is not None]
@@ -366,6 +378,7 @@ class Push:
         except Conflict:
             self._renew()
             return None
+        self._sequence = change.sequence
         if root:
             self.store.adopt(pool.record, self._extended(), revision)
         return revision
@@ -399,8 +412,7 @@ class Push:
         if len({(command.old, command.new) for command in commands}) == 1:
             return
         shown = [
-            f"'{c.name.decode('utf-8', 'replace')}'"
-            f" ({_short(c.old)}..{_short(c.new)})"
+            f"'{c.name.decode('utf-8', 'replace')}' ({_short(c.old)}..{_short(c.new)})"
             for c in commands[:2]
         ]
         self.told.append(
@@ -418,9 +430,7 @@ class Push:
             name = now.symbolic
         return name
 
-    def _update(
-        self, snapshot: JournalSnapshot, name: bytes, command: Command
-    ) -> RefUpdate | None:
+    def _update(self, snapshot: JournalSnapshot, name: bytes, command: Command) -> RefUpdate | None:
         """Return the update that a command means; None when its ref is there already.
 
         A client does not see all refs where the advertisement is cut, so it may make what exists.
@@ -464,6 +474,11 @@ class Push:
             settle(self.store, self.record.pool)
             self._renew()
 
+    def failed(self, error: ShardgitError) -> Pushed:
+        """Return how a push ended whose commit failed for a reason of the store's, not of the push."""
+        self.refuse_all(error.message)
+        return self._done(0)
+
     def _done(self, revision: int) -> Pushed:
         results = tuple(
             CommandResult(command, self.errors.get(number))
@@ -472,7 +487,7 @@ class Push:
         objects = self.incoming.objects if revision else 0
         if revision:
             settle_soon(self.store, self.look)
-        return Pushed(results, revision, objects)
+        return Pushed(results, revision, objects, self._sequence if revision else 0)
 
 
 def settle_soon(store: Store, look: Look) -> None:

@@ -6,11 +6,15 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
+from shardgit import telemetry
 from shardgit.errors import (
+    AlreadyExists,
     FsckRefused,
+    HookRefused,
     InvalidArgument,
     LimitExceeded,
     ShardgitError,
+    Unavailable,
 )
 from shardgit.protocol.pktline import band
 from shardgit.protocol.receive_pack import (
@@ -24,18 +28,21 @@ from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.fscking import lines_of
 from shardgit.service.hiding import hidden_from_push
+from shardgit.service.hooks import PushHookCall
 from shardgit.service.pack_spool import PackSpool
 from shardgit.service.push import Push, Pushed
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import certificate_facts, certificate_refusal, nonce_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.protocol.receive_pack import CommandResult, PushRequest
+    from shardgit.protocol.receive_pack import PushRequest
     from shardgit.refs.ref import Ref
     from shardgit.service.access import Principal
+    from shardgit.service.reading import Reading
+    from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
 
 T = TypeVar("T")
@@ -199,21 +206,11 @@ class ReceiveService:
     ) -> AsyncGenerator[bytes, None]:
         """Carry out a push whose bytes are here; yield what the client hears of it."""
         told = _Told(request)
-        unpack: str | None = None
-        results: Sequence[CommandResult] = ()
         push = await self.store.workers.run(Push, self.store, name, request, principal=principal)
-        try:
-            if spool.refused is not None:
-                raise spool.refused
-            if request.has_pack:
-                async for piece in self._while(told, lambda: push.take(*spool.pack())):
-                    yield piece
-        except (InvalidArgument, LimitExceeded) as error:
-            unpack = _unpack_text(error)
-            for text in told.of_error(error):
-                yield text
-            push.unpack_failed(error)
-        if unpack is None:
+        async for piece in self._unpack(told, push, spool):
+            yield piece
+        facts = None
+        if told.unpack is None:
             facts = await self.store.workers.run(
                 certificate_facts, push.record, request, given=nonce
             )
@@ -222,15 +219,112 @@ class ReceiveService:
                 push.refuse_all(reason)
             async for piece in self._while(told, push.check):
                 yield piece
-            for text in told.lines(push.told):
+            for text in told.drain(push):
                 yield text
-            push.told.clear()
-        async for piece in self._while(told, push.commit):
+            async for piece in self._asked(told, push, facts):
+                yield piece
+        async for piece in self._commit(told, push):
             yield piece
-        for text in told.lines(push.told):
+        outcome = told.outcome
+        if outcome.sequence:
+            async for piece in self._heard(told, push, facts, outcome):
+                yield piece
+        yield end_of_answer(request, report(request, told.unpack, outcome.results))
+
+    async def _unpack(
+        self, told: _Told, push: Push, spool: PackSpool
+    ) -> AsyncGenerator[bytes, None]:
+        """Take the pack; what is wrong with it condemns every command and is told in the report."""
+        try:
+            if spool.refused is not None:
+                raise spool.refused
+            if told.request.has_pack:
+                async for piece in self._while(told, lambda: push.take(*spool.pack())):
+                    yield piece
+        except (InvalidArgument, LimitExceeded, AlreadyExists) as error:
+            told.unpack = _unpack_text(error)
+            for text in told.of_error(error):
+                yield text
+            push.unpack_failed(error)
+
+    async def _commit(self, told: _Told, push: Push) -> AsyncGenerator[bytes, None]:
+        try:
+            async for piece in self._while(told, push.commit):
+                yield piece
+        except (LimitExceeded, Unavailable) as error:
+            telemetry.log().warning("push_not_committed", repository=push.name, error=str(error))
+            told.take(push.failed(error))
+        for text in told.drain(push):
             yield text
-        results = told.outcome.results
-        yield end_of_answer(request, report(request, unpack, results))
+
+    # ---- hooks ----
+
+    async def _asked(
+        self, told: _Told, push: Push, facts: CertificateFacts | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Let the hooks refuse the push, or single refs, while its objects are in quarantine."""
+        hooks = self.store.hooks
+        if hooks is None or not hooks.wanted(push.record) or not push.accepted():
+            return
+        read = await self.store.workers.run(push.quarantined)
+        line = _Line(told.request)
+
+        async def ask() -> None:
+            call = self._call(push, facts, line, read)
+            async with hooks.asking(call) as session:
+                try:
+                    await session.pre_receive()
+                except HookRefused as error:
+                    push.refuse_all(error.message)
+                    return
+                for number, command in push.accepted():
+                    reason = await session.update(command)
+                    if reason is not None:
+                        push.refuse(number, reason)
+
+        async for piece in self._talking(line, ask()):
+            yield piece
+
+    async def _heard(
+        self, told: _Told, push: Push, facts: CertificateFacts | None, outcome: Pushed
+    ) -> AsyncGenerator[bytes, None]:
+        """Tell the post-receive hooks; what they say while the client waits, it hears."""
+        events = self.store.events
+        if events is None:
+            return
+        line = _Line(told.request)
+        call = self._call(push, facts, line, None)
+        async for piece in self._talking(line, events.pushed(call, outcome.sequence)):
+            yield piece
+
+    def _call(
+        self, push: Push, facts: CertificateFacts | None, line: _Line, read: Reading | None
+    ) -> PushHookCall:
+        return PushHookCall(
+            repository=push.record,
+            principal=push.principal,
+            commands=tuple(command for _, command in push.accepted()),
+            options=push.request.options,
+            certificate=facts,
+            read=read,
+            tell=line.tell,
+        )
+
+    async def _talking(
+        self, line: _Line, talk: Coroutine[object, object, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Run hooks; yield what they say as they say it, and a sign of life while they are silent."""
+        task = asyncio.ensure_future(talk)
+        task.add_done_callback(lambda _: line.close())
+        try:
+            while (piece := await line.next(self.keepalive_s)) is not None:
+                if piece:
+                    yield piece
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
 
     async def _while(self, told: _Told, job: Callable[[], object]) -> AsyncGenerator[bytes, None]:
         """Run a job on a worker; yield a sign of life from time to time. Its result goes into ``told``."""
@@ -249,11 +343,47 @@ class ReceiveService:
                 await asyncio.wait({task})
 
 
+class _Line:
+    """Carries what hooks say to the client, at its pace: one piece waits, no more."""
+
+    def __init__(self, request: PushRequest) -> None:
+        self._shown = bool(request.sideband)
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._closed = asyncio.Event()
+
+    async def tell(self, data: bytes) -> None:
+        """Say something; dropped for a client without side-bands."""
+        if self._shown and data and not self._closed.is_set():
+            await self._pieces.put(band(2, data))
+
+    def close(self) -> None:
+        """Nothing more will be said."""
+        self._closed.set()
+
+    async def next(self, seconds: float) -> bytes | None:
+        """Return the next piece, a sign of life after some seconds without, None at the end."""
+        get = asyncio.ensure_future(self._pieces.get())
+        end = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({get, end}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if get.done():
+                return get.result()
+            if end.done():
+                return None if self._pieces.empty() else self._pieces.get_nowait()
+            return KEEPALIVE if self._shown else b""
+        finally:
+            for task in (get, end):
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+
+
 class _Told:
     """What the client of one push hears beside the report."""
 
     def __init__(self, request: PushRequest) -> None:
         self.request = request
+        self.unpack: str | None = None  # what is wrong with the pack
         self._outcome: object = None
 
     def take(self, result: object) -> None:
@@ -263,6 +393,11 @@ class _Told:
     def outcome(self) -> Pushed:
         assert isinstance(self._outcome, Pushed)
         return self._outcome
+
+    def drain(self, push: Push) -> list[bytes]:
+        """Return what the engine has to say since the last time."""
+        lines, push.told = push.told, []
+        return self.lines(lines)
 
     def lines(self, lines: Sequence[str]) -> list[bytes]:
         """Return lines on band 2; nothing for a client without side-bands."""
