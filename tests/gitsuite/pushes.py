@@ -130,9 +130,11 @@ class DiskReceives:
         self.hooks = DiskHooks(store, disk)
         store.hooks = self.hooks
 
-    def advertisement(self, name: str, *, principal: Principal) -> AsyncGenerator[bytes, None]:
+    def advertisement(
+        self, name: str, *, principal: Principal, nonce: bytes | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
-        return self.inner.advertisement(name, principal=principal)
+        return self.inner.advertisement(name, principal=principal, nonce=nonce)
 
     async def receive(
         self,
@@ -141,11 +143,14 @@ class DiskReceives:
         *,
         principal: Principal,
         stateful: bool = False,
+        nonce: bytes | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
         before = self._refs()
         self.hooks.commands = ()
-        source = self.inner.receive(name, pieces, principal=principal, stateful=stateful)
+        source = self.inner.receive(
+            name, pieces, principal=principal, stateful=stateful, nonce=nonce
+        )
         answer = []
         async with aclosing(source) as out:
             async for piece in out:
