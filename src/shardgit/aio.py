@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from shardgit import errors
 from shardgit.oid import HashKind, ObjectId
+from shardgit.refs.update import ANY, Old, RefUpdate
 from shardgit.service.configuring import SettingsView
 from shardgit.service.repositories import RepositoryInfo, RepositoryStats
 from shardgit.service.shards import ShardInfo
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 CHANNELS = 2  # a connection stays with one worker, so a client opens several
 IDS_PER_MESSAGE = 2_000
+UPDATES_PER_MESSAGE = 1_000  # of at most 600 bytes
+LOG_PAGE = 1_000
 MESSAGE_MAX_BYTES = 8 << 20
 
 
@@ -98,6 +101,46 @@ class TreeRow:
     id: ObjectId
 
 
+@dataclass(frozen=True, slots=True)
+class RefChange:
+    """What became of a ref: None for an id that there was, or is, not."""
+
+    name: bytes
+    old: ObjectId | None
+    new: ObjectId | None
+    old_symbolic: bytes | None = None
+    new_symbolic: bytes | None = None
+    new_peeled: ObjectId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefLogEntry:
+    """One committed change-set, with some of its changes; ``sequence`` counts from 1 without gaps.
+
+    A watch gives large ones in parts: ``more`` follow. ``resume_token`` is what watch_refs takes as
+    ``after``: the last entry that was given whole.
+    """
+
+    sequence: int
+    time_ms: int
+    actor: str
+    message: str
+    address: str
+    changes: tuple[RefChange, ...]
+    change_count: int
+    certificate: bytes = b""
+    more: bool = False
+    resume_token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RefResult:
+    """How one update ended: ``error`` is None when it was made."""
+
+    name: bytes
+    error: errors.ShardgitError | None
+
+
 def connect(target: str, token: str | None = None) -> Client:
     """Return a client for the gRPC address ``target``; an async context manager."""
     return Client(target, token)
@@ -131,12 +174,8 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
 
 def _named(info: error_details_pb2.ErrorInfo, text: str) -> errors.ShardgitError:
     facts = {key: json.loads(value) for key, value in info.metadata.items()}
-    name = "".join(part.capitalize() for part in info.reason.split("_"))
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.ShardgitError)):
-        kind = errors.ShardgitError
     # The server's text holds the facts already; they come back as facts.
-    return kind(text.partition(" (")[0] if facts else text, **facts)
+    return errors.of_reason(info.reason, text.partition(" (")[0] if facts else text, **facts)
 
 
 class Client:
@@ -434,6 +473,85 @@ class Repo:
             answer.generation,
         )
 
+    async def update_refs(
+        self, updates: Iterable[RefUpdate], *, atomic: bool = True, message: str = ""
+    ) -> list[RefResult]:
+        """Change refs in one commit: all or none, else each that can be changed.
+
+        With ``atomic`` the error of the first update that cannot be made is raised: Conflict when
+        an old value does not fit, ObjectMissing, Refused, InvalidRefName.
+        """
+
+        async def requests() -> AsyncIterator[ref_pb2.UpdateRefsRequest]:
+            header = ref_pb2.UpdateRefsRequest.Header(
+                repository=self.name, atomic=atomic, message=message
+            )
+            yield ref_pb2.UpdateRefsRequest(header=header)
+            source = map(_update, updates)
+            while some := list(itertools.islice(source, UPDATES_PER_MESSAGE)):
+                yield ref_pb2.UpdateRefsRequest(data=ref_pb2.UpdateRefsRequest.Data(updates=some))
+
+        results = []
+        async for answer in self.client.stream(
+            ref_pb2_grpc.RefServiceStub, "UpdateRefs", requests()
+        ):
+            for one in answer.results:
+                error = errors.of_reason(one.reason, one.message) if one.reason else None
+                results.append(RefResult(one.name, error))
+        return results
+
+    async def update_ref(
+        self,
+        name: str | bytes,
+        new: bytes | None,
+        *,
+        old: bytes | Old | None = ANY,
+        symbolic: bytes | None = None,
+        message: str = "",
+    ) -> None:
+        """Change one ref; ``new`` and ``symbolic`` None delete it. ``old`` None: it must not exist."""
+        raw = name.encode() if isinstance(name, str) else name
+        before = ObjectId(old) if isinstance(old, bytes) else old
+        after = ObjectId(new) if new is not None else None
+        await self.update_refs([RefUpdate(raw, before, after, symbolic=symbolic)], message=message)
+
+    async def ref_log(
+        self, ref: str | bytes | None = None, *, limit: int | None = None
+    ) -> AsyncIterator[RefLogEntry]:
+        """Return committed changes, newest first: of one ref, or of all with up to 100 changes each."""
+        raw = ref.encode() if isinstance(ref, str) else ref
+        token, left = 0, limit
+        while left is None or left > 0:
+            request = ref_pb2.ListRefLogRequest(
+                repository=self.name,
+                ref=raw or b"",
+                page_size=min(left or LOG_PAGE, LOG_PAGE),
+                page_token=token,
+            )
+            answer = await self.client.call(ref_pb2_grpc.RefServiceStub, "ListRefLog", request)
+            for one in answer.entries:
+                yield _log_entry(one)
+            left = None if left is None else left - len(answer.entries)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def watch_refs(
+        self, after: int | None = None, *, prefixes: Sequence[bytes] = (), heartbeats: bool = False
+    ) -> AsyncIterator[RefLogEntry]:
+        """Return committed changes as they happen, for ever: behind the token ``after``, else from now.
+
+        0 is the log's start. Large change-sets come in parts. With ``heartbeats`` entries of sequence
+        0 come too, the first at once: their resume_token says where the watch stands. Errors:
+        LogPositionUnknown, RepositoryMissing once it is deleted, Unavailable: go on from the last token.
+        """
+        request = ref_pb2.WatchRefsRequest(
+            repository=self.name, resume_after=after, prefixes=prefixes
+        )
+        async for answer in self.client.stream(ref_pb2_grpc.RefServiceStub, "WatchRefs", request):
+            if heartbeats or answer.HasField("entry"):
+                yield _log_entry(answer.entry, more=answer.more, token=answer.resume_token)
+
     # ---- settings ----
 
     async def settings(self) -> SettingsView:
@@ -494,6 +612,41 @@ def _ref(one: ref_pb2.Ref) -> Ref:
         ObjectId(one.target) if one.target else None,
         ObjectId(one.peeled) if one.peeled else None,
         one.symbolic or None,
+    )
+
+
+def _update(one: RefUpdate) -> ref_pb2.RefUpdate:
+    made = ref_pb2.RefUpdate(name=one.name, new=one.new or b"", symbolic=one.symbolic or b"")
+    if one.old_symbolic is not None:
+        made.old_symbolic = one.old_symbolic
+    elif not isinstance(one.old, Old):
+        made.old = one.old or b""
+    return made
+
+
+def _log_entry(one: Any, *, more: bool = False, token: int = 0) -> RefLogEntry:
+    changes = tuple(
+        RefChange(
+            change.name,
+            ObjectId(change.old) if change.old else None,
+            ObjectId(change.new) if change.new else None,
+            change.old_symbolic or None,
+            change.new_symbolic or None,
+            ObjectId(change.new_peeled) if change.new_peeled else None,
+        )
+        for change in one.changes
+    )
+    return RefLogEntry(
+        one.sequence,
+        one.time_ms,
+        one.actor,
+        one.message,
+        one.address,
+        changes,
+        one.change_count,
+        one.certificate,
+        more,
+        token,
     )
 
 

@@ -7,7 +7,18 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardgit import aio
-from shardgit.aio import Commit, Object, ObjectFacts, Person, Ref, TreeRow
+from shardgit.aio import (
+    Commit,
+    Object,
+    ObjectFacts,
+    Person,
+    Ref,
+    RefChange,
+    RefLogEntry,
+    RefResult,
+    TreeRow,
+)
+from shardgit.refs.update import ANY, Old, RefUpdate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +30,17 @@ if TYPE_CHECKING:
     from shardgit.service.shards import ShardInfo
 
 __all__ = [
+    "ANY",
     "Client",
     "Commit",
     "Object",
     "ObjectFacts",
     "Person",
     "Ref",
+    "RefChange",
+    "RefLogEntry",
+    "RefResult",
+    "RefUpdate",
     "Repo",
     "TreeRow",
     "connect",
@@ -51,14 +67,14 @@ class _Loop:
         """Run a coroutine to its end."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
-    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """Pull from an async iterator, 64 items a step."""
+    def iterate(self, source: AsyncIterator[T], *, most: int = 64) -> Iterator[T]:
+        """Pull from an async iterator, up to ``most`` items a step."""
 
         async def some() -> list[T]:
             out: list[T] = []
             async for item in source:
                 out.append(item)
-                if len(out) == 64:
+                if len(out) == most:
                     break
             return out
 
@@ -207,6 +223,38 @@ class Repo:
     def ref(self, name: str | bytes) -> Ref:
         """Return one ref by its full name, or HEAD."""
         return self._loop.run(self._repo.ref(name))
+
+    def update_refs(
+        self, updates: Iterable[RefUpdate], *, atomic: bool = True, message: str = ""
+    ) -> list[RefResult]:
+        """Change refs in one commit: all or none, else each that can be changed. See shardgit.aio."""
+        return self._loop.run(self._repo.update_refs(updates, atomic=atomic, message=message))
+
+    def update_ref(
+        self,
+        name: str | bytes,
+        new: bytes | None,
+        *,
+        old: bytes | Old | None = ANY,
+        symbolic: bytes | None = None,
+        message: str = "",
+    ) -> None:
+        """Change one ref; ``new`` and ``symbolic`` None delete it. ``old`` None: it must not exist."""
+        work = self._repo.update_ref(name, new, old=old, symbolic=symbolic, message=message)
+        self._loop.run(work)
+
+    def ref_log(
+        self, ref: str | bytes | None = None, *, limit: int | None = None
+    ) -> Iterator[RefLogEntry]:
+        """Return committed changes, newest first: of one ref, or of all with up to 100 changes each."""
+        return self._loop.iterate(self._repo.ref_log(ref, limit=limit))
+
+    def watch_refs(
+        self, after: int | None = None, *, prefixes: Sequence[bytes] = (), heartbeats: bool = False
+    ) -> Iterator[RefLogEntry]:
+        """Return committed changes as they happen, for ever. See shardgit.aio."""
+        watch = self._repo.watch_refs(after, prefixes=prefixes, heartbeats=heartbeats)
+        return self._loop.iterate(watch, most=1)
 
     def stats(self) -> RepositoryStats:
         """Return counts and sizes."""

@@ -245,3 +245,11 @@ class JournalCorrupt(DataLoss):
 
 class Internal(ShardgitError):
     """A mistake of ours."""
+
+
+def of_reason(reason: str, message: str, **facts: object) -> ShardgitError:
+    """Return the error whose ``reason`` this is, a plain ShardgitError when none has it."""
+    kind = globals().get("".join(part.capitalize() for part in reason.split("_")))
+    if not (isinstance(kind, type) and issubclass(kind, ShardgitError)):
+        kind = ShardgitError
+    return kind(message, **facts)

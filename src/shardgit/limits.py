@@ -63,6 +63,10 @@ class Limits:
     log_actor_max_bytes: int = 1_024  # of a principal's name and of an address; the rest is cut
     log_message_max_bytes: int = 4_096
     log_certificate_max_bytes: int = 4 * MIB  # a larger push certificate is refused
+    # changes of refs over gRPC
+    ref_updates_max: int = 1_000_000
+    ref_updates_max_bytes: int = 256 * MIB  # of the requests of one call
+    watches_max: int = 10_000  # of one process
     # Git LFS
     lfs_object_max_bytes: int = 128 * GIB  # 131,000 parts
     lfs_batch_objects_max: int = 1_000  # git-lfs asks for 100

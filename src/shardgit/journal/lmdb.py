@@ -40,7 +40,7 @@ from shardgit.journal.interface import (
 from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
@@ -186,6 +186,21 @@ class LmdbJournal:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
+        self._listeners: tuple[Callable[[], None], ...] = ()
+
+    @contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call ``listener``, on the writer's thread, behind each commit of this process.
+
+        It must be quick and raise nothing.
+        """
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)
 
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
@@ -248,6 +263,8 @@ class LmdbJournal:
                     break
                 group.append(more)
             self._commit_group(group)
+            for listener in self._listeners:
+                listener()
 
     def _commit_group(self, group: list[_Waiting]) -> None:
         answers: list[int | ShardgitError]

@@ -106,6 +106,17 @@ class RefTable:
             return snapshot.get(name) if snapshot else None
         return row if row.stands else None
 
+    def get_many(
+        self, journal: JournalSnapshot, repository: RepositoryRecord, names: Sequence[bytes]
+    ) -> dict[bytes, Ref]:
+        """Return refs by name; those that are missing are left out."""
+        found = {}
+        for name in names:
+            ref = self.get(journal, repository, name)
+            if ref is not None:
+                found[name] = ref
+        return found
+
     def loose(
         self, journal: JournalSnapshot, repository: RepositoryRecord, name: bytes
     ) -> Ref | None:

@@ -30,7 +30,8 @@ class RefUpdate:
     """One ref's change: from ``old`` (None: must be missing) to ``new`` or ``symbolic``.
 
     Neither deletes it. ``peeled`` is what a tag at ``new`` peels to. ``old`` is compared with the
-    ref itself: a symbolic ref has no object, so only ANY fits it.
+    ref itself: a symbolic ref has no object, so only ANY fits it. ``old_symbolic`` is compared with
+    what a symbolic ref points to, then ``old`` is ANY.
     """
 
     name: bytes
@@ -38,6 +39,7 @@ class RefUpdate:
     new: ObjectId | None
     peeled: ObjectId | None = None
     symbolic: bytes | None = None
+    old_symbolic: bytes | None = None
 
     @property
     def ref(self) -> Ref:
@@ -61,6 +63,13 @@ def check_ref(ref: Ref, hash_kind: HashKind) -> None:
 
 def check_old(update: RefUpdate, now: Ref | None) -> None:
     """Raise Conflict unless the ref is as the update expects it."""
+    if update.old_symbolic is not None and (now is None or now.symbolic != update.old_symbolic):
+        raise Conflict(
+            "symbolic ref does not point where it should",
+            ref=_shown(update.name),
+            expected=_shown(update.old_symbolic),
+            actual=_shown(now.symbolic) if now is not None and now.symbolic is not None else None,
+        )
     if isinstance(update.old, Old):
         return
     symbolic = now is not None and now.symbolic is not None

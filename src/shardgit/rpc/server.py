@@ -8,7 +8,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shardgit.rpc.services import Commits, Objects, Refs, RepositoriesService, Shards
+from shardgit.rpc.refs import Refs
+from shardgit.rpc.services import Commits, Objects, RepositoriesService, Shards
 from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
@@ -23,13 +24,20 @@ from shardgit.v1 import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from shardgit.service.store import Store
 
 RECEIVE_MAX_BYTES = 4 << 20
 
 
-async def make_server(store: Store, address: str) -> grpc.aio.Server:
-    """Return a server bound to ``address`` (shared with the other workers), not yet started."""
+async def make_server(
+    store: Store, address: str, *, stopping: asyncio.Event | None = None
+) -> grpc.aio.Server:
+    """Return a server bound to ``address`` (shared with the other workers), not yet started.
+
+    Streams that have no end of their own are ended once ``stopping`` is set.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 1),
@@ -41,7 +49,7 @@ async def make_server(store: Store, address: str) -> grpc.aio.Server:
     )
     object_pb2_grpc.add_ObjectServiceServicer_to_server(Objects(store), server)  # type: ignore[no-untyped-call]
     repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)  # type: ignore[no-untyped-call]
-    ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store), server)  # type: ignore[no-untyped-call]
+    ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store, stopping), server)  # type: ignore[no-untyped-call]
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
     shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)  # type: ignore[no-untyped-call]
     names = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from shardgit.errors import InvalidArgument, LimitExceeded, RefMissing
+from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import HashKind, ObjectId
-from shardgit.refs.ref import Ref
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import stream, unary
@@ -20,8 +19,6 @@ from shardgit.v1 import (
     common_pb2,
     object_pb2,
     object_pb2_grpc,
-    ref_pb2,
-    ref_pb2_grpc,
     repository_pb2,
     repository_pb2_grpc,
     shard_pb2,
@@ -41,7 +38,6 @@ T = TypeVar("T")
 BATCH_IDS = 256  # objects decoded in one job
 BATCH_BYTES = 4 << 20  # of objects that are held for one answer; a larger object is streamed
 INFO_IDS = 4_096
-REFS_BATCH = 1_000
 
 
 class _Service:
@@ -279,69 +275,6 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
             refs=stats.refs,
             generation=stats.generation,
         )
-
-
-class Refs(_Service, ref_pb2_grpc.RefServiceServicer):
-    """RefService."""
-
-    @stream
-    async def ListRefs(
-        self, request: ref_pb2.ListRefsRequest, _: grpc.aio.ServicerContext
-    ) -> AsyncIterator[ref_pb2.ListRefsResponse]:
-        authorize(ANONYMOUS, Action.READ, request.repository)
-        after = b""
-        while True:
-            some = await self._run(self._page, request.repository, tuple(request.prefixes), after)
-            if some:
-                yield ref_pb2.ListRefsResponse(refs=[_ref(ref, target) for ref, target in some])
-            if len(some) < REFS_BATCH:
-                return
-            after = some[-1][0].name
-
-    def _page(
-        self, repository: str, prefixes: tuple[bytes, ...], after: bytes
-    ) -> list[tuple[Ref, Ref]]:
-        # Each page is a snapshot of its own: a transaction must not live as long as a client reads.
-        with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, repository)
-            found = self.store.refs.list(
-                snapshot, record, prefixes=prefixes, start_after=after, limit=REFS_BATCH
-            )
-            return [(ref, self._final(snapshot, record, ref)) for ref in found]
-
-    def _final(self, snapshot, record, ref: Ref) -> Ref:  # type: ignore[no-untyped-def]
-        if ref.symbolic is None:
-            return ref
-        try:
-            return self.store.refs.resolve(snapshot, record, ref.symbolic)
-        except RefMissing:
-            return Ref(ref.name)
-
-    @unary
-    async def GetRef(
-        self, request: ref_pb2.GetRefRequest, _: grpc.aio.ServicerContext
-    ) -> ref_pb2.GetRefResponse:
-        authorize(ANONYMOUS, Action.READ, request.repository)
-
-        def look() -> ref_pb2.Ref:
-            with self.store.journal.snapshot() as snapshot:
-                record = self.store.repository(snapshot, request.repository)
-                ref = self.store.refs.get(snapshot, record, request.name)
-                if ref is None:
-                    name = request.name.decode("utf-8", "replace")
-                    raise RefMissing("ref does not exist", ref=name, repository=request.repository)
-                return _ref(ref, self._final(snapshot, record, ref))
-
-        return ref_pb2.GetRefResponse(ref=await self._run(look))
-
-
-def _ref(ref: Ref, final: Ref) -> ref_pb2.Ref:
-    return ref_pb2.Ref(
-        name=ref.name,
-        target=final.target or b"",
-        peeled=final.peeled or b"",
-        symbolic=ref.symbolic or b"",
-    )
 
 
 def _signature(one: Signature) -> commit_pb2.Signature:

@@ -1,0 +1,117 @@
+"""Reading the log of a repository's refs: pages, newest first, and what a ref was at some time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from shardgit.errors import RefMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shardgit.oid import ObjectId
+    from shardgit.refs.log import LogChange, LogEntry
+    from shardgit.refs.ref import Ref
+    from shardgit.service.store import Store
+
+CHANGES_SHOWN = 100  # of an entry, where all refs are asked for
+ROWS_READ = 20_000  # of the log, for one page
+CERTIFICATE_SHOWN_BYTES = 64 << 10
+PAGE_BYTES = 512 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """An entry and some of its changes: that of one ref, or the first ones."""
+
+    entry: LogEntry
+    changes: tuple[LogChange, ...]
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate of a signed push, b"" without one or when it is large."""
+        if self.entry.changes.certificate_bytes > CERTIFICATE_SHOWN_BYTES:
+            return b""
+        return self.entry.certificate
+
+
+def log_page(
+    store: Store, name: str, ref: bytes | None, *, before: int | None = None, limit: int = 100
+) -> tuple[list[LogRow], int]:
+    """Return up to ``limit`` entries that touched ``ref`` (any without), newest first.
+
+    Beside them the place to go on from as ``before``, 0 at the end. A page may be short, even
+    empty, before that.
+    """
+    found: list[LogRow] = []
+    read = size = 0
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, name)
+        for entry in store.refs.log(snapshot, record, before=before):
+            read += 1
+            row = _row(entry, ref)
+            if row is not None:
+                found.append(row)
+                size += _size(row)
+            if len(found) == limit or read == ROWS_READ or size > PAGE_BYTES:
+                return found, entry.sequence if entry.sequence > 1 else 0
+    return found, 0
+
+
+def _row(entry: LogEntry, ref: bytes | None) -> LogRow | None:
+    if ref is None:
+        return LogRow(entry, tuple(islice(entry.changes, CHANGES_SHOWN)))
+    change = entry.changes.of(ref)
+    return None if change is None else LogRow(entry, (change,))
+
+
+def _size(row: LogRow) -> int:
+    entry = row.entry
+    shown = min(entry.changes.certificate_bytes, CERTIFICATE_SHOWN_BYTES)
+    texts = len(entry.actor) + len(entry.message) + len(entry.address)
+    return 64 + texts + shown + sum(200 + len(change.name) for change in row.changes)
+
+
+def log_rows(
+    store: Store, name: str, ref: bytes | None, *, limit: int | None = None
+) -> Iterator[LogRow]:
+    """Return the entries that touched ``ref`` (any without), newest first, page by page."""
+    before, left = None, limit
+    while left is None or left > 0:
+        rows, before = log_page(store, name, ref, before=before, limit=min(left or 1_000, 1_000))
+        yield from rows
+        left = None if left is None else left - len(rows)
+        if not before:
+            return
+
+
+def ref_at(
+    rows: Iterator[LogRow], name: str, ref: bytes, *, time_ms: int | None = None, back: int = 0
+) -> Ref | None:
+    """Return what a ref was at a time, or ``back`` moves ago; None when it did not exist.
+
+    ``rows`` are those of the ref, newest first. RefMissing when the log does not tell: it begins
+    later, or has fewer moves.
+    """
+    shown = ref.decode("utf-8", "replace")
+    oldest: LogChange | None = None
+    for number, row in enumerate(rows):
+        (oldest,) = row.changes
+        if time_ms is not None and row.entry.time_ms <= time_ms:
+            return oldest.new
+        if time_ms is None and number == back:
+            return oldest.new
+    if oldest is not None and oldest.old is None and time_ms is not None:
+        return None  # it was made later
+    raise RefMissing("ref log does not go back that far", ref=shown, repository=name)
+
+
+def still_there(store: Store, name: str, ids: Sequence[ObjectId]) -> list[bool]:
+    """Say which objects the repository's pool still has, reachable or not."""
+    with store.journal.snapshot() as snapshot:
+        view = store.view(store.state(snapshot, name).pool)
+    if view is None:
+        return [False] * len(ids)
+    return [at >= 0 for at in view.positions(ids)]
