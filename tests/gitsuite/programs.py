@@ -252,21 +252,23 @@ async def pushes(
 async def shown(store: Store, version: int) -> AsyncGenerator[bytes, None]:
     """Return the advertisement alone."""
     service = FetchService(store, version=VERSION)
-    kind = await service.hash_kind(NAME)
+    terms = await service.terms(NAME)
     if version == 2:
-        yield advertise_v2(kind, VERSION)
+        yield advertise_v2(terms.kind, VERSION, terms.offer)
         return
     if version == 1:
         yield VERSION_1_LINE
-    async for piece in service.advertisement(NAME, kind):
+    async for piece in service.advertisement(NAME, terms):
         yield piece
 
 
 async def answered(store: Store, wire: Wire, version: int) -> AsyncGenerator[bytes, None]:
     """Return the answer to one stateless request."""
     service = FetchService(store, version=VERSION)
-    kind = await service.hash_kind(NAME)
-    reader = (RequestV2 if version == 2 else RequestV0)(kind, limits=store.limits)
+    terms = await service.terms(NAME)
+    reader = (RequestV2 if version == 2 else RequestV0)(
+        terms.kind, limits=store.limits, offer=terms.offer
+    )
     try:
         async for piece in wire.pieces():
             reader.receive(piece)

@@ -27,6 +27,12 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
         "transfer": {"hidden_refs": hidden(disk, "transfer.hiderefs")},
         "fetch": {
             "allow_filter": disk.flag("uploadpack.allowfilter"),
+            "denied_filters": denied_filters(disk),
+            "tree_depth_max": int(disk.value("uploadpackfilter.tree.maxdepth", "-1")),
+            "allow_ref_in_want": disk.flag("uploadpack.allowrefinwant"),
+            "allow_sideband_all": disk.flag("uploadpack.allowsidebandall")
+            or disk.environment.get("GIT_TEST_SIDEBAND_ALL", "0") in ("1", "true"),
+            "advertise_session_id": disk.flag("transfer.advertisesid"),
             "hidden_refs": hidden(disk, "uploadpack.hiderefs"),
         },
         "receive": {
@@ -54,6 +60,20 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             "ssh_signers": ssh_signers(disk),
         }
     return msgspec.convert(sections, RepositorySettings)
+
+
+def denied_filters(disk: DiskRepository) -> list[str]:
+    """Return the filters that are not allowed one by one, or by default."""
+    default = disk.flag("uploadpackfilter.allow", default=True)
+    names = ("blob:none", "blob:limit", "tree", "sparse:oid", "object:type", "combine")
+    found = []
+    for name in names:
+        allowed = default
+        if name == "tree" and disk.value("uploadpackfilter.tree.maxdepth"):
+            allowed = True
+        if not disk.flag(f"uploadpackfilter.{name}.allow", default=allowed):
+            found.append(name)
+    return found
 
 
 def gpg_keys(disk: DiskRepository) -> list[str]:

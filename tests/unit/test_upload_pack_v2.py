@@ -255,3 +255,21 @@ def test_acknowledgments() -> None:
         b"\x01ready\n",
         Mark.DELIM,
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (b"blob:none", "filter 'blob:none' not supported"),
+        (b"combine:tree:1+tree:0", "filter 'combine' not supported"),
+        (b"tree:3", "tree filter allows max depth 2, but got 3"),
+    ],
+)
+def test_filters_that_settings_deny_are_refused(spec: bytes, words: str) -> None:
+    offer = Offer(denied=frozenset({"blob:none", "combine"}), tree_depth_max=2)
+    reader = RequestV2(SHA1, offer=offer)
+    with pytest.raises(InvalidArgument, match=words):
+        reader.receive(request(b"fetch", b"filter " + spec))
+    allowed = RequestV2(SHA1, offer=offer)
+    allowed.receive(request(b"fetch", b"filter tree:2"))
+    assert allowed.finish() == Fetch(2, sideband=2, filters=(Filter(FilterKind.TREE_DEPTH, 2),))

@@ -87,15 +87,15 @@ class GitHttp:
         if service != UPLOAD_PACK:
             raise PermissionRefused("service is not known", service=service[:40])
         authorize(principal_of(request), Action.READ, name)
-        kind = await self.fetches.hash_kind(name)
+        terms = await self.fetches.terms(name)
         version = protocol_version(request)
         headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
         if version == 2:
             offered = await self.bundles.bundles.offered(name)
-            body = advertise_v2(kind, self.version, bundle_uri=offered)
+            body = advertise_v2(terms.kind, self.version, terms.offer, bundle_uri=offered)
             return web.Response(body=body, headers=headers)
         head = SERVICE_LINE + (VERSION_1_LINE if version == 1 else b"")
-        source = self.fetches.advertisement(name, kind)
+        source = self.fetches.advertisement(name, terms)
         return await self.edge.send(request, source, headers, head=head, whole=True)
 
     async def upload_pack(self, request: web.Request) -> web.StreamResponse:
@@ -106,9 +106,9 @@ class GitHttp:
             raise web.HTTPUnsupportedMediaType(text=f"content type must be {REQUEST_TYPE}")
         name = repository_name(request)
         authorize(principal_of(request), Action.READ, name)
-        kind = await self.fetches.hash_kind(name)
+        terms = await self.fetches.terms(name)
         reader = (RequestV2 if protocol_version(request) == 2 else RequestV0)(
-            kind, limits=self.limits
+            terms.kind, limits=self.limits, offer=terms.offer
         )
         headers = {**NO_CACHE, "Content-Type": RESULT_TYPE}
         send = self.edge.send

@@ -14,7 +14,7 @@ from shardgit.errors import InvalidArgument, LimitExceeded, MalformedPacket
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
 from shardgit.protocol.deepening import AS_IT_IS, Deepening, DeepeningReader
-from shardgit.protocol.filter_spec import parse_filter
+from shardgit.protocol.filter_spec import FilterKind, parse_filter
 from shardgit.protocol.pktline import PacketReader, one_line
 
 if TYPE_CHECKING:
@@ -86,10 +86,13 @@ class Offer:
     """What a repository offers beyond what every one does; what is not offered is not taken.
 
     ``reachable_wants`` is only how v0 says that any reachable id may be wanted. ``session_id`` and
-    ``promisors`` (name=...,url=...; ...) are shown where they are not empty.
+    ``promisors`` (name=...,url=...; ...) are shown where they are not empty. ``denied`` are filters
+    by git's names, "combine" among them; a ``tree_depth_max`` below 0 is none.
     """
 
     filters: bool = True
+    denied: frozenset[str] = frozenset()
+    tree_depth_max: int = -1
     ref_in_want: bool = True
     sideband_all: bool = True
     reachable_wants: bool = True
@@ -147,7 +150,19 @@ class RequestReader:
         """Take a filter line."""
         if self._filters:
             raise InvalidArgument("multiple filter-specs cannot be combined")
-        self._filters = parse_filter(spec, limits=self.limits)
+        found = parse_filter(spec, limits=self.limits)
+        names = [each.kind.value for each in found]
+        if spec.startswith(b"combine:"):
+            names.insert(0, "combine")
+        for name in names:
+            if name in self.offer.denied:
+                raise InvalidArgument(f"filter '{name}' not supported")
+        most = self.offer.tree_depth_max
+        for each in found:
+            if each.kind is FilterKind.TREE_DEPTH and 0 <= most < each.number:
+                words = f"max depth {most}, but got {each.number}"
+                raise InvalidArgument(f"tree filter allows {words}")
+        self._filters = found
 
     def _oid(self, text: bytes) -> ObjectId:
         """Return an id; a request may name a million, so the usual case is one call."""

@@ -137,10 +137,10 @@ class _Talk:
     async def _upload_v2(self, packets: _Packets) -> AsyncGenerator[bytes, None]:
         """Answer commands until the client says good-bye or hangs up."""
         fetches, limits = self.host.fetches, self.host.limits
-        kind = await fetches.hash_kind(self.name)
-        yield advertise_v2(kind, self.host.version)
+        terms = await fetches.terms(self.name)
+        yield advertise_v2(terms.kind, self.host.version, terms.offer)
         while True:
-            reader = RequestV2(kind, limits=limits)
+            reader = RequestV2(terms.kind, limits=limits, offer=terms.offer)
             while (packet := await packets.next()) is not None and not reader.take(packet):
                 pass
             command = reader.finish()
@@ -162,13 +162,13 @@ class _Talk:
     async def _upload_v0(self, packets: _Packets) -> AsyncGenerator[bytes, None]:
         """Show the refs, read wants, answer haves round by round, send the pack."""
         fetches = self.host.fetches
-        kind = await fetches.hash_kind(self.name)
+        terms = await fetches.terms(self.name)
         if self.version == 1:
             yield VERSION_1_LINE
-        async with aclosing(fetches.advertisement(self.name, kind)) as refs:
+        async with aclosing(fetches.advertisement(self.name, terms)) as refs:
             async for piece in refs:
                 yield piece
-        reader = RequestV0(kind, limits=self.host.limits)
+        reader = RequestV0(terms.kind, limits=self.host.limits, offer=terms.offer)
         session: FetchSession | None = None
         while True:
             packet = await packets.next()

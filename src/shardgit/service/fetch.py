@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import uuid
 from collections import OrderedDict
 from contextlib import aclosing
 from threading import Lock
@@ -15,12 +16,13 @@ from shardgit.errors import RefMissing, ShardgitError
 from shardgit.protocol.bundle_uri import BundleUriRequest, bundle_list
 from shardgit.protocol.object_info import ObjectInfoRequest
 from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
-from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs
+from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
 from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.negotiation import FetchSession
 from shardgit.service.object_info import object_info
+from shardgit.service.offer import Terms, offer_of
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
@@ -52,9 +54,7 @@ def shown_refs(
     store: Store, snapshot: JournalSnapshot, record: RepositoryRecord, prefixes: Sequence[bytes]
 ) -> list[AdvertisedRef]:
     """Return HEAD and the refs under ``prefixes`` that fetches are shown, HEAD first."""
-    hidden = hidden_from_fetch(settings_of(record))
-    refs = _page(store, snapshot, record, LsRefs(prefixes=tuple(prefixes)), b"", None)[0]
-    return [ref for ref in refs if not hidden.hides(ref.name)]
+    return _page(store, snapshot, record, LsRefs(prefixes=tuple(prefixes)), b"", None)[0]
 
 
 class FetchService:
@@ -69,6 +69,7 @@ class FetchService:
         self.store = store
         self.version = version
         self.keepalive_s = keepalive_s
+        self.session_id = uuid.uuid4().hex[:16].encode()  # of this process, for both sides' logs
         self._answers = Answers(ANSWERS_CACHED_BYTES)
 
     async def hash_kind(self, name: str) -> HashKind:
@@ -80,10 +81,21 @@ class FetchService:
 
         return await self.store.workers.run(look)
 
-    def advertisement(self, name: str, kind: HashKind) -> AsyncGenerator[bytes, None]:
+    async def terms(self, name: str) -> Terms:
+        """Return what must be known before a request is read. Errors: RepositoryMissing."""
+
+        def look() -> Terms:
+            with self.store.journal.snapshot() as snapshot:
+                record = self.store.repository(snapshot, name)
+            offer = offer_of(settings_of(record), session_id=self.session_id)
+            return Terms(record.hash_kind, offer)
+
+        return await self.store.workers.run(look)
+
+    def advertisement(self, name: str, terms: Terms) -> AsyncGenerator[bytes, None]:
         """Return the v0 ref advertisement, without a service or version line."""
-        writer = AdvertisementV0(kind, self.version)
-        return self._refs(name, LsRefs(), "v0", writer.add, writer.end)
+        writer = AdvertisementV0(terms.kind, self.version, terms.offer)
+        return self._refs(name, LsRefs(), ("v0", terms.offer), writer.add, writer.end)
 
     def ls_refs(self, name: str, request: LsRefs) -> AsyncGenerator[bytes, None]:
         """Return the answer to a v2 ls-refs."""
@@ -156,6 +168,9 @@ class FetchService:
 
     async def session(self, name: str, request: Fetch) -> FetchSession:
         """Begin a fetch: wants are checked. Errors as FetchSession."""
+        if request.session_id:
+            ours, theirs = self.session_id.decode(), shown(request.session_id)
+            telemetry.log().info("fetch_session", session=ours, client_session=theirs)
         return await self.store.workers.run(FetchSession, self.store, name, request)
 
     async def pack(self, session: FetchSession, head: bytes = b"") -> AsyncGenerator[bytes, None]:

@@ -79,10 +79,33 @@ class TransferSettings(_Section, frozen=True):
         _check_texts("hidden_refs", self.hidden_refs)
 
 
+class PromisorRemote(_Section, frozen=True):
+    """Another place that holds the repository's objects, as a client may be told."""
+
+    name: str
+    url: str
+    filter: str = ""  # what a partial clone from there leaves out
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("promisors", (self.name, self.url, self.filter))
+        if not self.name or not self.url:
+            raise InvalidArgument("promisor remote needs a name and a URL", name=self.name)
+
+
+FilterName = Literal["blob:none", "blob:limit", "tree", "sparse:oid", "object:type", "combine"]
+
+
 class FetchSettings(_Section, frozen=True):
     """What clients may fetch, and how. Any reachable object may be asked for, always."""
 
     allow_filter: bool = True  # git's is off: partial clones are what a host is asked for
+    denied_filters: tuple[FilterName, ...] = ()  # as git's uploadpackfilter.<filter>.allow
+    tree_depth_max: int = -1  # of a tree filter, as uploadpackfilter.tree.maxDepth; -1: any
+    allow_ref_in_want: bool = True  # git's is off: refs that move meanwhile fail no fetch with it
+    allow_sideband_all: bool = True  # git's is off: it was written for its tests
+    advertise_session_id: bool = True  # git's is off: with it a client's log leads to ours
+    promisors: tuple[PromisorRemote, ...] = ()  # shown to clients of protocol v2
     hidden_refs: tuple[str, ...] = ()  # as git's uploadpack.hideRefs
     bundle_uri: Literal["auto", "on", "off"] = "auto"  # git's is off: it has none to offer itself
     packfile_uris: bool = False
@@ -91,6 +114,10 @@ class FetchSettings(_Section, frozen=True):
     def __post_init__(self) -> None:
         """Check what the types do not."""
         _check_texts("hidden_refs", self.hidden_refs)
+        _check_count("promisors", self.promisors)
+        _check_count("denied_filters", self.denied_filters)
+        if not -1 <= self.tree_depth_max < 1 << 63:
+            raise InvalidArgument("setting is out of range", key="fetch.tree_depth_max")
 
 
 class ReceiveSettings(_Section, frozen=True):

@@ -1,0 +1,43 @@
+"""What a repository's settings offer to those who fetch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from shardgit.protocol.upload_pack import Offer
+
+if TYPE_CHECKING:
+    from shardgit.oid import HashKind
+    from shardgit.service.settings import PromisorRemote, RepositorySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an edge must know of a repository before it reads a request."""
+
+    kind: HashKind
+    offer: Offer
+
+
+def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:
+    """Return what a repository offers; ``session_id`` is ours."""
+    fetch = settings.fetch
+    return Offer(
+        filters=fetch.allow_filter,
+        denied=frozenset(fetch.denied_filters),
+        tree_depth_max=fetch.tree_depth_max,
+        ref_in_want=fetch.allow_ref_in_want,
+        sideband_all=fetch.allow_sideband_all,
+        session_id=session_id if fetch.advertise_session_id else b"",
+        promisors=";".join(map(_promisor, fetch.promisors)).encode(),
+    )
+
+
+def _promisor(remote: PromisorRemote) -> str:
+    """Return one remote as in gitprotocol-v2, "promisor-remote"."""
+    fields = [("name", remote.name), ("url", remote.url)]
+    if remote.filter:
+        fields.append(("partialCloneFilter", remote.filter))
+    return ",".join(f"{key}={quote(value, safe='/:')}" for key, value in fields)
