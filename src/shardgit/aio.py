@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -22,6 +23,8 @@ from shardgit.v1 import (
     common_pb2,
     object_pb2,
     object_pb2_grpc,
+    pack_pb2,
+    pack_pb2_grpc,
     ref_pb2,
     ref_pb2_grpc,
     repository_pb2,
@@ -39,6 +42,9 @@ IDS_PER_MESSAGE = 2_000
 UPDATES_PER_MESSAGE = 1_000  # of at most 600 bytes
 LOG_PAGE = 1_000
 MESSAGE_MAX_BYTES = 8 << 20
+T = TypeVar("T")
+PIECE_BYTES = 1_000_000  # of an object, a file or a pack in one message
+_TYPES = {"commit": 1, "tree": 2, "blob": 3, "tag": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,35 @@ class RefResult:
 
     name: bytes
     error: errors.ShardgitError | None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What becomes of a path in ``Repo.commit``, where bytes alone do not say it.
+
+    ``data`` are new bytes, ``id`` names a blob that is there already. ``mode`` 0 keeps that of the file, or is 100644.
+    """
+
+    data: bytes = b""
+    id: bytes | None = None
+    mode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewCommit:
+    """A commit that was made; ``old`` is what the branch was before, None for a new one."""
+
+    id: ObjectId
+    tree: ObjectId
+    old: ObjectId | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPack:
+    """How many objects a stored pack had, and how many the store did not have."""
+
+    objects: int
+    new_objects: int
 
 
 def connect(target: str, token: str | None = None) -> Client:
@@ -385,7 +420,132 @@ class Repo:
 
         return ObjectFacts(ObjectId(head.id), head.type, head.size), pieces()
 
+    async def put_objects(
+        self, objects: Iterable[tuple[str | int, bytes]] | AsyncIterable[tuple[str | int, bytes]]
+    ) -> list[ObjectId]:
+        """Store objects, (type, bytes) each, in one commit; returns their ids in order.
+
+        Types are commit, tree, blob, tag, or 1 to 4. Until a ref names them the objects count as the repository's own
+        for a grace period. Refused when one links to what is neither among them nor in the repository.
+        """
+
+        count = 0
+
+        async def requests() -> AsyncIterator[object_pb2.PutObjectsRequest]:
+            nonlocal count
+            header = object_pb2.PutObjectsRequest.Header(repository=self.name)
+            yield object_pb2.PutObjectsRequest(header=header)
+            types, sizes, held = bytearray(), list[int](), bytearray()
+
+            def columns(data: bytes) -> object_pb2.PutObjectsRequest:
+                made = object_pb2.PutObjectsRequest.Data(types=bytes(types), sizes=sizes, data=data)
+                types.clear()
+                sizes.clear()
+                return object_pb2.PutObjectsRequest(data=made)
+
+            async for kind, data in _each(objects):
+                count += 1
+                types.append(kind if isinstance(kind, int) else _TYPES[kind])
+                sizes.append(len(data))
+                view = memoryview(data)
+                while len(held) + len(view) >= PIECE_BYTES:
+                    room = PIECE_BYTES - len(held)
+                    yield columns(bytes(held) + bytes(view[:room]))
+                    held.clear()
+                    view = view[room:]
+                held += view
+                if len(sizes) >= IDS_PER_MESSAGE:
+                    yield columns(bytes(held))
+                    held.clear()
+            if held or sizes:
+                yield columns(bytes(held))
+
+        flat = bytearray()
+        async for answer in self.client.stream(
+            object_pb2_grpc.ObjectServiceStub, "PutObjects", requests()
+        ):
+            flat += answer.ids
+        size = len(flat) // count if count else 1
+        return [ObjectId(bytes(flat[at : at + size])) for at in range(0, len(flat), size)]
+
+    async def store_pack(self, pack: bytes | AsyncIterable[bytes]) -> StoredPack:
+        """Store a pack, thin or not, in one commit; its objects count as those of put_objects."""
+
+        async def requests() -> AsyncIterator[pack_pb2.StorePackRequest]:
+            header = pack_pb2.StorePackRequest.Header(repository=self.name)
+            yield pack_pb2.StorePackRequest(header=header)
+            async for piece in _each([pack] if isinstance(pack, bytes) else pack):
+                for at in range(0, len(piece), PIECE_BYTES):
+                    yield pack_pb2.StorePackRequest(data=piece[at : at + PIECE_BYTES])
+
+        answer = await self.client.call(pack_pb2_grpc.PackServiceStub, "StorePack", requests())
+        return StoredPack(answer.objects, answer.new_objects)
+
+    async def fetch_pack(
+        self, wants: Sequence[bytes] = (), haves: Sequence[bytes] = (), *, thin: bool = False
+    ) -> AsyncIterator[bytes]:
+        """Return a pack in pieces: what ``wants`` reach (all refs without any) and ``haves`` do not."""
+        request = pack_pb2.FetchPackRequest(
+            repository=self.name, wants=wants, haves=haves, thin=thin
+        )
+        async for answer in self.client.stream(pack_pb2_grpc.PackServiceStub, "FetchPack", request):
+            yield answer.data
+
     # ---- paths and commits ----
+
+    async def commit(  # noqa: PLR0913 - the plan of a commit, spelt out
+        self,
+        branch: str,
+        *,
+        message: str | bytes,
+        author: str | bytes,
+        files: Mapping[str | bytes, bytes | File | None],
+        expected: bytes | None = None,
+        committer: str | bytes = b"",
+        author_seconds: int = 0,
+        author_zone: str = "",
+        base: str = "",
+        allow_empty: bool = False,
+        options: Sequence[str] = (),
+    ) -> NewCommit:
+        """Make a commit of changed files and move a branch to it, in one call and one commit of the store.
+
+        ``files`` are new bytes by path; None deletes a file, or a whole folder. ``expected`` is the id that the branch
+        must have, zeros for none: else Conflict. A new branch starts from ``base``, or with a root commit. Refused when
+        the repository's policy or a hook says no.
+        """
+
+        async def requests() -> AsyncIterator[commit_pb2.CreateCommitRequest]:
+            request = commit_pb2.CreateCommitRequest
+            header = request.Header(
+                repository=self.name,
+                branch=branch,
+                message=_raw(message),
+                author=_raw(author),
+                committer=_raw(committer),
+                author_seconds=author_seconds,
+                author_zone=author_zone.encode(),
+                expected=expected or b"",
+                base=base,
+                allow_empty=allow_empty,
+                options=options,
+            )
+            yield request(header=header)
+            for path, value in files.items():
+                one = value if isinstance(value, File) else File(value or b"")
+                yield request(
+                    file=request.File(
+                        path=_raw(path), mode=one.mode, deleted=value is None, id=one.id or b""
+                    )
+                )
+                for at in range(0, len(one.data), PIECE_BYTES):
+                    yield request(data=one.data[at : at + PIECE_BYTES])
+
+        answer = await self.client.call(
+            commit_pb2_grpc.CommitServiceStub, "CreateCommit", requests()
+        )
+        old = ObjectId(answer.old) if answer.old else None
+        return NewCommit(ObjectId(answer.id), ObjectId(answer.tree), old)
 
     async def read(self, revision: str, path: str | bytes) -> bytes:
         """Return the bytes of a file at a revision."""
@@ -580,6 +740,19 @@ class Repo:
             repository_pb2_grpc.RepositoryServiceStub, "UpdateSettings", request
         )
         return _settings(answer)
+
+
+async def _each(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(source, AsyncIterable):
+        async for one in source:
+            yield one
+    else:
+        for one in source:
+            yield one
+
+
+def _raw(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def _settings(answer: Any) -> SettingsView:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shardgit import aio
 from shardgit.aio import (
     Commit,
+    File,
+    NewCommit,
     Object,
     ObjectFacts,
     Person,
@@ -16,6 +18,7 @@ from shardgit.aio import (
     RefChange,
     RefLogEntry,
     RefResult,
+    StoredPack,
     TreeRow,
 )
 from shardgit.refs.update import ANY, Old, RefUpdate
@@ -33,6 +36,8 @@ __all__ = [
     "ANY",
     "Client",
     "Commit",
+    "File",
+    "NewCommit",
     "Object",
     "ObjectFacts",
     "Person",
@@ -42,6 +47,7 @@ __all__ = [
     "RefResult",
     "RefUpdate",
     "Repo",
+    "StoredPack",
     "TreeRow",
     "connect",
 ]
@@ -178,6 +184,61 @@ class Repo:
     def objects(self, ids: Iterable[bytes]) -> Iterator[Object | None]:
         """Return objects in the order of ``ids`` (raw), None where the repository has none."""
         return self._loop.iterate(self._repo.objects(ids))
+
+    def put_objects(self, objects: Iterable[tuple[str | int, bytes]]) -> list[ObjectId]:
+        """Store objects, (type, bytes) each, in one commit; returns their ids in order.
+
+        Types are commit, tree, blob, tag, or 1 to 4. Until a ref names them the objects count as the repository's own
+        for a grace period. Refused when one links to what is neither among them nor in the repository.
+        """
+        return self._loop.run(self._repo.put_objects(objects))
+
+    def store_pack(self, pack: bytes) -> StoredPack:
+        """Store a pack, thin or not, in one commit; its objects count as those of put_objects."""
+        return self._loop.run(self._repo.store_pack(pack))
+
+    def fetch_pack(
+        self, wants: Sequence[bytes] = (), haves: Sequence[bytes] = (), *, thin: bool = False
+    ) -> Iterator[bytes]:
+        """Return a pack in pieces: what ``wants`` reach (all refs without any) and ``haves`` do not."""
+        return self._loop.iterate(self._repo.fetch_pack(wants, haves, thin=thin))
+
+    def commit(  # noqa: PLR0913 - the plan of a commit, spelt out
+        self,
+        branch: str,
+        *,
+        message: str | bytes,
+        author: str | bytes,
+        files: Mapping[str | bytes, bytes | File | None],
+        expected: bytes | None = None,
+        committer: str | bytes = b"",
+        author_seconds: int = 0,
+        author_zone: str = "",
+        base: str = "",
+        allow_empty: bool = False,
+        options: Sequence[str] = (),
+    ) -> NewCommit:
+        """Make a commit of changed files and move a branch to it, in one call and one commit of the store.
+
+        ``files`` are new bytes by path; None deletes a file, or a whole folder. ``expected`` is the id that the branch
+        must have, zeros for none: else Conflict. A new branch starts from ``base``, or with a root commit. Refused when
+        the repository's policy or a hook says no.
+        """
+        return self._loop.run(
+            self._repo.commit(
+                branch,
+                message=message,
+                author=author,
+                files=files,
+                expected=expected,
+                committer=committer,
+                author_seconds=author_seconds,
+                author_zone=author_zone,
+                base=base,
+                allow_empty=allow_empty,
+                options=options,
+            )
+        )
 
     def info(self, ids: Sequence[bytes]) -> list[ObjectFacts | None]:
         """Return types and sizes in the order of ``ids`` (raw), None where the repository has no such object."""

@@ -59,6 +59,10 @@ class Limits:
     push_ref_name_max_bytes: int = 4_096  # a longer one breaks the request; see ref_name_max_bytes
     push_options_max: int = 1_000
     push_options_max_bytes: int = MIB
+    upload_objects_max: int = 1_000_000  # of one PutObjects; more come as a pack
+    upload_grace_s: float = 14 * 86_400.0  # how long an object that no ref names counts as ours
+    commit_files_max: int = 10_000  # paths that one commit over gRPC changes
+    commit_files_max_bytes: int = 64 * MIB  # of them all; larger files are uploaded first
     # ref log
     log_actor_max_bytes: int = 1_024  # of a principal's name and of an address; the rest is cut
     log_message_max_bytes: int = 4_096

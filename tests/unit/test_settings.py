@@ -70,8 +70,8 @@ def test_one_entry_of_a_table_is_a_key() -> None:
     settings = changed(settings, {"fsck.severities.missingEmail": "error"})
     assert value_of(settings, "fsck.severities") == {"badDate": "ignore", "missingEmail": "error"}
     assert value_of(settings, "fsck.severities.badDate") == "ignore"
-    assert value_of(settings, "fsck.severities.other") is None
-    gone = changed(settings, {"fsck.severities.badDate": None, "fsck.severities.other": None})
+    assert value_of(settings, "fsck.severities.badName") is None
+    gone = changed(settings, {"fsck.severities.badDate": None, "fsck.severities.badName": None})
     assert value_of(gone, "fsck.severities") == {"missingEmail": "error"}
 
 
@@ -101,8 +101,10 @@ def test_every_key_has_a_value_and_stands_in_the_page() -> None:
         ("receive.protected_refs", [{"pattern": "x", "advice": "a\nb"}]),
         ("receive.hidden_refs", ["x"] * 1_001),
         ("receive.hidden_refs", ["x\0"]),
-        ("fsck.severities", {"a": "loud"}),
-        ("fsck.severities.a", "loud"),
+        ("fsck.severities", {"badDate": "loud"}),
+        ("fsck.severities.badDate", "loud"),
+        ("fsck.severities.badDates", "warn"),
+        ("fsck.severities.nulInHeader", "warn"),
         ("fsck.skip_list", ["abc"]),
         ("signed_push.nonce_slop_s", -1),
         ("signed_push.nonce_seed", "x" * 1_001),

@@ -10,11 +10,14 @@ from grpc_reflection.v1alpha import reflection
 
 from shardgit.rpc.refs import Refs
 from shardgit.rpc.services import Commits, Objects, RepositoriesService, Shards
+from shardgit.rpc.writes import Packs
 from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
     object_pb2,
     object_pb2_grpc,
+    pack_pb2,
+    pack_pb2_grpc,
     ref_pb2,
     ref_pb2_grpc,
     repository_pb2,
@@ -52,6 +55,7 @@ async def make_server(
     ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store, stopping), server)  # type: ignore[no-untyped-call]
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
     shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)  # type: ignore[no-untyped-call]
+    pack_pb2_grpc.add_PackServiceServicer_to_server(Packs(store), server)  # type: ignore[no-untyped-call]
     names = [
         module.DESCRIPTOR.services_by_name[service].full_name
         for module, service in (
@@ -60,6 +64,7 @@ async def make_server(
             (ref_pb2, "RefService"),
             (commit_pb2, "CommitService"),
             (shard_pb2, "ShardService"),
+            (pack_pb2, "PackService"),
         )
     ]
     servicer = health.aio.HealthServicer()

@@ -9,6 +9,7 @@ from shardgit.oid import HashKind, ObjectId
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import stream, unary
+from shardgit.rpc.writes import CommitWrites, ObjectWrites
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.reading import CommitInfo, Reading
 from shardgit.service.repositories import Repositories, RepositoryInfo
@@ -57,7 +58,7 @@ class _Service:
             yield item
 
 
-class Objects(_Service, object_pb2_grpc.ObjectServiceServicer):
+class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
     """ObjectService."""
 
     @stream
@@ -293,7 +294,7 @@ def _commit(info: CommitInfo) -> commit_pb2.Commit:
     )
 
 
-class Commits(_Service, commit_pb2_grpc.CommitServiceServicer):
+class Commits(CommitWrites, _Service, commit_pb2_grpc.CommitServiceServicer):
     """CommitService."""
 
     @unary

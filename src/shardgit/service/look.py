@@ -32,6 +32,7 @@ class Look:
         self.record = state.record
         self.view: PoolView | None = self.store.view(state.pool)
         self._reach = self.store.reach_of(snapshot, state, self.hidden())
+        self.uploaded = self.store.uploads.of(snapshot, self.record, self.view)
 
     def hidden(self) -> HiddenRefs:
         """Return the refs that do not count here: none."""
@@ -49,6 +50,16 @@ class Look:
         return [
             at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)
         ]
+
+    def owned(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return positions of what the repository reaches or was given by id of late, -1 for all else."""
+        if self.view is None:
+            return [-1] * len(ids)
+        return [at if at >= 0 and self.owns(at) else -1 for at in self.view.positions(ids)]
+
+    def owns(self, position: int) -> bool:
+        """Return whether the repository reaches an object of the pool, or was given it by id of late."""
+        return bit(self.reachable, position) or self.uploaded.has(position)
 
     def position(self, oid: ObjectId) -> int:
         """Return one position; ObjectMissing when the repository does not reach the object."""

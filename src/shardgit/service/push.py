@@ -12,7 +12,6 @@ from shardgit.errors import (
     Refused,
     ShardgitError,
 )
-from shardgit.graph.closure import bit
 from shardgit.oid import hex_of
 from shardgit.operate.settle import settle
 from shardgit.pool.append import write_recent
@@ -30,6 +29,7 @@ from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
@@ -113,17 +113,22 @@ class Push:
         Deltas may have bases that the repository reaches. Errors: MalformedPack, MalformedObject, FsckRefused,
         ObjectCollision, LimitExceeded, DataLoss.
         """
+        self.take_all([(pack, offsets)])
+
+    def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
+        """Take several packs as if they were one. Errors as ``take``."""
         limits = self._limits()
         ingest = new_ingest(self.record.hash_kind, limits)
         checks = severities(self.settings, self.record.hash_kind)
         if checks is not None:
             ingest.check_objects(checks.table)
         try:
-            ingest.scan(pack, offsets)
+            for pack, offsets in packs:
+                ingest.scan(pack, offsets)
             resolve_thin(
                 ingest,
                 self.look.view,
-                self.look.positions,
+                self.look.owned,
                 threads=self.store.workers.threads,
                 limits=limits,
             )
@@ -240,7 +245,7 @@ class Push:
         tips: list[int] = []
         mine = set(self._known)
         for (number, new), at in zip(wanted, places, strict=True):
-            seen = at >= self.incoming.first or at in mine or (at >= 0 and self._visible(at))
+            seen = at >= self.incoming.first or at in mine or (at >= 0 and self.look.owns(at))
             if not seen:
                 self._refuse(number, self._missing())
                 self.told.append(f"error: {hex_of(new)} is neither pushed nor in the repository")
@@ -274,9 +279,6 @@ class Push:
         """Return why a target that does not reach only what is there is refused: git tells shallow clients apart."""
         return "shallow update not allowed" if self.request.shallow else MISSING
 
-    def _visible(self, position: int) -> bool:
-        return bit(self.look.reachable, position)
-
     def _is_bad_branch(self, command: Command, position: int) -> bool:
         return (
             command.name.startswith(b"refs/heads/")
@@ -284,14 +286,15 @@ class Push:
         )
 
     def _strays(self, marks: bytes) -> bool:
-        """Say whether marks hold an object of the pool that the repository neither reaches nor has pushed."""
+        """Say whether marks hold an object of the pool that the repository neither owns nor has pushed."""
         size = self.incoming.first
         pool = int.from_bytes(marks[: (size + 7) // 8], "little") & ((1 << size) - 1)
         if not pool:
             return False
+        mine = bytearray(self.look.uploaded.bits().ljust((size + 7) // 8, b"\0"))
         for at in self._known:
-            pool &= ~(1 << at) if pool >> at & 1 else -1
-        return bool(pool)
+            mine[at >> 3] |= 1 << (at & 7)
+        return bool(pool & ~int.from_bytes(mine, "little"))
 
     def _drop_unreached(self, marks: bytes) -> None:
         """Leave out pushed objects that no accepted command reaches: some link to what is not there."""

@@ -51,6 +51,10 @@ class Reading(Look):
             raise ObjectMissing("repository is empty", repository=self.record.name)
         return self.view
 
+    def positions(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return positions of what the repository reaches or was given by id of late, -1 for all else."""
+        return self.owned(ids)
+
     # ---- revisions ----
 
     def resolve(self, revision: str) -> int:

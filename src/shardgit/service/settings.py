@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from shardgit.errors import InvalidArgument, JournalCorrupt, StoreFormatUnknown
+from shardgit.fsck import FsckConfig
 
 if TYPE_CHECKING:
     from shardgit.journal.records import RepositoryRecord
@@ -24,8 +25,6 @@ PATTERN_MAX = 255
 HOOK_TIMEOUT_MAX_S = 3_600.0
 HOOKS_MAX = 32  # each post_receive hook is a step of the commit that sets or removes it
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-Severity = Literal["ignore", "info", "warn", "error"]
 
 
 def _check_count(key: str, values: tuple[object, ...]) -> None:
@@ -153,11 +152,12 @@ class ReceiveSettings(_Section, frozen=True):
 class FsckSettings(_Section, frozen=True):
     """How strict fsck is: severities by message id (git's camelCase), objects that are let pass."""
 
-    severities: dict[str, Severity] = {}
+    severities: dict[str, str] = {}  # ignore, warn or error
     skip_list: tuple[str, ...] = ()  # ids in hex
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
+        FsckConfig.parse(self.severities)
         _check_count("fsck.skip_list", self.skip_list)
         for oid in self.skip_list:
             if not _OID.fullmatch(oid):

@@ -43,6 +43,7 @@ from shardgit.refs.change import first_steps
 from shardgit.refs.ref import Ref
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
+from shardgit.service.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,6 +161,7 @@ class Store:
         self.trailers = Trailers()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
         self.events: Events | None = None
+        self.uploads = Uploads(blocks, limits)
         self._lines: OrderedDict[PoolId, _Line] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()

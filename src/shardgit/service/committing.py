@@ -1,0 +1,182 @@
+"""A commit made on a branch in one go: changed files, new objects, the branch moved."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shardgit.errors import Conflict, InvalidArgument, ObjectMissing, Refused
+from shardgit.objects import GITLINK, ObjectType, object_id
+from shardgit.oid import ObjectId, hex_of
+from shardgit.pack.builder import PackBuilder
+from shardgit.protocol.receive_pack import Command, PushRequest
+from shardgit.service.composing import FileChange, commit_bytes, compose_tree, person
+from shardgit.service.push import Push
+from shardgit.service.reading import Reading
+from shardgit.service.signed_push import certificate_refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from shardgit.objects import TreeEntry
+    from shardgit.service.access import Principal
+    from shardgit.service.composing import NewTree
+    from shardgit.service.store import Store
+
+ROUNDS_MAX = 16  # against other writers of the branch, where the caller expects nothing of it
+STALE = "incorrect old value provided"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPlan:
+    """What a commit is to be. ``expected`` is the id that the branch must have, zeros for none; None: any.
+
+    ``base`` is the revision that a new branch starts from. ``author`` and ``committer`` are ``Name <mail>``.
+    """
+
+    branch: str
+    message: bytes
+    author: bytes
+    files: Mapping[bytes, FileChange]
+    committer: bytes = b""
+    author_seconds: int = 0
+    author_zone: bytes = b"+0000"
+    expected: ObjectId | None = None
+    base: str = ""
+    allow_empty: bool = False
+    options: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit that stands on its branch; ``old`` is what the branch was before, None for a new one."""
+
+    id: ObjectId
+    tree: ObjectId
+    old: ObjectId | None
+
+
+@dataclass(slots=True)
+class Committing:
+    """Makes commits in one repository. Methods run in the calling thread, a worker's."""
+
+    store: Store
+    name: str
+    principal: Principal
+    told: list[str] = field(default_factory=list)
+
+    def commit(self, plan: CommitPlan) -> Committed:
+        """Make a commit and move its branch, under the rules of any push.
+
+        Errors: Conflict when the branch is not where it was expected or moves all the time, Refused with the reason of
+        a policy, InvalidArgument, PathMissing, LimitExceeded, StorageFull.
+        """
+        limits = self.store.limits
+        if len(plan.files) > limits.commit_files_max:
+            raise InvalidArgument("commit changes too many files", limit=limits.commit_files_max)
+        for _ in range(ROUNDS_MAX):
+            done = self._once(plan)
+            if done is not None:
+                return done
+            if plan.expected is not None:
+                break
+        raise Conflict("branch moved meanwhile; look again", branch=plan.branch)
+
+    def _once(self, plan: CommitPlan) -> Committed | None:
+        """Make the commit on the branch as it stands; None when it moved meanwhile."""
+        reading = Reading(self.store, self.name)
+        kind = reading.record.hash_kind
+        ref = full_name(plan.branch)
+        old = self._tip(reading, ref)
+        if plan.expected is not None and plan.expected != (old or kind.null):
+            raise Conflict(
+                "branch is not where it was expected",
+                branch=plan.branch,
+                expected=hex_of(plan.expected),
+                found=hex_of(old or kind.null),
+            )
+        parent = self._parent(reading, old, plan)
+        tree = self._tree(reading, parent, plan)
+        if not plan.allow_empty and tree.id == self._tree_of(reading, parent):
+            raise InvalidArgument("commit changes nothing", branch=plan.branch)
+        now = int(time.time())
+        author = person(plan.author, seconds=plan.author_seconds or now, zone=plan.author_zone)
+        data = commit_bytes(
+            tree.id,
+            [parent] if parent else [],
+            author=author,
+            committer=person(plan.committer or plan.author, seconds=now),
+            message=plan.message,
+        )
+        new = object_id(ObjectType.COMMIT, [data], len(data), kind)
+        pack = PackBuilder(kind)
+        for one in tree.objects:
+            pack.add(one.type, one.data)
+        pack.add(ObjectType.COMMIT, data)
+        done = self._push(Command(ref, old, new), pack.finish(), plan)
+        return Committed(new, tree.id, old) if done else None
+
+    def _push(self, command: Command, pack: bytes, plan: CommitPlan) -> bool:
+        """Push one command; False when its ref is not where it was any more."""
+        request = PushRequest((command,), options=plan.options)
+        push = Push(self.store, self.name, request, principal=self.principal, reason="commit")
+        push.take(pack)
+        unsigned = certificate_refusal(push.settings, request, None)
+        if unsigned is not None:
+            push.refuse_all(unsigned)
+        push.check()
+        (result,) = push.commit().results
+        self.told = push.told
+        if result.error == STALE:
+            return False
+        if result.error is not None:
+            raise Refused(result.error, branch=plan.branch, told="\n".join(push.told)[:2_000])
+        return True
+
+    def _tip(self, reading: Reading, ref: bytes) -> ObjectId | None:
+        with self.store.journal.snapshot() as snapshot:
+            found = self.store.refs.get(snapshot, reading.record, ref)
+            if found is not None and found.symbolic is not None:
+                found = self.store.refs.get(snapshot, reading.record, found.symbolic)
+            return found.target if found is not None else None
+
+    def _parent(self, reading: Reading, old: ObjectId | None, plan: CommitPlan) -> ObjectId | None:
+        if old is not None:
+            (info,) = reading.infos([old])
+            if info is None or info.type != ObjectType.COMMIT:
+                raise InvalidArgument("ref leads to no commit", branch=plan.branch)
+            return old
+        if not plan.base:
+            return None
+        at = reading.peel(reading.resolve(plan.base), "commit")
+        return reading.commits([at])[0].id
+
+    def _tree_of(self, reading: Reading, commit: ObjectId | None) -> ObjectId:
+        if commit is None:
+            return object_id(ObjectType.TREE, [], 0, reading.record.hash_kind)
+        return reading.commits([reading.position(commit)])[0].commit.tree
+
+    def _tree(self, reading: Reading, parent: ObjectId | None, plan: CommitPlan) -> NewTree:
+        named = {path: one for path, one in plan.files.items() if one.id is not None}
+        ids = [one.id for one in named.values() if one.id is not None and one.mode != GITLINK]
+        for oid, info in zip(ids, reading.infos(ids), strict=True):
+            if info is None:
+                raise ObjectMissing(
+                    "object is not in the repository; upload it first",
+                    oid=hex_of(oid),
+                    repository=self.name,
+                )
+            if info.type != ObjectType.BLOB:
+                raise InvalidArgument("a file is a blob", oid=hex_of(oid))
+
+        def read(oid: ObjectId) -> Sequence[TreeEntry]:
+            return reading.tree(reading.position(oid))
+
+        root = reading.tree(reading.position(parent)) if parent is not None else []
+        return compose_tree(reading.record.hash_kind, root, plan.files, read)
+
+
+def full_name(branch: str) -> bytes:
+    """Return the full name of a branch: ``main`` is refs/heads/main."""
+    return (branch if branch.startswith("refs/") else f"refs/heads/{branch}").encode()

@@ -1,0 +1,87 @@
+"""Objects stored by id, before any ref names them: one pack, checked as a push's is, and one commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardgit.errors import Conflict, Refused
+from shardgit.oid import ObjectId, hex_of
+from shardgit.protocol.receive_pack import PushRequest
+from shardgit.service.push import ROUNDS_MAX, Push, settle_soon
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from shardgit.journal.interface import Condition, Operation
+    from shardgit.service.access import Principal
+    from shardgit.service.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What an upload did: the objects that came, and how many of them the pool did not have."""
+
+    objects: int
+    new_objects: int
+
+
+class Uploading(Push):
+    """An upload under way. Methods run in the calling thread, a worker's, in this order: take or take_all, upload.
+
+    What an object links to must come with it or be the repository's own. Whether a fork has it makes no
+    difference, so nothing can be learnt of forks from what is refused.
+    """
+
+    def __init__(self, store: Store, name: str, *, principal: Principal) -> None:
+        super().__init__(store, name, PushRequest(()), principal=principal, reason="upload")
+        self._ids: list[ObjectId] = []
+
+    def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
+        """Parse and resolve packs, compute every id, run fsck. Errors as Push.take."""
+        super().take_all(packs)
+        assert self.ingest is not None
+        # Bases that came from the pool stand behind the scanned objects: they are nobody's upload.
+        came = range(self.ingest.objects_scanned)
+        self._ids = sorted({ObjectId(self.ingest.id_at(number)) for number in came})
+
+    def check(self) -> None:
+        """Check that nothing dangles. Errors: Refused names an object that does."""
+        assert self.ingest is not None
+        links = [ObjectId(oid) for oid in self.ingest.links_outside()]
+        for oid, at in zip(links, self.look.owned(links), strict=True):
+            if at < 0:
+                raise Refused(
+                    "an object links to what is neither uploaded with it nor in the repository; upload that too",
+                    oid=hex_of(oid),
+                    repository=self.name,
+                )
+
+    def upload(self) -> Stored:
+        """Make all objects durable, in one commit. Errors: Refused, Conflict, StorageFull, Unavailable."""
+        self._make_room()
+        for _ in range(ROUNDS_MAX):
+            self.check()
+            pool, root = self.look.state.pool, self.root()
+            steps: tuple[list[Condition], list[Operation]] = ([], [])
+            if root:
+                steps = self.store.next_recent(pool, root)
+            with self.store.journal.snapshot() as snapshot:
+                conditions, operations = self.store.uploads.plan(snapshot, self.record, self._ids)
+            try:
+                # commit point: a crash before it leaves at most blocks that nothing names; after it the objects are the
+                # repository's own, fsynced.
+                revision = self.store.journal.commit_sync(
+                    [*conditions, *steps[0]], [*operations, *steps[1]]
+                )
+            except Conflict:
+                self._renew()
+                continue
+            if root:
+                self.store.adopt(pool.record, self._extended(), revision)
+                settle_soon(self.store, self.look)
+            return Stored(len(self._ids), self.incoming.objects)
+        raise Conflict("store is busy with other writers; upload again", repository=self.name)
