@@ -38,12 +38,12 @@ from shardgit.journal.lfs_records import (
     encode_sources,
     lfs_object_key,
 )
-from shardgit.journal.records import NameRecord, RepositoryRecord, name_key, repository_key
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.parts import PartList, decode_parts, new_part, part_payload
 from shardgit.service.access import Principal
+from shardgit.service.forks import fork
 from shardgit.service.lfs import LfsObjects, fork_operations
 from shardgit.service.locks import Locks
 from shardgit.service.repositories import Repositories
@@ -102,23 +102,6 @@ def blocks_of(store: Store) -> list[BlockId]:
 
 def sees(store: Store, name: str, oid: bytes) -> bool:
     return LfsObjects(store).find(name, [oid]) != [None]
-
-
-def fork(store: Store, source: str, name: str) -> None:
-    """Make a repository in the same pool, with the rows that a fork adds."""
-    with store.journal.snapshot() as snapshot:
-        record = store.repository(snapshot, source)
-        number = RepositoryId(1_000 + sum(map(ord, name)))
-        rows = fork_operations(snapshot, record, number)
-    made = RepositoryRecord(number, name, record.pool, record.hash_kind, 0)
-    store.journal.commit_sync(
-        [],
-        [
-            Put(name_key(name), NameRecord(number).encode()),
-            Put(repository_key(number), made.encode()),
-            *rows,
-        ],
-    )
 
 
 # ---- objects ----
@@ -276,16 +259,16 @@ async def test_a_fork_sees_what_its_source_had_then(store: Store) -> None:
     fork(store, "one", "fork")
     await put(store, "one", late, late_id)
     await put(store, "fork", later, later_id)
-    fork(store, "fork", "forks fork")
+    fork(store, "fork", "forks-fork")
     assert [sees(store, "fork", oid) for oid in (early_id, late_id, later_id)] == [1, 0, 1]
-    assert [sees(store, "forks fork", oid) for oid in (early_id, late_id, later_id)] == [1, 0, 1]
+    assert [sees(store, "forks-fork", oid) for oid in (early_id, late_id, later_id)] == [1, 0, 1]
     assert [sees(store, "one", oid) for oid in (early_id, late_id, later_id)] == [1, 1, 0]
     Repositories(store).delete("one")  # the source's end takes nothing away
     assert await read(store, "fork", early_id) == early
     # What came to both sides apart is seen by both.
     await put(store, "fork", late, late_id)
     assert sees(store, "fork", late_id)
-    assert not sees(store, "forks fork", late_id)
+    assert not sees(store, "forks-fork", late_id)
 
 
 async def test_a_fork_without_objects_costs_no_row(store: Store) -> None:

@@ -25,6 +25,7 @@ from shardgit.journal.records import (
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
+from shardgit.service.lfs import fork_operations
 from shardgit.service.names import check_repository_name
 from shardgit.service.settings import (
     FetchSettings,
@@ -56,6 +57,7 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
             shared = store.refs.share(snapshot, origin)
             head = store.refs.get(snapshot, origin, HEAD)
             number = allocate_repository(snapshot)
+            lfs = fork_operations(snapshot, origin, number.id)
         record = RepositoryRecord(
             number.id,
             target,
@@ -75,6 +77,7 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
                 Put(name_key(target), NameRecord(number.id).encode()),
                 Put(repository_key(number.id), record.encode()),
                 *shared.change.operations,
+                *lfs,
                 *first_steps(
                     record, head or Ref(HEAD, symbolic=b"refs/heads/main"), said, shared.head
                 ),

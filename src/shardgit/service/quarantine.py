@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 class QuarantinedReading(Reading):
     """Reads over a view that shows pushed objects as well; names are those of the committed refs.
 
-    ``reach`` is what the repository reaches with them: it and the view cover the same positions.
+    ``reach`` is what the repository reaches with them: it and the view cover the same positions. It
+    stays like that when the repository changes meanwhile.
     """
 
     def __init__(
         self, store: Store, state: RepositoryState, view: PoolView | None, reach: Reach
     ) -> None:
-        self.store = store
+        self._pinned = False
+        super().__init__(store, state.record.name)
+        self._pinned = True
         self.state = state
         self.record = state.record
         self.view = view
         self._reach = reach
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
-        """Keep the view: a later state of the repository does not show the pushed objects."""
+        if not self._pinned:
+            super()._load(snapshot, name)

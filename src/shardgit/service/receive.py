@@ -10,13 +10,12 @@ from shardgit import telemetry
 from shardgit.errors import (
     AlreadyExists,
     FsckRefused,
-    HookRefused,
     InvalidArgument,
     LimitExceeded,
     ShardgitError,
     Unavailable,
 )
-from shardgit.protocol.pktline import band
+from shardgit.protocol.pktline import FLUSH_BYTES, band
 from shardgit.protocol.receive_pack import (
     PushAdvertisement,
     PushCapabilities,
@@ -28,9 +27,9 @@ from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.fscking import lines_of
 from shardgit.service.hiding import hidden_from_push
-from shardgit.service.hooks import PushHookCall
 from shardgit.service.pack_spool import PackSpool
 from shardgit.service.push import Push, Pushed
+from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import certificate_facts, certificate_refusal, nonce_of
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from shardgit.protocol.receive_pack import PushRequest
     from shardgit.refs.ref import Ref
     from shardgit.service.access import Principal
-    from shardgit.service.reading import Reading
     from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
 
@@ -226,10 +224,14 @@ class ReceiveService:
         async for piece in self._commit(told, push):
             yield piece
         outcome = told.outcome
+        answer = end_of_answer(request, report(request, told.unpack, outcome.results))
+        # As with git, the client has its report before post-receive hooks run.
+        yield answer.removesuffix(FLUSH_BYTES) if request.sideband else answer
         if outcome.sequence:
             async for piece in self._heard(told, push, facts, outcome):
                 yield piece
-        yield end_of_answer(request, report(request, told.unpack, outcome.results))
+        if request.sideband:
+            yield FLUSH_BYTES
 
     async def _unpack(
         self, told: _Told, push: Push, spool: PackSpool
@@ -263,52 +265,18 @@ class ReceiveService:
         self, told: _Told, push: Push, facts: CertificateFacts | None
     ) -> AsyncGenerator[bytes, None]:
         """Let the hooks refuse the push, or single refs, while its objects are in quarantine."""
-        hooks = self.store.hooks
-        if hooks is None or not hooks.wanted(push.record) or not push.accepted():
-            return
-        read = await self.store.workers.run(push.quarantined)
         line = _Line(told.request)
-
-        async def ask() -> None:
-            call = self._call(push, facts, line, read)
-            async with hooks.asking(call) as session:
-                try:
-                    await session.pre_receive()
-                except HookRefused as error:
-                    push.refuse_all(error.message)
-                    return
-                for number, command in push.accepted():
-                    reason = await session.update(command)
-                    if reason is not None:
-                        push.refuse(number, reason)
-
-        async for piece in self._talking(line, ask()):
+        async for piece in self._talking(line, ask_hooks(push, facts=facts, tell=line.tell)):
             yield piece
 
     async def _heard(
         self, told: _Told, push: Push, facts: CertificateFacts | None, outcome: Pushed
     ) -> AsyncGenerator[bytes, None]:
         """Tell the post-receive hooks; what they say while the client waits, it hears."""
-        events = self.store.events
-        if events is None:
-            return
         line = _Line(told.request)
-        call = self._call(push, facts, line, None)
-        async for piece in self._talking(line, events.pushed(call, outcome.sequence)):
+        telling = tell_hooks(push, outcome, facts=facts, tell=line.tell)
+        async for piece in self._talking(line, telling):
             yield piece
-
-    def _call(
-        self, push: Push, facts: CertificateFacts | None, line: _Line, read: Reading | None
-    ) -> PushHookCall:
-        return PushHookCall(
-            repository=push.record,
-            principal=push.principal,
-            commands=tuple(command for _, command in push.accepted()),
-            options=push.request.options,
-            certificate=facts,
-            read=read,
-            tell=line.tell,
-        )
 
     async def _talking(
         self, line: _Line, talk: Coroutine[object, object, None]
