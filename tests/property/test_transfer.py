@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from reference.gits import extend_history, git, make_history, reachable
 
 from shardgit.graph.closure import closure
+from shardgit.graph.closures import Closures
 from shardgit.graph.selection import selection
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
-from shardgit.pool.transfer import Trailers, Transfer, TransferOptions
+from shardgit.pool.transfer import Entries, Trailers, Transfer, TransferOptions
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
@@ -186,3 +187,39 @@ def test_equal_plans_give_equal_bytes_with_and_without_a_known_trailer(
             for known in (None, trailers, trailers)
         ]
         assert packs[0] == packs[1] == packs[2]
+
+
+def test_a_walk_that_begins_where_another_ended_finds_the_same(pool: tuple[Path, PoolView]) -> None:
+    origin, view = pool
+    rows = git(origin, "rev-list", "--reverse", "--all").decode().split()
+    tags = git(origin, "for-each-ref", "--format=%(objectname)", "refs/tags").decode().split()
+    ids = [ObjectId(bytes.fromhex(one)) for one in (*rows, *tags)]
+    places = view.positions(ids)
+    rand = random.Random(3)
+    closures = Closures()
+    for _ in range(60):
+        tips = rand.sample(places, rand.randint(1, 3))
+        assert closures.of(view, tips) == closure(view, tips)
+        assert closures.of(view, reversed(tips)) == closure(view, tips)
+
+
+def test_entries_made_before_give_the_same_pack(pool: tuple[Path, PoolView]) -> None:
+    _, view = pool
+    some = bytes(
+        rand.getrandbits(8) for rand in [random.Random(5)] for _ in range(view.objects // 8)
+    )
+    entries = Entries()
+    packs = []
+    for _ in range(2):
+        transfer = Transfer(view, some, options=TransferOptions(), entries=entries)
+        packs.append(b"".join(transfer.chunks()))
+        assert transfer.objects_rewritten > 0
+    fresh = Transfer(view, some, options=TransferOptions())
+    assert packs == [b"".join(fresh.chunks())] * 2
+    small = Entries(most_bytes=1 << 10)
+    for number in range(50):
+        small.put(ObjectId(bytes([number]) * 20), bytes(40))
+    assert small.get(ObjectId(bytes(20))) is None
+    assert small.get(ObjectId(bytes([49]) * 20)) == bytes(40)
+    small.put(ObjectId(b"\xff" * 20), bytes(1 << 9))  # it would drive out most of the others
+    assert small.get(ObjectId(b"\xff" * 20)) is None

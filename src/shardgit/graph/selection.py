@@ -51,38 +51,33 @@ def selection(
     boundary: Boundary = EVERYWHERE,
     sieve: Sieve | None = None,
     whole: bytes | None = None,
+    had: bytes | None = None,
 ) -> tuple[bytes, bytes]:
     """Return bitsets (what is to be sent, what is surely with the client).
 
-    Costs by the change, not by the history: commits are told apart by painting from both sides, and of the client's
-    trees only those of the commits at the border are looked into. Without filters the first set never lacks an object
-    that the client needs; what it holds too much is at most what the client has from elsewhere. Trees and blobs that
-    are wanted by id are in it even if the haves reach them: a client whose clone was filtered may lack them.
+    Without filters the first set never lacks an object that the client needs; what it holds too much is at most what
+    a shallow client has from elsewhere. Trees and blobs that are wanted by id are in it even if the haves reach them:
+    a client whose clone was filtered may lack them.
 
-    ``whole``, the closure of wants, spares a walk when there are neither haves nor a boundary.
+    ``whole``, the closure of wants, spares a walk when there are neither haves nor a boundary; ``had``, that of haves,
+    spares one when the client's history ends nowhere.
     """
     graph = view.graph()
     want, have = _tips(view, wants), _tips(view, haves)
-    if not have.commits and not have.tags and not have.others and not boundary:
-        chosen, known = (
-            closure(view, [*want.commits, *want.tags, *want.others]) if whole is None else whole,
-            b"",
-        )
-        fresh = None
-    else:
-        ended = list(boundary.unshallow)
-        beyond = [at for commit in ended for at in graph.parents_at(commit) if at >= 0]
-        fresh, border = split_within(
-            graph,
-            [*want.commits, *beyond],
-            [*have.commits, *ended],
-            boundary.stops,
-            boundary.client,
-        )
-        # A client may say of commits that it never got that they end its history.
-        doubtful, _ = split_within(graph, ended, have.commits, ended, boundary.client)
-        known = _known(view, have, border, set(ended).difference(doubtful))
+    reached = [*have.commits, *have.tags, *have.others]
+    known = b""
+    if reached and not boundary.client:
+        known = closure(view, reached) if had is None else had
+    fresh: Sequence[int] | None = None
+    if boundary:
+        fresh, known = _fresh(view, want, have, boundary, known)
         chosen = _reached(view, want, fresh, known)
+    elif known:
+        walk = Walk(graph, known)
+        walk.mark([*want.commits, *want.tags])
+        chosen = union(finish(walk, view), closure(view, want.others))
+    else:
+        chosen = whole or closure(view, [*want.commits, *want.tags, *want.others])
     if not sieve or not sieve.filters:
         return chosen, known
     if fresh is None:
@@ -109,14 +104,29 @@ def _tips(view: PoolView, tips: Iterable[int]) -> _Tips:
     return found
 
 
-def _known(view: PoolView, have: _Tips, border: Iterable[int], ended: Iterable[int]) -> bytes:
-    """Return what the client has, as far as it is worth looking."""
+def _fresh(
+    view: PoolView, want: _Tips, have: _Tips, boundary: Boundary, known: bytes
+) -> tuple[list[int], bytes]:
+    """Return (commits to be sent, what the client surely has).
+
+    Of the trees of a shallow client only those of commits at the border are looked into. ``known`` is what is known of
+    one whose history ends nowhere.
+    """
     graph = view.graph()
+    ended = boundary.unshallow
+    beyond = [at for commit in ended for at in graph.parents_at(commit) if at >= 0]
+    wants, haves = [*want.commits, *beyond], [*have.commits, *ended]
+    fresh, border = split_within(graph, wants, haves, boundary.stops, boundary.client)
+    if not boundary.client:
+        return fresh, known
+    # A client may say of commits that it never got that they end its history.
+    doubtful, _ = split_within(graph, ended, have.commits, ended, boundary.client)
+    sure = {*border, *set(ended).difference(doubtful)}
     had = Walk(graph)
-    had.mark_alone([*border, *ended, *have.commits, *have.tags])
-    had.mark(trees_of(graph, {*border, *ended, *have.commits[:BORDER_MAX]}))
+    had.mark_alone([*sure, *have.commits, *have.tags])
+    had.mark(trees_of(graph, {*sure, *have.commits[:BORDER_MAX]}))
     had.mark(have.others)
-    return finish(had, view)
+    return fresh, finish(had, view)
 
 
 def _reached(view: PoolView, want: _Tips, fresh: Sequence[int], known: bytes) -> bytes:

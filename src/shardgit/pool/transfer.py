@@ -58,6 +58,36 @@ class Trailers:
                 self._known.popitem(last=False)
 
 
+class Entries:
+    """Pack entries of whole objects that were made before, by id, the least used dropped first.
+
+    Deflating what stands as a delta is most of what a shallow clone costs, and clones of one tip come in crowds.
+    """
+
+    def __init__(self, most_bytes: int = 32 << 20) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._known: OrderedDict[ObjectId, bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, oid: ObjectId) -> bytes | None:
+        """Return an object's entry, None when it is not kept."""
+        with self._lock:
+            if oid in self._known:
+                self._known.move_to_end(oid)
+            return self._known.get(oid)
+
+    def put(self, oid: ObjectId, entry: bytes) -> None:
+        """Keep an entry; one that would drive out too many others is not kept."""
+        if len(entry) > self._most_bytes >> 4:
+            return
+        with self._lock:
+            self._bytes += len(entry) - len(self._known.pop(oid, b""))
+            self._known[oid] = entry
+            while self._bytes > self._most_bytes:
+                self._bytes -= len(self._known.popitem(last=False)[1])
+
+
 class Transfer:
     """A pack of the objects in ``wanted`` (a bitset over pool positions) for a client that has those in ``have``.
 
@@ -73,6 +103,7 @@ class Transfer:
         *,
         options: TransferOptions,
         trailers: Trailers | None = None,
+        entries: Entries | None = None,
     ) -> None:
         self.view = view
         self.wanted = wanted
@@ -85,6 +116,7 @@ class Transfer:
         ]
         self.objects = sum(count for _, count in self._plan)
         self._trailers = trailers
+        self._entries = entries if entries is not None else Entries()
         self.objects_rewritten = 0  # sent whole because their base is not with the client
 
     def chunks(self) -> Iterator[bytes]:
@@ -153,11 +185,33 @@ class Transfer:
         for at in range(0, len(entries), PIECE_BYTES):
             yield framer.frame(entries, at, min(at + PIECE_BYTES, len(entries)))
         self.objects_rewritten += len(whole)
-        for at in range(0, len(whole), 64):
-            positions = [segment.base + ordinal for ordinal in whole[at : at + 64]]
-            for found in self.view.read_positions(positions):
-                entry = _segment.whole_entry(found.type, found.data)
-                yield framer.frame(entry, 0, len(entry))
+        waiting: list[bytes] = []
+        size = 0
+        for entry in self._whole([segment.base + ordinal for ordinal in whole]):
+            waiting.append(entry)
+            size += len(entry)
+            if size >= PIECE_BYTES:
+                yield framer.frame(b"".join(waiting), 0, size)
+                waiting, size = [], 0
+        if waiting:
+            yield framer.frame(b"".join(waiting), 0, size)
+
+    def _whole(self, positions: list[int]) -> Iterator[bytes]:
+        """Return an entry of each object as a whole."""
+        for at in range(0, len(positions), 64):
+            some = positions[at : at + 64]
+            ids = self.view.ids_at(some)
+            known = [self._entries.get(oid) for oid in ids]
+            lacking = [place for place, entry in zip(some, known, strict=True) if entry is None]
+            read = iter(self.view.read_positions(lacking))
+            for oid, entry in zip(ids, known, strict=True):
+                if entry is None:
+                    found = next(read)
+                    made = _segment.whole_entry(found.type, found.data)
+                    self._entries.put(oid, made)
+                    yield made
+                else:
+                    yield entry
 
 
 def _frame_entries(framer: _segment.PackFramer, view: memoryview, hash_size: int) -> bytes:

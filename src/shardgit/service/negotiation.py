@@ -252,7 +252,14 @@ class FetchSession(ShownLook):
             thin=self.request.thin_pack,
             sideband=self.request.sideband == 2,
         )
-        return Transfer(self.view, wanted, have, options=options, trailers=self.store.trailers)
+        return Transfer(
+            self.view,
+            wanted,
+            have,
+            options=options,
+            trailers=self.store.trailers,
+            entries=self.store.entries,
+        )
 
     def _selection(self) -> tuple[bytes, bytes]:
         """Return (what is to be sent, what the client surely has)."""
@@ -264,7 +271,8 @@ class FetchSession(ShownLook):
         graph = view.graph()
         alone = not any(graph.type_at(at) in (COMMIT, TAG) for at in self.wants)
         if haves or boundary.unshallow or alone:  # few ask the same again
-            return selection(view, self.wants, haves, boundary=boundary, sieve=sieve)
+            had = store.closures.of(view, haves) if haves and not boundary.client else None
+            return selection(view, self.wants, haves, boundary=boundary, sieve=sieve, had=had)
         whole = None if boundary else store.closure_of(view, self.wants)
         if whole is not None and not sieve.filters:
             return whole, b""

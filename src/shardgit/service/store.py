@@ -21,6 +21,7 @@ from shardgit.errors import (
     RepositoryMissing,
 )
 from shardgit.graph.closure import Move, closure, followed
+from shardgit.graph.closures import Closures
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
@@ -37,7 +38,7 @@ from shardgit.journal.records import (
     serial_of,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
-from shardgit.pool.transfer import Trailers
+from shardgit.pool.transfer import Entries, Trailers
 from shardgit.pool.view import PoolView
 from shardgit.refs.change import first_steps
 from shardgit.refs.ref import Ref
@@ -159,6 +160,8 @@ class Store:
         self.limits = limits
         self.scratch = scratch
         self.trailers = Trailers()
+        self.entries = Entries()
+        self.closures = Closures()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
         self.events: Events | None = None
         self.uploads = Uploads(blocks, limits)
