@@ -133,6 +133,23 @@ def test_clones_and_fetches_are_whole(
     assert "request_failed" not in server.events()
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_archives_are_gits(home: Path, server: Server, tmp_path: Path, algorithm: str) -> None:
+    remote = f"--remote={url(server, algorithm)}"
+    git(tmp_path, "archive", remote, "-o", "ours.tar", "--prefix=x/", "main", home=home)
+    git(home / algorithm, "archive", "-o", str(tmp_path / "gits.tar"), "--prefix=x/", "main")
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "gits.tar").read_bytes()
+    assert git(tmp_path, "archive", remote, "--list", home=home).split() == [
+        *("tar", "tgz", "tar.gz", "zip")
+    ]
+    shown = git(tmp_path, "archive", remote, "main~1", home=home, check=False)
+    assert "remote: fatal: no such ref: main~1" in shown
+    gone = f"--remote={url(server, 'nobody')}"
+    assert "repository does not exist" in git(
+        tmp_path, "archive", gone, "main", home=home, check=False
+    )
+
+
 def test_the_version_reaches_the_server(home: Path, server: Server, tmp_path: Path) -> None:
     for version, first in (("0", "HEAD\0"), ("1", "version 1"), ("2", "version 2")):
         done = subprocess.run(

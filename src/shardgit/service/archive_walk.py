@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,12 @@ from shardgit.errors import (
 from shardgit.objects import DIRECTORY, GITLINK, ObjectType, TreeEntry, parse_commit, parse_tree
 from shardgit.oid import ObjectId, hex_of
 from shardgit.service.commit_facts import CommitReading
-from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.reading import TREE_DEPTH_MAX
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit.journal.interface import JournalSnapshot
     from shardgit.protocol.upload_archive import ArchiveRequest
     from shardgit.service.store import Store
 
@@ -113,16 +112,15 @@ class ArchiveWalk(CommitReading):
         """
         name = treeish.partition(":")[0]
         if not self._settings.fetch.archive_unreachable:
-            with self.store.journal.snapshot() as snapshot:
-                if self._ref_target(snapshot, name) is None:
-                    raise RefMissing(f"no such ref: {name[:200]}")
+            target: ObjectId | None = None
+            with self.store.journal.snapshot() as snapshot, suppress(RefMissing):
+                target = self._ref_target(snapshot, name)
+            if target is None:
+                raise RefMissing(f"no such ref: {name[:200]}")
         try:
             return self.resolve(treeish)
         except (NotFound, InvalidArgument) as cause:
             raise InvalidArgument(f"not a valid object name: {treeish[:200]}") from cause
-
-    def _ref_target(self, snapshot: JournalSnapshot, name: str) -> ObjectId | None:
-        return self.ref_shown(snapshot, name, hidden_from_fetch(settings_of(self.record)))
 
     # ---- paths ----
 

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import heapq
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shardgit.archive.pretty import CommitFacts
-from shardgit.errors import RefMissing
 from shardgit.oid import ObjectId, hex_of
 from shardgit.service.fetch import shown_refs
-from shardgit.service.reading import RULES, Reading
+from shardgit.service.reading import ShownReading
 from shardgit.wildmatch import glob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardgit.journal.interface import JournalSnapshot
     from shardgit.objects import Commit
-    from shardgit.service.hiding import HiddenRefs
 
 ABBREVIATION_MIN = 7
 CANDIDATES_MAX = 10  # as git describe
 SHORT = ((b"refs/heads/", b""), (b"refs/tags/", b"tag: "), (b"refs/remotes/", b""))
 
 
-class CommitReading(Reading):
+class CommitReading(ShownReading):
     """Reads that tell of refs only those shown."""
-
-    def ref_shown(
-        self, snapshot: JournalSnapshot, name: str, hidden: HiddenRefs
-    ) -> ObjectId | None:
-        """Return what the first ref that git's rules give for a name leads to, hidden ones aside."""
-        if len(name) == 2 * self.record.hash_kind.size and _is_hex(name):
-            return None
-        for rule in RULES:
-            full = rule.format(name).encode()
-            if full != b"HEAD" and (not full.startswith(b"refs/") or hidden.hides(full)):
-                continue
-            if self.store.refs.get(snapshot, self.record, full) is not None:
-                with suppress(RefMissing):  # unborn
-                    return self.store.refs.resolve(snapshot, self.record, full).target
-        return None
 
     def facts(self, oid: ObjectId, commit: Commit) -> CommitFacts:
         """Return what is told of a commit, each thing found when it is asked for."""
@@ -154,7 +135,3 @@ class CommitReading(Reading):
                     seen.add(parent)
                     heapq.heappush(heap, (-graph.date_at(parent), parent))
         return found
-
-
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdef" for letter in text)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 from shardgit.errors import (
     DataLoss,
     Internal,
-    PermissionRefused,
     ShardgitError,
     Unavailable,
 )
@@ -25,6 +24,7 @@ from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize
+from shardgit.service.archive import upload_archive
 from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
 from shardgit.service.signed_push import nonce_of
@@ -228,18 +228,13 @@ class _Talk:
 
     # ---- git-upload-archive ----
 
-    async def upload_archive(self, _: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        authorize(self.principal, Action.READ, self.name)
-        async with aclosing(_refused("archives are not served by this release")) as out:
+    async def upload_archive(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        arguments = _timed(pieces, self.host.limits.client_pause_max_s)
+        source = upload_archive(self.host.store, self.name, arguments, self.principal)
+        async with aclosing(source) as out:
             async for piece in out:
+                self.silent = True  # what goes wrong from here on is told within the answer
                 yield piece
-
-
-async def _refused(message: str) -> AsyncGenerator[bytes, None]:
-    nothing: tuple[bytes, ...] = ()
-    for piece in nothing:
-        yield piece
-    raise PermissionRefused(message)
 
 
 class _Packets:
