@@ -331,7 +331,13 @@ class Push:
         both = int.from_bytes(have, "little") | int.from_bytes(marks, "little")
         known = both.to_bytes((view.objects + 7) // 8, "little")
         shown = view if view.objects else None
-        return QuarantinedReading(self.store, self.look.state, shown, Reach(known=known))
+        return QuarantinedReading(
+            self.store,
+            self.look.state,
+            shown,
+            Reach(known=known),
+            uploaded=self.look.uploaded,
+        )
 
     def _targets(self) -> list[ObjectId]:
         return [command.new for _, command in self._standing() if command.new is not None]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.pool.view import PoolView
     from shardgit.service.store import Reach, RepositoryState, Store
+    from shardgit.service.uploads import Uploaded
 
 
 class QuarantinedReading(Reading):
@@ -20,7 +21,13 @@ class QuarantinedReading(Reading):
     """
 
     def __init__(
-        self, store: Store, state: RepositoryState, view: PoolView | None, reach: Reach
+        self,
+        store: Store,
+        state: RepositoryState,
+        view: PoolView | None,
+        reach: Reach,
+        *,
+        uploaded: Uploaded | None = None,
     ) -> None:
         self._pinned = False
         super().__init__(store, state.record.name)
@@ -29,6 +36,8 @@ class QuarantinedReading(Reading):
         self.record = state.record
         self.view = view
         self._reach = reach
+        # Found in the view that the push began with, whose positions are those of this one.
+        self.uploaded = uploaded or store.uploads.none
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         if not self._pinned:

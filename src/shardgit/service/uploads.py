@@ -81,6 +81,7 @@ class Uploads:
     def __init__(self, blocks: BlockStore, limits: Limits) -> None:
         self._blocks = blocks
         self._limits = limits
+        self.none = Uploaded((), None, self)
         self._lock = Lock()
         self._cached: OrderedDict[tuple[RepositoryId, int, int, bytes], Uploaded] = OrderedDict()
 
@@ -90,7 +91,7 @@ class Uploads:
         """Return what counts as uploaded at a snapshot, whose view is ``view``."""
         head = snapshot.get(uploads_head_key(record.id))
         if head is None or view is None:
-            return Uploaded((), None, self)
+            return self.none
         # Rows expire as time goes by: a cached answer is good for a minute.
         key = (record.id, head.revision, int(time.time()) // 60, view.id)
         with self._lock:
