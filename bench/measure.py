@@ -50,11 +50,11 @@ def children_of(pid: int) -> list[int]:
     """Return the processes below a process, itself first."""
     found = [pid]
     for at in found:
-        for task in Path(f"/proc/{at}/task").glob("*/children"):
-            try:
+        try:
+            for task in Path(f"/proc/{at}/task").glob("*/children"):
                 found += [int(word) for word in task.read_text().split() if int(word) not in found]
-            except OSError:
-                continue
+        except OSError:  # it ended meanwhile
+            continue
     return found
 
 
