@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit.errors import (
+    AlreadyExists,
     Conflict,
+    FsckRefused,
+    InvalidArgument,
     InvalidRefName,
     LimitExceeded,
     Refused,
@@ -19,17 +22,18 @@ from shardgit.protocol.receive_pack import UNPACKER_ERROR, Command, CommandResul
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.service import policy
-from shardgit.service.fscking import judge, severities
+from shardgit.service.fscking import judge, lines_of, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
 from shardgit.service.quarantine import QuarantinedReading
 from shardgit.service.resolving import new_ingest
 from shardgit.service.settings import settings_of
+from shardgit.service.signed_push import certificate_facts, certificate_refusal
 from shardgit.service.store import Reach
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from shardgit.service.access import Principal
     from shardgit.service.reading import Reading
     from shardgit.service.settings import RepositorySettings
+    from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
 
 ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
@@ -59,6 +64,14 @@ class Pushed:
     revision: int
     objects: int
     sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """One journal commit."""
+
+    conditions: Sequence[Condition]
+    operations: Sequence[Operation]
 
 
 class Push:
@@ -87,11 +100,14 @@ class Push:
         self.record = self.look.record
         self.settings: RepositorySettings = settings_of(self.record)
         self.errors: dict[int, str] = {}
+        self.unpack_error: str | None = None
+        self.facts: CertificateFacts | None = None
         self.told: list[str] = []  # lines for the user
         self.ingest: Ingest | None = None
         self._known: list[int] = []  # positions of pushed objects that the pool had
         self._root: bytes = b""
-        self._sequence = 0
+        self._sequence = self._revision = self._rounds = 0
+        self._lost = False
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
 
     def _limits(self) -> Limits:
@@ -160,6 +176,28 @@ class Push:
         self.incoming = Incoming(self.ingest, view, self.record.hash_kind, self.store.limits)
         self._root = b""
 
+    def judge(
+        self,
+        pack: Callable[[], tuple[Buffer, array[int] | None]] | None,
+        *,
+        nonce: bytes | None = None,
+    ) -> None:
+        """Do all that comes before hooks: take the pack, judge the certificate, check the commands.
+
+        What is wrong with the pack stands in ``unpack_error`` and condemns every command.
+        """
+        try:
+            if pack is not None:
+                self.take(*pack())
+        except (InvalidArgument, LimitExceeded, AlreadyExists) as error:
+            self.unpack_failed(error)
+            return
+        self.facts = certificate_facts(self.record, self.request, given=nonce)
+        reason = certificate_refusal(self.settings, self.request, self.facts)
+        if reason is not None:
+            self.refuse_all(reason)
+        self.check()
+
     # ---- checks ----
 
     def check(self) -> None:
@@ -219,7 +257,9 @@ class Push:
 
     def unpack_failed(self, error: ShardgitError) -> None:
         """Refuse every command because the pack was."""
-        del error
+        lines = lines_of(error) if isinstance(error, FsckRefused) else []
+        self.unpack_error = error.message if lines else str(error)
+        self.told += [*lines, f"fatal: {self.unpack_error}"]
         self.errors.clear()
         self.refuse_all(UNPACKER_ERROR)
 
@@ -353,44 +393,60 @@ class Push:
 
     def commit(self) -> Pushed:
         """Make all accepted commands durable and visible; returns how each ended. Errors: StorageFull, Unavailable."""
-        if self.request.atomic and self.errors:
-            self.refuse_all(ATOMIC)
-        self._make_room()
-        for _ in range(ROUNDS_MAX):
-            if not self._standing():
-                break
-            revision = self._try_commit()
-            if revision is not None:
-                return self._done(revision)
-        self.refuse_all("failed to update ref")
-        return self._done(0)
+        while (steps := self.steps()) is not None:
+            try:
+                # commit point: a crash before it leaves the repository as it was and at most blocks that nothing
+                # names; after it objects, refs and log are there, fsynced.
+                revision = self.store.journal.commit_sync(steps.conditions, steps.operations)
+            except Conflict:
+                self.lost()
+            else:
+                self.committed(revision)
+        return self.outcome()
 
-    def _try_commit(self) -> int | None:
-        """Commit once; None when another writer of the pool or of the refs was faster."""
-        pool = self.look.state.pool
+    def steps(self) -> Steps | None:
+        """Return the journal commit that makes all accepted commands visible; None when nothing is left to do.
+
+        Tell ``committed`` or ``lost`` what became of it, and ask again. Large pushes have put their blocks by then.
+        """
+        if self._revision or not self._begin():
+            return None
+        if self._rounds == ROUNDS_MAX:
+            self.refuse_all("failed to update ref")
+            return None
+        self._rounds += 1
         root = self.root()
-        steps: tuple[list[Condition], list[Operation]] = ([], [])
+        added: tuple[list[Condition], list[Operation]] = ([], [])
         if root:
-            steps = self.store.next_recent(pool, root)
+            added = self.store.next_recent(self.look.state.pool, root)
         with self.store.journal.snapshot() as snapshot:
             change = self._plan(snapshot)
-        if change is None:
-            return None
-        if not change.operations:
-            return 0  # all refs stand there already
-        try:
-            # commit point: a crash before it leaves the repository as it was and at most blocks that nothing names;
-            # after it objects, refs and log are there, fsynced.
-            revision = self.store.journal.commit_sync(
-                [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
-            )
-        except Conflict:
-            self._renew()
-            return None
+        if change is None or not change.operations:
+            return None  # all is refused, or all refs stand there already
         self._sequence = change.sequence
-        if root:
-            self.store.adopt(pool.record, self._extended(), revision)
-        return revision
+        return Steps([*change.conditions, *added[0]], [*change.operations, *added[1]])
+
+    def _begin(self) -> bool:
+        """Prepare a try; False when no command is left."""
+        if self.request.atomic and self.errors:
+            self.refuse_all(ATOMIC)
+        if self._lost:
+            self._lost = False
+            self._renew()
+        elif not self._rounds:
+            self._make_room()
+        return bool(self._standing())
+
+    def lost(self) -> None:
+        """Take note that another writer of the pool or of the refs was faster."""
+        self._lost = True
+
+    def committed(self, revision: int) -> None:
+        """Take note of the commit."""
+        self._revision = revision
+        if self._root:
+            self.store.adopt(self.look.state.pool.record, self._extended(), revision)
+        settle_soon(self.store, self.look)
 
     def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
         """Plan the change of refs; None when what was found out refuses all that is left."""
@@ -486,17 +542,17 @@ class Push:
     def failed(self, error: ShardgitError) -> Pushed:
         """Return how a push ended whose commit failed for a reason of the store's, not of the push."""
         self.refuse_all(error.message)
-        return self._done(0)
+        return self.outcome()
 
-    def _done(self, revision: int) -> Pushed:
+    def outcome(self) -> Pushed:
+        """Return how the push ended."""
         results = tuple(
             CommandResult(command, self.errors.get(number))
             for number, command in enumerate(self.request.commands)
         )
-        objects = self.incoming.objects if revision else 0
-        if revision:
-            settle_soon(self.store, self.look)
-        return Pushed(results, revision, objects, self._sequence if revision else 0)
+        if not self._revision:
+            return Pushed(results, 0, 0)
+        return Pushed(results, self._revision, self.incoming.objects, self._sequence)
 
 
 def settle_soon(store: Store, look: Look) -> None:

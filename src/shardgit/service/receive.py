@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import telemetry
 from shardgit.errors import (
-    AlreadyExists,
-    FsckRefused,
-    InvalidArgument,
+    Conflict,
     LimitExceeded,
     ShardgitError,
     Unavailable,
@@ -25,22 +24,20 @@ from shardgit.protocol.receive_pack import (
 )
 from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
-from shardgit.service.fscking import lines_of
 from shardgit.service.hiding import hidden_from_push
 from shardgit.service.pack_spool import PackSpool
 from shardgit.service.push import Push, Pushed
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
-from shardgit.service.signed_push import certificate_facts, certificate_refusal, nonce_of
+from shardgit.service.signed_push import nonce_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 
+    from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
     from shardgit.protocol.receive_pack import PushRequest
-    from shardgit.refs.ref import Ref
     from shardgit.service.access import Principal
-    from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
 
 T = TypeVar("T")
@@ -48,6 +45,17 @@ KEEPALIVE_S = 5.0
 KEEPALIVE = b"0005\x02"  # an empty packet of band 2
 PAGE_REFS = 8_192
 HEADS = b"refs/heads/"
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A part of an advertisement: its lines, and where the next one begins, b"" behind the last."""
+
+    writer: PushAdvertisement
+    prefixes: tuple[bytes, ...]
+    left: int
+    after: bytes = b""
+    lines: bytes = b""
 
 
 class ReceiveService:
@@ -71,23 +79,11 @@ class ReceiveService:
         """
         authorize(principal, Action.WRITE, name)
         run = self.store.workers.run
-        record = await run(self._record, name)
-        settings = settings_of(record)
-        offered = self._offered(record, nonce_of(record) if nonce is None else nonce)
-        writer = PushAdvertisement(record.hash_kind, self.version, offered)
-        hidden = hidden_from_push(settings)
-        prefixes, left = await run(self._shown, name)
-        after = b""
-        while left:
-            refs, last = await run(self._page, name, prefixes, after, min(left, PAGE_REFS))
-            left -= len(refs)
-            shown = [ref for ref in refs if not hidden.hides(ref.name)]
-            if shown:
-                yield writer.add(shown)
-            if not last:
-                break
-            after = last
-        yield writer.end()
+        page = await run(self._first_page, name, nonce)
+        yield page.lines
+        while page.after:
+            page = await run(self._next_page, name, page)
+            yield page.lines
 
     def _record(self, name: str) -> RepositoryRecord:
         with self.store.journal.snapshot() as snapshot:
@@ -99,38 +95,46 @@ class ReceiveService:
             atomic=receive.atomic, push_options=receive.push_options, nonce=nonce
         )
 
-    def _shown(self, name: str) -> tuple[tuple[bytes, ...], int]:
-        """Return which refs an advertisement shows, as prefixes and the most."""
+    def _first_page(self, name: str, nonce: bytes | None) -> _Page:
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, name)
             count = self.store.refs.head(snapshot, record).count
-        receive = settings_of(record).receive
-        if receive.advertise == "all" or (
-            receive.advertise == "auto" and count <= receive.advertise_cap
-        ):
-            return (), count + PAGE_REFS
-        return (HEADS,), receive.advertise_cap
-
-    def _page(
-        self, name: str, prefixes: Sequence[bytes], after: bytes, most: int
-    ) -> tuple[list[AdvertisedRef], bytes]:
-        with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, name)
-            found = list(
-                self.store.refs.list(
-                    snapshot, record, prefixes=prefixes, start_after=after, limit=most
-                )
+            receive = settings_of(record).receive
+            whole = receive.advertise == "all" or (
+                receive.advertise == "auto" and count <= receive.advertise_cap
             )
+            offered = self._offered(record, nonce_of(record) if nonce is None else nonce)
+            writer = PushAdvertisement(record.hash_kind, self.version, offered)
+            left = count + PAGE_REFS if whole else receive.advertise_cap
+            page = _Page(writer, () if whole else (HEADS,), left)
+            return self._filled(snapshot, record, page)
 
-            def final(ref: Ref) -> AdvertisedRef:
-                target = ref.target
-                if ref.symbolic is not None:
-                    at = self.store.refs.get(snapshot, record, ref.symbolic)
-                    target = at.target if at is not None else None
-                return AdvertisedRef(ref.name, target)
+    def _next_page(self, name: str, page: _Page) -> _Page:
+        with self.store.journal.snapshot() as snapshot:
+            return self._filled(snapshot, self.store.repository(snapshot, name), page)
 
-            refs = [final(ref) for ref in found]
-        return refs, found[-1].name if len(found) == most else b""
+    def _filled(self, snapshot: JournalSnapshot, record: RepositoryRecord, page: _Page) -> _Page:
+        """Return the lines of the refs behind a page's; each page is a snapshot of its own."""
+        most = min(page.left, PAGE_REFS)
+        refs = self.store.refs
+        found = list(
+            refs.list(snapshot, record, prefixes=page.prefixes, start_after=page.after, limit=most)
+        )
+        hidden = hidden_from_push(settings_of(record))
+        shown = []
+        for ref in found:
+            target = ref.target
+            if ref.symbolic is not None:
+                at = refs.get(snapshot, record, ref.symbolic)
+                target = at.target if at is not None else None
+            if not hidden.hides(ref.name):
+                shown.append(AdvertisedRef(ref.name, target))
+        lines = page.writer.add(shown)
+        left = page.left - len(found)
+        more = bool(left) and len(found) == most
+        if not more:
+            lines += page.writer.end()
+        return replace(page, left=left, after=found[-1].name if more else b"", lines=lines)
 
     # ---- pushes ----
 
@@ -203,78 +207,65 @@ class ReceiveService:
         nonce: bytes | None,
     ) -> AsyncGenerator[bytes, None]:
         """Carry out a push whose bytes are here; yield what the client hears of it."""
-        told = _Told(request)
-        push = await self.store.workers.run(Push, self.store, name, request, principal=principal)
-        async for piece in self._unpack(told, push, spool):
-            yield piece
-        facts = None
-        if told.unpack is None:
-            facts = await self.store.workers.run(
-                certificate_facts, push.record, request, given=nonce
-            )
-            reason = certificate_refusal(push.settings, request, facts)
-            if reason is not None:
-                push.refuse_all(reason)
-            async for piece in self._while(told, push.check):
+        run = self.store.workers.run
+        push = await run(Push, self.store, name, request, principal=principal)
+        if spool.refused is not None:
+            push.unpack_failed(spool.refused)
+        else:
+            pack = spool.pack if request.has_pack else None
+            async for piece in self._while(request, run(push.judge, pack, nonce=nonce)):
                 yield piece
-            for text in told.drain(push):
-                yield text
-            async for piece in self._asked(told, push, facts):
+        for text in _told(push):
+            yield text
+        if push.unpack_error is None:
+            async for piece in self._asked(push):
                 yield piece
-        async for piece in self._commit(told, push):
+        async for piece in self._while(request, self._commit(push)):
             yield piece
-        outcome = told.outcome
-        answer = end_of_answer(request, report(request, told.unpack, outcome.results))
+        for text in _told(push):
+            yield text
+        outcome = push.outcome()
+        answer = end_of_answer(request, report(request, push.unpack_error, outcome.results))
         # As with git, the client has its report before post-receive hooks run.
         yield answer.removesuffix(FLUSH_BYTES) if request.sideband else answer
         if outcome.sequence:
-            async for piece in self._heard(told, push, facts, outcome):
+            async for piece in self._heard(push, outcome):
                 yield piece
         if request.sideband:
             yield FLUSH_BYTES
 
-    async def _unpack(
-        self, told: _Told, push: Push, spool: PackSpool
-    ) -> AsyncGenerator[bytes, None]:
-        """Take the pack; what is wrong with it condemns every command and is told in the report."""
+    async def _commit(self, push: Push) -> None:
+        """Commit, again while other writers are faster. No thread waits for the disk: pushes share its fsyncs."""
+        run = self.store.workers.run
         try:
-            if spool.refused is not None:
-                raise spool.refused
-            if told.request.has_pack:
-                async for piece in self._while(told, lambda: push.take(*spool.pack())):
-                    yield piece
-        except (InvalidArgument, LimitExceeded, AlreadyExists) as error:
-            told.unpack = _unpack_text(error)
-            for text in told.of_error(error):
-                yield text
-            push.unpack_failed(error)
-
-    async def _commit(self, told: _Told, push: Push) -> AsyncGenerator[bytes, None]:
-        try:
-            async for piece in self._while(told, push.commit):
-                yield piece
+            while (steps := await run(push.steps)) is not None:
+                try:
+                    # commit point: as in Push.commit.
+                    revision = await self.store.journal.commit(steps.conditions, steps.operations)
+                except Conflict:
+                    push.lost()
+                else:
+                    await run(push.committed, revision)
         except (LimitExceeded, Unavailable) as error:
             telemetry.log().warning("push_not_committed", repository=push.name, error=str(error))
-            told.take(push.failed(error))
-        for text in told.drain(push):
-            yield text
+            push.failed(error)
 
     # ---- hooks ----
 
-    async def _asked(
-        self, told: _Told, push: Push, facts: CertificateFacts | None
-    ) -> AsyncGenerator[bytes, None]:
+    async def _asked(self, push: Push) -> AsyncGenerator[bytes, None]:
         """Let the hooks refuse the push, or single refs, while its objects are in quarantine."""
-        line = _Line(told.request)
-        async for piece in self._talking(line, ask_hooks(push, facts=facts, tell=line.tell)):
+        if self.store.hooks is None or not self.store.hooks.wanted(push.record):
+            return
+        line = _Line(push.request)
+        async for piece in self._talking(line, ask_hooks(push, facts=push.facts, tell=line.tell)):
             yield piece
 
-    async def _heard(
-        self, told: _Told, push: Push, facts: CertificateFacts | None, outcome: Pushed
-    ) -> AsyncGenerator[bytes, None]:
+    async def _heard(self, push: Push, outcome: Pushed) -> AsyncGenerator[bytes, None]:
         """Tell the post-receive hooks; what they say while the client waits, it hears."""
-        line = _Line(told.request)
-        telling = tell_hooks(push, outcome, facts=facts, tell=line.tell)
+        if self.store.events is None or not push.settings.hooks:
+            return
+        line = _Line(push.request)
+        telling = tell_hooks(push, outcome, facts=push.facts, tell=line.tell)
         async for piece in self._talking(line, telling):
             yield piece
 
@@ -294,17 +285,19 @@ class ReceiveService:
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def _while(self, told: _Told, job: Callable[[], object]) -> AsyncGenerator[bytes, None]:
-        """Run a job on a worker; yield a sign of life from time to time. Its result goes into ``told``."""
-        task = asyncio.ensure_future(self.store.workers.run(job))
+    async def _while(
+        self, request: PushRequest, work: Coroutine[object, object, object]
+    ) -> AsyncGenerator[bytes, None]:
+        """Let work go on; yield a sign of life from time to time."""
+        task = asyncio.ensure_future(work)
         try:
             while True:
                 ended, _ = await asyncio.wait({task}, timeout=self.keepalive_s)
                 if ended:
                     break
-                if told.request.sideband:
+                if request.sideband:
                     yield KEEPALIVE
-            told.take(task.result())
+            task.result()
         finally:
             if not task.done():
                 task.cancel()
@@ -346,42 +339,13 @@ class _Line:
                     await asyncio.wait({task})
 
 
-class _Told:
-    """What the client of one push hears beside the report."""
-
-    def __init__(self, request: PushRequest) -> None:
-        self.request = request
-        self.unpack: str | None = None  # what is wrong with the pack
-        self._outcome: object = None
-
-    def take(self, result: object) -> None:
-        self._outcome = result
-
-    @property
-    def outcome(self) -> Pushed:
-        assert isinstance(self._outcome, Pushed)
-        return self._outcome
-
-    def drain(self, push: Push) -> list[bytes]:
-        """Return what the engine has to say since the last time."""
-        lines, push.told = push.told, []
-        return self.lines(lines)
-
-    def lines(self, lines: Sequence[str]) -> list[bytes]:
-        """Return lines on band 2; nothing for a client without side-bands."""
-        if not self.request.sideband:
-            return []
-        return [band(2, _printable(text) + b"\n") for text in lines]
-
-    def of_error(self, error: ShardgitError) -> list[bytes]:
-        if isinstance(error, FsckRefused):
-            return self.lines([*lines_of(error), f"fatal: {error.message}"])
-        return self.lines([f"fatal: {error}"])
+def _told(push: Push) -> list[bytes]:
+    """Return what the engine has to say since the last time, on band 2; nothing for a client without side-bands."""
+    lines, push.told = push.told, []
+    if not push.request.sideband:
+        return []
+    return [band(2, _printable(text) + b"\n") for text in lines]
 
 
 def _printable(text: str) -> bytes:
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in text).encode()[:4_000]
-
-
-def _unpack_text(error: ShardgitError) -> str:
-    return error.message if isinstance(error, FsckRefused) else str(error)
