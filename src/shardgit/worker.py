@@ -79,7 +79,7 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     await runner.setup()
     site = web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG)
     await site.start()
-    server = await make_server(store, config.grpc, stopping=stop)
+    server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with events.serving(drain_s=CLOSE_MAX_S / 2):

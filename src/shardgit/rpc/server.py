@@ -10,7 +10,9 @@ from grpc_reflection.v1alpha import reflection
 
 from shardgit.rpc.refs import Refs
 from shardgit.rpc.services import Commits, Objects, RepositoriesService, Shards
+from shardgit.rpc.transport import Transport
 from shardgit.rpc.writes import Packs
+from shardgit.service.conversation import Conversations
 from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
@@ -24,7 +26,10 @@ from shardgit.v1 import (
     repository_pb2_grpc,
     shard_pb2,
     shard_pb2_grpc,
+    transport_pb2,
+    transport_pb2_grpc,
 )
+from shardgit.version import VERSION
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,12 +40,17 @@ RECEIVE_MAX_BYTES = 4 << 20
 
 
 async def make_server(
-    store: Store, address: str, *, stopping: asyncio.Event | None = None
+    store: Store,
+    address: str,
+    *,
+    stopping: asyncio.Event | None = None,
+    conversations: Conversations | None = None,
 ) -> grpc.aio.Server:
     """Return a server bound to ``address`` (shared with the other workers), not yet started.
 
     Streams that have no end of their own are ended once ``stopping`` is set.
     """
+    talks = conversations or Conversations(store, version=VERSION)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 1),
@@ -56,6 +66,7 @@ async def make_server(
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
     shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)  # type: ignore[no-untyped-call]
     pack_pb2_grpc.add_PackServiceServicer_to_server(Packs(store), server)  # type: ignore[no-untyped-call]
+    transport_pb2_grpc.add_TransportServiceServicer_to_server(Transport(talks), server)  # type: ignore[no-untyped-call]
     names = [
         module.DESCRIPTOR.services_by_name[service].full_name
         for module, service in (
@@ -65,6 +76,7 @@ async def make_server(
             (commit_pb2, "CommitService"),
             (shard_pb2, "ShardService"),
             (pack_pb2, "PackService"),
+            (transport_pb2, "TransportService"),
         )
     ]
     servicer = health.aio.HealthServicer()

@@ -1,0 +1,110 @@
+"""TransportService: Git's own protocols, carried by bidirectional calls."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from shardgit.errors import InvalidArgument, LimitExceeded
+from shardgit.rpc.status import stream
+from shardgit.service.access import ANONYMOUS, Principal
+from shardgit.service.conversation import GitService
+from shardgit.service.names import name_in_path
+from shardgit.v1 import transport_pb2, transport_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    import grpc
+
+    from shardgit.service.conversation import Conversations
+
+    Request = (
+        transport_pb2.UploadPackRequest
+        | transport_pb2.ReceivePackRequest
+        | transport_pb2.UploadArchiveRequest
+    )
+
+VERSIONS = (0, 1, 2)
+
+
+class Transport(transport_pb2_grpc.TransportServiceServicer):
+    """TransportService."""
+
+    def __init__(self, conversations: Conversations) -> None:
+        self.conversations = conversations
+        self.most = conversations.limits.message_max_bytes
+
+    @stream
+    async def UploadPack(
+        self,
+        requests: AsyncIterator[transport_pb2.UploadPackRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[transport_pb2.UploadPackResponse]:
+        async with aclosing(self._converse(GitService.UPLOAD_PACK, requests, context)) as out:
+            async for piece in out:
+                yield transport_pb2.UploadPackResponse(data=piece)
+
+    @stream
+    async def ReceivePack(
+        self,
+        requests: AsyncIterator[transport_pb2.ReceivePackRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[transport_pb2.ReceivePackResponse]:
+        async with aclosing(self._converse(GitService.RECEIVE_PACK, requests, context)) as out:
+            async for piece in out:
+                yield transport_pb2.ReceivePackResponse(data=piece)
+
+    @stream
+    async def UploadArchive(
+        self,
+        requests: AsyncIterator[transport_pb2.UploadArchiveRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[transport_pb2.UploadArchiveResponse]:
+        async with aclosing(self._converse(GitService.UPLOAD_ARCHIVE, requests, context)) as out:
+            async for piece in out:
+                yield transport_pb2.UploadArchiveResponse(data=piece)
+
+    async def _converse(
+        self,
+        service: GitService,
+        requests: AsyncIterator[Request],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncGenerator[bytes, None]:
+        """Hold a conversation; its bytes come in pieces that fit into a message."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidArgument("stream does not begin with a header")
+        asked = first.header.protocol_version
+        talk = self.conversations.converse(
+            service,
+            name_in_path(first.header.repository),
+            self._pieces(requests),
+            principal=Principal(ANONYMOUS.name, address_of(context.peer())),
+            version=asked if asked in VERSIONS else 0,
+        )
+        async with aclosing(talk) as out:
+            async for piece in out:
+                if len(piece) <= self.most:
+                    yield piece
+                    continue
+                for at in range(0, len(piece), self.most):
+                    yield piece[at : at + self.most]
+
+    async def _pieces(self, requests: AsyncIterator[Request]) -> AsyncIterator[bytes]:
+        async for request in requests:
+            if request.WhichOneof("part") == "header":
+                raise InvalidArgument("stream has two headers")
+            if len(request.data) > self.most:
+                raise LimitExceeded(
+                    "message is too large", bytes=len(request.data), limit=self.most
+                )
+            yield request.data
+
+
+def address_of(peer: str) -> str:
+    """Return the address in gRPC's name of a peer: ``ipv4:127.0.0.1:5``, ``ipv6:%5B::1%5D:5``."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
