@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from hooking import configure, program
 from reference.serving import serving_rpc
 from served import git, small_repository
 
@@ -33,12 +33,16 @@ from shardgit.journal.uploads import (
     uploads_head_key,
     uploads_range,
 )
-from shardgit.node import create_store, open_store
+from shardgit.node import create_store, equip_hooks, open_store
 from shardgit.objects import ObjectType, object_id
 from shardgit.oid import BlockId, HashKind, ObjectId, RepositoryId
 from shardgit.operate.settle import settle
+from shardgit.pack.builder import PackBuilder
+from shardgit.refs.update import RefUpdate
 from shardgit.service.configuring import Configuring
 from shardgit.service.exporting import export_repository
+from shardgit.service.forks import fork
+from shardgit.service.hooks import HookPolicy
 from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
 from shardgit.service.repositories import Repositories
@@ -136,22 +140,52 @@ async def test_an_upload_is_not_the_forks(repo: shardgit.aio.Repo, store: Store)
         await other.put_objects([("tree", tree)])
     with pytest.raises(ObjectMissing):
         await other.commit("x", message="m", author=AUTHOR, files={"a": File(id=oid)})
+    pack = PackBuilder(HashKind.SHA1)
+    pack.add(ObjectType.TREE, tree)
+    with pytest.raises(Refused, match="links to what is neither"):
+        await other.store_pack(pack.finish())
+    (mine,) = await repo.put_objects([("tree", tree)])
+    assert [one async for one in other.objects([mine])] == [None]
+    with pytest.raises(ObjectMissing):
+        await other.update_refs([RefUpdate(b"refs/tags/x", None, oid)], atomic=True)
+    with pytest.raises((ObjectMissing, InvalidArgument)):
+        async for _ in other.fetch_pack([oid]):
+            pass
     assert await other.put_objects([("blob", b"mine alone")]) == [oid]
     assert [one.data async for one in other.objects([oid]) if one] == [b"mine alone"]
 
 
-def fork(store: Store, name: str, new_name: str) -> None:
-    """Make a repository of the same pool."""
-    from shardgit.journal.interface import Put
-    from shardgit.journal.records import RepositoryRecord, repository_key
+async def test_a_ref_may_name_what_was_put(
+    repo: shardgit.aio.Repo, store: Store, tmp_path: Path
+) -> None:
+    old = await repo.commit_info("main")
+    blob, tree = b"by id\n", b"100644 a\0" + blob_id(b"by id\n")
+    (_, root) = await repo.put_objects([("blob", blob), ("tree", tree)])
+    who = b"A U Thor <author@example.com> 1700000000 +0000"
+    head = b"tree %s\nparent %s\n" % (root.hex().encode(), old.id.hex().encode())
+    made = head + b"author %s\ncommitter %s\n\nby id\n" % (who, who)
+    (commit,) = await repo.put_objects([("commit", made)])
+    update = RefUpdate(b"refs/heads/main", old.id, commit)
+    await repo.update_refs([update], atomic=True)
+    folder = exported(store, "demo", tmp_path / "out.git")
+    assert git(folder, "rev-parse", "main") == commit.hex()
+    assert git(folder, "show", "main:a") == "by id"
 
-    Repositories(store).create(new_name)
-    with store.journal.snapshot() as snapshot:
-        pool = store.repository(snapshot, name).pool
-        row = snapshot.get(repository_key(store.repository(snapshot, new_name).id))
-        assert row is not None
-        record = replace(RepositoryRecord.decode(row.value), pool=pool)
-    store.journal.commit_sync([], [Put(row.key, record.encode())])
+
+async def test_a_ref_does_not_name_what_leads_to_something_lost(
+    repo: shardgit.aio.Repo, store: Store
+) -> None:
+    """An uploaded tree names a blob that the repository has lost since, and a sibling still has."""
+    side = await repo.commit("side", message="m", author=AUTHOR, files={"lost": b"lost"})
+    fork(store, "demo", "fork")
+    blob = blob_id(b"lost")
+    (tree,) = await repo.put_objects([("tree", b"100644 lost\0" + blob)])
+    await repo.update_refs([RefUpdate(b"refs/heads/side", side.id, None)], atomic=True)
+    assert [one async for one in repo.objects([blob])] == [None]
+    with pytest.raises(ObjectMissing, match="leads to what is not"):
+        await repo.update_refs([RefUpdate(b"refs/tags/t", None, tree)], atomic=True)
+    await repo.put_objects([("blob", b"lost")])
+    await repo.update_refs([RefUpdate(b"refs/tags/t", None, tree)], atomic=True)
 
 
 async def test_links_may_lead_to_the_repository_and_to_uploads(repo: shardgit.aio.Repo) -> None:
@@ -472,6 +506,36 @@ async def test_policy_counts_for_commits_too(repo: shardgit.aio.Repo, store: Sto
     with pytest.raises(Refused, match="only signed pushes"):
         await repo.commit("main", message="m", author=AUTHOR, files={"a": b"1"})
     assert len([one async for one in repo.log("main")]) == 4
+
+
+async def test_hooks_are_asked_of_commits(
+    repo: shardgit.aio.Repo, store: Store, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    text = f"cat >>{seen}; echo $GIT_PUSH_OPTION_0 >>{seen}; test -e {seen}.yes || {{ echo not now; exit 1; }}"
+    hook = program(tmp_path / "hooks", "pre", text)
+    equip_hooks(store, HookPolicy(programs=tmp_path / "hooks"))
+    configure(store, {"kind": "program", "event": "pre_receive", "target": hook})
+    old = (await repo.ref("refs/heads/main")).target
+    assert old is not None
+    with pytest.raises(Refused, match="pre-receive hook declined") as caught:
+        await repo.commit("main", message="m", author=AUTHOR, files={"a": b"1"}, options=["ci"])
+    assert caught.value.facts["told"] == "not now"
+    assert (await repo.ref("refs/heads/main")).target == old
+    (tmp_path / "seen.yes").touch()
+    made = await repo.commit("main", message="m", author=AUTHOR, files={"a": b"1"})
+    lines = seen.read_text().splitlines()
+    assert lines[1] == "ci"
+    assert f"{old.hex()} {made.id.hex()} refs/heads/main" in lines
+
+
+async def test_required_signatures_count_for_updates_too(
+    repo: shardgit.aio.Repo, store: Store
+) -> None:
+    old = (await repo.commit_info("main~1")).id
+    Configuring(store).update("demo", {"signed_push.mode": "required"})
+    with pytest.raises(Refused, match="only signed pushes"):
+        await repo.update_refs([RefUpdate(b"refs/heads/x", None, old)], atomic=True)
 
 
 def test_the_same_verbs_without_async(store: Store, source: Path) -> None:

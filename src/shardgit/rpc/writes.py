@@ -196,7 +196,7 @@ class CommitWrites:
             options=tuple(option.encode() for option in head.options),
         )
         work = Committing(self.store, head.repository, ANONYMOUS)
-        done = await self.store.workers.run(work.commit, plan)
+        done = await work.commit(plan)
         return commit_pb2.CreateCommitResponse(id=done.id, tree=done.tree, old=done.old or b"")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Conflict, InvalidArgument, ObjectMissing, Refused
@@ -13,8 +13,9 @@ from shardgit.pack.builder import PackBuilder
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.composing import FileChange, commit_bytes, compose_tree, person
 from shardgit.service.push import Push
+from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.reading import Reading
-from shardgit.service.signed_push import certificate_refusal
+from shardgit.service.signed_push import unsigned_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 ROUNDS_MAX = 16  # against other writers of the branch, where the caller expects nothing of it
+TOLD_MAX = 2_000  # characters of what a refusal quotes
 STALE = "incorrect old value provided"
 
 
@@ -57,34 +59,49 @@ class Committed:
     old: ObjectId | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A commit that was checked as a push and waits for hooks and its commit point."""
+
+    push: Push
+    done: Committed
+
+
+@dataclass(frozen=True, slots=True)
 class Committing:
-    """Makes commits in one repository. Methods run in the calling thread, a worker's."""
+    """Makes commits in one repository."""
 
     store: Store
     name: str
     principal: Principal
-    told: list[str] = field(default_factory=list)
 
-    def commit(self, plan: CommitPlan) -> Committed:
-        """Make a commit and move its branch, under the rules of any push.
+    async def commit(self, plan: CommitPlan) -> Committed:
+        """Make a commit and move its branch, under the rules of any push, hooks among them.
 
         Errors: Conflict when the branch is not where it was expected or moves all the time, Refused with the reason of
-        a policy, InvalidArgument, PathMissing, LimitExceeded, StorageFull.
+        a policy or a hook, InvalidArgument, PathMissing, LimitExceeded, StorageFull.
         """
-        limits = self.store.limits
+        run, limits = self.store.workers.run, self.store.limits
         if len(plan.files) > limits.commit_files_max:
             raise InvalidArgument("commit changes too many files", limit=limits.commit_files_max)
         for _ in range(ROUNDS_MAX):
-            done = self._once(plan)
-            if done is not None:
-                return done
+            said = _Said()
+            ready = await run(self._prepare, plan)
+            await ask_hooks(ready.push, tell=said.hear)
+            pushed = await run(ready.push.commit)
+            error = pushed.results[0].error
+            if error is None:
+                await tell_hooks(ready.push, pushed)
+                return ready.done
+            if error != STALE:
+                told = "\n".join([*ready.push.told, said.text])
+                raise Refused(error, branch=plan.branch, told=told[:TOLD_MAX].strip())
             if plan.expected is not None:
                 break
         raise Conflict("branch moved meanwhile; look again", branch=plan.branch)
 
-    def _once(self, plan: CommitPlan) -> Committed | None:
-        """Make the commit on the branch as it stands; None when it moved meanwhile."""
+    def _prepare(self, plan: CommitPlan) -> _Ready:
+        """Compose the commit on the branch as it stands, and check it as a push. Runs in a worker."""
         reading = Reading(self.store, self.name)
         kind = reading.record.hash_kind
         ref = full_name(plan.branch)
@@ -114,25 +131,19 @@ class Committing:
         for one in tree.objects:
             pack.add(one.type, one.data)
         pack.add(ObjectType.COMMIT, data)
-        done = self._push(Command(ref, old, new), pack.finish(), plan)
-        return Committed(new, tree.id, old) if done else None
+        push = self._push(Command(ref, old, new), pack.finish(), plan)
+        return _Ready(push, Committed(new, tree.id, old))
 
-    def _push(self, command: Command, pack: bytes, plan: CommitPlan) -> bool:
-        """Push one command; False when its ref is not where it was any more."""
+    def _push(self, command: Command, pack: bytes, plan: CommitPlan) -> Push:
+        """Return a push of one command, taken and checked."""
         request = PushRequest((command,), options=plan.options)
         push = Push(self.store, self.name, request, principal=self.principal, reason="commit")
         push.take(pack)
-        unsigned = certificate_refusal(push.settings, request, None)
+        unsigned = unsigned_refusal(push.settings)
         if unsigned is not None:
             push.refuse_all(unsigned)
         push.check()
-        (result,) = push.commit().results
-        self.told = push.told
-        if result.error == STALE:
-            return False
-        if result.error is not None:
-            raise Refused(result.error, branch=plan.branch, told="\n".join(push.told)[:2_000])
-        return True
+        return push
 
     def _tip(self, reading: Reading, ref: bytes) -> ObjectId | None:
         with self.store.journal.snapshot() as snapshot:
@@ -175,6 +186,16 @@ class Committing:
 
         root = reading.tree(reading.position(parent)) if parent is not None else []
         return compose_tree(reading.record.hash_kind, root, plan.files, read)
+
+
+class _Said:
+    """What hooks say, up to a limit."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    async def hear(self, data: bytes) -> None:
+        self.text = (self.text + data.decode("utf-8", "replace"))[:TOLD_MAX]
 
 
 def full_name(branch: str) -> bytes:

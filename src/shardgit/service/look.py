@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardgit._fastpack import tree_children
+from shardgit._graph import Walk
 from shardgit.errors import ObjectMissing
 from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
@@ -60,6 +62,23 @@ class Look:
     def owns(self, position: int) -> bool:
         """Return whether the repository reaches an object of the pool, or was given it by id of late."""
         return bit(self.reachable, position) or self.uploaded.has(position)
+
+    def owns_whole(self, position: int) -> bool:
+        """Return whether the repository owns an object of its own and all that it leads to.
+
+        What was given by id led only to what the repository had then, and may have lost since.
+        """
+        if bit(self.reachable, position):
+            return True
+        assert self.view is not None
+        walk = Walk(self.view.graph(), self.reachable)
+        walk.mark([position])
+        while waiting := walk.run():
+            for tree in self.view.read_positions(waiting):
+                children = tree_children(tree.data, self.record.hash_kind.size)
+                walk.expand(self.view.positions([ObjectId(oid) for oid in children]))
+        more = int.from_bytes(walk.bitset(), "little")
+        return not walk.incomplete and not more & ~int.from_bytes(self.uploaded.bits(), "little")
 
     def position(self, oid: ObjectId) -> int:
         """Return one position; ObjectMissing when the repository does not reach the object."""

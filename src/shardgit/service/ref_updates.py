@@ -14,6 +14,7 @@ from shardgit.refs.update import check_ref
 from shardgit.service.look import Look
 from shardgit.service.policy import refusal
 from shardgit.service.settings import settings_of
+from shardgit.service.signed_push import unsigned_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ def update_refs(
 ) -> RefsUpdated:
     """Change refs in one commit: all or none with ``atomic``, else each that can be changed.
 
-    A target must be an object that the repository reaches, of a branch a commit; what a tag peels
+    A target must be an object that the repository reaches or was given by id, of a branch a commit; what a tag peels
     to is found here. The repository's policy holds as for a push. Errors with ``atomic``, of the
     first update that cannot be made: Conflict, ObjectMissing, Refused, InvalidRefName,
     InvalidArgument. Errors always: RepositoryMissing, StorageFull.
@@ -94,7 +95,7 @@ class _Judge:
             except InvalidArgument as error:
                 failed[update.name] = error
         ids = list({update.new for update in good if update.new is not None})
-        places = dict(zip(ids, self.look.positions(ids), strict=True))
+        places = dict(zip(ids, self.look.owned(ids), strict=True))
         out = []
         for update in good:
             if update.new is None:
@@ -111,6 +112,13 @@ class _Judge:
         if position < 0:
             raise ObjectMissing(
                 "object is not in the repository",
+                oid=hex_of(new),
+                repository=self.look.record.name,
+                ref=shown,
+            )
+        if not self.look.owns_whole(position):
+            raise ObjectMissing(
+                "object leads to what is not in the repository",
                 oid=hex_of(new),
                 repository=self.look.record.name,
                 ref=shown,
@@ -151,7 +159,7 @@ class _Judge:
         null = self.look.record.hash_kind.null  # stands for what is no object
         old = None if now is None else now.target or null
         new = null if update.symbolic is not None else update.new
-        return refusal(
+        return unsigned_refusal(self.settings) or refusal(
             self.settings,
             Command(update.name, old, new),
             principal=self.principal,

@@ -149,6 +149,13 @@ _STALE = {
 }
 
 
+def unsigned_refusal(settings: RepositorySettings) -> str | None:
+    """Return why refs may not be moved without a certificate; None where they may."""
+    if settings.signed_push.mode != "required":
+        return None
+    return "only signed pushes are taken here; use git push --signed"
+
+
 def certificate_refusal(
     settings: RepositorySettings, request: PushRequest, facts: CertificateFacts | None
 ) -> str | None:
@@ -162,7 +169,7 @@ def certificate_refusal(
     if settings.signed_push.mode != "required":
         return None
     if facts is None:
-        return "only signed pushes are taken here; use git push --signed"
+        return unsigned_refusal(settings)
     if facts.status != "G":
         why = _WORTH.get(facts.status, "the push certificate cannot be checked")
         return f"{why}: {facts.output}" if facts.output and facts.status == "E" else why

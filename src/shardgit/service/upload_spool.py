@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import tempfile
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
-from shardgit.errors import LimitExceeded
+from shardgit.errors import LimitExceeded, StorageFull
 from shardgit.pack.joining import PackJoiner
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ class UploadSpool:
             self._bytes += len(piece)
             if self._bytes > self._most_bytes:
                 raise LimitExceeded("objects are too much at once", limit_bytes=self._most_bytes)
-            self._file.write(piece)
+            try:
+                self._file.write(piece)
+            except OSError as cause:
+                if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise StorageFull("no room for the uploaded objects") from cause
+                raise
 
     def packs(self) -> list[memoryview]:
         """End the stream; returns its packs. Errors: InvalidArgument."""
