@@ -696,6 +696,22 @@ class Repo:
             if not token:
                 return
 
+    async def restore_ref(
+        self, ref: str | bytes, *, time_ms: int | None = None, back: int = 1, message: str = ""
+    ) -> RefChange:
+        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again."""
+        request = ref_pb2.RestoreRefRequest(
+            repository=self.name,
+            ref=ref.encode() if isinstance(ref, str) else ref,
+            message=message,
+        )
+        if time_ms is not None:
+            request.time_ms = time_ms
+        else:
+            request.back = back
+        answer = await self.client.call(ref_pb2_grpc.RefServiceStub, "RestoreRef", request)
+        return _ref_change(answer.restored)
+
     async def watch_refs(
         self, after: int | None = None, *, prefixes: Sequence[bytes] = (), heartbeats: bool = False
     ) -> AsyncIterator[RefLogEntry]:
@@ -797,18 +813,19 @@ def _update(one: RefUpdate) -> ref_pb2.RefUpdate:
     return made
 
 
-def _log_entry(one: Any, *, more: bool = False, token: int = 0) -> RefLogEntry:
-    changes = tuple(
-        RefChange(
-            change.name,
-            ObjectId(change.old) if change.old else None,
-            ObjectId(change.new) if change.new else None,
-            change.old_symbolic or None,
-            change.new_symbolic or None,
-            ObjectId(change.new_peeled) if change.new_peeled else None,
-        )
-        for change in one.changes
+def _ref_change(change: Any) -> RefChange:
+    return RefChange(
+        change.name,
+        ObjectId(change.old) if change.old else None,
+        ObjectId(change.new) if change.new else None,
+        change.old_symbolic or None,
+        change.new_symbolic or None,
+        ObjectId(change.new_peeled) if change.new_peeled else None,
     )
+
+
+def _log_entry(one: Any, *, more: bool = False, token: int = 0) -> RefLogEntry:
+    changes = tuple(_ref_change(change) for change in one.changes)
     return RefLogEntry(
         one.sequence,
         one.time_ms,

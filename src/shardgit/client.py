@@ -24,7 +24,15 @@ from shardgit.aio import (
 from shardgit.refs.update import ANY, Old, RefUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Coroutine,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from types import TracebackType
 
     from shardgit.oid import ObjectId
@@ -73,7 +81,7 @@ class _Loop:
         """Run a coroutine to its end."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
-    def iterate(self, source: AsyncIterator[T], *, most: int = 64) -> Iterator[T]:
+    def iterate(self, source: AsyncIterator[T], *, most: int = 64) -> Generator[T, None, None]:
         """Pull from an async iterator, up to ``most`` items a step."""
 
         async def some() -> list[T]:
@@ -310,10 +318,17 @@ class Repo:
         """Return committed changes, newest first: of one ref, or of all with up to 100 changes each."""
         return self._loop.iterate(self._repo.ref_log(ref, limit=limit))
 
+    def restore_ref(
+        self, ref: str | bytes, *, time_ms: int | None = None, back: int = 1, message: str = ""
+    ) -> RefChange:
+        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again."""
+        work = self._repo.restore_ref(ref, time_ms=time_ms, back=back, message=message)
+        return self._loop.run(work)
+
     def watch_refs(
         self, after: int | None = None, *, prefixes: Sequence[bytes] = (), heartbeats: bool = False
-    ) -> Iterator[RefLogEntry]:
-        """Return committed changes as they happen, for ever. See shardgit.aio."""
+    ) -> Generator[RefLogEntry, None, None]:
+        """Return committed changes as they happen, until it is closed. See shardgit.aio."""
         watch = self._repo.watch_refs(after, prefixes=prefixes, heartbeats=heartbeats)
         return self._loop.iterate(watch, most=1)
 

@@ -318,8 +318,18 @@ def test_every_command_explains_itself_and_takes_json() -> None:
     runner = CliRunner()
     groups = {
         "": ["init", "serve", "version", "completion"],
-        "repo": ["create", "list", "show", "delete", "rename", "import", "export", "verify"],
-        "ref": ["list", "get"],
+        "repo": [
+            "create",
+            "list",
+            "show",
+            "delete",
+            "rename",
+            "fork",
+            "import",
+            "export",
+            "verify",
+        ],
+        "ref": ["list", "get", "update", "log", "restore"],
         "object": ["get", "info", "list"],
         "shard": ["list", "stats"],
         "key": ["add", "list", "remove"],

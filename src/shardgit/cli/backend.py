@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardgit.cli.when import When
     from shardgit.oid import HashKind, ObjectId
+    from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
@@ -22,6 +24,30 @@ class RefRow:
     target: ObjectId | None
     peeled: ObjectId | None
     symbolic: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRow:
+    """What became of a ref: None for what there was, or is, not."""
+
+    name: bytes
+    old: ObjectId | None
+    new: ObjectId | None
+    old_symbolic: bytes | None
+    new_symbolic: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One change-set of the ref log, with some of its changes."""
+
+    sequence: int
+    time_ms: int
+    actor: str
+    message: str
+    address: str
+    changes: tuple[ChangeRow, ...]
+    change_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +88,15 @@ class Backend(Protocol):
 
     def ref(self, name: str, ref: bytes) -> RefRow:
         """Return one ref by its full name, or HEAD; RefMissing without."""
+
+    def update_ref(self, name: str, update: RefUpdate, message: str) -> None:
+        """Change one ref."""
+
+    def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
+        """Return change-sets, newest first: those of one ref, or all."""
+
+    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+        """Make a ref again what it was."""
 
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
         """Return an object and its bytes in pieces."""

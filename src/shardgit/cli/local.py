@@ -6,19 +6,25 @@ import os
 import pwd
 from typing import TYPE_CHECKING, Any
 
-from shardgit.cli.backend import ObjectRow, RefRow
+from shardgit.cli.backend import ChangeRow, LogLine, ObjectRow, RefRow
 from shardgit.errors import RefMissing
 from shardgit.refs.log import LogNote
+from shardgit.refs.ref import Ref
+from shardgit.service.access import Principal
 from shardgit.service.configuring import Configuring, view_of
 from shardgit.service.fetch import advertised
 from shardgit.service.reading import Reading
+from shardgit.service.ref_log import log_rows, restore_ref
+from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import PAGE, Repositories
 from shardgit.service.shards import list_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardgit.cli.when import When
     from shardgit.oid import HashKind
+    from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
@@ -82,6 +88,34 @@ class LocalBackend:
         text = ref.decode("utf-8", "replace")
         raise RefMissing("ref does not exist", ref=text, repository=name)
 
+    def update_ref(self, name: str, update: RefUpdate, message: str) -> None:
+        """See Backend."""
+        note = _note(message or "update")
+        principal = Principal(note.actor)
+        update_refs(self._store, name, [update], atomic=True, note=note, principal=principal)
+
+    def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
+        """See Backend."""
+        for row in log_rows(self._store, name, ref, limit=limit):
+            entry = row.entry
+            yield LogLine(
+                entry.sequence,
+                entry.time_ms,
+                entry.actor,
+                entry.message,
+                entry.address,
+                tuple(_change(change.name, change.old, change.new) for change in row.changes),
+                len(entry.changes),
+            )
+
+    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+        """See Backend."""
+        note = _note(message or "restore")
+        was, _ = restore_ref(
+            self._store, name, ref, time_ms=when.time_ms, back=when.back, note=note
+        )
+        return _change(ref, None, was)
+
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
         """See Backend."""
         reading = Reading(self._store, name)
@@ -114,3 +148,8 @@ def _note(message: str) -> LogNote:
     except KeyError:  # a user without a name
         actor = f"uid {os.getuid()}"
     return LogNote(actor, message)
+
+
+def _change(name: bytes, old: Ref | None, new: Ref | None) -> ChangeRow:
+    before, after = old or Ref(name), new or Ref(name)
+    return ChangeRow(name, before.target, after.target, before.symbolic, after.symbolic)

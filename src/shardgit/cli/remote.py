@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardgit.cli.backend import ObjectRow, RefRow
+from shardgit.cli.backend import ChangeRow, LogLine, ObjectRow, RefRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardgit.aio import RefChange
+    from shardgit.cli.when import When
     from shardgit.client import Client
     from shardgit.oid import HashKind
+    from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
@@ -61,6 +64,28 @@ class RemoteBackend:
         found = self._client.repo(name).ref(ref)
         return RefRow(found.name, found.target, found.peeled, found.symbolic)
 
+    def update_ref(self, name: str, update: RefUpdate, message: str) -> None:
+        """See Backend."""
+        self._client.repo(name).update_refs([update], message=message)
+
+    def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
+        """See Backend."""
+        for entry in self._client.repo(name).ref_log(ref, limit=limit):
+            yield LogLine(
+                entry.sequence,
+                entry.time_ms,
+                entry.actor,
+                entry.message,
+                entry.address,
+                tuple(map(_change, entry.changes)),
+                entry.change_count,
+            )
+
+    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+        """See Backend."""
+        repo = self._client.repo(name)
+        return _change(repo.restore_ref(ref, time_ms=when.time_ms, back=when.back, message=message))
+
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
         """See Backend."""
         facts, pieces = self._client.repo(name).open(revision)
@@ -82,3 +107,7 @@ class RemoteBackend:
     def shards(self) -> list[ShardInfo]:
         """See Backend."""
         return self._client.shards()
+
+
+def _change(change: RefChange) -> ChangeRow:
+    return ChangeRow(change.name, change.old, change.new, change.old_symbolic, change.new_symbolic)

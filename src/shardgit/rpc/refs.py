@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, LimitExceeded, RefMissing
 from shardgit.oid import ObjectId
+from shardgit.refs.log import LogChange
 from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
-from shardgit.service.ref_log import log_page
+from shardgit.service.ref_log import log_page, restore_ref
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.watching import Watches
 from shardgit.v1 import ref_pb2, ref_pb2_grpc
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
-    from shardgit.refs.log import LogChange, LogEntry
+    from shardgit.refs.log import LogEntry
     from shardgit.service.ref_log import LogRow
     from shardgit.service.store import Store
 
@@ -162,6 +163,26 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             return ref_pb2.ListRefLogResponse(entries=map(_row, rows), next_page_token=token)
 
         return await self.store.workers.run(page)
+
+    @unary
+    async def RestoreRef(
+        self, request: ref_pb2.RestoreRefRequest, context: grpc.aio.ServicerContext
+    ) -> ref_pb2.RestoreRefResponse:
+        authorize(ANONYMOUS, Action.WRITE, request.repository)
+        moment = request.WhichOneof("moment")
+        if moment is None:
+            raise InvalidArgument("restoring needs a moment")
+        ref, sequence = await self.store.workers.run(
+            restore_ref,
+            self.store,
+            request.repository,
+            request.ref,
+            time_ms=request.time_ms if moment == "time_ms" else None,
+            back=request.back,
+            note=note_of(ANONYMOUS, context, request.message or "restore"),
+        )
+        restored = _change(LogChange(ref.name, None, ref))
+        return ref_pb2.RestoreRefResponse(restored=restored, sequence=sequence)
 
     @stream
     async def WatchRefs(

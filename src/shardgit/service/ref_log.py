@@ -1,4 +1,4 @@
-"""Reading the log of a repository's refs: pages, newest first, and what a ref was at some time."""
+"""The log of a repository's refs: pages, newest first; what a ref was, and making it that again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from shardgit.errors import RefMissing
+from shardgit.errors import Conflict, DataLoss, ObjectMissing, RefMissing
+from shardgit.oid import hex_of
+from shardgit.refs.name import check_ref_name
+from shardgit.refs.update import ANY, RefUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from shardgit.oid import ObjectId
-    from shardgit.refs.log import LogChange, LogEntry
+    from shardgit.refs.log import LogChange, LogEntry, LogNote
     from shardgit.refs.ref import Ref
     from shardgit.service.store import Store
 
@@ -20,6 +23,7 @@ CHANGES_SHOWN = 100  # of an entry, where all refs are asked for
 ROWS_READ = 20_000  # of the log, for one page
 CERTIFICATE_SHOWN_BYTES = 64 << 10
 PAGE_BYTES = 512 << 10
+ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +112,52 @@ def ref_at(
     raise RefMissing("ref log does not go back that far", ref=shown, repository=name)
 
 
-def still_there(store: Store, name: str, ids: Sequence[ObjectId]) -> list[bool]:
-    """Say which objects the repository's pool still has, reachable or not."""
+def restore_ref(
+    store: Store,
+    name: str,
+    ref: bytes,
+    *,
+    time_ms: int | None = None,
+    back: int = 0,
+    note: LogNote,
+) -> tuple[Ref, int]:
+    """Make a ref again what it was at a time, or ``back`` moves ago; returns it and its log row.
+
+    What it named need not be reachable any more, but the pool must still have it whole. Errors:
+    RefMissing when the log does not tell, or when there was no such ref; ObjectMissing; Refused
+    when another ref is in the way; Conflict.
+    """
+    shown = ref.decode("utf-8", "replace")
+    check_ref_name(ref)
+    for _ in range(ROUNDS_MAX):
+        was = ref_at(log_rows(store, name, ref), name, ref, time_ms=time_ms, back=back)
+        if was is None:
+            raise RefMissing("ref did not exist then", ref=shown, repository=name)
+        if was.target is not None:
+            _check_whole(store, name, was.target, shown)
+        update = RefUpdate(ref, ANY, was.target, was.peeled, was.symbolic)
+        with store.journal.snapshot() as snapshot:
+            record = store.repository(snapshot, name)
+            change = store.refs.update(snapshot, record, [update], note)
+        # commit point: before it the ref is as it was, after it as it had been.
+        if store.try_commit(change.conditions, change.operations):
+            return was, change.sequence
+    raise Conflict("refs change too fast", repository=name)
+
+
+def _check_whole(store: Store, name: str, oid: ObjectId, ref: str) -> None:
+    """Raise ObjectMissing unless the pool has an object and all that it reaches."""
     with store.journal.snapshot() as snapshot:
         view = store.view(store.state(snapshot, name).pool)
-    if view is None:
-        return [False] * len(ids)
-    return [at >= 0 for at in view.positions(ids)]
+    (at,) = view.positions([oid]) if view is not None else (-1,)
+    try:
+        if view is not None and at >= 0:
+            store.closure_of(view, [at])
+            return
+    except DataLoss as cause:
+        raise ObjectMissing(
+            "the store no longer has all of it", oid=hex_of(oid), ref=ref, repository=name
+        ) from cause
+    raise ObjectMissing(
+        "the store no longer has the object", oid=hex_of(oid), ref=ref, repository=name
+    )
