@@ -131,7 +131,7 @@ def data_of(message: bytes) -> memoryview:
     if not message:
         return memoryview(b"")
     size, at = 0, 0
-    for at, byte in enumerate(message[1:6], 2):  # noqa: B007
+    for at, byte in enumerate(message[1:6], 2):
         size |= (byte & 0x7F) << 7 * (at - 2)
         if byte < 0x80:
             break

@@ -272,9 +272,18 @@ def test_a_cancelled_call_ends(
     for answer in call:
         if b"PACK" in answer.data:
             break
+    before = cancelled(server)
     call.cancel()
     active = 'shardgit_requests_active{edge="grpc"} 0.0'
     until(lambda: active in server.ask("/metrics")[1])
+    until(lambda: cancelled(server) == before + 1)
+
+
+def cancelled(server: Server) -> float:
+    """Return how many calls were cancelled so far."""
+    name = 'shardgit_requests_total{code="CANCELLED",edge="grpc"} '
+    lines = [each for each in server.ask("/metrics")[1].splitlines() if each.startswith(name)]
+    return float(lines[0].removeprefix(name)) if lines else 0
 
 
 # ---- the helper's own parts ----

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -14,7 +16,7 @@ from shardgit import telemetry
 from shardgit.errors import DataLoss, Internal, ShardgitError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     import grpc
 
@@ -53,6 +55,9 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
         with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
             try:
                 return await method(self, request, context)
+            except asyncio.CancelledError:
+                seen.gone()
+                raise
             except ShardgitError as error:
                 seen.failed(error)
                 await context.abort_with_status(status_of(error))
@@ -61,7 +66,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
 
 def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """Wrap a method that answers with a stream."""
+    """Wrap a method that answers with a stream: an async generator."""
 
     @functools.wraps(method)
     async def wrapped(
@@ -69,8 +74,13 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
     ) -> AsyncIterator[Any]:
         with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
             try:
-                async for answer in method(self, request, context):
-                    yield answer
+                made = cast("AsyncGenerator[Any, None]", method(self, request, context))
+                async with aclosing(made) as answers:
+                    async for answer in answers:
+                        yield answer
+            except (asyncio.CancelledError, GeneratorExit):
+                seen.gone()
+                raise
             except ShardgitError as error:
                 seen.failed(error)
                 await context.abort_with_status(status_of(error))
