@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from gitsuite.disk import DiskRefused
 
 from shardgit.service.settings import RepositorySettings
 
@@ -28,7 +29,8 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
         "fetch": {
             "allow_filter": disk.flag("uploadpack.allowfilter"),
             "denied_filters": denied_filters(disk),
-            "tree_depth_max": int(disk.value("uploadpackfilter.tree.maxdepth", "-1")),
+            "tree_depth_max": tree_depth_max(disk),
+            "unborn": disk.value("lsrefs.unborn", "advertise"),
             "allow_ref_in_want": disk.flag("uploadpack.allowrefinwant"),
             "allow_sideband_all": disk.flag("uploadpack.allowsidebandall")
             or disk.environment.get("GIT_TEST_SIDEBAND_ALL", "0") in ("1", "true"),
@@ -74,6 +76,14 @@ def denied_filters(disk: DiskRepository) -> list[str]:
         if not disk.flag(f"uploadpackfilter.{name}.allow", default=allowed):
             found.append(name)
     return found
+
+
+def tree_depth_max(disk: DiskRepository) -> int:
+    """Return the deepest tree filter that is allowed, -1 for any."""
+    text = disk.value("uploadpackfilter.tree.maxdepth", "-1")
+    if not text.lstrip("-").isdigit():
+        raise DiskRefused(f"unable to parse 'uploadpackfilter.tree.maxdepth' from {text!r}")
+    return int(text)
 
 
 def gpg_keys(disk: DiskRepository) -> list[str]:

@@ -22,6 +22,7 @@ def test_settings_take_away_and_name_promisors() -> None:
             "fetch.advertise_session_id": False,
             "fetch.denied_filters": ["tree"],
             "fetch.tree_depth_max": 5,
+            "fetch.unborn": "allow",
             "fetch.promisors": [
                 {"name": "a;b", "url": "https://x.example/a,b"},
                 {"name": "c", "url": "file:///c", "filter": "blob:none"},
@@ -32,6 +33,7 @@ def test_settings_take_away_and_name_promisors() -> None:
         filters=False,
         denied=frozenset({"tree"}),
         tree_depth_max=5,
+        unborn="allow",
         ref_in_want=False,
         sideband_all=False,
         promisors=b"name=a%3Bb,url=https://x.example/a%2Cb"

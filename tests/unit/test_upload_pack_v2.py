@@ -114,7 +114,11 @@ def test_fetch_with_a_boundary_a_filter_and_refs() -> None:
 
 
 def test_what_a_repository_does_not_offer_is_neither_shown_nor_taken() -> None:
-    offer = Offer(filters=False, ref_in_want=False, sideband_all=False)
+    offer = Offer(filters=False, ref_in_want=False, sideband_all=False, unborn="ignore")
+    assert decode(advertise_v2(SHA1, "1", offer))[2] == b"ls-refs\n"
+    silent = RequestV2(SHA1, offer=offer)
+    silent.receive(request(b"ls-refs", b"unborn"))
+    assert silent.finish() == LsRefs()
     assert decode(advertise_v2(SHA1, "1", offer))[3] == b"fetch=shallow wait-for-done\n"
     for text in (b"filter blob:none", b"want-ref refs/heads/main", b"sideband-all"):
         reader = RequestV2(SHA1, offer=offer)

@@ -87,9 +87,11 @@ class Offer:
 
     ``reachable_wants`` is only how v0 says that any reachable id may be wanted. ``session_id`` and
     ``promisors`` (name=...,url=...; ...) are shown where they are not empty. ``denied`` are filters
-    by git's names, "combine" among them; a ``tree_depth_max`` below 0 is none.
+    by git's names, "combine" among them; a ``tree_depth_max`` below 0 is none. ``unborn`` is
+    "advertise", "allow" or "ignore", and tells what becomes of ls-refs' argument of that name.
     """
 
+    unborn: str = "advertise"
     filters: bool = True
     denied: frozenset[str] = frozenset()
     tree_depth_max: int = -1

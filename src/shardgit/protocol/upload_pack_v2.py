@@ -59,7 +59,7 @@ def advertise_v2(
     lines = [
         b"version 2\n",
         agent(version) + b"\n",
-        b"ls-refs=unborn\n",
+        b"ls-refs=unborn\n" if offer.unborn == "advertise" else b"ls-refs\n",
         fetch + b"\n",
         b"server-option\n",
         b"object-format=" + kind.git_name.encode() + b"\n",
@@ -137,7 +137,9 @@ class RequestV2(RequestReader):
         self._in_arguments = True
 
     def _ls_refs(self, text: bytes) -> None:
-        if text in _LS_REFS_FLAGS:
+        if text == b"unborn" and self.offer.unborn == "ignore":
+            pass
+        elif text in _LS_REFS_FLAGS:
             self._flags.add(text)
         elif text.startswith(b"ref-prefix "):
             if len(self._prefixes) < self.limits.refs_prefixes_max:

@@ -226,7 +226,7 @@ class FetchService:
         if talks:
             again = transfer.objects_rewritten if transfer else 0
             counts = (objects, objects - again, again)
-            yield band(2, b"Total %d, reused %d, rewritten %d\n" % counts, room=room)
+            yield band(2, b"Total %d (reused %d, rewritten %d)\n" % counts, room=room)
         if request.sideband:
             yield FLUSH_BYTES
 

@@ -25,6 +25,7 @@ def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:
     """Return what a repository offers; ``session_id`` is ours."""
     fetch = settings.fetch
     return Offer(
+        unborn=fetch.unborn,
         filters=fetch.allow_filter,
         denied=frozenset(fetch.denied_filters),
         tree_depth_max=fetch.tree_depth_max,

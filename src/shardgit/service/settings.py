@@ -104,6 +104,7 @@ class FetchSettings(_Section, frozen=True):
     allow_ref_in_want: bool = True  # git's is off: refs that move meanwhile fail no fetch with it
     allow_sideband_all: bool = True  # git's is off: it was written for its tests
     advertise_session_id: bool = True  # git's is off: with it a client's log leads to ours
+    unborn: Literal["advertise", "allow", "ignore"] = "advertise"  # as git's lsrefs.unborn
     promisors: tuple[PromisorRemote, ...] = ()  # shown to clients of protocol v2
     hidden_refs: tuple[str, ...] = ()  # as git's uploadpack.hideRefs
     bundle_uri: Literal["auto", "on", "off"] = "auto"  # git's is off: it has none to offer itself
