@@ -18,6 +18,7 @@
     |   +-- ShardMissing
     |   +-- KeyMissing                  a public key
     |   +-- LfsObjectMissing
+    |   +-- LfsOff                    the repository's settings turn Git LFS off
     |   +-- LockMissing
     +-- AlreadyExists             ALREADY_EXISTS
     |   +-- RepositoryExists
@@ -147,6 +148,10 @@ class KeyMissing(NotFound):
 
 class LfsObjectMissing(NotFound):
     """The repository sees no such Git LFS object."""
+
+
+class LfsOff(NotFound):
+    """Git LFS is off for the repository."""
 
 
 class LockMissing(NotFound):

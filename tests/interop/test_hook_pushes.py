@@ -14,7 +14,11 @@ import pytest
 from hooking import SHARDGIT, program
 from served import Server, clean_environment, git, serving, shardgit, small_repository
 
+import shardgit as shardgit_client
+from shardgit.errors import Refused
 from shardgit.node import create_store
+from shardgit.oid import ObjectId
+from shardgit.refs.update import ANY, RefUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +159,48 @@ def test_a_hook_reads_what_is_pushed_before_anybody_can(host: Host) -> None:
     done = host.push("main")
     assert done.returncode == 0, done.stderr
     assert "remote: free as in beer" in done.stderr
+
+
+def test_hooks_hold_for_whoever_moves_refs(host: Host) -> None:
+    out = host.folder / "grpc.out"
+    host.configure(
+        host.hook("pre_receive", "echo no entry; exit 1"),
+        host.hook("post_receive", f"cat >>{out}", name="listening"),
+    )
+    before = host.refs()["refs/heads/main"]
+    with shardgit_client.connect(host.server.grpc) as client:
+        repo = client.repo("demo")
+        commit: dict[str, Any] = {"message": "m", "author": "A <a@b.c>", "files": {"g": b"1"}}
+        with pytest.raises(Refused, match="pre-receive hook declined"):
+            repo.commit("main", **commit)
+        update = RefUpdate(b"refs/heads/over-grpc", ANY, ObjectId(bytes.fromhex(before)))
+        with pytest.raises(Refused, match="pre-receive hook declined"):
+            repo.update_refs([update])
+        assert "refs/heads/over-grpc" not in host.refs()
+        text = f"{SHARDGIT} object get $SHARDGIT_REPOSITORY $3:g >{out}.g"
+        host.configure(
+            host.hook("update", "test $1 != refs/heads/no || exit 1; " + text),
+            host.hook("post_receive", f"cat >>{out}", name="listening"),
+        )
+        repo.commit("main", **commit)
+        assert Path(f"{out}.g").read_bytes() == b"1"
+        after = host.refs()["refs/heads/main"]
+        moved = ObjectId(bytes.fromhex(after))
+        with pytest.raises(Refused, match="hook declined"):
+            repo.update_refs(
+                [RefUpdate(b"refs/heads/no", ANY, moved), RefUpdate(b"refs/heads/z", ANY, moved)]
+            )
+        repo.update_refs([RefUpdate(b"refs/heads/over-grpc", ANY, moved)])
+    assert set(host.refs()) & {"refs/heads/no", "refs/heads/z", "refs/heads/over-grpc"} == {
+        "refs/heads/over-grpc"
+    }
+    until(lambda: out.exists() and len(out.read_text().splitlines()) == 2)
+    zeros = "0" * 40
+    assert out.read_text().splitlines() == [
+        f"{before} {after} refs/heads/main",
+        f"{zeros} {after} refs/heads/over-grpc",
+    ]
+    git(host.work, "pull", "-q", host.server.url("demo"), "main")
 
 
 def test_a_hook_that_takes_too_long_refuses(host: Host) -> None:

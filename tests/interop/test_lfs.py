@@ -11,6 +11,8 @@ import os
 import random
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from aiohttp import web
 from shardgit.http.app import GitHttp
 from shardgit.limits import MIB, Limits
 from shardgit.node import create_store, open_store
+from shardgit.service.configuring import Configuring
+from shardgit.service.forks import fork
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
@@ -318,6 +322,18 @@ async def test_missing_repositories_are_404_everywhere(store: Store) -> None:
                 assert answer.status == 404
 
 
+async def test_where_lfs_is_off_nothing_of_it_is_served(store: Store) -> None:
+    store.create_repository("off")
+    Configuring(store).update("off", {"lfs.enabled": False})
+    body = {"operation": "upload", "objects": [], "path": "a", "oid": "0" * 64, "size": 1}
+    async with asking(store) as client:
+        for path in ("objects/batch", "objects/verify", "locks", "locks/verify"):
+            status, answer = await ask(client, path, body, name="off.git")
+            assert (status, "Git LFS is off" in answer["message"]) == (404, True), path
+        async with client.put(f"/off.git/info/lfs/objects/{'0' * 64}/1", data=b"x") as answer:
+            assert answer.status == 404
+
+
 async def test_an_upload_that_stops_is_given_up(store: Store) -> None:
     before = sorted(store.blocks.scan_sync())
     oid = "2" * 64
@@ -535,8 +551,57 @@ def locking(store: Store, url: str, folder: Path) -> None:
     assert json.loads(bob("lfs", "locks", "--json", where=bobs)) == []
 
 
+def pushing(store: Store, url: str, folder: Path) -> None:
+    """All that a user does: track, push, clone, change, push, fork, lock against another's push."""
+    store.create_repository("pushed")
+    alice, bob = Client(folder / "alice", "alice"), Client(folder / "bob", "bob")
+    first, second = sample(MIB + 7, 21)[0], sample(100, 22)[0]
+    source = tracked(alice, folder / "source", {"f.bin": first})
+    alice("remote", "add", "origin", f"{url}/pushed.git", where=source)
+    alice("push", "-q", "-u", "origin", "main", where=source)
+    bob("clone", "-q", f"{url}/pushed.git", "bobs", where=folder)
+    bobs = folder / "bobs"
+    assert (bobs / "f.bin").read_bytes() == first
+    (bobs / "f.bin").write_bytes(second)
+    bob("commit", "-qam", "changed", where=bobs)
+    bob("push", "-q", "origin", "main", where=bobs)
+    alice("pull", "-q", where=source)
+    assert (source / "f.bin").read_bytes() == second
+
+    fork(store, "pushed", "forked")
+    bob("clone", "-q", f"{url}/forked.git", "fork", where=folder)
+    assert (folder / "fork" / "f.bin").read_bytes() == second
+    third = sample(50, 23)[0]
+    (folder / "fork" / "f.bin").write_bytes(third)
+    bob("commit", "-qam", "only in the fork", where=folder / "fork")
+    bob("push", "-q", "origin", "main", where=folder / "fork")
+    tip = bob("rev-parse", "HEAD", where=folder / "fork").strip()
+    oid = hashlib.sha256(third).hexdigest()
+    for name, status in (("forked", 200), ("pushed", 404)):
+        assert _status(f"{url}/{name}.git/info/lfs/objects/{oid}") == status
+    assert tip not in alice("ls-remote", "origin", where=source)
+
+    alice("lfs", "lock", "f.bin", where=source)
+    for where in (source, bobs):
+        alice("config", f"lfs.{url}/pushed.git/info/lfs.locksverify", "true", where=where)
+    (bobs / "f.bin").write_bytes(third)
+    bob("commit", "-qam", "against the lock", where=bobs)
+    assert "f.bin - alice" in bob("push", "origin", "main", where=bobs, check=False)
+    alice("lfs", "unlock", "f.bin", where=source)
+    bob("push", "-q", "origin", "main", where=bobs)
+
+
+def _status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code
+
+
 @needs_client
-@pytest.mark.parametrize("steps", [flow, corrupted, locking])
+@pytest.mark.parametrize("steps", [flow, corrupted, locking, pushing])
 async def test_stock_git_lfs(store: Store, tmp_path: Path, steps: Any) -> None:
     async with listening(store) as url:
         await asyncio.to_thread(steps, store, url, tmp_path)

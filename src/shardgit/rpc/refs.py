@@ -13,6 +13,7 @@ from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.push_hooks import ask_about_updates
 from shardgit.service.ref_log import log_page, restore_ref
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.watching import Watches
@@ -124,11 +125,16 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
                 )
         if header is None:
             raise InvalidArgument("stream does not begin with a header")
+        allowed, refused = await ask_about_updates(
+            self.store, header.repository, updates, principal=ANONYMOUS
+        )
+        if refused and header.atomic:
+            raise next(iter(refused.values()))
         done = await self.store.workers.run(
             update_refs,
             self.store,
             header.repository,
-            updates,
+            allowed,
             atomic=header.atomic,
             note=note_of(ANONYMOUS, context, header.message or "update"),
             principal=ANONYMOUS,
@@ -137,7 +143,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             answer = ref_pb2.UpdateRefsResponse()
             for update in updates[at : at + REFS_BATCH]:
                 result = answer.results.add(name=update.name)
-                error = done.failed.get(update.name)
+                error = refused.get(update.name) or done.failed.get(update.name)
                 if error is not None:
                     result.reason, result.message = error.reason, str(error)
             if at + REFS_BATCH >= len(updates):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROUNDS_MAX = 16  # against other writers of the branch, where the caller expects nothing of it
 TOLD_MAX = 2_000  # characters of what a refusal quotes
+LOOKS_MAX = 256
 STALE = "incorrect old value provided"
 
 
@@ -102,10 +103,9 @@ class Committing:
 
     def _prepare(self, plan: CommitPlan) -> _Ready:
         """Compose the commit on the branch as it stands, and check it as a push. Runs in a worker."""
-        reading = Reading(self.store, self.name)
-        kind = reading.record.hash_kind
         ref = full_name(plan.branch)
-        old = self._tip(reading, ref)
+        reading, old = self._look(ref)
+        kind = reading.record.hash_kind
         if plan.expected is not None and plan.expected != (old or kind.null):
             raise Conflict(
                 "branch is not where it was expected",
@@ -144,6 +144,17 @@ class Committing:
             push.refuse_all(unsigned)
         push.check()
         return push
+
+    def _look(self, ref: bytes) -> tuple[Reading, ObjectId | None]:
+        """Return a reading, and the tip of a branch as of the same moment."""
+        for _ in range(LOOKS_MAX):
+            reading = Reading(self.store, self.name)
+            old = self._tip(reading, ref)
+            with self.store.journal.snapshot() as snapshot:
+                now = self.store.refs.state_key(snapshot, reading.record)
+            if now == reading.state.refs_key:
+                return reading, old
+        raise Conflict("refs change too fast", repository=self.name)
 
     def _tip(self, reading: Reading, ref: bytes) -> ObjectId | None:
         with self.store.journal.snapshot() as snapshot:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from shardgit.errors import HookFailed
 from shardgit.service.hooks import UPDATE, Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from shardgit.oid import HashKind, ObjectId
     from shardgit.protocol.receive_pack import Command
@@ -55,18 +55,17 @@ class ProgramCaller:
             kind = event.repository.hash_kind
             name = os.fsdecode(command.name)
             words = [name, _hex(command.old, kind), _hex(command.new, kind)]
-        async with contextlib.AsyncExitStack() as held:
-            reader, writing = await held.enter_async_context(_pipe())
+        async with _pipe() as (reader, writing):
             with contextlib.ExitStack() as until_begun:
                 until_begun.callback(os.close, writing)
-                given = DEVNULL
+                given = subprocess.DEVNULL
                 if not words:
                     given = os.open(event.folder / "commands", os.O_RDONLY)
                     until_begun.callback(os.close, given)
-                try:
-                    process = await asyncio.create_subprocess_exec(
-                        program,
-                        *words,
+
+                def start() -> subprocess.Popen[bytes]:
+                    return subprocess.Popen(
+                        [program, *words],
                         stdin=given,
                         stdout=writing,
                         stderr=writing,
@@ -74,34 +73,70 @@ class ProgramCaller:
                         cwd=event.folder,
                         start_new_session=True,
                     )
-                except (OSError, ValueError) as cause:
-                    raise HookFailed("hook program cannot be started", cause=str(cause)) from cause
+
+                process = await self._begun(start)
             return await _follow(process, reader, tell)
+
+    async def _begun(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        """Start a program from a worker.
+
+        Not as a child of the event loop: uvloop forks and runs Python in the child, which crashed
+        there once among gRPC's threads; Popen uses vfork and runs none.
+        """
+        made: list[subprocess.Popen[bytes]] = []
+        try:
+            await self._workers.run(lambda: made.append(start()))
+        except (OSError, ValueError) as cause:
+            raise HookFailed("hook program cannot be started", cause=str(cause)) from cause
+        except asyncio.CancelledError:
+            for each in made:
+                _kill(each.pid)
+                each.wait()
+            raise
+        return made[0]
 
 
 async def _follow(
-    process: asyncio.subprocess.Process, reader: asyncio.StreamReader, tell: Tell
+    process: subprocess.Popen[bytes], reader: asyncio.StreamReader, tell: Tell
 ) -> int:
     """Show what a program prints until it ends; returns its exit code."""
     shown = asyncio.ensure_future(_show(reader, tell))
-    ended = asyncio.ensure_future(process.wait())
+    ended = asyncio.ensure_future(_ended(process.pid))
     try:
         await asyncio.wait({shown, ended}, return_when=asyncio.FIRST_COMPLETED)
         if shown.done():
             shown.result()  # raises when the client is gone
-        code = await ended
+        await ended
         # git waits for the end of the output; here what stayed behind has a second for it.
         await asyncio.wait({shown}, timeout=LEFT_OPEN_MAX_S)
         if shown.done():
             shown.result()
         else:
             _kill(process.pid)
-        return code
+    except BaseException:
+        _kill(process.pid)
+        await asyncio.wait({ended})
+        raise
     finally:
+        # Reaped last: until then its number, which is that of its group, is nobody else's.
+        code = process.wait()
         shown.cancel()
-        if process.returncode is None:
-            _kill(process.pid)
+        ended.cancel()
         await asyncio.wait({shown, ended})
+    return code
+
+
+async def _ended(pid: int) -> None:
+    """Wait until a child has ended; leaves it to be reaped."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    try:
+        loop.add_reader(descriptor, over.set)
+        await over.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 async def _show(reader: asyncio.StreamReader, tell: Tell) -> None:

@@ -17,6 +17,7 @@ from shardgit.errors import (
     InvalidArgument,
     LfsObjectMissing,
     LfsObjectRefused,
+    LfsOff,
     LimitExceeded,
     RepositoryMissing,
 )
@@ -33,6 +34,7 @@ from shardgit.journal.lfs_records import (
 )
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.pool.parts import PARTS_MAX, PartList, decode_parts, new_part, part_payload
+from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -59,6 +61,14 @@ class LfsFile:
     def size(self) -> int:
         """Size in bytes."""
         return self.record.size
+
+
+def lfs_repository(store: Store, snapshot: JournalSnapshot, name: str) -> RepositoryRecord:
+    """Return a repository's record. Errors: RepositoryMissing, LfsOff."""
+    record = store.repository(snapshot, name)
+    if not settings_of(record).lfs.enabled:
+        raise LfsOff("Git LFS is off for this repository", repository=name)
+    return record
 
 
 def fork_operations(
@@ -91,7 +101,7 @@ class LfsObjects:
     def find(self, name: str, oids: Sequence[bytes]) -> list[LfsRecord | None]:
         """Return the objects that a repository sees, None for all else. Runs in the calling thread."""
         with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, name)
+            record = lfs_repository(self.store, snapshot, name)
             sources = _sources(snapshot, record.id)
             return [self._visible(snapshot, record, sources, oid) for oid in oids]
 
@@ -221,7 +231,7 @@ class _Upload:
         self.taken = 0
         self.piece = self.store.limits.block_target_bytes - HEADER_SIZE
         with self.store.journal.snapshot() as snapshot:
-            self.record = self.store.repository(snapshot, name)
+            self.record = lfs_repository(self.store, snapshot, name)
         (seen,) = objects.find(name, [oid])
         self._writes = seen is None or not objects.whole(oid, seen)
         self._hash = hashlib.sha256()

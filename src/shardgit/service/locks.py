@@ -25,6 +25,7 @@ from shardgit.journal.lfs_records import (
     lock_path_key,
 )
 from shardgit.journal.records import repository_key
+from shardgit.service.lfs import lfs_repository
 
 if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
@@ -58,7 +59,7 @@ class Locks:
         for _ in range(ROUNDS_MAX):
             now_ms = time.time_ns() // 1_000_000
             with self.store.journal.snapshot() as snapshot:
-                record = self.store.repository(snapshot, name)
+                record = lfs_repository(self.store, snapshot, name)
                 own = snapshot.get(repository_key(record.id))
                 other = self._at(snapshot, record.id, path)
             if other is not None:
@@ -84,7 +85,7 @@ class Locks:
         """Take a lock away; another's only with ``force``. Errors: LockMissing, PermissionRefused."""
         for _ in range(ROUNDS_MAX):
             with self.store.journal.snapshot() as snapshot:
-                record = self.store.repository(snapshot, name)
+                record = lfs_repository(self.store, snapshot, name)
                 row = snapshot.get(lock_key(record.id, _raw(lock)))
             if row is None:
                 raise LockMissing("lock does not exist", lock=lock[:64])
@@ -106,7 +107,7 @@ class Locks:
         most = self.store.limits.lfs_locks_page_max
         count = min(limit, most) if limit > 0 else most
         with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, name)
+            record = lfs_repository(self.store, snapshot, name)
             if path or lock:
                 return LockPage(self._matching(snapshot, record.id, path, lock), "")
             low = lock_key(record.id)
