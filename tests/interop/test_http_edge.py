@@ -122,11 +122,11 @@ def clone_body(source: Path, *words: bytes) -> bytes:
     [
         ("/nobody.git/info/refs?service=git-upload-pack", 404, "repository does not exist"),
         ("/team/demo.git/info/refs", 403, "dumb HTTP protocol is not served"),
-        ("/team/demo.git/info/refs?service=git-receive-pack", 403, "pushes are not served"),
         ("/team/demo.git/info/refs?service=rm", 403, "service is not known"),
         ("/team/demo.git/HEAD", 404, "not found"),
         ("/team/demo.git/git-upload-pack", 405, "method not allowed"),
-        ("/team/demo.git/git-receive-pack", 403, "pushes are not served"),
+        ("/team/demo.git/git-receive-pack", 405, "method not allowed"),
+        ("/nobody.git/info/refs?service=git-receive-pack", 404, "repository does not exist"),
         ("/%FF%FE.git/info/refs?service=git-upload-pack", 404, "repository does not exist"),
         ("/a%00b.git/info/refs?service=git-upload-pack", 404, "repository does not exist"),
         ("/a%0Ab.git/info/refs?service=git-upload-pack", 404, "not found"),
@@ -154,15 +154,9 @@ async def test_methods_that_do_not_fit_name_those_that_do(store: Store) -> None:
             assert answer.status == 405
             assert set(answer.headers["Allow"].split(",")) == {"GET", "HEAD"}
         async with client.post("/team/demo.git/git-receive-pack", data=b"0000") as answer:
-            assert answer.status == 403
-            assert await answer.text() == "pushes are not served by this release\n"
-
-
-async def test_a_push_is_refused_with_a_reason(store: Store, source: Path, tmp_path: Path) -> None:
-    async with listening(store) as url:
-        words = ("push", f"{url}/team/demo.git", "main:refs/heads/x")
-        shown = await asyncio.to_thread(git, source, *words, check=False)
-    assert b"pushes are not served by this release" in shown
+            assert answer.status == 415
+            kind = "application/x-git-receive-pack-request"
+            assert await answer.text() == f"content type must be {kind}\n"
 
 
 async def test_advertisements_are_typed_and_never_cached(store: Store, source: Path) -> None:
@@ -375,9 +369,9 @@ async def test_a_slow_client_stops_the_producer(store: Store, source: Path) -> N
     body = clone_body(source)
 
     class Counting(FetchService):
-        async def fetch(self, name, request):  # type: ignore[no-untyped-def]
+        async def fetch(self, name, request, **words):  # type: ignore[no-untyped-def]
             nonlocal made
-            async for piece in super().fetch(name, request):
+            async for piece in super().fetch(name, request, **words):
                 made += len(piece)
                 yield piece
 
@@ -416,9 +410,9 @@ async def test_a_client_that_leaves_ends_the_work(store: Store, source: Path) ->
     body = clone_body(source)
 
     class Watched(FetchService):
-        async def fetch(self, name, request):  # type: ignore[no-untyped-def]
+        async def fetch(self, name, request, **words):  # type: ignore[no-untyped-def]
             try:
-                async for piece in super().fetch(name, request):
+                async for piece in super().fetch(name, request, **words):
                     yield piece
             finally:
                 ended.set()

@@ -146,3 +146,9 @@ COMMIT = 1
 def _reaches(graph: PoolGraph, descendant: int, ancestor: int) -> bool:
     at = graph.peel(descendant) if descendant >= 0 else -1
     return at >= 0 and graph.type_at(at) == COMMIT and graph.is_ancestor(ancestor, at)
+
+
+def without(bits: bytes, taken: bytes) -> bytes:
+    """Return a bitset without what another holds, as long as it was."""
+    left = int.from_bytes(bits, "little") & ~int.from_bytes(taken, "little")
+    return left.to_bytes(len(bits), "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,8 @@ class GitHttp:
         headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
         if version == 2:
             offered = await self.bundles.bundles.offered(name)
-            body = advertise_v2(terms.kind, self.version, terms.offer, bundle_uri=offered)
+            offer = replace(terms.offer, packfile_uris=terms.packfile_uris)
+            body = advertise_v2(terms.kind, self.version, offer, bundle_uri=offered)
             return web.Response(body=body, headers=headers)
         head = SERVICE_LINE + (VERSION_1_LINE if version == 1 else b"")
         source = self.fetches.advertisement(name, terms)
@@ -108,7 +110,9 @@ class GitHttp:
         authorize(principal_of(request), Action.READ, name)
         terms = await self.fetches.terms(name)
         reader = (RequestV2 if protocol_version(request) == 2 else RequestV0)(
-            terms.kind, limits=self.limits, offer=terms.offer
+            terms.kind,
+            limits=self.limits,
+            offer=replace(terms.offer, packfile_uris=terms.packfile_uris),
         )
         headers = {**NO_CACHE, "Content-Type": RESULT_TYPE}
         send = self.edge.send
@@ -118,6 +122,9 @@ class GitHttp:
                 return web.Response(headers=headers)
             if isinstance(command, BundleUriRequest):
                 source = self.bundles.listed(name)
+            elif isinstance(command, Fetch):
+                uris = partial(self.bundles.uri_for, request)
+                source = self.fetches.fetch(name, command, uris=uris)
             else:
                 source = self.fetches.answer(name, command)
             tells = isinstance(command, Fetch) and command.sideband > 0

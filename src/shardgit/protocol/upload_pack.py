@@ -79,6 +79,7 @@ class Fetch:
     want_refs: tuple[bytes, ...] = ()
     shallow_only: bool = False
     session_id: bytes = b""
+    uri_protocols: tuple[str, ...] = ()  # schemes of URIs that the client takes packs from
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Offer:
     ``promisors`` (name=...,url=...; ...) are shown where they are not empty. ``denied`` are filters
     by git's names, "combine" among them; a ``tree_depth_max`` below 0 is none. ``unborn`` is
     "advertise", "allow" or "ignore", and tells what becomes of ls-refs' argument of that name.
+    ``packfile_uris`` is an edge's to offer, one that serves files.
     """
 
     unborn: str = "advertise"
@@ -100,6 +102,7 @@ class Offer:
     reachable_wants: bool = True
     session_id: bytes = b""
     promisors: bytes = b""
+    packfile_uris: bool = False
 
 
 OFFER = Offer()

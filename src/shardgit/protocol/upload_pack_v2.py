@@ -10,6 +10,8 @@ from shardgit.protocol.bundle_uri import CAPABILITY as BUNDLE_URI
 from shardgit.protocol.bundle_uri import BundleUriRequest, refuse_argument
 from shardgit.protocol.object_info import CAPABILITY as OBJECT_INFO
 from shardgit.protocol.object_info import ObjectInfoArguments, ObjectInfoRequest
+from shardgit.protocol.packfile_uris import FEATURE as PACKFILE_URIS
+from shardgit.protocol.packfile_uris import parse_protocols
 from shardgit.protocol.pktline import DELIM_BYTES, FLUSH_BYTES, Mark, line
 from shardgit.protocol.upload_pack import (
     OFFER,
@@ -56,6 +58,7 @@ def advertise_v2(
     fetch += b" filter" if offer.filters else b""
     fetch += b" ref-in-want" if offer.ref_in_want else b""
     fetch += b" sideband-all" if offer.sideband_all else b""
+    fetch += b" " + PACKFILE_URIS if offer.packfile_uris else b""
     lines = [
         b"version 2\n",
         agent(version) + b"\n",
@@ -90,6 +93,7 @@ class RequestV2(RequestReader):
         self._wants: dict[ObjectId, None] = {}
         self._haves: dict[ObjectId, None] = {}
         self._object_info = ObjectInfoArguments(self._oid)
+        self._uri_protocols: tuple[str, ...] = ()
 
     def _packet(self, packet: Packet) -> bool:
         if packet is Mark.FLUSH:
@@ -162,6 +166,10 @@ class RequestV2(RequestReader):
             self._filter(text[7:])
         elif text.startswith(b"want-ref ") and self.offer.ref_in_want:
             self._want_ref(text[9:])
+        elif text.startswith(b"packfile-uris ") and self.offer.packfile_uris:
+            if self._uri_protocols:
+                raise InvalidArgument("multiple packfile-uris lines forbidden")
+            self._uri_protocols = parse_protocols(text[14:])
         else:
             raise _unexpected(text)
 
@@ -200,6 +208,7 @@ class RequestV2(RequestReader):
             deepening=self._deepening.finish(relative=relative),
             filters=self._filters,
             session_id=self._session_id,
+            uri_protocols=self._uri_protocols,
             **{_FETCH_FLAGS[flag]: True for flag in self._flags if flag in _FETCH_FLAGS},
         )
 

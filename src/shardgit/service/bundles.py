@@ -169,7 +169,7 @@ class Bundles:
             known = self._allowed.get(key)
         if known is not None:
             return known
-        tips = _tips(bundle, state.record.hash_kind)
+        tips = tips_of(bundle, state.record.hash_kind)
         wanted = state.wanted()
         found = state.view.positions(tips) if state.view is not None else [-1]
         allowed = all(at >= 0 and bit(wanted, at) for at in found)
@@ -195,9 +195,7 @@ class BundleState(Look):
         self.prefixes = prefixes
         super().__init__(store, name)
         kind = self.record.hash_kind
-        lines = [b"# v2 git bundle\n"]
-        if kind is not HashKind.SHA1:
-            lines = [b"# v3 git bundle\n@object-format=%s\n" % kind.git_name.encode()]
+        lines = [_signature(kind)]
         lines += [b"%s %s\n" % (oid.hex().encode(), ref) for ref, oid in self.refs]
         self.header = b"".join(lines) + b"\n"
         self.tips = [oid for _, oid in self.refs]
@@ -245,6 +243,10 @@ def _pool_bytes(view: PoolView | None, *, enough: int) -> int:
 
 def _opened(file: SpoolFile, kind: HashKind) -> Bundle | None:
     """Return what a file says about itself; one that is no bundle is closed, and None."""
+    signature = _signature(kind)
+    if file.read(0, len(signature)) != signature:  # of another repository, with another hash
+        file.close()
+        return None
     head = _head_length(file)
     start = file.read(head, _PACK.size)
     if len(start) < _PACK.size or start[:4] != b"PACK" or file.size < head + kind.size:
@@ -252,6 +254,13 @@ def _opened(file: SpoolFile, kind: HashKind) -> Bundle | None:
         return None
     trailer = file.read(file.size - kind.size, kind.size)
     return Bundle(file, head, _PACK.unpack(start)[2], trailer)
+
+
+def _signature(kind: HashKind) -> bytes:
+    """Return how a bundle begins; only the third version tells a hash."""
+    if kind is HashKind.SHA1:
+        return b"# v2 git bundle\n"
+    return b"# v3 git bundle\n@object-format=%s\n" % kind.git_name.encode()
 
 
 def _head_length(file: SpoolFile) -> int:
@@ -265,7 +274,8 @@ def _head_length(file: SpoolFile) -> int:
     return file.size
 
 
-def _tips(bundle: Bundle, kind: HashKind) -> Sequence[ObjectId]:
+def tips_of(bundle: Bundle, kind: HashKind) -> Sequence[ObjectId]:
+    """Return the ids that a bundle's header lists."""
     header = bundle.file.read(0, bundle.head)
     digits = 2 * kind.size
     rows = [row for row in header.split(b"\n") if row and row[:1] not in b"#@"]

@@ -7,6 +7,7 @@ import hashlib
 import struct
 import uuid
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -26,7 +27,7 @@ from shardgit.service.offer import Terms, offer_of
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Hashable, Iterator, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from shardgit.pool.transfer import Transfer
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.refs.ref import Ref
+    from shardgit.service.static_packs import StaticPack
     from shardgit.service.store import Store
 
 KEEPALIVE_S = 5.0
@@ -41,6 +43,7 @@ KEEPALIVE = b"0005\x01"  # an empty packet of band 1
 PAGE_REFS = 8_192  # about half a MiB of lines
 ANSWERS_CACHED_BYTES = 16 << 20
 T = TypeVar("T")
+Uris = Callable[[FetchSession], Awaitable["StaticPack | None"]]
 
 
 def advertised(store: Store, name: str, prefixes: Sequence[bytes] = ()) -> list[AdvertisedRef]:
@@ -88,7 +91,8 @@ class FetchService:
             with self.store.journal.snapshot() as snapshot:
                 record = self.store.repository(snapshot, name)
             offer = offer_of(settings_of(record), session_id=self.session_id)
-            return Terms(record.hash_kind, offer)
+            uris = settings_of(record).fetch.packfile_uris
+            return Terms(record.hash_kind, offer, packfile_uris=uris)
 
         return await self.store.workers.run(look)
 
@@ -141,13 +145,17 @@ class FetchService:
             if not after:
                 return
 
-    async def fetch(self, name: str, request: Fetch) -> AsyncGenerator[bytes, None]:
-        """Answer a fetch of either version.
+    async def fetch(
+        self, name: str, request: Fetch, *, uris: Uris | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Answer a fetch of either version; ``uris`` finds a pack that stands at a URI.
 
         Errors before the first piece are raised and nothing else. A later one goes out on band 3,
         where the client has side-bands, and is raised behind it.
         """
         session = await self.session(name, request)
+        if uris is not None and request.uri_protocols:
+            session.static = await uris(session)
         head, pack_follows = await self.store.workers.run(session.negotiate)
         if not pack_follows:
             yield head

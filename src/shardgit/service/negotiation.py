@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, ObjectMissing, RefMissing
-from shardgit.graph.closure import bit
+from shardgit.graph.closure import bit, without
 from shardgit.graph.selection import Sieve, selection
 from shardgit.graph.shallow import Boundary, moved
 from shardgit.graph.sparse import Patterns
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.filter_spec import FilterKind
+from shardgit.protocol.packfile_uris import packfile_uris
 from shardgit.protocol.upload_pack import shown
 from shardgit.protocol.upload_pack_v0 import NegotiationV0, shallow_lines
 from shardgit.protocol.upload_pack_v2 import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.protocol.upload_pack import Fetch
     from shardgit.service.hiding import HiddenRefs
+    from shardgit.service.static_packs import StaticPack
     from shardgit.service.store import Store
 
 COMMIT, BLOB, TAG = 1, 3, 4
@@ -70,6 +72,7 @@ class FetchSession(ShownLook):
         self._they_have: set[int] = set()
         self._weighed = (-1, False)  # commons at the last weighing, and how it ended
         self._talk = NegotiationV0(request, self._enough)
+        self.static: StaticPack | None = None  # a pack that the client fetches by its URI
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)
@@ -185,6 +188,8 @@ class FetchSession(ShownLook):
         if request.deepening.asked or self.client_ends:
             head += shallow_info(*self._ends(), sideband_all=banded)
         head += wanted_refs(self.wanted_refs, sideband_all=banded)
+        if self.static is not None:
+            head += packfile_uris([self.static.uri], sideband_all=banded)
         return head + section_line(b"packfile\n", sideband_all=banded), True
 
     def _negotiate_v0(self) -> tuple[bytes, bool]:
@@ -247,6 +252,8 @@ class FetchSession(ShownLook):
         wanted, have = self._selection()
         if self.tags:
             wanted = self._with_tags(wanted)
+        if self.static is not None:
+            wanted = without(wanted, self.static.holds)
         options = TransferOptions(
             ofs_delta=self.request.ofs_delta,
             thin=self.request.thin_pack,

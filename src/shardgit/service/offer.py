@@ -19,6 +19,7 @@ class Terms:
 
     kind: HashKind
     offer: Offer
+    packfile_uris: bool = False  # for an edge that serves files
 
 
 def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:
