@@ -266,6 +266,54 @@ async def test_what_breaks_the_rules_is_one_error_and_one_line(
     assert last.startswith(b"ERR ")
 
 
+@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("service", [GitService.UPLOAD_PACK, GitService.RECEIVE_PACK])
+async def test_any_bytes_end_in_an_answer_or_in_one_error(
+    talks: Conversations, sources: dict[str, Path], service: GitService, version: int
+) -> None:
+    """Sound conversations, changed in one place, cut or joined: none hangs, none raises what is not ours."""
+    rand = random.Random(version)
+    tip = git(sources["sha1"], "rev-parse", "main").strip()
+    want = line(b"want " + tip + b" multi_ack_detailed side-band-64k ofs-delta\n") + b"0000"
+    haves = line(b"have " + tip + b"\n") + b"0000" + line(b"done\n")
+    v2 = line(b"command=fetch\n") + b"0001" + line(b"want " + tip + b"\n") + line(b"done\n")
+    refs = line(b"command=ls-refs\n") + b"0001" + line(b"peel\n") + b"0000"
+    empty = git(sources["sha1"], "pack-objects", "--stdout", "-q")
+    names = tip + b" " + tip + b" refs/heads/x\0report-status side-band-64k object-format=sha1"
+    seeds = {
+        GitService.UPLOAD_PACK: [want + haves, refs + v2 + b"0000"],
+        GitService.RECEIVE_PACK: [line(names) + b"0000" + empty],
+    }[service]
+    refused = 0
+    for _ in range(120):
+        data = bytearray(rand.choice(seeds))
+        for _ in range(rand.randint(0, 3)):
+            at = rand.randrange(len(data))
+            action = rand.randrange(4)
+            if action == 0:
+                data[at] = rand.randrange(256)
+            elif action == 1:
+                del data[at : at + rand.randint(1, 9)]
+            elif action == 2:
+                data[at:at] = rand.choice((b"0000", b"0001", b"0004", b"\0", line(b"x")))
+            else:
+                data[at:] = data[rand.randrange(len(data)) :]
+            data = data or bytearray(b"0")
+
+        async def sent(body: bytes = bytes(data)) -> AsyncIterator[bytes]:
+            for at in range(0, len(body), 37):
+                yield body[at : at + 37]
+
+        talk = talks.converse(service, "sha1", sent(), principal=ANONYMOUS, version=version)
+        try:
+            async with asyncio.timeout(20), aclosing(talk) as answers:
+                async for _ in answers:
+                    pass
+        except ShardgitError:
+            refused += 1
+    assert 0 < refused < 120
+
+
 async def test_a_client_that_only_looks_is_no_error(talks: Conversations) -> None:
     for version in (0, 1, 2):
         for body in ([], [b"0000"]):
