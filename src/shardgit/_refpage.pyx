@@ -306,11 +306,23 @@ ctypedef struct Out:
     size_t room
 
 
+cdef uint8_t[512] PAIRS  # both digits of each byte: half the time of one digit after the other
+
+
+cdef void fill_pairs() noexcept:
+    cdef size_t k
+    for k in range(256):
+        PAIRS[2 * k] = <uint8_t>HEX[k >> 4]
+        PAIRS[2 * k + 1] = <uint8_t>HEX[k & 15]
+
+
+fill_pairs()
+
+
 cdef inline uint8_t *hex_to(uint8_t *out, const uint8_t *raw, size_t n) noexcept nogil:
     cdef size_t k
     for k in range(n):
-        out[2 * k] = <uint8_t>HEX[raw[k] >> 4]
-        out[2 * k + 1] = <uint8_t>HEX[raw[k] & 15]
+        memcpy(out + 2 * k, PAIRS + 2 * <size_t>raw[k], 2)
     return out + 2 * n
 
 
@@ -345,7 +357,7 @@ cdef Status render_run(Merge *m, Out *o, const uint8_t *stop, size_t stop_n, siz
             m.pending = c
             return ST_SYMBOLIC
         if o.room - o.n < 2 * NAME_MAX + 4 * h + 64:
-            room = o.room * 2 + 65536
+            room = o.room * 2 + 1048576  # a page of SHA-1 ids in one piece
             at = <uint8_t *>realloc(o.data, room)
             if at == NULL:
                 return ST_MEMORY

@@ -151,12 +151,14 @@ class RefTable:
         repository: RepositoryRecord,
         *,
         prefixes: Sequence[bytes] = (),
+        start: bytes = b"",
         start_after: bytes = b"",
         limit: int | None = None,
     ) -> Iterator[Ref]:
         """Return the refs under any of ``prefixes`` (all without), by rising name, each once.
 
-        HEAD is left out. Lazy, and good for as long as the journal's snapshot.
+        They begin with the name ``start``, or behind ``start_after``. HEAD is left out. Lazy, and
+        good for as long as the journal's snapshot.
         """
         snapshot = self._standing(journal, repository)
         loose = self._loose_in(journal, repository)
@@ -164,7 +166,7 @@ class RefTable:
             return
         given = 0
         for low, high in _ranges(prefixes):
-            first = max(low, start_after + b"\0") if start_after else low
+            first = max(low, start, start_after + b"\0" if start_after else b"")
             for ref in snapshot.range(first, high, loose):
                 yield ref
                 given += 1
