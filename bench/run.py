@@ -48,6 +48,7 @@ def prepare(source: Path, work: Path) -> Path:
     # The source's deltas are kept: only packed together, with what makes http-backend fast.
     subprocess.run([*git, "repack", "-adbq"], check=True)
     subprocess.run([*git, "commit-graph", "write", "--reachable", "--no-progress"], check=True)
+    subprocess.run([*git, "config", "uploadpack.allowFilter", "true"], check=True)
     return target
 
 
