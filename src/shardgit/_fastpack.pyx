@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from shardgit._fsck cimport SG_FSCK_COUNT, sg_fsck_object
+from shardgit._fsck cimport SG_FSCK_TABLE, sg_fsck_object
 from shardgit._kernel cimport *
 
 from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
@@ -1096,9 +1096,9 @@ cdef class Ingest:
     # ---- fsck ----
 
     def check_objects(self, bytes severity not None):
-        """Check every object while it is made: byte m is message m's severity, 0 ignore to 4 fatal. Before ``resolve``."""
-        if len(severity) < SG_FSCK_COUNT:
-            raise Internal("one severity for each message is wanted", given=len(severity))
+        """Check every object while it is made, by a FsckConfig's table. Before ``resolve``."""
+        if len(severity) != SG_FSCK_TABLE:
+            raise Internal("not a table of severities", given=len(severity))
         self._severity = severity
         self.severity = <const uint8_t *>PyBytes_AS_STRING(severity)
 
