@@ -99,6 +99,7 @@ class build_all(build):
 
 
 LIBDEFLATE = has_libdeflate()
+SOURCES = list((ROOT / "src" / "shardgit").glob("_*"))
 
 
 def kernel(name: str) -> Extension:
@@ -107,9 +108,7 @@ def kernel(name: str) -> Extension:
         f"shardgit.{name}",
         [f"src/shardgit/{name}.pyx"],
         include_dirs=["src/shardgit"],
-        depends=[
-            f"src/shardgit/{part}.{end}" for part in ("_kernel", "_fsck") for end in ("h", "pxd")
-        ],
+        depends=sorted(f"src/shardgit/{p.name}" for p in SOURCES if p.suffix in (".h", ".pxd")),
         libraries=["crypto", "z", *(["deflate"] if LIBDEFLATE else [])],
         define_macros=[
             *([("SHARDGIT_LIBDEFLATE", "1")] if LIBDEFLATE else []),
@@ -120,7 +119,7 @@ def kernel(name: str) -> Extension:
     )
 
 
-KERNELS = sorted(p.stem for p in (ROOT / "src" / "shardgit").glob("_*.pyx"))
+KERNELS = sorted(p.stem for p in SOURCES if p.suffix == ".pyx")
 
 setup(
     cmdclass={"build": build_all, "build_proto": build_proto},

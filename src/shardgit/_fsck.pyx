@@ -4,7 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from shardgit._kernel cimport sg_hash_size
 
@@ -222,24 +222,46 @@ cdef bint read_value(Config *c) noexcept nogil:
         c.value_n += 1
 
 
-cdef class ConfigReader:
-    """The entries of a config file, read one by one as git reads them.
+cdef extern from "_gitmodules.h" nogil:
+    int sg_submodule_name(const uint8_t *s, size_t n)
+    int sg_submodule_url(const uint8_t *s, size_t n)
 
-    Iterates over (section, key, value). A section is ``name.`` or ``name.subsection.``, one and the same object for all
-    of its entries, b"" before the first; a value is None where the key stands alone. Ends at the first mistake, which
-    ``mistaken`` tells.
+
+NAME, URL, PATH, UPDATE, PARSE = range(5)
+
+
+def is_submodule_name(bytes name not None):
+    """Whether a submodule may have this name."""
+    return sg_submodule_name(<const uint8_t *>PyBytes_AS_STRING(name), <size_t>len(name)) != 0
+
+
+def is_submodule_url(bytes url not None):
+    """Whether a submodule may be cloned from this URL."""
+    return sg_submodule_url(<const uint8_t *>PyBytes_AS_STRING(url), <size_t>len(url)) != 0
+
+
+cdef class GitmodulesReader:
+    """What a .gitmodules file says and must not: iterates over (what, value), b"" where there is no value.
+
+    NAME comes once a section that has entries; PARSE last, where the file stops to be a config file as git reads it.
     """
 
     cdef Config c
     cdef bytes data
-    cdef bytes section
-    cdef bint moved  # to another section since `section` was made
-    cdef readonly bint mistaken
+    cdef bint named  # the section's name was judged
+    cdef bint is_submodule
+    cdef size_t name_at  # of the submodule, in the section
+    cdef size_t name_n
+    cdef size_t word_at  # of the key that all entries have, when the section holds a NUL
+    cdef size_t word_n
+    cdef bint has_word
+    cdef bint waiting  # an entry was read and is still to be judged
+    cdef bint done
 
     def __cinit__(self, bytes data not None):
         cdef size_t n = <size_t>len(data)
         self.data = data
-        self.section = b""
+        self.named = True
         self.c.at = <const uint8_t *>PyBytes_AS_STRING(data)
         self.c.end = self.c.at + n
         if data.startswith(b"\xef\xbb\xbf"):
@@ -260,22 +282,80 @@ cdef class ConfigReader:
         return self
 
     def __next__(self):
-        cdef int step
+        cdef int what
         with nogil:
-            step = self.step()
-        if step < 0:
-            self.mistaken = True
-            self.c.at = self.c.end
-        if step <= 0:
+            what = self.judge()
+        if what < 0:
             raise StopIteration
-        if self.moved:
-            self.section = PyBytes_FromStringAndSize(<char *>self.c.name, <Py_ssize_t>self.c.name_n)
-            self.moved = False
-        return (
-            self.section,
-            PyBytes_FromStringAndSize(<char *>self.c.key, <Py_ssize_t>self.c.key_n),
-            PyBytes_FromStringAndSize(<char *>self.c.value, <Py_ssize_t>self.c.value_n) if step == 2 else None,
-        )
+        if what == 0:
+            return what, PyBytes_FromStringAndSize(<char *>self.c.name + self.name_at, <Py_ssize_t>self.name_n)
+        return what, PyBytes_FromStringAndSize(<char *>self.c.value, <Py_ssize_t>self.c.value_n) if what < 4 else b""
+
+    cdef int judge(self) noexcept nogil:
+        """Read on to what must not be; -1 at the end."""
+        cdef Config *c = &self.c
+        cdef const uint8_t *key
+        cdef const uint8_t *nul
+        cdef size_t key_n
+        cdef int step
+        while not self.done:
+            if not self.waiting:
+                step = self.step()
+                if step <= 0:
+                    self.done = True
+                    return 4 if step < 0 else -1
+                self.waiting = step == 2
+                if not self.named:
+                    self.named = True
+                    self.take_apart()
+                    if self.is_submodule and not sg_submodule_name(c.name + self.name_at, self.name_n):
+                        return 0
+                continue
+            self.waiting = False
+            if not self.is_submodule:
+                continue
+            key, key_n = c.key, c.key_n
+            if self.has_word:
+                key, key_n = c.name + self.word_at, self.word_n
+            nul = <const uint8_t *>memchr(c.value, 0, c.value_n) if c.value_n else NULL
+            if nul != NULL:  # where git's strings end
+                c.value_n = <size_t>(nul - c.value)
+            if key_n == 3 and memcmp(key, b"url", 3) == 0:
+                if not sg_submodule_url(c.value, c.value_n):
+                    return 1
+            elif key_n == 4 and memcmp(key, b"path", 4) == 0:
+                if c.value_n and c.value[0] == 45:  # -
+                    return 2
+            elif key_n == 6 and memcmp(key, b"update", 6) == 0:
+                if c.value_n and c.value[0] == 33:  # !
+                    return 3
+        return -1
+
+    cdef void take_apart(self) noexcept nogil:
+        """Find the submodule's name in the section: what is after "submodule." up to the last dot.
+
+        git's strings end at a NUL: where one stands in a section, what comes before it is taken apart as if an entry's
+        key were its last part.
+        """
+        cdef Config *c = &self.c
+        cdef size_t n = c.name_n
+        cdef const uint8_t *nul = <const uint8_t *>memchr(c.name, 0, n) if n else NULL
+        self.is_submodule = self.has_word = False
+        if nul != NULL:
+            n = <size_t>(nul - c.name)
+        if n < 11 or memcmp(c.name, b"submodule.", 10) != 0:
+            return
+        self.word_n = 0
+        while n > 10 and c.name[n - 1] != 46:
+            n -= 1
+            self.word_n += 1
+        if n == 10:
+            return
+        self.is_submodule = True
+        self.has_word = nul != NULL
+        self.word_at = n
+        self.name_at = 10
+        self.name_n = n - 11
 
     cdef int step(self) noexcept nogil:
         """Read up to the end of an entry: 2 with a value, 1 without, 0 at the end, -1 at a mistake."""
@@ -293,7 +373,7 @@ cdef class ConfigReader:
             elif byte == 91:  # [
                 if not read_section(c):
                     return -1
-                self.moved = True
+                self.named = False
             elif is_alpha(byte):
                 break
             else:

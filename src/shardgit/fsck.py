@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from shardgit import _fsck
 from shardgit._fsck import NAME_MAX_AT, NAME_MAX_BYTES, SEVERITIES, TABLE_BYTES
 from shardgit.errors import InvalidArgument
-from shardgit.gitmodules import disallowed
 from shardgit.limits import DEFAULT as DEFAULT_LIMITS
 from shardgit.oid import hex_of, oid_of
 
@@ -192,8 +191,8 @@ def check_special(special: Special, type: int | None, data: bytes | None) -> lis
 def check_gitmodules(data: bytes) -> list[Finding]:
     """Check the settings of a .gitmodules file; the first FINDINGS_MAX of what is wrong."""
     return [
-        _finding(f"gitmodules{what.capitalize()}", None if value is None else shown(value))
-        for what, value in itertools.islice(disallowed(data), FINDINGS_MAX)
+        _finding(_GITMODULES[what], None if what == _fsck.PARSE else shown(value))
+        for what, value in itertools.islice(_fsck.GitmodulesReader(data), FINDINGS_MAX)
     ]
 
 
@@ -240,6 +239,13 @@ def _finding(name: str, value: str | None = None) -> Finding:
     return Finding(_IDS[name.lower()], TEXTS[name] if value is None else f"{TEXTS[name]}: {value}")
 
 
+_GITMODULES = {
+    _fsck.NAME: "gitmodulesName",
+    _fsck.URL: "gitmodulesUrl",
+    _fsck.PATH: "gitmodulesPath",
+    _fsck.UPDATE: "gitmodulesUpdate",
+    _fsck.PARSE: "gitmodulesParse",
+}
 _LINE = "invalid author/committer line"
 TEXTS = {
     "nulInHeader": "unterminated header",

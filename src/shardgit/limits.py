@@ -84,7 +84,7 @@ class Limits:
     hook_output_max_bytes: int = MIB  # of all hooks of a push, as shown to the client
     hook_answer_max_bytes: int = 64 * KIB  # of an HTTP hook
     # fsck: files that git reads as configuration
-    fsck_gitmodules_max_bytes: int = 4 * MIB  # some 30,000 submodules; git reads up to 512 MiB
+    fsck_gitmodules_max_bytes: int = 16 * MIB  # some 130,000 submodules; git reads up to 512 MiB
     fsck_gitattributes_max_bytes: int = 16 * MIB  # git reads up to 100 MiB
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import gitmodules as witness
 
 from shardgit import fsck
-from shardgit._fsck import SEVERITIES, ConfigReader, check
+from shardgit._fsck import SEVERITIES, check, is_submodule_name, is_submodule_url
 from shardgit.errors import InvalidArgument
 from shardgit.fsck import DEFAULT, MESSAGES, FsckConfig, Severity, Special
-from shardgit.gitmodules import is_url
 from shardgit.oid import HashKind, ObjectId
 
 OID = bytes(range(1, 21))
@@ -209,7 +209,7 @@ def test_a_flood_of_findings_is_cut() -> None:
 def test_urls_that_must_not_be_cloned() -> None:
     """git normalizes http and ftp URLs since 2.44 only, so the judge may not tell."""
     for url in (b"https:///x", b"http::x", b"http://h:0/x", b"http://h:65536/", b"https://h/%zz"):
-        assert not is_url(url)
+        assert not is_submodule_url(url)
     for url in (
         b"https://h/../x",
         b"https://h/%2E%2e/x",
@@ -217,22 +217,80 @@ def test_urls_that_must_not_be_cloned() -> None:
         b"http://h!/",
         b"ftp://",
     ):
-        assert not is_url(url)
+        assert not is_submodule_url(url)
     for url in (
         b"https://u:p@h:8080/a/./b/../c",
         b"http::file:///x",
         b"https://[::1]:80/",
         b"ssh://x",
     ):
-        assert is_url(url)
+        assert is_submodule_url(url)
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_read_as_a_config_file(data: bytes) -> None:
-    reader = ConfigReader(data)
-    entries = list(reader)
-    assert all(key and len(section + key) <= len(data) + 2 for section, key, _ in entries)
-    assert list(reader) == []
+PARTS = [
+    *(
+        b"http",
+        b"https",
+        b"ftp",
+        b"file",
+        b"git",
+        b"://",
+        b"::",
+        b":",
+        b"/",
+        b"//",
+        b"..",
+        b".",
+        b"\\",
+    ),
+    *(
+        b"%0a",
+        b"%0A",
+        b"%2e",
+        b"%2E",
+        b"%",
+        b"%zz",
+        b"%25",
+        b"\n",
+        b"@",
+        b"?",
+        b"#",
+        b"[",
+        b"]",
+        b"-",
+    ),
+    *(
+        b"h",
+        b"a",
+        b"80",
+        b"0",
+        b"65535",
+        b"65536",
+        b"../",
+        b"./",
+        b"a/..",
+        b"http://h",
+        b"\0",
+        b"!",
+    ),
+]
+pieces = st.lists(st.sampled_from(PARTS), max_size=12).map(b"".join)
+
+
+@given(st.sampled_from([b"", b"http://", b"https://h/", b"git://", b"../", b"http::"]), pieces)
+def test_urls_are_judged_as_the_witness_judges_them(start: bytes, rest: bytes) -> None:
+    url = start + rest
+    assert is_submodule_url(url) == witness.is_url(url)
+
+
+@given(pieces)
+def test_names_are_judged_as_the_witness_judges_them(name: bytes) -> None:
+    assert is_submodule_name(name) == witness.is_name(name)
+
+
+@given(st.binary(max_size=200) | pieces.map(lambda text: b'[submodule "' + text + b'"]\nurl=-'))
+def test_any_bytes_are_judged_as_gitmodules(data: bytes) -> None:
+    assert len(fsck.check_gitmodules(data)) <= fsck.FINDINGS_MAX
 
 
 def test_gitmodules_made_to_cost_time_are_judged_soon() -> None:
@@ -241,7 +299,8 @@ def test_gitmodules_made_to_cost_time_are_judged_soon() -> None:
     long = b'[submodule "' + b"x/" * (size // 4) + b'"]\n'
     assert fsck.check_gitmodules(long + b"path=x\n" * 100_000) == []
     assert fsck.check_gitmodules(b'[submodule "a"]\nurl=./' + b"../x/" * 13_000) == []
-    url = fsck.check_gitmodules(b'[submodule "a"]\nurl=./' + b"../x/" * (size // 5))
+    assert fsck.check_gitmodules(b'[submodule "a"]\n' + b"url=http://h/%41\n" * (size // 18)) == []
+    url = fsck.check_gitmodules(b'[submodule "a"]\nurl=http://h' + b"/a/.." * (size // 6) + b"/..")
     assert [(each.name, len(each.text) < 2_000) for each in url] == [("gitmodulesUrl", True)]
     lines = (b"x" * 2_047 + b"\n") * 4_000
     assert fsck.check_gitattributes(lines) == []

@@ -6,7 +6,15 @@ import functools
 from typing import TYPE_CHECKING
 
 from shardgit.errors import FsckRefused
-from shardgit.fsck import FsckConfig, Special, check_special, describe, text_of
+from shardgit.fsck import (
+    FsckConfig,
+    Severity,
+    Special,
+    check_special,
+    describe,
+    message_of,
+    text_of,
+)
 from shardgit.oid import HashKind, ObjectId, oid_of
 
 if TYPE_CHECKING:
@@ -17,9 +25,10 @@ if TYPE_CHECKING:
     from shardgit.service.look import Look
     from shardgit.service.settings import FsckSettings, RepositorySettings
 
-SPECIAL_MAX_BYTES = 100 << 20  # as git's core.bigFileThreshold leaves larger ones unread
 LINES_MAX = 100
+ERRORS_MAX = 1_000  # that a thread of an ingest keeps
 BLOB = 3
+BAD_TAG_NAME = message_of("badTagName")  # the message that shows a piece of the object
 
 
 def severities(settings: RepositorySettings, kind: HashKind) -> FsckConfig | None:
@@ -54,24 +63,27 @@ def judge(ingest: Ingest, config: FsckConfig, look: Look) -> list[str]:
     """Return the warnings of a resolved ingest, in git's words; FsckRefused when any object is refused."""
     lines: list[str] = []
     refused: list[str] = []
+    errors = 0
     for oid, message, text in _findings(ingest, look):
+        errors += config.severity(message) >= Severity.ERROR
         if not config.refuses(message, oid) and not config.tells(message, oid):
             continue
         line = describe(message, oid, config.severity(message), text)
         (refused if config.refuses(message, oid) else lines).append(line)
+    if not refused and errors >= ERRORS_MAX:
+        # The ingest keeps no more: behind those that the skip list lets pass others may be lost.
+        raise FsckRefused("too many objects on the skip list are pushed at once", lines=())
     if refused:
         raise FsckRefused(
-            "fsck error in packed object", lines=tuple([*lines, *refused][:LINES_MAX])
+            "fsck error in packed object", lines=(*lines[: LINES_MAX // 2], *refused)[:LINES_MAX]
         )
     return lines
 
 
 def _findings(ingest: Ingest, look: Look) -> Iterator[tuple[ObjectId, int, str]]:
-    data: dict[int, bytes] = {}
     for number, message, offset in ingest.findings():
-        if number not in data:
-            data = {number: ingest.read(number)}
-        text = text_of(message, offset, memoryview(data[number]))
+        tag = memoryview(ingest.read(number)) if message == BAD_TAG_NAME else None
+        text = text_of(message, offset, tag)
         yield ObjectId(ingest.id_at(number)), message, text
     for kind, oid in ingest.specials():
         for finding in _special(ingest, Special(kind), ObjectId(oid), look):
@@ -84,13 +96,13 @@ def _special(ingest: Ingest, special: Special, oid: ObjectId, look: Look) -> lis
     if number >= 0:
         type_ = ingest.type_at(number)
         size = ingest.size_at(number)
-        data = ingest.read(number) if type_ == BLOB and size <= SPECIAL_MAX_BYTES else None
+        data = ingest.read(number) if type_ == BLOB and size <= special.max_bytes else None
         return check_special(special, type_, data)
     (at,) = look.positions([oid])
     if at < 0 or look.view is None:
         return check_special(special, None, None)
     (info,) = look.view.info([at])
-    if info.type != BLOB or info.size > SPECIAL_MAX_BYTES:
+    if info.type != BLOB or info.size > special.max_bytes:
         return check_special(special, info.type, None)
     return check_special(special, BLOB, look.view.read_positions([at])[0].data)
 

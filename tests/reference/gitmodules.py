@@ -1,16 +1,9 @@
-"""What a .gitmodules file may not say, as git judges it: names and URLs with which its clones could be attacked."""
+"""The rules for names and URLs of submodules, slowly and by parts: the witness for the kernel."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from shardgit._fsck import ConfigReader
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-URL_MAX_BYTES = 65_536  # the time to judge one grows with it
 _SEPARATOR = rb"[/\\]"
 _CLIMBS_AS_PART = re.compile(rb"(?:^|[/\\])\.\.(?:[/\\]|\Z)", re.DOTALL)
 _RELATIVE = re.compile(rb"\.\.?" + _SEPARATOR)
@@ -22,47 +15,6 @@ _HOST = re.compile(rb"[A-Za-z0-9.\-_\[:\]]*")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 
 
-def disallowed(data: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """Yield (what, value) for each setting that is not allowed: what is "name", "url", "path", "update" or "parse".
-
-    "parse" comes last, where the file stops to be a config file.
-    """
-    reader = ConfigReader(data)
-    last = submodule = word = None
-    for section, key, value in reader:
-        if section is not last:
-            last = section
-            submodule, word = submodule_of(section)
-            if submodule is not None and not is_name(submodule):
-                yield "name", submodule
-        if submodule is None or value is None:
-            continue
-        setting = key if word is None else word
-        text = value.partition(b"\0")[0]
-        if setting == b"url" and not is_url(text):
-            yield "url", text
-        elif setting == b"path" and text.startswith(b"-"):
-            yield "path", text
-        elif setting == b"update" and text.startswith(b"!"):
-            yield "update", text
-    if reader.mistaken:
-        yield "parse", None
-
-
-def submodule_of(section: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the name of a section's submodule, None without; and the key that all its entries have, None without.
-
-    git's strings end at a NUL: where one stands in a section, what comes before it is taken apart as if an entry's key
-    were its last part.
-    """
-    name, nul, _ = section.partition(b"\0")
-    kind, _, rest = name.partition(b".")
-    submodule, dot, word = rest.rpartition(b".")
-    if kind != b"submodule" or not dot:
-        return None, None
-    return submodule, word if nul else None
-
-
 def is_name(name: bytes) -> bool:
     """Whether a submodule may have this name, which becomes a folder's."""
     return bool(name) and not (b".." in name and _CLIMBS_AS_PART.search(name))
@@ -72,9 +24,9 @@ def is_url(url: bytes) -> bool:
     """Whether a submodule may be cloned from this URL.
 
     No option of a command; no newline, however escaped, where a credential helper would read it; no host that is
-    missing or stands in the path of a relative URL. git sets no bound to its length, this does: URL_MAX_BYTES.
+    missing or stands in the path of a relative URL.
     """
-    if url.startswith(b"-") or len(url) > URL_MAX_BYTES:
+    if url.startswith(b"-"):
         return False
     if _RELATIVE.match(url) or url.startswith(b"git://"):
         scheme = max(url.find(b":"), 0)  # up to there git decodes nothing
