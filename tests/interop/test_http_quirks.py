@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import random
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
 
+from shardgit import connect
 from shardgit.protocol.pktline import FLUSH_BYTES, Mark, encode
 
 if TYPE_CHECKING:
@@ -205,3 +208,115 @@ def test_a_gzip_body_that_says_expect_and_comes_in_chunks_is_read(server: Server
     chunks = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body) + b"0\r\n\r\n"
     answer = raw(server, head.encode(), chunks, wait_for=b"100 Continue\r\n\r\n")
     assert b"refs/heads/main" in answer
+
+
+# ---- pushes ----
+
+
+def push_head(path: str, version: str, *lines: str) -> bytes:
+    head = [
+        f"POST /{path}.git/git-receive-pack {version}",
+        "Host: x",
+        "Content-Type: application/x-git-receive-pack-request",
+        *lines,
+    ]
+    return "\r\n".join([*head, "", ""]).encode()
+
+
+def pushed(source: Path, branch: str) -> bytes:
+    """Return the body of a push of main to a branch that is not there."""
+    tip = git(source, "rev-parse", "main")
+    done = subprocess.run(
+        ["git", "pack-objects", "--revs", "--stdout", "-q"],
+        cwd=source,
+        input=f"{tip}\n".encode(),
+        env=clean_environment(),
+        capture_output=True,
+        check=True,
+    )
+    words = f"{'0' * 40} {tip} refs/heads/{branch}\0report-status object-format=sha1".encode()
+    return encode([words, Mark.FLUSH]) + done.stdout
+
+
+def listed(server: Server, source: Path) -> dict[str, str]:
+    rows = git(source, "ls-remote", server.url("team/demo")).splitlines()
+    return {row.split("\t")[1]: row.split("\t")[0] for row in rows}
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_probe_before_a_push_gets_an_empty_answer(server: Server, version: str) -> None:
+    head = push_head("team/demo", version, "Content-Length: 4", "Connection: close")
+    head_of, _, body = raw(server, head + FLUSH_BYTES).partition(b"\r\n\r\n")
+    assert b" 200 " in head_of.splitlines()[0]
+    assert body == b""
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_push_comes_plain_or_gzipped_at_once_or_in_chunks(
+    server: Server, source: Path, version: str, packed: bool, chunked: bool
+) -> None:
+    if chunked and version == "HTTP/1.0":
+        return  # it has no chunks
+    branch = f"b-{version[-1]}-{packed}-{chunked}"
+    body = pushed(source, branch)
+    lines = ["Connection: close"]
+    if packed:
+        body = gzip.compress(body)
+        lines.append("Content-Encoding: gzip")
+    lines.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}")
+    if chunked:
+        cut = [body[at : at + 100] for at in range(0, len(body), 100)]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in cut) + b"0\r\n\r\n"
+    answer = raw(server, push_head("team/demo", version, *lines) + body)
+    assert b"unpack ok" in answer, answer
+    assert f"ok refs/heads/{branch}".encode() in answer
+    assert listed(server, source)[f"refs/heads/{branch}"] == git(source, "rev-parse", "main")
+
+
+def test_a_push_that_expects_is_told_to_go_on(server: Server, source: Path) -> None:
+    body = pushed(source, "expecting")
+    lines = (f"Content-Length: {len(body)}", "Expect: 100-continue", "Connection: close")
+    head = push_head("team/demo", "HTTP/1.1", *lines)
+    answer = raw(server, head, body, wait_for=b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert b"ok refs/heads/expecting" in answer
+
+
+def test_a_push_announced_too_large_is_refused_before_its_body(server: Server) -> None:
+    lines = ("Content-Length: 99999999999999", "Expect: 100-continue")
+    answer = raw(server, push_head("team/demo", "HTTP/1.1", *lines))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_git_pushes_more_than_its_post_buffer_in_chunks(
+    server: Server, source: Path, tmp_path: Path
+) -> None:
+    git(tmp_path, "clone", "-q", server.url("team/demo"), "c")
+    clone, trace = tmp_path / "c", tmp_path / "trace"
+    (clone / "bulk").write_bytes(random.Random(3).randbytes(300_000))
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "bulk")
+    done = subprocess.run(
+        ["git", "-c", "http.postBuffer=65536", "push", "-q", "origin", "HEAD:refs/heads/bulk"],
+        cwd=clone,
+        env={**clean_environment(), "GIT_TRACE_CURL": str(trace), "GIT_TRACE_CURL_NO_DATA": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    sent = trace.read_text().lower()
+    assert "content-length: 4" in sent  # the probe
+    assert "transfer-encoding: chunked" in sent
+    assert listed(server, source)["refs/heads/bulk"] == git(clone, "rev-parse", "HEAD")
+
+
+def test_the_user_and_address_of_a_push_stand_in_the_log(server: Server, source: Path) -> None:
+    """By hand: git sends a name only to who asks for one."""
+    body = pushed(source, "named")
+    told = base64.b64encode(b"ada:word").decode()
+    lines = (f"Content-Length: {len(body)}", f"Authorization: Basic {told}", "Connection: close")
+    assert b"ok refs/heads/named" in raw(server, push_head("team/demo", "HTTP/1.1", *lines) + body)
+    with connect(server.grpc) as client:
+        entries = list(client.repo("team/demo").ref_log("refs/heads/named"))
+    assert [(entry.actor, entry.address) for entry in entries] == [("ada", "127.0.0.1")]
