@@ -32,6 +32,7 @@ from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
 from shardgit.errors import ShardgitError
 from shardgit.oid import HashKind, PoolId
 from shardgit.protocol.pktline import PacketReader, line
+from shardgit.protocol.receive_pack import PushReader
 from shardgit.protocol.upload_pack_v0 import parse_v0
 from shardgit.protocol.upload_pack_v2 import parse_v2
 from shardgit.ring.builder import build
@@ -278,6 +279,33 @@ def run_request(data: bytes) -> None:
             parse(data, HashKind.SHA1)
 
 
+def pushes() -> list[bytes]:
+    """Return what clients send before their pack: commands, options, a certificate."""
+    oid, zero = b"a1" * 20, b"0" * 40
+    words = b"\0 report-status-v2 side-band-64k push-options object-format=sha1 agent=git/2"
+    first = zero + b" " + oid + b" refs/heads/main"
+    plain = line(first + words) + line(b"shallow " + oid) + b"0000" + line(b"option") + b"0000PACK"
+    text = [b"certificate version 0.1", b"pusher A <a@b.c> 1 +0000", b"nonce 1-ab", b"", first]
+    text += [b"-----BEGIN PGP SIGNATURE-----", b"", b"abcd", b"-----END PGP SIGNATURE-----"]
+    signed = line(b"push-cert" + words) + b"".join(line(each + b"\n") for each in text)
+    return [plain, signed + line(b"push-cert-end\n") + b"0000" + line(b"a") + b"0000"]
+
+
+def run_push(data: bytes) -> None:
+    """Read a push whole and byte by byte: both end alike."""
+
+    def read(size: int) -> tuple[object, ...]:
+        reader, rest = PushReader(HashKind.SHA1), b""
+        try:
+            for at in range(0, len(data), size):
+                rest += reader.receive(data[at : at + size]) or b""
+            return reader.finish(), rest
+        except ShardgitError as error:
+            return type(error), str(error)
+
+    assert read(len(data) or 1) == read(1)
+
+
 def checked() -> list[bytes]:
     """Return a type and an object each, for fsck: longer than 512 bytes, so that they lie in memory of their own."""
     rand = random.Random(3)
@@ -320,6 +348,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda data: data[:-32] + blake3(data[:-32]).digest(),
     ),
     "block": lambda: (blocks(), lambda data: verify_block(block_id(data), data), same),
+    "push": lambda: (pushes(), run_push, same),
     "request": lambda: (requests(), run_request, same),
     "fsck": lambda: (checked(), run_fsck, same),
     "pktline": lambda: (

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pushing import push
-from served import git, small_repository
+from served import clean_environment, git, serving, shardgit, small_repository
 
+from shardgit.client import connect
 from shardgit.journal.records import RepositoryRecord
 from shardgit.oid import HashKind, ObjectId, PoolId, RepositoryId
+from shardgit.protocol.push_certificate import parse_certificate
 from shardgit.protocol.receive_pack import Command, PushCapabilities, PushRequest
 from shardgit.service.push_nonce import NonceMaker, NonceStatus
 from shardgit.service.setting_keys import changed
@@ -47,6 +49,7 @@ class Signer:
 
     source: Path
     gpg_key: str
+    ssh_key: Path
     ssh_line: str
     gpg: PushRequest
     ssh: PushRequest
@@ -90,6 +93,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
     yield Signer(
         source,
         gpg(home, "--export", "--armor"),
+        key,
         f"committer@example.com {public}",
         by_gpg.request,
         by_ssh.request,
@@ -280,3 +284,57 @@ def test_a_program_that_is_missing_or_slow_gives_no_verdict(
     program.chmod(0o755)
     found = check_ssh(signature[0], armor, [], time_s=0.2)
     assert (found.status, found.output) == ("E", "ssh-keygen took longer than 0.2 s")
+
+
+def test_a_signed_push_over_http(signer: Signer, tmp_path: Path) -> None:
+    """Stock git signs with gpg and pushes to a server that takes only signed pushes."""
+    data = tmp_path / "data"
+
+    def told(*words: str) -> None:
+        done = shardgit(*words, "--data", str(data), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    assert shardgit("init", str(data), cwd=tmp_path).returncode == 0
+    told("repo", "create", "demo")
+    told("repo", "config", "demo", "signed_push.mode", "required")
+    told("repo", "config", "demo", "signed_push.ssh_signers", signer.ssh_line)
+    words = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={signer.ssh_key}")
+
+    def pushed(*options: str, refspec: str = "main") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                "git",
+                "-C",
+                str(signer.source),
+                *words,
+                "push",
+                *options,
+                server.url("demo"),
+                refspec,
+            ],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    with serving(data, "--workers", "1") as server:
+        unsigned = pushed()
+        assert unsigned.returncode != 0
+        assert "only signed pushes are taken here; use git push --signed" in unsigned.stderr
+        signed = pushed("--signed", "--push-option=x")
+        assert signed.returncode == 0, signed.stderr
+        head = git(signer.source, "rev-parse", "main")
+        assert head in git(tmp_path, "ls-remote", server.url("demo"))
+        told("repo", "config", "demo", "signed_push.ssh_signers", "")
+        git(signer.source, "branch", "-f", "other", "main~1")
+        unknown = pushed("--signed", refspec="other")
+        assert unknown.returncode != 0
+        assert "signed by a key that is not allowed here" in unknown.stderr
+        with connect(server.grpc) as client:
+            entry, *_ = client.repo("demo").ref_log("refs/heads/main")
+            assert entry.change_count == 1
+            found = parse_certificate(entry.certificate)
+            assert found.options == (b"x",)
+            assert found.commands == (b"0" * 40 + f" {head} refs/heads/main".encode(),)

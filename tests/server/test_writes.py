@@ -11,6 +11,7 @@ import pytest
 from hooking import configure, program
 from reference.serving import serving_rpc
 from served import git, small_repository
+from served import shardgit as command
 
 import shardgit.aio
 from shardgit.aio import File
@@ -568,3 +569,17 @@ def test_the_same_verbs_without_async(store: Store, source: Path) -> None:
     finally:
         ended.set()
         thread.join(30)
+
+
+def test_the_command_stores_files(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    done = command("object", "put", "demo", "a", "b", cwd=tmp_path)
+    assert done.stdout.split() == [blob_id(b"one").hex(), blob_id(b"two").hex()], done.stderr
+    assert command("object", "get", "demo", done.stdout.split()[0], cwd=tmp_path).stdout == "one"
+    tree = command("object", "put", "demo", "--type", "tree", "--json", cwd=tmp_path)
+    assert '"4b825dc642cb6eb9a060e54bf8d69288fbee4904"' in tree.stdout
+    assert command("object", "put", "demo", "a", "--type", "x", cwd=tmp_path).returncode == 2
+    failed = command("object", "put", "demo", "a", "--type", "commit", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from shardgit.cli.when import When
     from shardgit.oid import HashKind, ObjectId
@@ -103,6 +103,9 @@ class Backend(Protocol):
 
     def objects(self, name: str) -> Iterator[ObjectRow]:
         """Return all objects that the refs reach."""
+
+    def put(self, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
+        """Store objects, (type, bytes) each, in one commit; returns their ids."""
 
     def settings(self, name: str) -> SettingsView:
         """Return a repository's settings."""

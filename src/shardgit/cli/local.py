@@ -18,12 +18,13 @@ from shardgit.service.ref_log import log_rows, restore_ref
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import PAGE, Repositories
 from shardgit.service.shards import list_shards
+from shardgit.service.uploading import put_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from shardgit.cli.when import When
-    from shardgit.oid import HashKind
+    from shardgit.oid import HashKind, ObjectId
     from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
@@ -127,6 +128,10 @@ class LocalBackend:
         for some in Reading(self._store, name).all_infos():
             for info in some:
                 yield ObjectRow(info.id, info.type, info.size)
+
+    def put(self, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
+        """See Backend."""
+        return put_objects(self._store, name, objects, principal=Principal("operator"))
 
     def settings(self, name: str) -> SettingsView:
         """See Backend."""

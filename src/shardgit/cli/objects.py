@@ -1,19 +1,27 @@
-"""shardgit object: read objects by id, revision or path."""
+"""shardgit object: read objects by id, revision or path; store some."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli.context import DataOption, JsonOption, ServerOption, failing, reached
+from shardgit.cli.context import (
+    DataOption,
+    JsonOption,
+    ServerOption,
+    UsageRefused,
+    failing,
+    reached,
+)
 from shardgit.cli.output import print_json, print_json_rows
 
 if TYPE_CHECKING:
     from shardgit.cli.backend import ObjectRow
 
-app = typer.Typer(help="Read objects.", no_args_is_help=True)
+app = typer.Typer(help="Read and store objects.", no_args_is_help=True)
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO")]
 RevisionArgument = Annotated[
     str,
@@ -89,6 +97,42 @@ def list_(
             return
         for row in rows:
             sys.stdout.write(_line(row) + "\n")
+
+
+@app.command()
+def put(
+    repo: RepoArgument,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Standard input without any.")
+    ] = None,
+    type_: Annotated[
+        str, typer.Option("--type", help="blob, tree, commit or tag; of all files.")
+    ] = "blob",
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Store files as objects, all in one commit, and print their ids.
+
+    Until a ref names them, they count as the repository's own for 14 days.
+
+    \b
+    Examples:
+      shardgit object put demo README.md
+      git cat-file commit HEAD | shardgit object put demo --type commit
+    """
+    with failing(json=json):
+        numbers = {name: number for number, name in NAMES.items()}
+        if type_ not in numbers:
+            raise UsageRefused("unknown type", type=type_, known="|".join(numbers))
+        with reached(server, data) as store:
+            read = (file.read_bytes() for file in files) if files else [sys.stdin.buffer.read()]
+            ids = store.put(repo, ((numbers[type_], body) for body in read))
+            if json:
+                print_json({"ids": [oid.hex() for oid in ids]})
+                return
+            for oid in ids:
+                typer.echo(oid.hex())
 
 
 def _plain(row: ObjectRow) -> dict[str, object]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from shardgit.cli.backend import ChangeRow, LogLine, ObjectRow, RefRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from shardgit.aio import RefChange
     from shardgit.cli.when import When
     from shardgit.client import Client
-    from shardgit.oid import HashKind
+    from shardgit.oid import HashKind, ObjectId
     from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
@@ -95,6 +95,10 @@ class RemoteBackend:
         """See Backend."""
         for facts in self._client.repo(name).list_objects():
             yield ObjectRow(facts.id, facts.type, facts.size)
+
+    def put(self, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
+        """See Backend."""
+        return self._client.repo(name).put_objects(objects)
 
     def settings(self, name: str) -> SettingsView:
         """See Backend."""

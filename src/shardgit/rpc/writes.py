@@ -15,9 +15,8 @@ from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
 from shardgit.service.fetch import FetchService, advertised
 from shardgit.service.pack_spool import PackSpool
-from shardgit.service.settings import settings_of
 from shardgit.service.upload_spool import UploadSpool
-from shardgit.service.uploading import Uploading
+from shardgit.service.uploading import Uploading, pack_most_bytes
 from shardgit.v1 import commit_pb2, object_pb2, pack_pb2, pack_pb2_grpc
 
 if TYPE_CHECKING:
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20
 IDS_BYTES = 1_000_000
-
-
-def _most(uploading: Uploading, store: Store) -> int:
-    """Return how many bytes of packs a repository takes at once."""
-    most = store.limits.push_pack_max_bytes
-    return min(settings_of(uploading.record).receive.max_push_bytes or most, most)
 
 
 class ObjectWrites:
@@ -55,7 +48,7 @@ class ObjectWrites:
         upload = await run(Uploading, store, name, principal=ANONYMOUS)
         kind = upload.record.hash_kind
         with UploadSpool(
-            store, kind, most_bytes=_most(upload, store), limits=store.limits
+            store, kind, most_bytes=pack_most_bytes(upload), limits=store.limits
         ) as spool:
             async for request in requests:
                 if request.WhichOneof("part") != "data":
@@ -99,7 +92,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
                     raise InvalidArgument("stream has two headers")
                 yield request.data
 
-        async with PackSpool(store, _most(upload, store), upload.record.hash_kind) as spool:
+        async with PackSpool(store, pack_most_bytes(upload), upload.record.hash_kind) as spool:
             await spool.fill(b"", pieces(), to_its_end=False)
             if spool.refused is not None:
                 raise spool.refused

@@ -9,10 +9,11 @@ from shardgit.errors import Conflict, Refused
 from shardgit.oid import ObjectId, hex_of
 from shardgit.protocol.receive_pack import PushRequest
 from shardgit.service.push import ROUNDS_MAX, Push, settle_soon
+from shardgit.service.upload_spool import UploadSpool
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -85,3 +86,28 @@ class Uploading(Push):
                 settle_soon(self.store, self.look)
             return Stored(len(self._ids), self.incoming.objects)
         raise Conflict("store is busy with other writers; upload again", repository=self.name)
+
+
+def pack_most_bytes(upload: Uploading) -> int:
+    """Return how many bytes of packs a repository takes at once."""
+    most = upload.store.limits.push_pack_max_bytes
+    return min(upload.settings.receive.max_push_bytes or most, most)
+
+
+def put_objects(
+    store: Store, name: str, objects: Iterable[tuple[int, bytes]], *, principal: Principal
+) -> list[ObjectId]:
+    """Store objects, (type, bytes) each, in one commit; returns their ids in order.
+
+    Errors: InvalidArgument, FsckRefused, Refused, LimitExceeded, RepositoryMissing, StorageFull.
+    """
+    upload = Uploading(store, name, principal=principal)
+    most, kind = pack_most_bytes(upload), upload.record.hash_kind
+    with UploadSpool(store, kind, most_bytes=most, limits=store.limits) as spool:
+        for type_, data in objects:
+            spool.take(bytes([type_]), [len(data)], data)
+        packs = spool.packs()
+        if packs:
+            upload.take_all([(pack, None) for pack in packs])
+            upload.upload()
+        return spool.ids
