@@ -59,7 +59,8 @@ async def answer(programs: Programs, call: Call, wire: Wire) -> int:
             if not exported and not (folder / "git-daemon-export-ok").exists():
                 raise NoRepository(path)
             disk = DiskRepository(folder, programs.git, environment)
-            load(store, NAME, disk)
+            pushes = "receive-pack" in found[2] + environment.get("QUERY_STRING", "")
+            load(store, NAME, disk, dangling=pushes)
             edge.receives = DiskReceives(store, NAME, disk, edge.receives)
         except NoRepository:
             pass

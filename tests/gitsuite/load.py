@@ -33,8 +33,11 @@ class Everything(_Import):
     """An import that leaves nothing out.
 
     git's servers know unreachable objects, pass over refs to objects that are not there, and serve repositories with
-    holes as long as nobody asks for what is missing; shardgit's import refuses or drops these.
+    holes as long as nobody asks for what is missing; shardgit's import refuses or drops these. receive-pack shows
+    ``dangling`` refs as well.
     """
+
+    dangling = False
 
     def _fill(
         self,
@@ -45,7 +48,9 @@ class Everything(_Import):
     ) -> None:
         incoming = Incoming(ingest, None, record.hash_kind, self.store.limits)
         kept = [
-            ref for ref in source_refs if ref.target is None or incoming.position(ref.target) >= 0
+            ref
+            for ref in source_refs
+            if self.dangling or ref.target is None or incoming.position(ref.target) >= 0
         ]
         refs = [_ref(incoming, ref) for ref in kept]
         head = _ref(incoming, source_head) if source_head else None
@@ -92,12 +97,14 @@ class Source(GitSource):
         return SourceRef(ref.name.removeprefix(self.prefix), ref.target, symbolic)
 
 
-def load(store: Store, name: str, disk: DiskRepository) -> None:
-    """Import a repository with all its objects, refs and settings."""
+def load(store: Store, name: str, disk: DiskRepository, *, dangling: bool = False) -> None:
+    """Import a repository with all its objects, refs and settings; ``dangling`` refs too if wanted."""
     source = Source(disk.folder, scratch=store.scratch, limits=store.limits)
     source.prefix = disk.namespace
     with source:
-        Everything(store, name, source, silent).run(use_index=True)
+        job = Everything(store, name, source, silent)
+        job.dangling = dangling
+        job.run(use_index=True)
     with store.journal.snapshot() as snapshot:
         record = store.repository(snapshot, name)
         row = snapshot.get(repository_key(record.id))

@@ -69,6 +69,7 @@ class Programs:
         programs = {
             "git-upload-pack": self._upload_pack,
             "git-receive-pack": self._receive_pack,
+            "git-upload-archive": self._upload_archive,
             "git-http-backend": self._http_backend,
             "serve-v2": self._serve_v2,
         }
@@ -123,8 +124,24 @@ class Programs:
             return 129
         disk = self.repository(call, rest[0])
         with self.stores.fresh() as store:
-            load(store, NAME, disk)
+            load(store, NAME, disk, dangling=True)
             await pushes(store, wire, disk, call.environment)
+        return 0
+
+    # ---- upload-archive ----
+
+    async def _upload_archive(self, call: Call, wire: Wire) -> int:
+        _, rest = option_values(call.words)
+        disk = self.repository(call, rest[0] if rest else ".")
+        with self.stores.fresh() as store:
+            load(store, NAME, disk)
+            host = Conversations(store, version=VERSION)
+            source = host.converse(
+                GitService.UPLOAD_ARCHIVE, NAME, wire.pieces(), principal=ANONYMOUS
+            )
+            async with aclosing(source) as pieces:
+                async for piece in pieces:
+                    await wire.write(piece)
         return 0
 
     # ---- http-backend ----
@@ -197,7 +214,8 @@ class Programs:
                 service = program.removeprefix("git-").replace("-", "")
                 allowed = disk.flag(
                     f"daemon.{service}",
-                    default=program == "git-upload-pack" or f"enable={program[4:]}" in options,
+                    default=program == "git-upload-pack"
+                    or options.get("enable") == program.removeprefix("git-"),
                 )
                 if not allowed:
                     raise NoRepository(path)

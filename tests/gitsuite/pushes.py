@@ -60,6 +60,10 @@ class DiskHooks(Hooks):
         del record
         return True
 
+    def forget(self) -> None:
+        """Forget the commands of the push before."""
+        self.commands = ()
+
     @asynccontextmanager
     async def asking(self, call: PushHookCall) -> AsyncIterator[HookSession]:
         """See Hooks."""
@@ -147,7 +151,7 @@ class DiskReceives:
     ) -> AsyncGenerator[bytes, None]:
         """See Receives."""
         before = self._refs()
-        self.hooks.commands = ()
+        self.hooks.forget()
         source = self.inner.receive(
             name, pieces, principal=principal, stateful=stateful, nonce=nonce
         )
@@ -156,9 +160,11 @@ class DiskReceives:
             async for piece in out:
                 answer.append(piece)
         after = self._refs()
+        asked = [command.name for command in self.hooks.commands]
+        names = dict.fromkeys([*asked, *sorted({*before, *after})])
         moved = [
             Moved(ref, before.get(ref), after.get(ref))
-            for ref in sorted({*before, *after})
+            for ref in names
             if before.get(ref) != after.get(ref)
         ]
         said = b""

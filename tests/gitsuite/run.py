@@ -172,6 +172,7 @@ def served(suite: Suite) -> Iterator[None]:
             env={
                 **os.environ,
                 "HOME": str(suite.scratch / "home"),
+                "GIT_CONFIG_NOSYSTEM": "1",
                 "PATH": f"{suite.work / 'real'}:{os.environ['PATH']}",
                 "PYTHONDONTWRITEBYTECODE": "1",
             },

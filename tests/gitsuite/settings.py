@@ -30,6 +30,9 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             "allow_filter": disk.flag("uploadpack.allowfilter"),
             "denied_filters": denied_filters(disk),
             "tree_depth_max": tree_depth_max(disk),
+            "allow_reachable_wants": disk.flag("uploadpack.allowreachablesha1inwant")
+            or disk.flag("uploadpack.allowanysha1inwant"),
+            "allow_tip_wants": disk.flag("uploadpack.allowtipsha1inwant"),
             "unborn": disk.value("lsrefs.unborn", "advertise"),
             "allow_ref_in_want": disk.flag("uploadpack.allowrefinwant"),
             "allow_sideband_all": disk.flag("uploadpack.allowsidebandall")

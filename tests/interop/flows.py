@@ -46,6 +46,8 @@ class Stage:
 
     def url(self, client: Client, name: str) -> str:
         """Return a repository's URL for a client's transport."""
+        if client.transport == "ssh":
+            return f"ssh://git@{self.server.ssh}/{name}.git"
         if client.transport == "shardgit":
             return f"shardgit://{self.server.grpc}/{name}"
         return self.server.url(name)

@@ -10,6 +10,7 @@ bin-wrappers/git).
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -74,18 +75,26 @@ def other_git(path: str) -> Client:
     return client
 
 
-def git_over(transport: str, stage: Stage) -> Client:
+def git_over(transport: str) -> Client:
     """Return the machine's git over a transport."""
     client = GitClient("git", transport)
-    if transport != "http":
-        raise Absent(f"this server has no {transport} yet")
+    if transport == "ssh":
+        if not shutil.which("ssh"):
+            raise Absent("ssh is not installed; Debian's openssh-client has it")
+        options = "-F /dev/null -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        client.variables["GIT_SSH_COMMAND"] = f"ssh {options} -o LogLevel=ERROR"
+    if transport == "shardgit":
+        programs = Path(sys.executable).parent
+        client.variables["PATH"] = f"{programs}:{os.environ['PATH']}"
+        if not shutil.which("git-remote-shardgit", path=client.variables["PATH"]):
+            raise Absent("git-remote-shardgit is not installed beside this Python")
     return client
 
 
-def had(stage: Stage, others: list[str], work: Path) -> Iterator[tuple[str, Client | Absent]]:
+def had(others: list[str], work: Path) -> Iterator[tuple[str, Client | Absent]]:
     """Return every client by its row's name, or why it cannot be had."""
     makers: list[tuple[str, Callable[[], Client]]] = [
-        *((f"git, {way}", partial(git_over, way, stage)) for way in ("http", "ssh", "shardgit")),
+        *((f"git, {way}", partial(git_over, way)) for way in ("http", "ssh", "shardgit")),
         *((f"git at {path}", partial(other_git, path)) for path in others),
         ("dulwich", partial(clients.python_client, "dulwich", "dulwich")),
         ("pygit2", partial(clients.python_client, "pygit2", "pygit2")),
@@ -164,7 +173,7 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="interop-"))
     try:
         with staged(scratch) as stage:
-            for row, client in had(stage, asked.git, asked.work):
+            for row, client in had(asked.git, asked.work):
                 if asked.client and not any(row.startswith(each) for each in asked.client):
                     continue
                 if isinstance(client, Absent):

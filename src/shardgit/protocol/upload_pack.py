@@ -86,7 +86,8 @@ class Fetch:
 class Offer:
     """What a repository offers beyond what every one does; what is not offered is not taken.
 
-    ``reachable_wants`` is only how v0 says that any reachable id may be wanted. ``session_id`` and
+    ``reachable_wants`` is how v0 says that any reachable id may be wanted, ``tip_wants`` that those
+    of refs may; v2 lets them be wanted anyway. ``session_id`` and
     ``promisors`` (name=...,url=...; ...) are shown where they are not empty. ``denied`` are filters
     by git's names, "combine" among them; a ``tree_depth_max`` below 0 is none. ``unborn`` is
     "advertise", "allow" or "ignore", and tells what becomes of ls-refs' argument of that name.
@@ -100,6 +101,7 @@ class Offer:
     ref_in_want: bool = True
     sideband_all: bool = True
     reachable_wants: bool = True
+    tip_wants: bool = True
     session_id: bytes = b""
     promisors: bytes = b""
     packfile_uris: bool = False

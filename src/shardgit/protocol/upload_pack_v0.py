@@ -67,8 +67,10 @@ class AdvertisementV0:
     def _capabilities(self, ref: AdvertisedRef | None = None) -> bytes:
         offer = self._offer
         words = [CAPABILITIES]
+        if offer.tip_wants:
+            words.append(b"allow-tip-sha1-in-want")
         if offer.reachable_wants:
-            words.append(b"allow-tip-sha1-in-want allow-reachable-sha1-in-want")
+            words.append(b"allow-reachable-sha1-in-want")
         words.append(b"no-done")
         if ref is not None and ref.name == b"HEAD" and ref.symbolic is not None:
             words.append(b"symref=HEAD:" + ref.symbolic)

@@ -25,6 +25,7 @@ from shardgit.protocol.upload_pack_v2 import (
 )
 from shardgit.service.look import ShownLook
 from shardgit.service.reading import ShownReading
+from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,12 +68,25 @@ class FetchSession(ShownLook):
         for oid, position in zip(ids, self.wants, strict=True):
             if position < 0:
                 raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
+        self._check_shown(request)
         self.client_ends = self._client_ends()
         self.common: dict[ObjectId, int] = {}  # haves that were news, by id
         self._they_have: set[int] = set()
         self._weighed = (-1, False)  # commons at the last weighing, and how it ended
         self._talk = NegotiationV0(request, self._enough)
         self.static: StaticPack | None = None  # a pack that the client fetches by its URI
+
+    def _check_shown(self, request: Fetch) -> None:
+        """Refuse ids that no ref shows, in v0 and where settings say so."""
+        if request.version == 2 or settings_of(self.record).fetch.allow_reachable_wants:
+            return
+        with self.store.journal.snapshot() as snapshot:
+            refs = self.store.refs.list(snapshot, self.record)
+            tips = {ref.target for ref in refs if not self.hidden().hides(ref.name)}
+            head = self.store.refs.get(snapshot, self.record, b"HEAD")
+        for oid in request.wants:
+            if oid not in tips and (head is None or oid != head.target):
+                raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)

@@ -31,6 +31,8 @@ def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:
         denied=frozenset(fetch.denied_filters),
         tree_depth_max=fetch.tree_depth_max,
         ref_in_want=fetch.allow_ref_in_want,
+        reachable_wants=fetch.allow_reachable_wants,
+        tip_wants=fetch.allow_reachable_wants or fetch.allow_tip_wants,
         sideband_all=fetch.allow_sideband_all,
         session_id=session_id if fetch.advertise_session_id else b"",
         promisors=";".join(map(_promisor, fetch.promisors)).encode(),

@@ -126,6 +126,7 @@ def explained(command: Command, reason: str) -> str | None:
         FUNNY: f"error: refusing to update funny ref '{name}' remotely",
         DELETION: f"error: denying ref deletion for {name}",
         CURRENT: f"error: refusing to delete the current branch: {name}",
+        "hook declined": f"error: hook declined to update {name}",
         FORCED: f"error: denying non-fast-forward {name} (you should pull first)",
     }.get(reason)
 

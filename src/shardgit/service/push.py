@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
 MISSING = "missing necessary objects"
 ATOMIC = "atomic push failure"
+ATOMIC_LATE = "atomic transaction failed"  # in git's words: what the refs themselves did not allow
 COMMIT = 1
 
 
@@ -467,9 +468,17 @@ class Push:
             for number in by_name[name]:
                 self._refuse(number, _reason(error))
         if self.errors and self.request.atomic:
-            self.refuse_all(ATOMIC)
+            self._refuse_transaction()
             return None
         return change if self._standing() else None
+
+    def _refuse_transaction(self) -> None:
+        """Refuse all commands as one, in git's words; why each failed is told beside them."""
+        for number, reason in self.errors.items():
+            name = self.request.commands[number].name.decode("utf-8", "replace")
+            self.told.append(f"error: {name}: {reason}")
+            self.errors[number] = ATOMIC_LATE
+        self.refuse_all(ATOMIC_LATE)
 
     def _refuse_aliases(self, numbers: list[int]) -> None:
         """Refuse commands that would move one ref, by two names, to two places."""

@@ -42,7 +42,8 @@ async def ask_hooks(
         except HookRefused as error:
             push.refuse_all(error.message)
             return
-        for number, command in push.accepted():
+        # Deletions first, as git updates refs: one may make room for a ref of another name.
+        for number, command in sorted(push.accepted(), key=lambda each: each[1].new is not None):
             reason = await session.update(command)
             if reason is not None:
                 push.refuse(number, reason)

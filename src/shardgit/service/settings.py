@@ -96,12 +96,15 @@ FilterName = Literal["blob:none", "blob:limit", "tree", "sparse:oid", "object:ty
 
 
 class FetchSettings(_Section, frozen=True):
-    """What clients may fetch, and how. Any reachable object may be asked for, always."""
+    """What clients may fetch, and how. Whatever is asked for, only what shown refs reach is given."""
 
     allow_filter: bool = True  # git's is off: partial clones are what a host is asked for
     denied_filters: tuple[FilterName, ...] = ()  # as git's uploadpackfilter.<filter>.allow
     tree_depth_max: int = -1  # of a tree filter, as uploadpackfilter.tree.maxDepth; -1: any
     allow_ref_in_want: bool = True  # git's is off: refs that move meanwhile fail no fetch with it
+    # v2 lets any reachable id be wanted; these are for v0, where git's are off.
+    allow_reachable_wants: bool = True
+    allow_tip_wants: bool = True
     allow_sideband_all: bool = True  # git's is off: it was written for its tests
     advertise_session_id: bool = True  # git's is off: with it a client's log leads to ours
     unborn: Literal["advertise", "allow", "ignore"] = "advertise"  # as git's lsrefs.unborn

@@ -14,7 +14,8 @@ async function push(dir, specs) {
   for (const spec of specs) {
     const [from, to] = spec.replace(/^\+/, "").split(":");
     const remove = from === "";
-    const ref = remove ? to : from;
+    // It looks the local ref up even for a deletion, so that has to name one that is there.
+    const ref = remove ? "main" : from;
     const result = await git.push({
       fs, http, dir, remote: "origin", ref, remoteRef: to, force: spec.startsWith("+"), delete: remove,
     });
