@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -134,6 +135,16 @@ def test_a_snapshot_holds_what_went_in_and_changes_like_a_dict(
                 assert _rendered(snapshot, low, high, changes) == _lines(inside)
             for name in [*truth, low, high]:
                 assert snapshot.get(name) == truth.get(name)
+            asked = sorted({*over, low, high, *(name[:-1] for name in over)} - {b""})
+            found = snapshot.firsts_of(
+                [(name, name + b"\0") for name in asked], _between(loose, kind)
+            )
+            assert found == [over.get(name) for name in asked]
+            ranges = list(pairwise(asked))
+            assert snapshot.firsts_of(ranges, _between(loose, kind)) == [
+                next((over[name] for name in sorted(over) if first <= name < last), None)
+                for first, last in ranges
+            ]
             dropped = data.draw(st.sets(st.sampled_from(sorted(truth) or [b"x"]), max_size=20))
             merged = {ref.name: ref for ref in loose} | {name: Ref(name) for name in dropped}
             truth = {name: ref for name, ref in (truth | merged).items() if ref.stands}

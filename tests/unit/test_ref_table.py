@@ -387,14 +387,17 @@ UPDATES = st.lists(st.builds(RefUpdate, NAMES, st.one_of(st.just(ANY), VALUES), 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    batches=st.lists(st.one_of(UPDATES, st.dictionaries(NAMES, VALUES, max_size=6)), max_size=14)
+    few=st.sampled_from([0, 16]),
+    batches=st.lists(st.one_of(UPDATES, st.dictionaries(NAMES, VALUES, max_size=6)), max_size=14),
 )
 def test_the_table_behaves_like_a_dict(
-    batches: list[list[RefUpdate] | dict[bytes, ObjectId | None]], workers: Workers
+    few: int, batches: list[list[RefUpdate] | dict[bytes, ObjectId | None]], workers: Workers
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(change_module, "CHANGES_MAX", 2)
         patch.setattr(change_module, "LOOSE_MAX", 3)
+        patch.setattr("shardgit.refs.lookup.FEW", few)
+        patch.setattr("shardgit.refs.table.FEW", few)
         bench = Bench(MemoryJournal(), workers)
         truth: dict[bytes, ObjectId] = {}
         for batch in batches:

@@ -24,7 +24,7 @@ from shardgit.refs.page import (
 from shardgit.refs.ref import Ref, encode_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shardgit.blocks.interface import BlockStore
 
@@ -137,6 +137,46 @@ class RefSnapshot:
     def get(self, name: bytes) -> Ref | None:
         """Return one ref, None when it is missing."""
         return next(self.range(name, name + b"\0"), None)
+
+    def firsts_of(
+        self, ranges: Sequence[tuple[bytes, bytes]], loose: Loose | None = None
+    ) -> list[Ref | None]:
+        """Return the first ref of each range low <= name < high; ranges rise and do not meet.
+
+        A page is opened once for all that fall into it.
+        """
+        found: list[Ref | None] = []
+        at = 0
+        if not ranges:
+            return found
+        over = loose(ranges[0][0], ranges[-1][1]) if loose is not None else None
+        changes = changes_over(self.overlay, over, self.hash_kind, b"", END)
+        while at < len(ranges):
+            number = max(bisect_right(self.firsts, ranges[at][0]) - 1, 0)
+            last = number + 1 >= len(self.pages)
+            stop = END if last else self.firsts[number + 1]
+            end = at
+            while end < len(ranges) and ranges[end][0] < stop:
+                end += 1
+            page = self.pages[number] if self.pages else None
+            inside = [(low, min(high, stop)) for low, high in ranges[at:end]]
+            found += self._firsts_in(page, changes, inside)
+            if not last and found[-1] is None and ranges[end - 1][1] > stop:
+                # The last one goes on behind its page.
+                found[-1] = next(self.range(stop, ranges[end - 1][1], loose), None)
+            at = end
+        return found
+
+    def _firsts_in(
+        self, page: PageEntry | None, changes: bytes | None, ranges: Sequence[tuple[bytes, bytes]]
+    ) -> list[Ref | None]:
+        size = self.hash_kind.size
+
+        def job(view: memoryview | None) -> list[Ref | None]:
+            taken = (take(view, changes, size, low, high, 1, Ref)[0] for low, high in ranges)
+            return [one[0] if one else None for one in taken]
+
+        return self._use(page, job)
 
     def render(
         self, low: bytes, high: bytes, loose: Loose | None, *, v0: bool, peel: bool

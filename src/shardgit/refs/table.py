@@ -19,6 +19,7 @@ from shardgit.journal.records import RefsHead, log_key, ref_key, refs_head_key
 from shardgit.limits import DEFAULT
 from shardgit.refs.change import HEAD, ChangeWriter
 from shardgit.refs.log import LogSource, decode_entry
+from shardgit.refs.lookup import FEW, Lookup
 from shardgit.refs.page import changes_of_rows
 from shardgit.refs.ref import Ref, decode_row
 from shardgit.refs.snapshot import RefSnapshot
@@ -26,7 +27,6 @@ from shardgit.refs.update import Folders, check_old, check_ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from collections.abc import Set as AbstractSet
 
     from shardgit.blocks.interface import BlockStore
     from shardgit.errors import ShardgitError
@@ -110,12 +110,22 @@ class RefTable:
         self, journal: JournalSnapshot, repository: RepositoryRecord, names: Sequence[bytes]
     ) -> dict[bytes, Ref]:
         """Return refs by name; those that are missing are left out."""
-        found = {}
-        for name in names:
-            ref = self.get(journal, repository, name)
-            if ref is not None:
-                found[name] = ref
-        return found
+        if len(names) <= FEW:
+            one_by_one = ((name, self.get(journal, repository, name)) for name in names)
+            return {name: ref for name, ref in one_by_one if ref is not None}
+        inside = sorted({name for name in names if _LOW <= name < _HIGH})
+        ranges = [(name, name + b"\0") for name in inside]
+        found = self._firsts(journal, repository)(ranges)
+        made = {name: ref for name, ref in zip(inside, found, strict=True) if ref is not None}
+        head = self.get(journal, repository, HEAD) if HEAD in names else None
+        return made if head is None else {**made, HEAD: head}
+
+    def _firsts(
+        self, journal: JournalSnapshot, repository: RepositoryRecord
+    ) -> Callable[[Sequence[tuple[bytes, bytes]]], list[Ref | None]]:
+        snapshot = self._standing(journal, repository)
+        loose = self._loose_in(journal, repository)
+        return lambda ranges: snapshot.firsts_of(ranges, loose)
 
     def loose(
         self, journal: JournalSnapshot, repository: RepositoryRecord, name: bytes
@@ -314,15 +324,20 @@ class RefTable:
         changes: dict[bytes, Ref] = {}
         failed: dict[bytes, ShardgitError] = {}
         gone: set[bytes] = set()
+        lookup = Lookup(
+            get=lambda name: self.get(journal, repository, name),
+            below=lambda folder: self.list(journal, repository, prefixes=(folder,)),
+        )
+        lookup.prepare(updates, self._firsts(journal, repository))
         folders = Folders(
-            lambda name: name not in gone and self.get(journal, repository, name) is not None,
-            lambda folder: self._below(journal, repository, folder, gone),
+            lambda name: name not in gone and lookup.get(name) is not None,
+            lambda folder: lookup.below(folder, gone),
         )
         names = Counter(update.name for update in updates)
         for update in sorted(updates, key=lambda one: one.ref.stands):
             try:
                 ref, once = update.ref, names[update.name] == 1
-                now = self._checked(journal, repository, update, once=once)
+                now = _checked(repository, update, lookup, once=once)
                 if now is None and ref.stands and ref.name != HEAD:
                     folders.add(ref.name)
             except (Conflict, InvalidArgument, Refused) as error:
@@ -335,34 +350,6 @@ class RefTable:
                 if not ref.stands:
                     gone.add(ref.name)
         return self._changes.write(journal, repository, changes, before, note), failed
-
-    def _checked(
-        self,
-        journal: JournalSnapshot,
-        repository: RepositoryRecord,
-        update: RefUpdate,
-        *,
-        once: bool,
-    ) -> Ref | None:
-        """Return the ref as it is, when the update fits it."""
-        if not once:
-            raise InvalidArgument("a ref stands twice in one update")
-        check_ref(update.ref, repository.hash_kind)
-        if update.name == HEAD and not update.ref.stands:
-            raise InvalidArgument("HEAD is never deleted")
-        now = self.get(journal, repository, update.name)
-        check_old(update, now)
-        return now
-
-    def _below(
-        self,
-        journal: JournalSnapshot,
-        repository: RepositoryRecord,
-        folder: bytes,
-        gone: AbstractSet[bytes],
-    ) -> bytes | None:
-        refs = self.list(journal, repository, prefixes=(folder,))
-        return next((ref.name for ref in refs if ref.name not in gone), None)
 
     def replace_all(
         self,
@@ -406,6 +393,20 @@ class RefTable:
     def share(self, journal: JournalSnapshot, repository: RepositoryRecord) -> Shared:
         """Plan a commit that makes the repository's refs ready to be shared; see ChangeWriter."""
         return self._changes.share(journal, repository)
+
+
+def _checked(
+    repository: RepositoryRecord, update: RefUpdate, lookup: Lookup, *, once: bool
+) -> Ref | None:
+    """Return the ref as it is, when the update fits it."""
+    if not once:
+        raise InvalidArgument("a ref stands twice in one update")
+    check_ref(update.ref, repository.hash_kind)
+    if update.name == HEAD and not update.ref.stands:
+        raise InvalidArgument("HEAD is never deleted")
+    now = lookup.get(update.name)
+    check_old(update, now)
+    return now
 
 
 def _ranges(prefixes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
