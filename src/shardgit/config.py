@@ -32,6 +32,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     grpc: str = "127.0.0.1:7420"
     http: str = "127.0.0.1:7421"
     ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH
+    http_url: str = (
+        ""  # of the HTTP port as clients reach it, told to git-lfs over SSH; "": from the address
+    )
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
@@ -55,6 +58,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument(
                 "log_level is not known", log_level=self.log_level, known="|".join(LOG_LEVELS)
             )
+        if self.http_url and not self.http_url.startswith(("http://", "https://")):
+            raise InvalidArgument("http_url is no http:// or https:// URL", url=self.http_url[:200])
         if self.hooks_dir and not self.hooks_dir.startswith("/"):
             raise InvalidArgument("hooks_dir is no absolute path", hooks_dir=self.hooks_dir[:200])
         for target in self.hook_targets:

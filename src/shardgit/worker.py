@@ -113,7 +113,8 @@ async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversat
 
     host, port = split_address(config.ssh)
     admission = Admission(store, file=config.ssh_authorized_keys, host=host)
-    edge = SshEdge(conversations, admission)
+    http = config.http_url or f":{split_address(config.http)[1]}"
+    edge = SshEdge(conversations, admission, http=http)
     await edge.listen(host, port, host_key=make_host_key(config.folder), backlog=BACKLOG)
     if not is_loopback(host) and not await admission.any_key():
         telemetry.log().warning("ssh_lets_nobody_in", address=config.ssh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -590,3 +591,44 @@ def test_history_grows_between_fetches(home: Path, tmp_path: Path) -> None:
             assert reachable(tmp_path / f"c{version}") == reachable(source)
             total = int(shown.split("Total ")[1].split(",")[0])
             assert total == len(reachable(source) - reachable(tmp_path / "c"))
+
+
+# ---- git-lfs ----
+
+
+def test_git_lfs_is_told_where_its_objects_are(home: Path, server: Server) -> None:
+    code, out, _ = ssh(home, server, "git-lfs-authenticate", "/sha1.git", "upload")
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["href"] == f"http://{server.http}/sha1.git/info/lfs"
+    assert set(answer["header"]) == {"Authorization"}
+    for words, shown in (
+        (("git-lfs-authenticate", "sha1", "steal"), "takes a repository"),
+        (("git-lfs-authenticate", "sha1"), "takes a repository"),
+        (("git-lfs-transfer", "sha1", "upload"), "only git-upload-pack"),
+    ):
+        code, _, err = ssh(home, server, *words)
+        assert (code, shown in err) == (1, True), err
+    code, _, _ = ssh(home, server, "git-lfs-authenticate", "nobody", "download")
+    assert code != 0
+
+
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not there")
+def test_lfs_objects_of_an_ssh_remote(home: Path, server: Server, tmp_path: Path) -> None:
+    done = shardgit("repo", "create", "large", "--server", server.grpc, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    work = tmp_path / "work"
+    git(tmp_path, "init", "-q", "-b", "main", str(work))
+    filters = (
+        *("-c", "filter.lfs.process=git-lfs filter-process"),
+        *("-c", "filter.lfs.required=true", "-c", "filter.lfs.clean=git-lfs clean -- %f"),
+    )
+    git(work, "lfs", "install", "--local", home=home)
+    git(work, "lfs", "track", "*.bin", home=home)
+    data = os.urandom(1 << 20)
+    (work / "f.bin").write_bytes(data)
+    git(work, *filters, "add", "-A", home=home)
+    git(work, "commit", "-qm", "large", home=home)
+    git(work, "push", "-q", url(server, "large"), "main", home=home)
+    git(tmp_path, *filters, "clone", "-q", url(server, "large"), "clone", home=home)
+    assert (tmp_path / "clone" / "f.bin").read_bytes() == data

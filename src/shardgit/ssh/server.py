@@ -36,10 +36,16 @@ SESSIONS_MAX = 32  # on one connection; sshd takes 10
 
 
 class SshEdge:
-    """Listens, and holds what runs. ``start`` jobs end before ``close`` returns."""
+    """Listens, and holds what runs. ``start`` jobs end before ``close`` returns.
 
-    def __init__(self, conversations: Conversations, admission: Admission) -> None:
+    ``http`` is the URL of the HTTP port, for git-lfs, or ":PORT" of the host that a client reached.
+    """
+
+    def __init__(
+        self, conversations: Conversations, admission: Admission, *, http: str = ""
+    ) -> None:
         self.conversations = conversations
+        self.http = http
         self.admission = admission
         self.limits = conversations.limits
         self.draining = False
@@ -72,6 +78,12 @@ class SshEdge:
             keepalive_count_max=KEEPALIVES_MISSED_MAX,
         )
         return self._acceptor.get_port()
+
+    def http_base(self, host: str) -> str:
+        """Return the URL of the HTTP port for a client that reached us at ``host``."""
+        if not self.http.startswith(":"):
+            return self.http
+        return f"http://[{host}]{self.http}" if ":" in host else f"http://{host}{self.http}"
 
     def start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a job that ``close`` waits for."""
@@ -114,6 +126,12 @@ class SshConnection(asyncssh.SSHServer):
         self._principal: Principal | None = None
         self._sessions: set[SshSession] = set()
         self._stall: asyncio.TimerHandle | None = None
+
+    @property
+    def own_host(self) -> str:
+        """The address at which the client reached us."""
+        name = self._conn.get_extra_info("sockname") if self._conn is not None else None
+        return str(name[0]) if name else "localhost"
 
     # ---- what asyncssh calls ----
 

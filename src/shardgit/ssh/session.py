@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 
 from shardgit import telemetry
-from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
+from shardgit.errors import Internal, InvalidArgument, LfsOff, ShardgitError, Unavailable
 from shardgit.service.conversation import asked_version
-from shardgit.ssh.command import parse_command
+from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
+from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -164,8 +165,13 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
     async def _converse(self, text: str, seen: telemetry.Request) -> None:
         assert self._chan is not None
         try:
+            lfs = parse_lfs_command(text) if len(text) <= COMMAND_MAX_BYTES else None
+            if lfs is not None:
+                seen.what = f"git-lfs-authenticate {lfs.name}"[:200]
+                await self._write(await self._lfs(lfs))
+                return
             command = parse_command(text)
-        except InvalidArgument as error:
+        except (InvalidArgument, LfsOff) as error:
             self._chan.write(f"shardgit: {error}\n".encode(), 1)
             raise
         seen.what = f"{command.service.value} {command.name}"[:200]
@@ -182,6 +188,11 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
                 await self._write(piece)
         finally:
             await talk.aclose()
+
+    async def _lfs(self, command: LfsCommand) -> bytes:
+        edge = self.connection.edge
+        store, base = edge.conversations.store, edge.http_base(self.connection.own_host)
+        return await store.workers.run(lfs_answer, store, command, self.principal, base)
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         """Return the client's bytes as they come."""
