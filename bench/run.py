@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from generate import generate
 from measure import Cost, Peak, children_of, cpu_of, median, memory_of, run
 from servers import Server, clone_body, discard, http_backend, shardgit, tips
+from traffic import fetches, million_refs, pushes, rows_of
 
 MIB = 1 << 20
 
@@ -148,6 +149,33 @@ def first_clones(store: Path, repository: Path, work: Path, rounds: int) -> dict
     return {name: median(costs) for name, costs in rows.items()}
 
 
+def receives(repository: Path, work: Path, rounds: int) -> list[tuple[str, Cost, Cost]]:
+    """Time receives of the whole repository with and without checks, and git index-pack likewise."""
+    script = str(Path(__file__).parent / "receive.py")
+    store, target = work / "received", work / "indexed.idx"
+    index = ["git", "index-pack", "-o", str(target)]
+    pack = str(pack_of(repository))
+    commands = {
+        "ours": [sys.executable, script, str(store), str(repository)],
+        "ours, unchecked": [sys.executable, script, str(store), str(repository), "--no-fsck"],
+        "git": [*index, "--strict", pack],
+        "git, unchecked": [*index, pack],
+    }
+    rows: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            shutil.rmtree(store, ignore_errors=True)
+            target.unlink(missing_ok=True)
+            rows[name].append(run(command, cwd=repository))
+    shutil.rmtree(store, ignore_errors=True)
+    costs = {name: median(some) for name, some in rows.items()}
+    return [
+        ("strict receive / unchecked, ours", costs["ours"], costs["ours, unchecked"]),
+        ("strict / unchecked, git index-pack", costs["git"], costs["git, unchecked"]),
+        ("strict receive, ours / git index-pack --strict", costs["ours"], costs["git"]),
+    ]
+
+
 def table(title: str, rows: list[tuple[str, Cost, Cost]]) -> list[str]:
     """Return a Markdown table, ratios first."""
     out = [
@@ -190,6 +218,7 @@ def main() -> None:
     parser.add_argument("--repo", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--commits", type=int, default=20_000)
+    parser.add_argument("--refs", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument(
@@ -197,7 +226,8 @@ def main() -> None:
     )
     words = parser.parse_args()
     if words.smoke:
-        words.rounds, words.commits, words.out = 1, 300, words.work / "RESULTS.md"
+        words.rounds, words.commits, words.refs = 1, 300, 2_000
+        words.out = words.work / "RESULTS.md"
     words.work.mkdir(parents=True, exist_ok=True)
     source = words.repo or generate(words.work / "generated.git", commits=words.commits)
     repository = prepare(source, words.work)
@@ -216,6 +246,13 @@ def main() -> None:
     files, disk = stored_bytes(store)
     with shardgit(store) as ours, http_backend(repository, words.work / "lighttpd") as theirs:
         cloned = clones(ours, theirs, words.rounds)
+        fetched = fetches(ours, theirs, repository, words.rounds)
+    pushed = {
+        "one-commit push, 1 client": pushes(words.work, clients=1, each=10, rounds=words.rounds),
+        "one-commit push, 16 clients": pushes(words.work, clients=16, each=8, rounds=words.rounds),
+    }
+    listed = million_refs(words.work, words.refs, words.rounds)
+    strict = receives(repository, words.work, words.rounds)
     first = {"first clone of a server": first_clones(store, repository, words.work, words.rounds)}
     cloned = first | cloned
     rival = timed["git index-pack"]
@@ -242,6 +279,19 @@ def main() -> None:
         "Clients discard the stream. CPU is the server's, its CGI children included. One worker. The first clone",
         "hashes the pack and checks every block against its id; a worker knows the trailer of a pack that it sent, so",
         "later clones of the same objects hash nothing.",
+        "",
+        "## Pushes, fetches and refs, against the same",
+        "",
+        *rows_of(pushed | fetched | listed),
+        "",
+        "A push is two requests (the refs, the pack) on a connection that stays open, durable when it is answered;",
+        "each client has a repository of its own, two workers of ours serve them. http-backend runs without fsck,",
+        "ours with it.",
+        "Fetches and refs: one worker. Latencies are over all rounds; clients share the two cores with the servers.",
+        "",
+        *table("Strict receive", strict),
+        "Ratios are of the two sides that the row names. Ours parses, resolves, computes ids, runs fsck, checks",
+        "connectivity, writes durably and moves all refs; index-pack writes an .idx.",
         "",
         "## Storage",
         "",
