@@ -10,7 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference.gits import git
-from reference.upload_packs import Answer, Ask, gits_answer, listed, objects_of, our_answer
+from reference.upload_packs import (
+    Answer,
+    Ask,
+    gits_answer,
+    judge_version,
+    listed,
+    objects_of,
+    our_answer,
+)
 
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 COMMITS = 40
+SKEWED = "case1"
 FILTERS = (
     *(b"blob:none", b"blob:limit=0", b"blob:limit=20", b"blob:limit=1k", b"tree:0", b"tree:1"),
     *(b"tree:2", b"tree:3", b"tree:9", b"object:type=commit", b"object:type=tree"),
@@ -31,9 +40,11 @@ FILTERS = (
 )
 
 
-def random_history(folder: Path, seed: int, algorithm: str = "sha1") -> Path:
-    """Make a repository of random merges, dates out of order now and then, folders that move and repeat, tags of all
-    kinds, and the sparse specification spec:spec.
+def random_history(
+    folder: Path, seed: int, algorithm: str = "sha1", *, skewed: bool = False
+) -> Path:
+    """Make a repository of random merges (``skewed``: dates out of order now and then), folders that move and repeat,
+    tags of all kinds, and the sparse specification spec:spec.
     """
     rand = random.Random(seed)
     git(
@@ -57,7 +68,7 @@ def random_history(folder: Path, seed: int, algorithm: str = "sha1") -> Path:
     ]
     clock = 1_700_000_000
     for number in range(1, COMMITS + 1):
-        clock += rand.choice((60, 60, 60, 600, -300))
+        clock += rand.choice((60, 60, 60, 600, -300 if skewed else 0))
         low = max(1, number - 8)
         parents = rand.sample(
             range(low, number), min(number - low, rand.choice((1, 1, 1, 2, 2, 3)))
@@ -99,6 +110,7 @@ class Case:
 
     def __init__(self, folder: Path, store: Store, name: str, kind: HashKind) -> None:
         self.folder, self.store, self.name, self.kind = folder, store, name, kind
+        self.skewed = name == SKEWED
         self.scratch = folder.parent / f"{name}.scratch"
         rows = git(folder, "for-each-ref", "--format=%(objectname) %(refname:short)").decode()
         self.tips = sorted({row.split()[0] for row in rows.splitlines()})
@@ -134,7 +146,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Case]]:
         for number in range(3):
             kind = HashKind.SHA256 if number == 2 else HashKind.SHA1
             name = f"case{number}"
-            made_here = random_history(folder / f"{name}.git", seed + number, kind.git_name)
+            made_here = random_history(
+                folder / f"{name}.git", seed + number, kind.git_name, skewed=name == SKEWED
+            )
             import_repository(store, name, str(made_here))
             made.append(Case(made_here, store, name, kind))
         yield made
@@ -151,8 +165,10 @@ JUDGED = settings(
 )
 
 
-def draw_deepening(data: st.DataObject, case: Case) -> tuple[bytes, ...]:
-    how = data.draw(st.sampled_from(["depth", "since", "not", "both", "all"]))
+def draw_deepening(data: st.DataObject, case: Case, *, relative: bool = False) -> tuple[bytes, ...]:
+    # git's walk over what refs do not reach goes by dates, and stops too early when they lie.
+    ways = ["depth", "since", "all"] if case.skewed else ["depth", "since", "not", "both", "all"]
+    how = data.draw(st.sampled_from([*ways, "relative"] if relative else ways))
     since = 1_700_000_000 + 60 * data.draw(st.integers(-5, 80))
     without = [b"deepen-not " + each.encode() for each in data.draw(some(case.refs, 2, 1))]
     return {
@@ -161,6 +177,7 @@ def draw_deepening(data: st.DataObject, case: Case) -> tuple[bytes, ...]:
         "not": tuple(without),
         "both": (b"deepen-since %d" % since, *without),
         "all": (b"deepen 2147483647",),
+        "relative": (b"deepen %d" % data.draw(st.integers(1, 6)), b"deepen-relative"),
     }[how]
 
 
@@ -202,8 +219,11 @@ async def test_later_fetches_give_what_is_lacking_and_no_more_than_git(
     told = tuple(b"shallow " + each.encode() for each in shallows)
     extra = told
     if data.draw(st.booleans()):
-        extra += draw_deepening(data, case)
-    ask = Ask(tuple(data.draw(some(case.commits + case.tips, 4, 1))), haves, extra)
+        # Depths relative to the boundary are counted in another way since git 2.54.
+        extra += draw_deepening(data, case, relative=judge_version() >= (2, 54))
+    words = tuple(each for each in extra if each == b"deepen-relative")
+    extra = tuple(each for each in extra if each not in words)
+    ask = Ask(tuple(data.draw(some(case.commits + case.tips, 4, 1))), haves, extra, words)
     theirs, ours = await case.answers(ask, version)
     assert bool(theirs.error) == bool(ours.error), (theirs.error, ours.error)
     if theirs.error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -97,6 +99,14 @@ def take_apart(data: bytes) -> Answer:
     )
 
 
+def judge_version() -> tuple[int, ...]:
+    """Return the version of the git that judges: JUDGE_GIT, or the one on the path."""
+    shown = subprocess.run(
+        [os.environ.get("JUDGE_GIT", "git"), "--version"], capture_output=True, check=True
+    ).stdout
+    return tuple(map(int, re.findall(rb"\d+", shown)[:2]))
+
+
 def gits_answer(
     folder: Path, ask: Ask, *, version: int = 2, kind: HashKind = HashKind.SHA1
 ) -> Answer:
@@ -110,7 +120,7 @@ def gits_answer(
     }
     words = [word for key, value in configured.items() for word in ("-c", f"{key}={value}")]
     done = subprocess.run(
-        ["git", *words, "upload-pack", "--stateless-rpc", str(folder)],
+        [os.environ.get("JUDGE_GIT", "git"), *words, "upload-pack", "--stateless-rpc", str(folder)],
         input=body,
         capture_output=True,
         check=False,

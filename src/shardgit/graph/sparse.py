@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import LimitExceeded
 from shardgit.graph.closure import bits_of
-from shardgit.objects import DIRECTORY, GITLINK, parse_tree
+from shardgit.objects import DIRECTORY, GITLINK
+from shardgit.oid import ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardgit.oid import ObjectId
     from shardgit.pool.view import PoolView
 
 READ_EACH = 512  # trees held at a time
@@ -200,7 +200,8 @@ def sparse_blobs(
     waiting += [(tree, _Folder(b"", False)) for tree in set(alone)]
     seen: set[tuple[int, _Folder]] = set(waiting)
     verdicts: dict[tuple[bytes, bool], bool | None] = {}
-    rows: dict[_Folder, set[tuple[bytes, bytes]]] = {}  # entries that were looked at already
+    rows: dict[_Folder, set[tuple[bytes, ...]]] = {}  # entries that were looked at already
+    entry = re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % view.hash_kind.size, re.DOTALL)
     found: set[ObjectId] = set()
 
     def passes(folder: _Folder, name: bytes, *, is_folder: bool) -> bool:
@@ -217,17 +218,19 @@ def sparse_blobs(
             view.read_positions([tree for tree, _ in some]), some, strict=True
         ):
             known = rows.setdefault(folder, set())
-            for entry in parse_tree(tree.data, view.hash_kind):
-                if (entry.name, entry.id) in known or entry.mode & 0o170000 == GITLINK:
+            # A history's trees differ by little: the rest is told apart by set operations.
+            fresh = {*entry.findall(tree.data)}.difference(known)
+            known |= fresh
+            for mode_text, name, oid in fresh:
+                mode = int(mode_text, 8) & 0o170000
+                if mode == GITLINK:
                     continue
-                known.add((entry.name, entry.id))
-                is_folder = entry.mode & 0o170000 == DIRECTORY
-                passing = passes(folder, entry.name, is_folder=is_folder)
-                if is_folder:
-                    path = folder.path + b"/" + entry.name if folder.path else entry.name
-                    below.append((entry.id, _Folder(path, passing)))
+                passing = passes(folder, name, is_folder=mode == DIRECTORY)
+                if mode == DIRECTORY:
+                    path = folder.path + b"/" + name if folder.path else name
+                    below.append((ObjectId(oid), _Folder(path, passing)))
                 elif passing:
-                    found.add(entry.id)
+                    found.add(ObjectId(oid))
         places = view.positions([oid for oid, _ in below])
         for place, (_, folder) in zip(places, below, strict=True):
             if place >= 0 and (place, folder) not in seen:
