@@ -75,7 +75,7 @@ def other_git(path: str) -> Client:
     return client
 
 
-def git_over(transport: str) -> Client:
+def git_over(transport: str, work: Path) -> Client:
     """Return the machine's git over a transport."""
     client = GitClient("git", transport)
     if transport == "ssh":
@@ -84,17 +84,20 @@ def git_over(transport: str) -> Client:
         options = "-F /dev/null -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
         client.variables["GIT_SSH_COMMAND"] = f"ssh {options} -o LogLevel=ERROR"
     if transport == "shardgit":
-        programs = Path(sys.executable).parent
+        programs = work / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        helper = programs / "git-remote-shardgit"
+        helper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m shardgit.remote_helper "$@"\n')
+        helper.chmod(0o755)
         client.variables["PATH"] = f"{programs}:{os.environ['PATH']}"
-        if not shutil.which("git-remote-shardgit", path=client.variables["PATH"]):
-            raise Absent("git-remote-shardgit is not installed beside this Python")
+        client.missing["LFS"] = "git-lfs knows no shardgit:// URL; it takes an HTTP URL in lfs.url"
     return client
 
 
 def had(others: list[str], work: Path) -> Iterator[tuple[str, Client | Absent]]:
     """Return every client by its row's name, or why it cannot be had."""
     makers: list[tuple[str, Callable[[], Client]]] = [
-        *((f"git, {way}", partial(git_over, way)) for way in ("http", "ssh", "shardgit")),
+        *((f"git, {way}", partial(git_over, way, work)) for way in ("http", "ssh", "shardgit")),
         *((f"git at {path}", partial(other_git, path)) for path in others),
         ("dulwich", partial(clients.python_client, "dulwich", "dulwich")),
         ("pygit2", partial(clients.python_client, "pygit2", "pygit2")),
