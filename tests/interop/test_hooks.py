@@ -30,11 +30,12 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
 from shardgit.protocol.receive_pack import Command
-from shardgit.service.hooks import HookPolicy
+from shardgit.service.hooks import HookPolicy, shown_target
 from shardgit.service.importing import import_repository
 from shardgit.service.push_nonce import NonceStatus
 from shardgit.service.quarantine import QuarantinedReading
 from shardgit.service.reading import Reading
+from shardgit.service.settings import Hook
 from shardgit.service.signed_push import CertificateFacts
 from shardgit.service.store import Reach
 from shardgit.v1 import hook_pb2, hook_pb2_grpc
@@ -476,6 +477,10 @@ async def test_http_hooks_go_only_where_the_configuration_says(store: Store) -> 
             ((f"{base}/a",), f"{base}/ab", False),
             ((f"{base}/a/",), f"{base}/a/b", True),
             ((f"{base}/a/",), f"{base}/b", False),
+            ((f"{base}/a/",), f"{base}/a/../b", False),
+            ((f"{base}/a/",), f"{base}/a/%2e%2E/b", False),
+            ((f"{base}/a/",), f"{base}/a/..%2fb", False),
+            ((f"{base}/a/",), f"{base}/a/b?c=/../d", True),
             ((base,), f"{base}@evil.example/", False),
         ):
             hooks = equip(store, HookPolicy(targets=targets))
@@ -487,6 +492,16 @@ async def test_http_hooks_go_only_where_the_configuration_says(store: Store) -> 
     configure(store, {"kind": "http", "event": "pre_receive", "target": url})
     hooks = equip(store, HookPolicy(targets=(url,)))
     assert "cannot be reached" in str(await ask(hooks, push(store, MOVED)))
+
+
+def test_logs_show_no_secrets_of_urls() -> None:
+    for target, shown in (
+        ("https://me:pass@host:1/a/b?token=x@y", "https://host:1/a/b"),
+        ("https://host", "https://host"),
+    ):
+        assert shown_target(Hook(kind="http", event="update", target=target)) == shown
+    one = Hook(kind="program", event="update", target="/etc/a@b")
+    assert shown_target(one) == "/etc/a@b"
 
 
 async def test_a_call_carries_a_bounded_number_of_commands(store: Store) -> None:

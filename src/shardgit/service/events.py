@@ -23,7 +23,7 @@ from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import RefsHead, RepositoryRecord, refs_head_key, repository_key
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
-from shardgit.service.hooks import POST_RECEIVE, Bounded, HookEvent, silent
+from shardgit.service.hooks import POST_RECEIVE, Bounded, HookEvent, shown_target, silent
 from shardgit.service.signed_push import certificate_facts
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class Events:
         telemetry.log().error(
             "hook_event_given_up",
             repository=step.record.name,
-            target=step.hook.target,
+            target=shown_target(step.hook),
             sequence=step.entry.sequence,
             error=str(error),
         )

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 from shardgit import telemetry
 from shardgit.errors import HookFailed, HookRefused
@@ -136,7 +137,9 @@ class HookPolicy:
             self._check_program(hook.target)
             return
         target = f"grpc://{hook.target}" if hook.kind == "grpc" else hook.target
-        if not any(
+        steps = unquote(target.partition("?")[0]).replace("\\", "/").split("/")
+        climbs = "." in steps or ".." in steps  # clients would take /a/../b for /b
+        if climbs or not any(
             target == one or (one.endswith("/") and target.startswith(one)) for one in self.targets
         ):
             raise HookFailed("hook's target is not allowed by the server's configuration")
@@ -216,7 +219,7 @@ class Hooks:
                 "hook_failed",
                 hook_event=hook.event,
                 kind=hook.kind,
-                target=hook.target,
+                target=shown_target(hook),
                 repository=event.repository.name,
                 error=str(error),
             )
@@ -277,6 +280,14 @@ class HookSession:
         except HookFailed as error:
             return f"{hook.event.replace('_', '-')} hook failed: {error}"
         return None if answer.accepted else declined
+
+
+def shown_target(hook: Hook) -> str:
+    """Return a hook's target for logs: without what may be a secret of its URL."""
+    plain = hook.target.partition("?")[0]
+    scheme, marks, rest = plain.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{marks}{host.rpartition('@')[2]}{slash}{path}" if marks else plain
 
 
 class Bounded:
