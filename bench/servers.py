@@ -130,14 +130,18 @@ def post(url: str, body: bytes) -> Request:
     return Request(f"{url}/git-upload-pack", data=body, headers=headers)
 
 
+def head(url: str) -> bytes:
+    """Return the id that HEAD names, in hex."""
+    return _listed(url, line(b"ref-prefix HEAD\n"))[0]
+
+
 def tips(url: str) -> list[bytes]:
     """Return the ids of all heads and tags, in hex."""
-    body = (
-        line(b"command=ls-refs\n")
-        + b"0001"
-        + line(b"ref-prefix refs/heads/\n")
-        + line(b"ref-prefix refs/tags/\n")
-    )
+    return _listed(url, line(b"ref-prefix refs/heads/\n") + line(b"ref-prefix refs/tags/\n"))
+
+
+def _listed(url: str, prefixes: bytes) -> list[bytes]:
+    body = line(b"command=ls-refs\n") + b"0001" + prefixes
     with urlopen(post(url, body + b"0000")) as answer:
         data = answer.read()
     found: dict[bytes, None] = {}
@@ -150,9 +154,14 @@ def tips(url: str) -> list[bytes]:
     return list(found)
 
 
-def clone_body(wants: list[bytes], haves: list[bytes] = []) -> bytes:  # noqa: B006
-    """Return the request of a clone (or of a fetch on top of ``haves``)."""
+def clone_body(
+    wants: list[bytes],
+    haves: list[bytes] = [],  # noqa: B006
+    extra: bytes = b"",
+) -> bytes:
+    """Return the request of a clone (or of a fetch on top of ``haves``); ``extra`` is one argument more."""
     rows = [b"thin-pack\n", b"no-progress\n", b"ofs-delta\n"]
+    rows += [extra + b"\n"] if extra else []
     rows += (
         [b"want " + oid + b"\n" for oid in wants]
         + [b"have " + oid + b"\n" for oid in haves]
