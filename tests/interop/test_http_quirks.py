@@ -320,3 +320,29 @@ def test_the_user_and_address_of_a_push_stand_in_the_log(server: Server, source:
     with connect(server.grpc) as client:
         entries = list(client.repo("team/demo").ref_log("refs/heads/named"))
     assert [(entry.actor, entry.address) for entry in entries] == [("ada", "127.0.0.1")]
+
+
+def test_a_push_over_the_repositorys_limit_is_refused_in_words_that_git_shows(
+    server: Server, source: Path, tmp_path: Path
+) -> None:
+    git(tmp_path, "clone", "-q", server.url("team/demo"), "c")
+    clone = tmp_path / "c"
+    (clone / "more").write_bytes(random.Random(4).randbytes(100_000))
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "more")
+    with connect(server.grpc) as client:
+        client.repo("team/demo").update_settings({"receive.max_push_bytes": 50_000})
+        for buffer in ("1m", "65536"):
+            words = ("-c", f"http.postBuffer={buffer}", "push", "origin", "HEAD:refs/heads/more")
+            done = subprocess.run(
+                ["git", *words],
+                cwd=clone,
+                env=clean_environment(),
+                capture_output=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert b"50000" in done.stderr
+            assert b"remote rejected" in done.stderr
+        client.repo("team/demo").update_settings({"receive.max_push_bytes": None})
+    git(clone, "push", "-q", "origin", "HEAD:refs/heads/more")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,8 +110,8 @@ def test_files_macros_and_values_weigh_as_in_git(tmp_path: Path, seed: int) -> N
         assert ours(path, files) == want, (path, files)
 
 
-def test_a_pattern_of_many_stars_takes_no_longer_than_its_length() -> None:
-    begun = time.process_time()
+def test_a_pattern_of_many_stars_ends() -> None:
+    """A matcher that tries all ways to share the text among the stars would not."""
     glob = Wildmatch(b"*a" * 500 + b"b", path=False)
     assert not glob.matches(b"a" * 4_000)
-    assert time.process_time() - begun < 5
+    assert glob.matches(b"a" * 4_000 + b"b")
