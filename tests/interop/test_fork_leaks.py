@@ -6,8 +6,11 @@ it did not exist, and the fork itself must serve it.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -227,3 +230,92 @@ def test_counts_tell_nothing_of_the_fork(network: Network, client: Client) -> No
     counts = {name: client.repo(name).stats() for name in (*SIBLINGS, "fork")}
     assert counts["base"].reachable_objects == counts["sister"].reachable_objects
     assert counts["fork"].reachable_objects == counts["base"].reachable_objects + 4
+
+
+def push(server: Server, name: str, commands: list[tuple[str, str, str]], pack: bytes) -> bytes:
+    """Send commands and a pack to receive-pack; return its report."""
+    caps = "\0report-status object-format=sha1"
+    lines = [f"{old} {new} {ref}" for old, new, ref in commands]
+    lines[0] += caps
+    body = b"".join(b"%04x%s" % (len(line) + 4, line.encode()) for line in lines) + b"0000" + pack
+    request = urllib.request.Request(
+        server.url(name) + "/git-receive-pack",
+        data=body,
+        headers={"Content-Type": "application/x-git-receive-pack-request"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as got:
+        return bytes(got.read())
+
+
+def pack_of(*entries: bytes) -> bytes:
+    body = b"PACK" + struct.pack(">II", 2, len(entries)) + b"".join(entries)
+    return body + hashlib.sha1(body).digest()
+
+
+def whole(kind: int, data: bytes) -> bytes:
+    assert len(data) < 2_048
+    return bytes([0x80 | kind << 4 | len(data) & 15, len(data) >> 4]) + zlib.compress(data)
+
+
+def commit_on(tree: str, parent: str) -> tuple[str, bytes]:
+    who = "A <a@b.c> 1700000000 +0000"
+    text = f"tree {tree}\nparent {parent}\nauthor {who}\ncommitter {who}\n\nx\n".encode()
+    return hashlib.sha1(b"commit %d\0" % len(text) + text).hexdigest(), whole(1, text)
+
+
+def test_a_push_cannot_name_what_it_does_not_bring(network: Network) -> None:
+    base_tree = git(network.work, "rev-parse", f"{network.base}^{{tree}}").decode().strip()
+
+    def attempts(name: str, commit: str, tree: str, ref: str) -> list[bytes]:
+        on_parent, parent_entry = commit_on(base_tree, commit)
+        on_tree, tree_entry = commit_on(tree, network.base)
+        tries = [
+            (commit, pack_of()),
+            (on_parent, pack_of(parent_entry)),
+            (on_tree, pack_of(tree_entry)),
+        ]
+        told = []
+        for new, pack in tries:
+            answer = push(network.server, name, [("0" * 40, new, ref)], pack)
+            told.append(answer.replace(new.encode(), b""))
+        return told
+
+    for sibling in SIBLINGS:
+        ours = attempts(sibling, network.commit, network.tree, "refs/heads/x")
+        assert ours == attempts(sibling, "1" * 40, "2" * 40, "refs/heads/x")
+        assert all(b"ng refs/heads/x missing necessary objects" in told for told in ours)
+    for number, told in enumerate(attempts("fork", network.commit, network.tree, "refs/heads/x")):
+        assert b"ok refs/heads/x" in told or number, told
+
+
+def test_a_thin_pack_cannot_build_on_it(network: Network) -> None:
+    size = len("only in the fork\n")
+    copy = bytes([size, size, 0x80 | 0x10, size])  # a delta that copies the whole base
+
+    def attempt(name: str, base: str) -> bytes:
+        entry = bytes([7 << 4 | len(copy)]) + bytes.fromhex(base) + zlib.compress(copy)
+        target = network.base
+        return push(
+            network.server, name, [("0" * 40, target, "refs/heads/thin")], pack_of(entry)
+        ).replace(base.encode(), b"")
+
+    for sibling in SIBLINGS:
+        told = attempt(sibling, network.blob)
+        assert told == attempt(sibling, "1" * 40)
+        assert b"unpack ok" not in told
+    assert b"unpack ok" in attempt("fork", network.blob)
+
+
+def test_the_log_of_a_sibling_tells_nothing_and_restores_nothing(
+    network: Network, client: Client
+) -> None:
+    for sibling in SIBLINGS:
+        named = {
+            oid
+            for entry in client.repo(sibling).ref_log()
+            for change in entry.changes
+            for oid in (change.old, change.new, change.new_peeled)
+        }
+        assert not named & {raw(oid) for oid in network.secrets}
+        with pytest.raises(RefMissing):
+            client.repo(sibling).restore_ref("refs/tags/secret-tag", back=0)

@@ -38,9 +38,7 @@ class Lookup:
         names = sorted({update.name for update in updates} - {HEAD})
         self._fetch(names, firsts)
         # Only what is new can meet a folder of its name, or have a ref as its folder.
-        fresh = sorted(
-            {u.name for u in updates if u.ref.stands and self._known.get(u.name) is None}
-        )
+        fresh = sorted({u.name for u in updates if u.stands and self._known.get(u.name) is None})
         fresh = [name for name in fresh if name != HEAD]
         self._fetch(sorted({*_folders_of(fresh)} - self._known.keys()), firsts)
         fresh.sort(key=lambda name: name + b"/")

@@ -334,10 +334,10 @@ class RefTable:
             lambda folder: lookup.below(folder, gone),
         )
         names = Counter(update.name for update in updates)
-        for update in sorted(updates, key=lambda one: one.ref.stands):
+        for update in sorted(updates, key=lambda one: one.stands):
             try:
                 ref, once = update.ref, names[update.name] == 1
-                now = _checked(repository, update, lookup, once=once)
+                now = _checked(repository, update, ref, lookup, once=once)
                 if now is None and ref.stands and ref.name != HEAD:
                     folders.add(ref.name)
             except (Conflict, InvalidArgument, Refused) as error:
@@ -396,13 +396,13 @@ class RefTable:
 
 
 def _checked(
-    repository: RepositoryRecord, update: RefUpdate, lookup: Lookup, *, once: bool
+    repository: RepositoryRecord, update: RefUpdate, ref: Ref, lookup: Lookup, *, once: bool
 ) -> Ref | None:
     """Return the ref as it is, when the update fits it."""
     if not once:
         raise InvalidArgument("a ref stands twice in one update")
-    check_ref(update.ref, repository.hash_kind)
-    if update.name == HEAD and not update.ref.stands:
+    check_ref(ref, repository.hash_kind)
+    if update.name == HEAD and not ref.stands:
         raise InvalidArgument("HEAD is never deleted")
     now = lookup.get(update.name)
     check_old(update, now)

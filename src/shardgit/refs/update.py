@@ -42,6 +42,11 @@ class RefUpdate:
     old_symbolic: bytes | None = None
 
     @property
+    def stands(self) -> bool:
+        """False for a deletion."""
+        return self.new is not None or self.symbolic is not None
+
+    @property
     def ref(self) -> Ref:
         """The ref as it shall be; one that does not stand is a deletion."""
         return Ref(self.name, self.new, self.symbolic, self.peeled)
