@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -273,6 +274,28 @@ def test_pushes_that_are_killed_leave_nothing_behind(
     git(home / "sha1", "push", "-q", url(server, "killed"), "main", home=home)
     listed = git(tmp_path, "ls-remote", url(server, "killed"), home=home)
     assert git(home / "sha1", "rev-parse", "main").strip() in listed
+
+
+def test_a_signed_push_bears_the_nonce_of_its_conversation(
+    home: Path, server: Server, tmp_path: Path
+) -> None:
+    assert shardgit("repo", "create", "signed", "--server", server.grpc, cwd=home).returncode == 0
+    public = " ".join((home / "ada.pub").read_text().split()[:2])
+    for key, value in (
+        ("signed_push.mode", "required"),
+        ("signed_push.ssh_signers", f"committer@example.com {public}"),
+    ):
+        done = shardgit("repo", "config", "signed", key, value, "--server", server.grpc, cwd=home)
+        assert done.returncode == 0, done.stderr
+    source, remote = tmp_path / "w", url(server, "signed")
+    git(tmp_path, "init", "-q", "-b", "main", str(source))
+    git(source, "commit", "-q", "--allow-empty", "-m", "first")
+    shown = git(source, "push", remote, "main", home=home, check=False)
+    assert "rejected" in shown
+    signer = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={home / 'ada'}")
+    who = ("-c", "user.name=C", "-c", "user.email=committer@example.com")
+    git(source, *signer, *who, "push", "--signed", "-q", remote, "main", home=home)
+    assert "refs/heads/main" in git(source, "ls-remote", remote, home=home)
 
 
 def test_what_a_push_lacks_is_told(home: Path, server: Server, tmp_path: Path) -> None:
@@ -589,8 +612,9 @@ def test_history_grows_between_fetches(home: Path, tmp_path: Path) -> None:
                 home=home,
             )
             assert reachable(tmp_path / f"c{version}") == reachable(source)
-            total = int(shown.split("Total ")[1].split(",")[0])
-            assert total == len(reachable(source) - reachable(tmp_path / "c"))
+            total = re.search(r"Total (\d+)", shown)
+            assert total is not None, shown
+            assert int(total[1]) == len(reachable(source) - reachable(tmp_path / "c"))
 
 
 # ---- git-lfs ----
