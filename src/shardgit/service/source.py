@@ -198,6 +198,8 @@ class GitSource:
 
     def head(self) -> SourceRef | None:
         """Return HEAD as it stands: symbolic (its target may be unborn), detached, or None when it is broken."""
+        if self._in_reftable:
+            return self._head_by_git()
         path = self.folder / "HEAD"
         try:
             text = path.read_bytes().strip()
@@ -207,7 +209,7 @@ class GitSource:
 
     def refs(self) -> list[SourceRef]:
         """Return every ref under refs/, sorted by name; loose ones win over packed ones."""
-        if re.search(r"^\s*refstorage\s*=\s*reftable\s*$", self._config, re.MULTILINE):
+        if self._in_reftable:
             return self._refs_by_git()
         found: dict[bytes, SourceRef] = {}
         packed = self.common / "packed-refs"
@@ -243,6 +245,26 @@ class GitSource:
             raise MalformedInput(
                 "ref does not parse", ref=name.decode("utf-8", "replace")
             ) from cause
+
+    @property
+    def _in_reftable(self) -> bool:
+        """Whether refs stand in a reftable; the file HEAD is a stub then."""
+        return bool(re.search(r"^\s*refstorage\s*=\s*reftable\s*$", self._config, re.MULTILINE))
+
+    def _head_by_git(self) -> SourceRef | None:
+        git = ["git", "--git-dir", str(self.folder)]
+        try:
+            done = subprocess.run(
+                [*git, "symbolic-ref", "-q", "HEAD"], capture_output=True, check=False
+            )
+            if done.returncode == 0:
+                return SourceRef(b"HEAD", None, done.stdout.strip())
+            done = subprocess.run(
+                [*git, "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, check=False
+            )
+        except FileNotFoundError as cause:
+            raise Refused("the git program is needed to read a reftable") from cause
+        return self._ref(b"HEAD", done.stdout.strip()) if done.returncode == 0 else None
 
     def _refs_by_git(self) -> list[SourceRef]:
         shape = "%(objectname) %(refname) %(symref)"
