@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+NOT_IN_OLD_GIT = (
+    ("partial", (2, 17), "has no partial clone"),
+    ("atomic", (2, 4), "has no push --atomic"),
+    ("atomic", (2, 24), "asks no HTTP server for an atomic push, whatever it is told"),
+    ("SHA-256", (2, 29), "has no SHA-256"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """How one flow ended for one client."""
@@ -72,6 +80,11 @@ def other_git(path: str) -> Client:
         raise Absent(f"{path} is not a program")
     client = GitClient("git", "http")
     client.program = path
+    version = client.version()
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    for flow, since, why in NOT_IN_OLD_GIT:
+        if numbers < since and flow not in client.missing:
+            client.missing[flow] = f"git {version} {why}"
     return client
 
 
