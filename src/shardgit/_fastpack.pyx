@@ -1,11 +1,10 @@
-"""The ingest kernel: packs in; object ids, edges and segments out.
+"""The ingest kernel's first half: packs in; object ids and edges out.
 
-An Ingest takes the bytes of whole packs (mapped files, usually), finds the entries, resolves every delta family on
-as many threads as call ``resolve``, computes every object id, notes the edges that walks need, and lays the entries
-out as segments (docs/formats/segment.md) and one graph stream (docs/formats/graph.md). Entry bodies are never
-deflated again: they are copied as they came.
+A Resolver takes the bytes of whole packs (mapped files, usually), finds the entries, resolves every delta family on
+as many threads as call ``resolve``, computes every object id, runs fsck over each object while it is at hand, and notes
+the edges that walks need. ``_layout.Ingest`` lays the objects out.
 
-Memory: about 100 bytes an object, the edges, and on each thread the bases that are still needed. Children are
+Memory: about 110 bytes an object, the edges, and on each thread the bases that are still needed. Children are
 visited light first and heavy last, so at most log2(objects) bases wait at once; past ``cache_max_bytes`` they are
 dropped and made again. No recursion; every size is checked against what the compressed bytes can hold.
 """
@@ -20,121 +19,6 @@ from shardgit._fsck cimport SG_FSCK_TABLE, sg_fsck_object
 from shardgit._kernel cimport *
 
 from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
-
-cdef enum:
-    NONE = 0xFFFFFFFF
-    EXTERNAL = 0x80000000
-    WINDOW = 65536
-    BATCH = 32  # roots that a thread takes at once
-    FINDINGS_MAX = 1000  # of fsck that a thread keeps: errors
-    WARNINGS_MAX = 100  # the same, of those that do not refuse anything
-    SORT_SMALL = 256  # objects that are sorted by insertion
-    COMMIT = 1
-    TREE = 2
-    BLOB = 3
-    TAG = 4
-    HEADER = 64  # block header
-    TRAILER = 48  # segment trailer
-    PAGE_OVERHEAD = 16  # LMDB's header of a run of overflow pages
-
-
-ctypedef struct Object:
-    uint64_t at  # entry start in its pack
-    uint64_t body  # length of the zlib stream
-    uint64_t size  # what the stream inflates to: the object, or the delta
-    uint64_t raw  # size of the object
-    uint64_t edge_at  # first edge, in the lane's edges
-    int64_t date  # of a commit
-    uint32_t base
-    uint32_t similar  # the tree that this tree's edges are told against; NONE: all children are edges
-    uint32_t child  # first child by OFS_DELTA; after layout: first child in the kept forest
-    uint32_t next  # next sibling
-    uint32_t heavy  # the child with the largest family
-    uint32_t weight  # objects in the family below, itself included
-    uint32_t edges
-    uint32_t position  # run-local
-    uint32_t place  # offset in the segment
-    uint32_t segment
-    uint16_t depth
-    uint16_t pack
-    uint8_t entry  # type in the pack
-    uint8_t type  # of the object, 0 until resolved
-    uint8_t head  # bytes of the entry before the zlib stream
-    uint8_t lane
-    uint8_t keep
-    uint8_t claimed
-    uint8_t hops
-    uint8_t alone  # stored in parts
-    uint8_t outside  # a base that the pool has: never laid out
-    uint8_t pool_hops  # of an object that the pool has: the hops of its chain there
-
-
-ctypedef struct Pack:
-    const uint8_t *data
-    uint64_t size
-    uint32_t first
-    uint32_t count
-
-
-ctypedef struct Frame:
-    uint8_t *data
-    uint64_t *bounds
-    uint32_t object
-    uint32_t child
-    uint32_t ref_at
-    uint32_t ref_end
-    uint32_t heavy  # NONE once taken
-
-
-ctypedef struct Finding:
-    uint32_t object
-    uint32_t message
-    uint64_t offset
-
-
-ctypedef struct Lane:
-    sg_inflater *inflater
-    uint8_t *delta
-    size_t delta_room
-    uint8_t *result
-    size_t result_room
-    uint8_t *spare
-    size_t spare_room
-    uint8_t *window
-    sg_copy *copies
-    size_t copies_room
-    Frame *frames
-    size_t n_frames
-    size_t frames_room
-    uint64_t retained
-    uint8_t *edges
-    uint64_t n_edges
-    uint64_t edges_room
-    Finding *findings
-    uint32_t n_findings
-    uint32_t n_warnings
-    uint8_t *specials  # kind and id of blobs that fsck wants to see: .gitmodules, .gitattributes
-    uint64_t n_specials
-    uint64_t specials_room
-    const uint8_t *severity  # of each message, while one object is checked
-    uint32_t checked
-    size_t hash_size
-    bint no_memory
-
-
-ctypedef struct Segment:
-    uint32_t first  # position of its first object
-    uint32_t count
-    uint32_t entries_end
-    uint32_t length
-    uint32_t externals
-    uint32_t big
-    uint64_t raw
-    uint64_t bytes
-    uint8_t type
-    uint8_t hops
-    uint8_t alone
-
 
 def features():
     """Return what the kernels were built with: inflate, hash and zlib versions."""
@@ -224,56 +108,8 @@ cdef bint unhex(const uint8_t *text, size_t n, uint8_t *out) noexcept nogil:
     return True
 
 
-cdef class Ingest:
-    """Packs on their way into a pool.
-
-    Use: ``scan`` each pack; ``resolve`` from any number of threads until ``finished``; ``finish``; maybe ``drop``;
-    ``layout``; then ``segment`` and ``graph``. Buffers that were scanned must not change until the Ingest is gone.
-    Errors: MalformedPack, MalformedObject, LimitExceeded; after one the Ingest is of no further use.
-    """
-
-    cdef readonly int hash_kind
-    cdef size_t hash_size
-    cdef uint64_t size_max
-    cdef uint64_t memory_max
-    cdef uint64_t cache_max
-    cdef uint64_t objects_max
-    cdef uint64_t raw_max
-    cdef uint32_t depth_max
-    cdef Object *objects
-    cdef uint8_t *ids
-    cdef uint32_t n
-    cdef Pack *packs
-    cdef uint16_t n_packs
-    cdef Py_buffer *buffers
-    cdef uint16_t n_buffers  # the packs that came from outside; those after are entries written anew
-    cdef uint32_t *roots
-    cdef uint32_t n_roots
-    cdef uint32_t *refs  # REF_DELTA entries sorted by pack and base id
-    cdef uint32_t n_refs
-    cdef Lane lanes[64]
-    cdef uint64_t n_lanes  # taken in this round
-    cdef uint64_t lanes_most  # taken in any round
-    cdef uint32_t n_outside  # bases from outside: the last of `objects`
-    cdef list _outside  # their bytes
-    cdef uint64_t outside_bytes
-    cdef uint64_t taken  # roots given out
-    cdef uint64_t resolved
-    cdef uint64_t work  # bytes of objects made, those made again included
-    cdef uint64_t failure  # status + (object index << 8), 0 while all is well
-    cdef uint32_t *sorted  # object indices by id
-    cdef uint32_t *buckets  # first of `sorted` by the top 16 bits
-    cdef uint32_t *order  # object indices by position
-    cdef uint32_t kept
-    cdef Segment *segments
-    cdef uint32_t n_segments
-    cdef uint32_t segments_room
-    cdef uint32_t counts[5]
-    cdef bint linked
-    cdef bytes _severity  # of fsck's messages; None: nothing is checked
-    cdef object _externals
-    cdef uint64_t n_links
-    cdef const uint8_t *severity
+cdef class Resolver:
+    """Packs whose objects are made and named; see ``_layout.Ingest``, which adds what comes then."""
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
                   uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40):
@@ -302,8 +138,6 @@ cdef class Ingest:
         free(self.refs)
         free(self.sorted)
         free(self.buckets)
-        free(self.order)
-        free(self.segments)
 
     cdef uint64_t _lanes_used(self) noexcept nogil:
         cdef uint64_t most = self.n_lanes if self.n_lanes > self.lanes_most else self.lanes_most
@@ -563,7 +397,7 @@ cdef class Ingest:
                 self.refs[child] = v
                 root = child
 
-    cdef inline bint _ref_less(self, uint32_t a, uint32_t b) noexcept nogil:
+    cdef bint _ref_less(self, uint32_t a, uint32_t b) noexcept nogil:
         cdef int order = self._compare_ref(a, self.objects[b].pack, self._ref_base(b))
         return order < 0 or (order == 0 and a < b)
 
@@ -1240,7 +1074,7 @@ cdef class Ingest:
         free(other)
         return ok
 
-    cdef inline bint _same_id(self, uint32_t a, uint32_t b) noexcept nogil:
+    cdef bint _same_id(self, uint32_t a, uint32_t b) noexcept nogil:
         return memcmp(self.ids + <size_t>a * self.hash_size, self.ids + <size_t>b * self.hash_size, self.hash_size) == 0
 
     cdef uint32_t _unique(self) noexcept nogil:
@@ -1318,19 +1152,6 @@ cdef class Ingest:
         cdef uint32_t i = self._find(<const uint8_t *>PyBytes_AS_STRING(oid))
         return -1 if i == NONE else int(i)
 
-    def position(self, bytes oid not None):
-        """Return the run-local position of an object of the layout, -1 when it is not in it."""
-        if <size_t>len(oid) != self.hash_size or self.order == NULL:
-            return -1
-        cdef uint32_t at = self._link(<const uint8_t *>PyBytes_AS_STRING(oid))
-        return -1 if at == NONE else int(at)
-
-    def id_at_position(self, uint32_t position):
-        """Return the id of the object at a run-local position."""
-        if position >= self.kept:
-            raise IndexError(position)
-        return self.id_at(self.order[position])
-
     def type_at(self, uint32_t i):
         """Return the type (1 commit, 2 tree, 3 blob, 4 tag) of object ``i``."""
         if i >= self.n:
@@ -1369,21 +1190,6 @@ cdef class Ingest:
                 self.objects[self.sorted[i]].keep = 0
                 self.objects[self.sorted[i]].pool_hops = <uint8_t>(ranks[i] - 1)
 
-    def drop_positions(self, const uint8_t[::1] bits not None, uint64_t first):
-        """Leave out what a bitset does not hold: object at run-local position p is bit ``first`` + p.
-
-        Returns how many objects went. ``layout`` must follow when any did.
-        """
-        cdef uint32_t p, gone = 0
-        cdef uint64_t at
-        for p in range(self.kept):
-            at = first + p
-            if <uint64_t>bits.shape[0] <= at >> 3 or not (bits[<Py_ssize_t>(at >> 3)] >> (at & 7)) & 1:
-                self.objects[self.order[p]].keep = 0
-                self.objects[self.order[p]].pool_hops = 255  # nobody has it: deltas on it are written whole
-                gone += 1
-        return int(gone)
-
     def read(self, uint32_t i):
         """Return the bytes of object ``i``."""
         if i >= self.n or self.objects[i].type == 0:
@@ -1404,13 +1210,6 @@ cdef class Ingest:
         finally:
             free(data)
 
-    def children(self, uint32_t position):
-        """Return the ids of all children of the tree at a run-local position, gitlinks left out."""
-        if position >= self.kept or self.objects[self.order[position]].type != TREE:
-            raise IndexError(position)
-        cdef bytes tree = self.read(self.order[position])
-        return tree_children(tree, <int>self.hash_size)
-
     def target(self, bytes oid not None):
         """Return the id that the tag ``oid`` names, None when it is not a tag of this ingest."""
         found = self.find(oid)
@@ -1420,409 +1219,7 @@ cdef class Ingest:
         return PyBytes_FromStringAndSize(<char *>self.lanes[o.lane].edges + o.edge_at * self.hash_size,
                                          <Py_ssize_t>self.hash_size)
 
-    # ---- layout ----
-
-    def layout(self, *, uint64_t target, uint64_t most, uint32_t count_most, int hops_most=254):
-        """Assign every kept object to a segment: by type, families whole, close to ``target`` bytes a block.
-
-        ``most`` is the largest block; an entry that does not fit stands alone and is stored in parts; a family that
-        does not fit is cut. A delta on a base of the pool whose chain there has ``hops_most`` hops is written whole.
-        Returns the number of segments. May be called again after ``drop``.
-        """
-        if self.sorted == NULL:
-            raise Internal("layout before finish")
-        free(self.order)
-        self._externals = None
-        self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
-        if self.order == NULL:
-            raise MemoryError
-        cdef sg_status st = SG_OK
-        cdef uint32_t i
-        with nogil:
-            for i in range(self.n):
-                if self.objects[i].keep and self.objects[i].base != NONE and (
-                        self._entry_most(&self.objects[i]) + HEADER + TRAILER > most
-                        or self._hops_outside(i) > hops_most):
-                    st = self._write_whole(i)
-                    if st != SG_OK:
-                        break
-            if st == SG_OK:
-                st = self._layout(target, most, count_most)
-        if st != SG_OK:
-            raise error_of(st)
-        return int(self.n_segments)
-
-    cdef int _hops_outside(self, uint32_t i) noexcept nogil:
-        """Hops of an object whose base the pool has; 0 for all others."""
-        cdef uint32_t b = self.objects[i].base
-        if b == NONE or self._kept_base(&self.objects[i]) != NONE or self.objects[b].keep:
-            return 0
-        return <int>self.objects[b].pool_hops + 1
-
-    cdef sg_status _write_whole(self, uint32_t i) noexcept nogil:
-        """Replace a delta by the whole object, where it is larger than a block (only whole objects are stored in parts)
-        or its chain would get too long. A tree's edges stay told against the tree that was its base.
-        """
-        cdef Lane lane
-        cdef uint8_t *data = NULL
-        cdef uint8_t *entry
-        cdef size_t size = 0, room
-        cdef Pack *packs
-        cdef Object *o = &self.objects[i]
-        cdef sg_status st
-        if self.n_packs == 65535:
-            return SG_OK if self._entry_most(o) + HEADER + TRAILER <= (1 << 20) else SG_LIMIT
-        memset(&lane, 0, sizeof(Lane))
-        lane.inflater = sg_inflater_new()
-        st = SG_MEMORY if lane.inflater == NULL else self._data(&lane, i, &data, &size)
-        free_lane(&lane)
-        if st != SG_OK:
-            return st
-        room = sg_deflate_bound(size)
-        entry = <uint8_t *>malloc(room)
-        packs = <Pack *>realloc(self.packs, (<size_t>self.n_packs + 1) * sizeof(Pack))
-        if packs != NULL:
-            self.packs = packs
-        if entry == NULL or packs == NULL:
-            free(data)
-            free(entry)
-            return SG_MEMORY
-        room = sg_deflate(6, data, size, entry, room)
-        free(data)
-        if room == 0:
-            free(entry)
-            return SG_MEMORY
-        packs = &self.packs[self.n_packs]
-        packs.data = entry
-        packs.size = room
-        packs.first = i
-        packs.count = 1
-        o.pack = self.n_packs
-        self.n_packs += 1
-        o.at = 0
-        o.head = 0
-        o.body = room
-        o.size = size
-        o.base = NONE
-        o.entry = o.type
-        return SG_OK
-
-    cdef inline uint32_t _kept_base(self, Object *o) noexcept nogil:
-        """The kept object that an object is a delta on; NONE when that is not kept or stands alone."""
-        cdef uint32_t b
-        if o.base == NONE:
-            return NONE
-        b = o.base
-        if not self.objects[b].keep:
-            b = self._find(self.ids + <size_t>b * self.hash_size)
-            if b == NONE or not self.objects[b].keep:
-                return NONE
-        return NONE if self.objects[b].alone else b
-
-    cdef inline uint64_t _entry_most(self, Object *o) noexcept nogil:
-        """Most bytes that an entry and its footer rows can take."""
-        return o.body + 10 + (self.hash_size if o.base != NONE else 0) + self.hash_size + 4 + 4 + 2 + 8 + (
-            self.hash_size + 2 if o.base != NONE else 0)
-
-    cdef sg_status _layout(self, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
-        cdef uint32_t i, b, type
-        cdef Object *o
-        cdef sg_status st
-        cdef uint64_t *bytes_below
-        cdef uint32_t types[4]
-        types[0] = COMMIT
-        types[1] = TAG
-        types[2] = TREE
-        types[3] = BLOB
-        self.kept = 0
-        self.n_segments = 0
-        memset(self.counts, 0, sizeof(self.counts))
-        for i in range(self.n):
-            o = &self.objects[i]
-            o.child = NONE
-            o.next = NONE
-            o.position = NONE
-            o.hops = 0
-            o.weight = 1
-            o.alone = 1 if self._entry_most(o) + HEADER + TRAILER > most else 0
-            if o.keep:
-                self.counts[o.type] += 1
-        bytes_below = <uint64_t *>calloc(<size_t>self.n + 1, 8)
-        if bytes_below == NULL:
-            return SG_MEMORY
-        i = self.n
-        while i:
-            i -= 1
-            o = &self.objects[i]
-            if o.keep:
-                b = self._kept_base(o)
-                if b != NONE:
-                    o.next = self.objects[b].child
-                    self.objects[b].child = i
-        for type in range(4):
-            for i in range(self.n):
-                o = &self.objects[i]
-                if o.keep and o.type == types[type] and self._kept_base(o) == NONE:
-                    st = self._place_family(i, target, most, count_most)
-                    if st != SG_OK:
-                        free(bytes_below)
-                        return st
-            self._close()
-        free(bytes_below)
-        return SG_OK
-
-    cdef uint32_t _below(self, uint32_t root, uint32_t at) noexcept nogil:
-        """The next object of a family in preorder, NONE at its end; base links lead back up."""
-        cdef uint32_t i = at
-        if self.objects[i].child != NONE:
-            return self.objects[i].child
-        while i != root:
-            if self.objects[i].next != NONE:
-                return self.objects[i].next
-            i = self._kept_base(&self.objects[i])
-        return NONE
-
-    cdef sg_status _place_family(self, uint32_t root, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
-        cdef uint64_t bytes = 0
-        cdef uint32_t count = 0, i = root
-        cdef bint whole
-        cdef Segment *s
-        cdef sg_status st
-        while i != NONE:
-            bytes += self._entry_most(&self.objects[i])
-            count += 1
-            i = self._below(root, i)
-        whole = bytes + HEADER + TRAILER <= most and count <= count_most
-        i = root
-        while i != NONE:
-            s = self._open_segment()
-            if s != NULL and s.count:
-                if s.type != self.objects[i].type or s.alone or self.objects[i].alone:
-                    self._close()
-                elif whole:
-                    if i == root and (self._weight(s) + bytes > target or s.count + count > count_most):
-                        self._close()
-                elif self._weight(s) + self._entry_most(&self.objects[i]) > (target if count > 1 else most) \
-                        or s.count >= count_most:
-                    self._close()
-            st = self._place(i)
-            if st != SG_OK:
-                return st
-            i = self._below(root, i)
-        return SG_OK
-
-    cdef inline uint64_t _weight(self, Segment *s) noexcept nogil:
-        """Bytes of the block as it stands."""
-        return <uint64_t>s.entries_end + self._footer(s)
-
-    cdef inline uint64_t _footer(self, Segment *s) noexcept nogil:
-        return s.count * (self.hash_size + 10) + <uint64_t>s.big * 8 + s.externals * (self.hash_size + 2) + TRAILER
-
-    cdef Segment *_open_segment(self) noexcept nogil:
-        if self.n_segments == 0 or self.segments[self.n_segments - 1].length:
-            return NULL
-        return &self.segments[self.n_segments - 1]
-
-    cdef void _close(self) noexcept nogil:
-        cdef Segment *s = self._open_segment()
-        if s != NULL:
-            s.length = <uint32_t>self._weight(s)
-
-    cdef sg_status _place(self, uint32_t i) noexcept nogil:
-        """Put one object at the end of the open segment."""
-        cdef Object *o = &self.objects[i]
-        cdef Object *b
-        cdef Segment *s = self._open_segment()
-        cdef Segment *grown
-        cdef uint8_t scratch[16]
-        cdef uint64_t length
-        cdef uint32_t base = NONE
-        if s == NULL:
-            if self.n_segments == self.segments_room:
-                grown = <Segment *>realloc(self.segments, (<size_t>self.segments_room * 2 + 64) * sizeof(Segment))
-                if grown == NULL:
-                    return SG_MEMORY
-                self.segments = grown
-                self.segments_room = self.segments_room * 2 + 64
-            s = &self.segments[self.n_segments]
-            memset(s, 0, sizeof(Segment))
-            self.n_segments += 1
-            s.first = self.kept
-            s.type = o.type
-            s.entries_end = HEADER
-            s.alone = o.alone
-        length = sg_put_entry_header(scratch, o.type, o.size) + o.body
-        o.segment = self.n_segments - 1
-        o.place = s.entries_end
-        if o.base != NONE:
-            base = self._kept_base(o)
-            if base != NONE and self.objects[base].segment == o.segment and self.objects[base].position != NONE:
-                length += sg_put_ofs_distance(scratch, <uint64_t>o.place - self.objects[base].place)
-                o.hops = self.objects[base].hops
-            else:
-                length += self.hash_size
-                s.externals += 1
-                if base != NONE:
-                    b = &self.objects[base]
-                    if b.hops >= 254:
-                        return SG_DEPTH
-                    o.hops = b.hops + 1
-                else:
-                    o.hops = <uint8_t>(min(<int>self.objects[o.base].pool_hops, 254) + 1)
-            if o.hops > s.hops:
-                s.hops = o.hops
-        o.position = self.kept
-        self.order[self.kept] = i
-        self.kept += 1
-        s.count += 1
-        s.raw += o.raw
-        s.bytes += length
-        if o.raw >= EXTERNAL:
-            s.big += 1
-        if not o.alone:
-            s.entries_end += <uint32_t>length
-        return SG_OK
-
-    @property
-    def objects_kept(self):
-        """Objects in the layout."""
-        return self.kept
-
-    @property
-    def counts_by_type(self):
-        """Kept objects as (commits, tags, trees, blobs)."""
-        return (self.counts[COMMIT], self.counts[TAG], self.counts[TREE], self.counts[BLOB])
-
-    def segment_facts(self, uint32_t number):
-        """Return (objects, block bytes without parts, entry bytes, type, hops of external bases, alone)."""
-        if number >= self.n_segments:
-            raise IndexError(number)
-        cdef Segment *s = &self.segments[number]
-        return (int(s.count), int(s.length), int(s.bytes), int(s.type), int(s.hops if s.externals else 0), bool(s.alone))
-
-    def alone_entry(self, uint32_t number, uint64_t start, uint64_t length):
-        """Return a slice of the entry of a segment that stands alone, for its part blocks."""
-        if number >= self.n_segments or not self.segments[number].alone:
-            raise IndexError(number)
-        cdef Object *o = &self.objects[self.order[self.segments[number].first]]
-        cdef uint8_t head[16]
-        cdef uint64_t n = sg_put_entry_header(head, o.type, o.size)
-        cdef const uint8_t *body = self.packs[o.pack].data + o.at + o.head
-        cdef uint64_t total = n + o.body
-        if start >= total:
-            return b""
-        if length > total - start:
-            length = total - start
-        if start >= n:
-            return PyBytes_FromStringAndSize(<const char *>body + (start - n), <Py_ssize_t>length)
-        if length <= n - start:
-            return PyBytes_FromStringAndSize(<char *>head + start, <Py_ssize_t>length)
-        return (PyBytes_FromStringAndSize(<char *>head + start, <Py_ssize_t>(n - start))
-                + PyBytes_FromStringAndSize(<const char *>body, <Py_ssize_t>(length - (n - start))))
-
-    def segment(self, uint32_t number, bytes header not None, bytes parts=b""):
-        """Return segment block ``number`` behind a block header of 64 bytes; ``parts`` are the ids of its part blocks."""
-        if number >= self.n_segments or len(header) != HEADER or len(parts) % 32:
-            raise IndexError(number)
-        cdef Segment *s = &self.segments[number]
-        cdef size_t length = s.length + <size_t>len(parts)
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
-        cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(out)
-        cdef const uint8_t *part_ids = <const uint8_t *>PyBytes_AS_STRING(parts)
-        cdef uint32_t n_parts = <uint32_t>(len(parts) // 32)
-        cdef bint ok
-        memcpy(to, PyBytes_AS_STRING(header), HEADER)
-        with nogil:
-            ok = self._write(s, to, length, part_ids, n_parts)
-        if not ok:
-            raise Internal("segment does not come out as laid out", segment=int(number))
-        return out
-
-    cdef bint _write(self, Segment *s, uint8_t *out, size_t length, const uint8_t *parts, uint32_t n_parts) noexcept nogil:
-        cdef size_t h = self.hash_size, n = s.count
-        cdef uint8_t *to = out + HEADER
-        cdef uint8_t *ids = out + s.entries_end
-        cdef uint8_t *offsets = ids + n * h
-        cdef uint8_t *sizes = offsets + n * 4
-        cdef uint8_t *order = sizes + n * 4
-        cdef uint8_t *big = order + n * 2
-        cdef uint8_t *ext_at = big + <size_t>s.big * 8
-        cdef uint8_t *ext_id = ext_at + <size_t>s.externals * 2
-        cdef uint8_t *end = ext_id + s.externals * h + <size_t>n_parts * 32
-        cdef uint32_t k, i, base, bigs = 0, externals = 0
-        cdef Object *o
-        if <size_t>(end - out) + TRAILER != length or (s.alone != 0) != (n_parts != 0):
-            return False
-        for k in range(s.count):
-            i = self.order[s.first + k]
-            o = &self.objects[i]
-            if not s.alone and to != out + o.place:
-                return False
-            if o.base == NONE:
-                if not s.alone:
-                    to += sg_put_entry_header(to, o.type, o.size)
-            else:
-                base = self._kept_base(o)
-                if base != NONE and self.objects[base].segment == o.segment:
-                    to += sg_put_entry_header(to, SG_OFS_DELTA, o.size)
-                    to += sg_put_ofs_distance(to, <uint64_t>o.place - self.objects[base].place)
-                else:
-                    to += sg_put_entry_header(to, SG_REF_DELTA, o.size)
-                    memcpy(to, self.ids + <size_t>o.base * h, h)
-                    if externals >= s.externals:
-                        return False
-                    sg_put_u16(ext_at + <size_t>externals * 2, <uint16_t>k)
-                    memcpy(ext_id + externals * h, to, h)
-                    externals += 1
-                    to += h
-            if not s.alone:
-                memcpy(to, self.packs[o.pack].data + o.at + o.head, <size_t>o.body)
-                to += o.body
-            memcpy(ids + k * h, self.ids + <size_t>i * h, h)
-            sg_put_u32(offsets + k * 4, o.place)
-            if o.raw >= EXTERNAL:
-                sg_put_u32(sizes + k * 4, <uint32_t>EXTERNAL | bigs)
-                sg_put_u64(big + <size_t>bigs * 8, o.raw)
-                bigs += 1
-            else:
-                sg_put_u32(sizes + k * 4, <uint32_t>o.raw)
-        if to != out + s.entries_end or externals != s.externals:
-            return False
-        if not sort_ordinals(ids, h, s.count, order):
-            return False
-        if n_parts:
-            memcpy(end - <size_t>n_parts * 32, parts, <size_t>n_parts * 32)
-        memset(end, 0, TRAILER)
-        sg_put_u32(end, s.entries_end)
-        sg_put_u32(end + 4, s.count)
-        sg_put_u32(end + 8, s.big)
-        sg_put_u32(end + 12, s.externals)
-        sg_put_u32(end + 16, n_parts)
-        end[20] = s.type
-        end[21] = 1 if s.alone else 0
-        end[22] = s.hops if s.externals else 0
-        sg_put_u64(end + 24, s.raw)
-        sg_put_u64(end + 32, s.bytes)
-        memcpy(end + 44, b"SGSF", 4)
-        return True
-
-    def index(self):
-        """Return (ids flat ascending, positions u32 flat) of the kept objects, for the run's index pieces."""
-        cdef bytes ids = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.kept * self.hash_size))
-        cdef bytes positions = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.kept * 4)
-        cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(ids)
-        cdef uint8_t *where = <uint8_t *>PyBytes_AS_STRING(positions)
-        cdef uint32_t i, rank, k = 0
-        with nogil:
-            for rank in range(self.n):
-                i = self.sorted[rank]
-                if self.objects[i].keep:
-                    memcpy(to + k * self.hash_size, self.ids + <size_t>i * self.hash_size, self.hash_size)
-                    sg_put_u32(where + <size_t>k * 4, self.objects[i].position)
-                    k += 1
-        return ids, positions
-
-    # ---- graph ----
+    # ---- links ----
 
     def links_outside(self):
         """Return the ids that objects of the packs link to and the packs do not hold, ascending, each once.
@@ -1858,35 +1255,6 @@ cdef class Ingest:
             rank += 1
         return False
 
-    cdef uint32_t _link(self, const uint8_t *oid) noexcept nogil:
-        """Run-local position of an id, or NONE when it is not among the kept objects."""
-        cdef uint32_t i = self._find(oid)
-        if i == NONE or not self.objects[i].keep:
-            return NONE
-        return self.objects[i].position
-
-    def externals(self):
-        """Return the ids of objects outside the layout that kept objects link to, ascending, each once."""
-        cdef uint32_t p, e
-        cdef Object *o
-        cdef const uint8_t *oid
-        cdef size_t h = self.hash_size
-        found = set()
-        self.n_links = 0
-        for p in range(self.kept):
-            o = &self.objects[self.order[p]]
-            self.n_links += o.edges
-            for e in range(o.edges):
-                oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
-                if self._link(oid) == NONE:
-                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
-            if o.type == TREE and o.similar != NONE:
-                oid = self.ids + <size_t>o.similar * h
-                if self._link(oid) == NONE:
-                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
-        self._externals = sorted(found)
-        return self._externals
-
     def index_rows(self):
         """Return (ids flat ascending, CRC32 of each entry u32 BE, pack offset of each u64 BE) for a pack's .idx.
 
@@ -1907,112 +1275,6 @@ cdef class Ingest:
                     sg_crc32(0, self.packs[o.pack].data + o.at, <size_t>(o.head + o.body))))
                 sg_put_u64(offset_to + <size_t>rank * 8, __builtin_bswap64(o.at))
         return self.sorted_ids(), crcs, offsets
-
-    def graph(self, generations=None):
-        """Return the run's graph stream. ``generations`` maps external commit ids to their generation."""
-        cdef list externals = self._externals if self._externals is not None else self.externals()
-        cdef bytes flat = b"".join(externals)
-        cdef const uint8_t *ext = <const uint8_t *>PyBytes_AS_STRING(flat)
-        cdef uint32_t x = <uint32_t>len(externals)
-        cdef uint32_t *known = <uint32_t *>calloc(<size_t>x + 1, 4)
-        cdef uint32_t c = self.counts[COMMIT], g = self.counts[TAG], t = self.counts[TREE]
-        cdef uint64_t parents = 0, edges = 0
-        cdef uint32_t p, k
-        cdef size_t length
-        cdef sg_status st
-        if known == NULL:
-            raise MemoryError
-        try:
-            if generations:
-                for k in range(x):
-                    known[k] = generations.get(externals[k], 0)
-            for p in range(c):
-                parents += self.objects[self.order[p]].edges - 1
-            for p in range(c + g, c + g + t):
-                edges += self.objects[self.order[p]].edges
-            if parents >= EXTERNAL or edges >= EXTERNAL:
-                raise LimitExceeded("too many links in one import", links=int(parents + edges))
-            length = (64 + <size_t>c * 16 + (<size_t>c + 1) * 4 + <size_t>parents * 4 + <size_t>g * 4 + <size_t>t * 4
-                      + (<size_t>t + 1) * 4 + <size_t>edges * 4 + x * self.hash_size)
-            out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
-            to = <uint8_t *>PyBytes_AS_STRING(out)
-            with nogil:
-                st = self._write_graph(to, <uint32_t>parents, <uint32_t>edges, ext, x, known)
-            if st != SG_OK:
-                raise error_of(st)
-            return out
-        finally:
-            free(known)
-
-    cdef uint32_t _link_or_external(self, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:
-        cdef uint32_t found = self._link(oid), low = 0, high = x, middle
-        if found != NONE:
-            return found
-        while low < high:
-            middle = low + ((high - low) >> 1)
-            if memcmp(ext + middle * self.hash_size, oid, self.hash_size) < 0:
-                low = middle + 1
-            else:
-                high = middle
-        return <uint32_t>EXTERNAL | low
-
-    cdef sg_status _write_graph(self, uint8_t *out, uint32_t n_parents, uint32_t n_edges, const uint8_t *ext,
-                                uint32_t x, const uint32_t *known) noexcept nogil:
-        cdef uint32_t c = self.counts[COMMIT], g = self.counts[TAG], t = self.counts[TREE]
-        cdef size_t h = self.hash_size
-        cdef uint8_t *date = out + 64
-        cdef uint8_t *generation = date + <size_t>c * 8
-        cdef uint8_t *tree = generation + <size_t>c * 4
-        cdef uint8_t *parent_start = tree + <size_t>c * 4
-        cdef uint8_t *parents = parent_start + (<size_t>c + 1) * 4
-        cdef uint8_t *target = parents + <size_t>n_parents * 4
-        cdef uint8_t *similar = target + <size_t>g * 4
-        cdef uint8_t *edge_start = similar + <size_t>t * 4
-        cdef uint8_t *edges = edge_start + (<size_t>t + 1) * 4
-        cdef uint32_t p, e, at = 0, link
-        cdef const uint8_t *row
-        cdef Object *o
-        memset(out, 0, 64)
-        memcpy(out, b"SGGR", 4)
-        sg_put_u16(out + 4, 1)
-        sg_put_u16(out + 6, <uint16_t>self.hash_kind)
-        sg_put_u32(out + 8, c)
-        sg_put_u32(out + 12, g)
-        sg_put_u32(out + 16, t)
-        sg_put_u32(out + 20, self.counts[BLOB])
-        sg_put_u32(out + 24, n_parents)
-        sg_put_u32(out + 28, n_edges)
-        sg_put_u32(out + 32, x)
-        for p in range(c):
-            o = &self.objects[self.order[p]]
-            row = self.lanes[o.lane].edges + o.edge_at * h
-            sg_put_u64(date + <size_t>p * 8, <uint64_t>o.date)
-            sg_put_u32(tree + <size_t>p * 4, self._link_or_external(row, ext, x))
-            sg_put_u32(parent_start + <size_t>p * 4, at)
-            for e in range(1, o.edges):
-                sg_put_u32(parents + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
-                at += 1
-        sg_put_u32(parent_start + <size_t>c * 4, at)
-        for p in range(g):
-            o = &self.objects[self.order[c + p]]
-            sg_put_u32(target + <size_t>p * 4,
-                       self._link_or_external(self.lanes[o.lane].edges + o.edge_at * h, ext, x))
-        at = 0
-        for p in range(t):
-            o = &self.objects[self.order[c + g + p]]
-            link = NONE
-            if o.similar != NONE:
-                link = self._link_or_external(self.ids + <size_t>o.similar * h, ext, x)
-            sg_put_u32(similar + <size_t>p * 4, link)
-            sg_put_u32(edge_start + <size_t>p * 4, at)
-            row = self.lanes[o.lane].edges + o.edge_at * h
-            for e in range(o.edges):
-                sg_put_u32(edges + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
-                at += 1
-        sg_put_u32(edge_start + <size_t>t * 4, at)
-        memcpy(edges + <size_t>n_edges * 4, ext, x * h)
-        return number_generations(c, parent_start, parents, generation, known)
-
 
 def error_of(int st, **facts):
     """Return the one typed error that a status stands for."""
@@ -2186,90 +1448,3 @@ cdef int64_t date_of(const uint8_t *line, size_t n) noexcept nogil:
         i += 1
     return -v if minus else v
 
-
-cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
-    """Write the ordinals 0..n-1 as u16 in the order of their ids: radix over two bytes, then insertion."""
-    cdef uint32_t *starts
-    cdef uint32_t i, j, v, w
-    cdef const uint8_t *oid
-    if n <= SORT_SMALL:
-        for i in range(n):
-            sg_put_u16(order + <size_t>i * 2, <uint16_t>i)
-        sort_by_insertion(ids, h, n, order)
-        return True
-    starts = <uint32_t *>calloc(65537, 4)
-    if starts == NULL:
-        return False
-    for i in range(n):
-        starts[((<uint32_t>ids[i * h] << 8) | ids[i * h + 1]) + 1] += 1
-    for i in range(65536):
-        starts[i + 1] += starts[i]
-    for i in range(n):
-        v = (<uint32_t>ids[i * h] << 8) | ids[i * h + 1]
-        sg_put_u16(order + <size_t>starts[v] * 2, <uint16_t>i)
-        starts[v] += 1
-    free(starts)
-    sort_by_insertion(ids, h, n, order)
-    return True
-
-
-cdef void sort_by_insertion(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
-    """Sort ordinals by id; quick where they are few or nearly in order."""
-    cdef uint32_t i, j, v, w
-    cdef const uint8_t *oid
-    for i in range(1, n):
-        v = sg_u16(order + <size_t>i * 2)
-        oid = ids + v * h
-        j = i
-        while j:
-            w = sg_u16(order + <size_t>(j - 1) * 2)
-            if memcmp(ids + w * h, oid, h) <= 0:
-                break
-            sg_put_u16(order + <size_t>j * 2, <uint16_t>w)
-            j -= 1
-        sg_put_u16(order + <size_t>j * 2, <uint16_t>v)
-
-
-cdef sg_status number_generations(uint32_t c, const uint8_t *start, const uint8_t *parents, uint8_t *out,
-                                  const uint32_t *known) noexcept nogil:
-    """Give each commit 1 + the highest generation of its parents, with an explicit stack."""
-    cdef uint32_t *stack = <uint32_t *>malloc((<size_t>c + 1) * 4)
-    cdef uint32_t p, top, e, link, best, v
-    cdef bint ready
-    if stack == NULL:
-        return SG_MEMORY
-    for p in range(c):
-        sg_put_u32(out + <size_t>p * 4, 0)
-    for p in range(c):
-        if sg_u32(out + <size_t>p * 4):
-            continue
-        top = 1
-        stack[0] = p
-        while top:
-            v = stack[top - 1]
-            best = 0
-            ready = True
-            for e in range(sg_u32(start + <size_t>v * 4), sg_u32(start + (<size_t>v + 1) * 4)):
-                link = sg_u32(parents + <size_t>e * 4)
-                if link & EXTERNAL:
-                    best = max(best, known[link & ~<uint32_t>EXTERNAL])
-                elif link >= c:
-                    free(stack)
-                    return SG_OBJECT  # a parent that is no commit
-                elif sg_u32(out + <size_t>link * 4) == 0:
-                    # An unnumbered parent goes first. A commit names its parents by their hash, so no cycle exists
-                    # and the stack holds a path: at most c.
-                    ready = False
-                    if top >= c:
-                        free(stack)
-                        return SG_OBJECT
-                    stack[top] = link
-                    top += 1
-                    break
-                else:
-                    best = max(best, sg_u32(out + <size_t>link * 4))
-            if ready:
-                sg_put_u32(out + <size_t>v * 4, best + 1)
-                top -= 1
-    free(stack)
-    return SG_OK

@@ -143,10 +143,10 @@ def test_a_settle_that_dies_before_its_commit_leaves_the_recents(tmp_path: Path)
             raise StorageFull("no room")
 
         commit = store.journal.commit_sync
-        store.journal.commit_sync = dies  # type: ignore[method-assign]
+        store.journal.commit_sync = dies  # type: ignore[method-assign, assignment]
         with pytest.raises(StorageFull):
             settle(store, pool)
-        store.journal.commit_sync = commit  # type: ignore[method-assign]
+        store.journal.commit_sync = commit  # type: ignore[method-assign, assignment]
         assert Look(store, "demo").state.pool == before.state.pool
         assert verify_repository(store, "demo").bad == ()
         assert settle(store, pool)
@@ -172,10 +172,10 @@ def test_a_push_that_finds_the_disk_full_changes_nothing(tmp_path: Path) -> None
             raise StorageFull("no room")
 
         put = store.blocks.put_many_sync
-        store.blocks.put_many_sync = full  # type: ignore[method-assign]
+        store.blocks.put_many_sync = full  # type: ignore[method-assign, assignment]
         with pytest.raises(StorageFull):
             push.commit()
-        store.blocks.put_many_sync = put  # type: ignore[method-assign]
+        store.blocks.put_many_sync = put  # type: ignore[method-assign, assignment]
         assert head(store) == before
         _push_all(store, pushes[2:4])
         assert verify_repository(store, "demo").bad == ()

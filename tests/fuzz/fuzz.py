@@ -25,8 +25,8 @@ from reference import broken
 from reference.packs import PackMaker, copy, delta, insert, object_id, varint
 
 from shardgit import _segment, fsck
-from shardgit._fastpack import Ingest
 from shardgit._graph import PoolGraph, Walk
+from shardgit._layout import Ingest
 from shardgit._packstream import PackStream
 from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
 from shardgit.errors import ShardgitError

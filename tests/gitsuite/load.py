@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gitsuite.disk import DiskRepository
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.service.store import Store
 
 SHALLOW = re.compile(rb"[0-9a-f]{40,64}")

@@ -22,7 +22,7 @@ from reference.packs import (
     varint,
 )
 
-from shardgit._fastpack import Ingest
+from shardgit._layout import Ingest
 from shardgit.errors import InvalidArgument, LimitExceeded, MalformedObject, MalformedPack
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference.gits import git, make_history
 from reference.packs import OFS_DELTA, REF_DELTA, PackMaker, delta, entry_header, object_id
 
-from shardgit._fastpack import Ingest
+from shardgit._layout import Ingest
 from shardgit._packstream import PackStream
 from shardgit.errors import LimitExceeded, MalformedPack
 

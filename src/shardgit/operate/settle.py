@@ -32,7 +32,7 @@ from shardgit.service.resolving import new_ingest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.oid import ObjectId, PoolId
     from shardgit.pool.view import PlacedRun, PlacedSegment, PoolView
     from shardgit.service.store import PoolState, Store

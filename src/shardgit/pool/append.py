@@ -10,7 +10,7 @@ from shardgit.pool.writer import RunWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.blocks.interface import BlockStore
     from shardgit.limits import Limits
     from shardgit.oid import BlockId, HashKind, PoolId

@@ -16,7 +16,7 @@ from shardgit.pool.manifest import BlockRef, RunRecord, SegmentEntry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.oid import BlockId, HashKind, PoolId
 
 ALONE = 1

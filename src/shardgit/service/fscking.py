@@ -20,7 +20,7 @@ from shardgit.oid import HashKind, ObjectId, oid_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.fsck import Finding
     from shardgit.service.look import Look
     from shardgit.service.settings import FsckSettings, RepositorySettings

@@ -38,7 +38,7 @@ from shardgit.service.source import opened
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.journal.interface import Condition, Operation
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import ObjectId

@@ -13,7 +13,7 @@ from shardgit.service.resolving import run_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.limits import Limits
     from shardgit.oid import HashKind
     from shardgit.pool.view import GitObject, PoolView

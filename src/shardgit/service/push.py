@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from shardgit._fastpack import Ingest
+    from shardgit._layout import Ingest
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from shardgit._fastpack import Ingest
+from shardgit._layout import Ingest
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
