@@ -129,7 +129,9 @@ def test_killed_pushes_lose_nothing_that_was_acknowledged(tmp_path: Path) -> Non
     assert acknowledged > 0
 
 
-def test_a_settle_that_dies_before_its_commit_leaves_the_recents(tmp_path: Path) -> None:
+def test_a_settle_that_dies_before_its_commit_leaves_the_recents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pushes = prepared(tmp_path)
     create_store(tmp_path / "data")
     with open_store(tmp_path / "data") as store:
@@ -142,11 +144,10 @@ def test_a_settle_that_dies_before_its_commit_leaves_the_recents(tmp_path: Path)
         def dies(*_: object) -> int:
             raise StorageFull("no room")
 
-        commit = store.journal.commit_sync
-        store.journal.commit_sync = dies  # type: ignore[method-assign, assignment]
-        with pytest.raises(StorageFull):
-            settle(store, pool)
-        store.journal.commit_sync = commit  # type: ignore[method-assign, assignment]
+        with monkeypatch.context() as patched:
+            patched.setattr(store.journal, "commit_sync", dies)
+            with pytest.raises(StorageFull):
+                settle(store, pool)
         assert Look(store, "demo").state.pool == before.state.pool
         assert verify_repository(store, "demo").bad == ()
         assert settle(store, pool)
@@ -156,7 +157,9 @@ def test_a_settle_that_dies_before_its_commit_leaves_the_recents(tmp_path: Path)
         assert verify_repository(store, "demo").bad == ()
 
 
-def test_a_push_that_finds_the_disk_full_changes_nothing(tmp_path: Path) -> None:
+def test_a_push_that_finds_the_disk_full_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pushes = prepared(tmp_path)
     create_store(tmp_path / "data")
     with open_store(tmp_path / "data", limits=Limits(recent_embedded_max_bytes=0)) as store:
@@ -171,11 +174,10 @@ def test_a_push_that_finds_the_disk_full_changes_nothing(tmp_path: Path) -> None
         def full(*_: object) -> None:
             raise StorageFull("no room")
 
-        put = store.blocks.put_many_sync
-        store.blocks.put_many_sync = full  # type: ignore[method-assign, assignment]
-        with pytest.raises(StorageFull):
-            push.commit()
-        store.blocks.put_many_sync = put  # type: ignore[method-assign, assignment]
+        with monkeypatch.context() as patched:
+            patched.setattr(store.blocks, "put_many_sync", full)
+            with pytest.raises(StorageFull):
+                push.commit()
         assert head(store) == before
         _push_all(store, pushes[2:4])
         assert verify_repository(store, "demo").bad == ()
