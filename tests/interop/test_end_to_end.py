@@ -18,6 +18,7 @@ from reference.gits import extend_history, git, make_history, reachable, refs
 import shardgit
 from shardgit.errors import ObjectMissing, RefMissing, RepositoryMissing
 from shardgit.node import create_store, open_store
+from shardgit.operate.verify import verify_repository
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
@@ -436,3 +437,22 @@ def test_a_blob_larger_than_a_block_comes_back(tmp_path: Path) -> None:
             ]
     finally:
         running.stop()
+
+
+def test_a_delta_outlives_its_unreachable_base(tmp_path: Path) -> None:
+    """Git packs the newest version whole; once that is unreachable, what rests on it is written whole."""
+    origin = make_history(tmp_path / "origin", commits=12)
+    text = "\n".join(f"line {number} {number * number}" for number in range(2_000))
+    (origin / "large").write_text(text)
+    git(origin, "add", "-A")
+    git(origin, "commit", "-qm", "kept")
+    (origin / "large").write_text(text + "\nand more\n")
+    git(origin, "commit", "-qam", "dropped")
+    git(origin, "repack", "-adfq")
+    git(origin, "reset", "-q", "--hard", "HEAD~1")
+    git(origin, "reflog", "expire", "--expire=now", "--all")
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        result = import_repository(store, "demo", str(origin))
+        assert result.objects_unreachable >= 3
+        assert verify_repository(store, "demo").bad == ()
