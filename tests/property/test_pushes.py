@@ -199,3 +199,39 @@ def test_a_dangling_object_in_the_pack_is_left_out(tmp_path: Path) -> None:
         made.take(pack)
         made.check()
         assert made.commit().results[0].error == "missing necessary objects"
+
+
+def test_what_is_reached_survives_a_settle_without_a_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = make_history(tmp_path / "origin", commits=12)
+    for number in range(20):  # so that the pool is larger than one block
+        (origin / f"noise{number}").write_bytes(random.Random(number).randbytes(30_000))
+    git(origin, "add", "-A")
+    git(origin, "commit", "-qm", "noise")
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=NEVER) as store:
+        store.create_repository("demo")
+        old: str | None = None
+        walks = 0
+        whole = store.closure_of
+
+        def counted(*words: object) -> bytes:
+            nonlocal walks
+            walks += 1
+            return whole(*words)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(store, "closure_of", counted)
+        for step in range(30):
+            (origin / "file").write_text(str(step))
+            git(origin, "add", "-A")
+            git(origin, "commit", "-qm", f"step {step}")
+            new = git(origin, "rev-parse", "HEAD")
+            revisions = [new] if old is None else [new, f"^{old}"]
+            push(store, "demo", b"refs/heads/main", old, new, pack_of(origin, *revisions))
+            old = new
+            if step % 3 == 2:
+                settle(store, Look(store, "demo").record.pool)
+            if step % 7 == 6:
+                verify(store, "demo", origin, new)
+        assert walks <= 1

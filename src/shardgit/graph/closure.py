@@ -102,6 +102,34 @@ class Move:
     new: ObjectId | None
 
 
+CARRIED_MAX = 100_000  # objects that are looked up one by one; with more a walk is cheaper
+
+
+def carried(before: PoolView, now: PoolView, bits: bytes) -> bytes | None:
+    """Return a bitset over positions of ``before`` as one over positions of ``now``, a later manifest of the pool.
+
+    Runs that both begin with keep their positions; the objects behind them are looked up by id. None when they are too
+    many. Objects that ``before`` did not have are not in the result.
+    """
+    same = 0
+    for old, new in zip(before.runs, now.runs, strict=False):
+        if [ref.id for ref in old.record.graph] != [ref.id for ref in new.record.graph]:
+            break
+        same = new.start + new.record.objects
+    rest = range(same, now.objects)
+    if len(rest) > CARRIED_MAX:
+        return None
+    out = bytearray((now.objects + 7) // 8)
+    whole = same >> 3
+    out[:whole] = bits[:whole]
+    moved = before.positions(now.ids_at(rest))
+    kept = [(at, at) for at in range(whole * 8, same)]
+    for to, at in [*kept, *zip(rest, moved, strict=True)]:
+        if at >= 0 and bit(bits, at):
+            out[to >> 3] |= 1 << (to & 7)
+    return bytes(out)
+
+
 def followed(
     view: PoolView, before: bytes, moves: Iterable[Move], head: ObjectId | None
 ) -> bytes | None:

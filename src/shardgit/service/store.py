@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import ref as weak
 
 from blake3 import blake3
 
@@ -20,7 +21,7 @@ from shardgit.errors import (
     RepositoryExists,
     RepositoryMissing,
 )
-from shardgit.graph.closure import Move, closure, followed
+from shardgit.graph.closure import Move, carried, closure, followed
 from shardgit.graph.closures import Closures
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
@@ -49,6 +50,7 @@ from shardgit.service.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from weakref import ReferenceType
 
     from shardgit.blocks.routed import RoutedStore
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 
 VIEWS_CACHED = 1_024
 VIEWS_OF_A_LINE = 4  # snapshots of requests under way are a few pushes apart at most
+VIEWS_CACHED_BYTES = 256 << 20  # of recents
 VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
 WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
@@ -92,15 +95,22 @@ class RepositoryState:
 class _Line:
     """The views of one manifest: itself alone first, then with recents, by rising serial."""
 
-    __slots__ = ("generation", "lock", "manifest", "objects", "revision", "views")
+    __slots__ = ("before", "generation", "lock", "manifest", "objects", "revision", "views")
 
     def __init__(self, record: PoolRecord) -> None:
         self.manifest = record.manifest
         self.generation = record.generation
         self.views: list[PoolView] = []
         self.objects = 0
+        self.before: list[PoolView] = []  # those of the manifest before, for what is known of them
         self.revision = 0  # of the newest snapshot that the last view was right for
         self.lock = Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the recents that the line keeps in memory."""
+        # Views of one line share the bytes of their recents: the last has them all.
+        return sum(views[-1].recents_bytes for views in (self.views, self.before) if views)
 
 
 class Reach:
@@ -127,17 +137,22 @@ class Reach:
 class _Walked:
     """What a repository's refs reached at a state that this process has seen."""
 
-    view: PoolView
+    view: ReferenceType[
+        PoolView
+    ]  # views are kept alive by their lines, not by what was found out in them
+    manifest_id: BlockId | None
+    last_recent: int
     sequence: int
     bits: bytes
 
-    def leads_to(self, view: PoolView, sequence: int) -> bool:
-        """Whether positions and log go on from there."""
-        return (
-            self.sequence <= sequence
-            and self.view.manifest_id == view.manifest_id
-            and self.view.last_recent <= view.last_recent
-        )
+    def at(self, view: PoolView, sequence: int) -> bytes | None:
+        """Return the bits for the positions of ``view``, as of then; None where these cannot be told."""
+        if self.sequence > sequence:
+            return None
+        if self.manifest_id == view.manifest_id:
+            return self.bits if self.last_recent <= view.last_recent else None
+        before = self.view()
+        return carried(before, view, self.bits) if before is not None else None
 
 
 class Store:
@@ -253,17 +268,31 @@ class Store:
     def _line(self, record: PoolRecord) -> _Line:
         with self._lock:
             line = self._lines.get(record.id)
-            if line is None or line.manifest != record.manifest:
-                if line is not None and line.generation > record.generation:
-                    return _Line(record)  # an older snapshot; its view is not kept
-                line = self._lines[record.id] = _Line(record)
+            if line is not None and line.manifest == record.manifest:
+                self._lines.move_to_end(record.id)
+                return line
+            made = _Line(record)
+            if line is not None:
+                if line.generation > record.generation:
+                    return made  # an older snapshot; its view is not kept
+                made.before = line.views
+            self._lines[record.id] = made
             self._lines.move_to_end(record.id)
-            while len(self._lines) > VIEWS_CACHED or (
-                len(self._lines) > 1
-                and sum(each.objects for each in self._lines.values()) > VIEWS_CACHED_OBJECTS
-            ):
-                self._lines.popitem(last=False)
-            return line
+            self._drop_lines()
+            return made
+
+    def _drop_lines(self) -> None:
+        """Drop the lines that were not used for longest, as long as they are too many or too large."""
+        objects = sum(line.objects for line in self._lines.values())
+        held = sum(line.held_bytes for line in self._lines.values())
+        while len(self._lines) > 1 and (
+            len(self._lines) > VIEWS_CACHED
+            or objects > VIEWS_CACHED_OBJECTS
+            or held > VIEWS_CACHED_BYTES
+        ):
+            _, dropped = self._lines.popitem(last=False)
+            objects -= dropped.objects
+            held -= dropped.held_bytes
 
     def _view_of(self, snapshot: JournalSnapshot, record: PoolRecord, line: _Line) -> PoolView:
         """Return the view at a snapshot: the newest that it covers, extended by the recents since."""
@@ -327,7 +356,8 @@ class Store:
         if known is not None:
             return Reach(known=known)
         moves = None
-        if earlier is not None and earlier.leads_to(view, sequence):
+        before = earlier.at(view, sequence) if earlier is not None else None
+        if earlier is not None and before is not None:
             moves = self._moves(snapshot, record, earlier.sequence)
         tips: set[ObjectId] = set()
         head = self.refs.get(snapshot, record, b"HEAD")
@@ -341,14 +371,16 @@ class Store:
 
         def walk() -> bytes:
             bits = None
-            if earlier is not None and moves is not None:
-                bits = followed(view, earlier.bits, moves, head.target if head else None)
+            if before is not None and moves is not None:
+                bits = followed(view, before, moves, head.target if head else None)
             if bits is None:
                 bits = self._walk_all(snapshot_tips(), view, key)
             else:
                 bits = self._cached(key, lambda: bits or b"")
             with self._lock:
-                self._walked[record.id] = _Walked(view, sequence, bits)
+                self._walked[record.id] = _Walked(
+                    weak(view), view.manifest_id, view.last_recent, sequence, bits
+                )
                 self._walked.move_to_end(record.id)
                 while len(self._walked) > WALKED_CACHED:
                     self._walked.popitem(last=False)
