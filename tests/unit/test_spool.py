@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
@@ -163,3 +164,40 @@ def test_a_note_is_replaced_whole(tmp_path: Path, workers: Workers) -> None:
     spool.note("last-1", b"two")
     assert spool.noted("last-1") == b"two"
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["last-1"]
+
+
+async def test_who_is_cancelled_while_it_takes_the_lock_gives_it_back(
+    tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "s", workers, most_bytes=1000)
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    flock = fcntl.flock
+
+    def slow(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    first = asyncio.ensure_future(spool.take("a", maker(b"one")))
+    await begun.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    async with asyncio.timeout(5):
+        second = await spool.take("a", maker(b"one"))
+    assert second.read(0, 10) == b"one"
+    second.close()
+
+
+async def test_a_file_that_nobody_closes_is_closed(tmp_path: Path, workers: Workers) -> None:
+    spool = Spool(tmp_path / "s", workers, most_bytes=1000)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    file = await spool.take("a", maker(b"one"))
+    assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+    del file
+    await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors

@@ -29,7 +29,10 @@ _KEY = re.compile(r"[0-9a-z.-]{1,120}")
 
 @dataclass(slots=True)
 class SpoolFile:
-    """An open finished file. It stays readable when it is dropped from the spool meanwhile."""
+    """An open finished file. It stays readable when it is dropped from the spool meanwhile.
+
+    Nobody may be left to close it where a request is cancelled while a thread opens it.
+    """
 
     key: str
     size: int
@@ -41,7 +44,13 @@ class SpoolFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __del__(self) -> None:
+        """Close a file that was lost."""
+        self.close()
 
 
 class Spool:
@@ -93,13 +102,27 @@ class Spool:
     async def _lock(self, key: str) -> AsyncIterator[bool]:
         """Hold the key's lock; False when another maker does. A dead process holds none."""
         path = self.folder / f"{key}.lock"
-        descriptor = await self._workers.run(self._locked, path)
+        descriptor = await self._descriptor(lambda: self._locked(path))
         try:
             yield descriptor >= 0
         finally:
             if descriptor >= 0:
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
+
+    async def _descriptor(self, job: Callable[[], int]) -> int:
+        """Run what opens a file in a thread. A cancelled caller has no use for it: it is closed, and
+        a lock on it given back, which would else be held as long as the process lives.
+        """
+        made: list[int] = []
+        try:
+            await self._workers.run(lambda: made.append(job()))
+        except asyncio.CancelledError:
+            for each in made:
+                if each >= 0:
+                    os.close(each)
+            raise
+        return made[0]
 
     def _locked(self, path: Path) -> int:
         """Return the descriptor of a lock file that is ours, -1 when it is another's."""
@@ -120,7 +143,7 @@ class Spool:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         run = self._workers.run
         try:
-            descriptor = await run(os.open, path, flags, 0o600)
+            descriptor = await self._descriptor(lambda: os.open(path, flags, 0o600))
             try:
                 size = 0
                 async with aclosing(make()) as pieces:
