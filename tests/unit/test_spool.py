@@ -193,11 +193,11 @@ async def test_who_is_cancelled_while_it_takes_the_lock_gives_it_back(
     second.close()
 
 
-async def test_a_file_that_nobody_closes_is_closed(tmp_path: Path, workers: Workers) -> None:
+async def test_a_file_that_is_lost_is_closed(tmp_path: Path, workers: Workers) -> None:
     spool = Spool(tmp_path / "s", workers, most_bytes=1000)
-    descriptors = len(os.listdir("/proc/self/fd"))
     file = await spool.take("a", maker(b"one"))
-    assert len(os.listdir("/proc/self/fd")) == descriptors + 1
-    del file
-    await asyncio.sleep(0)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    path = f"/proc/self/fd/{file.descriptor}"
+    assert os.readlink(path) == str(tmp_path / "s" / "a")
+    file.__del__()
+    assert not os.path.lexists(path)
+    file.close()
