@@ -22,6 +22,8 @@ _CLASSES = {
 _SLASH = 0x2F
 _ALL = frozenset(range(256))
 _NOT_SLASH = _ALL - {_SLASH}
+_NONE: frozenset[int] = frozenset()
+_ONE = [frozenset([byte]) for byte in range(256)]  # shared: a pattern takes 8 bytes a byte, not 200
 
 
 class _Bad(Exception):
@@ -42,7 +44,9 @@ class Wildmatch:
         self._stars = self._steps = 0  # places that may stay; places that take a byte
         self._stay: list[tuple[int, frozenset[int]]] = []
         self._take: list[frozenset[int]] = []
-        self._leaps: list[tuple[int, int]] = []  # places from which another is reached for nothing
+        self._near = self._far = (
+            0  # places from which the next, the third next is reached for nothing
+        )
         self._moves: dict[int, tuple[int, int]] = {}
         try:
             self._compile(pattern, path=path)
@@ -66,10 +70,11 @@ class Wildmatch:
                         deep = True
                     elif pattern[stop] == _SLASH:  # any number of whole folders
                         here = len(self._take)
-                        self._take.append(frozenset())
-                        self._leaps += [(here, here + 1), (here, here + 3)]
+                        self._take.append(_NONE)
+                        self._near |= 1 << here
+                        self._far |= 1 << here
                         self._star(_ALL)
-                        self._take.append(frozenset([_SLASH]))
+                        self._take.append(_ONE[_SLASH])
                         at = stop + 1
                         continue
                 self._star(_ALL if deep else _NOT_SLASH)
@@ -85,20 +90,21 @@ class Wildmatch:
                     at += 1
                     if at == len(pattern):
                         raise _Bad
-                self._take.append(frozenset([pattern[at]]))
+                self._take.append(_ONE[pattern[at]])
                 at += 1
 
     def _star(self, over: frozenset[int]) -> None:
         here = len(self._take)
         self._stay.append((here, over))
-        self._take.append(frozenset())
-        self._leaps.append((here, here + 1))
+        self._take.append(_NONE)
+        self._near |= 1 << here
 
     def _closed(self, states: int) -> int:
-        for start, end in self._leaps:  # leaps go forwards and are in order: once is enough
-            if states >> start & 1:
-                states |= 1 << end
-        return states
+        while True:  # one round for each leap behind another: few, but for a row of "**/"
+            more = states | (states & self._near) << 1 | (states & self._far) << 3
+            if more == states:
+                return states
+            states = more
 
     def _move(self, byte: int) -> tuple[int, int]:
         """Return masks: places that a byte lets stay, places that it moves on."""
@@ -175,7 +181,7 @@ def _bracket(pattern: bytes, at: int, *, fold: bool) -> tuple[frozenset[int], in
     return (_ALL - found if negated else frozenset(found)), at + 1
 
 
-@functools.lru_cache(maxsize=4_096)
+@functools.lru_cache(maxsize=1_024)
 def glob(pattern: bytes, *, path: bool, fold: bool = False) -> Wildmatch:
     """Return a compiled glob; they are kept."""
     return Wildmatch(pattern, path=path, fold=fold)

@@ -302,6 +302,7 @@ async def test_large_files_are_not_held_and_what_attributes_say_of_them_is_passe
         ([], InvalidArgument, "usage: git archive"),
         (["main", "../x"], InvalidArgument, "outside the repository"),
         (["main", ":(attr:x)f0"], InvalidArgument, "magic is not supported"),
+        (["main", "*a" * 2_049], InvalidArgument, "pathspec is too long (bytes=4098, limit=4096)"),
     ],
 )
 async def test_what_is_not_there_is_refused_in_gits_words(

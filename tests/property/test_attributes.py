@@ -115,3 +115,10 @@ def test_a_pattern_of_many_stars_ends() -> None:
     glob = Wildmatch(b"*a" * 500 + b"b", path=False)
     assert not glob.matches(b"a" * 4_000)
     assert glob.matches(b"a" * 4_000 + b"b")
+
+
+def test_a_row_of_any_number_of_folders_matches_any_number() -> None:
+    glob = Wildmatch(b"**/" * 1_000 + b"x", path=True)
+    assert glob.matches(b"x")
+    assert glob.matches(b"a/" * 400 + b"x")
+    assert not glob.matches(b"a/" * 400 + b"y")

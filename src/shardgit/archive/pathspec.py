@@ -11,6 +11,7 @@ from shardgit.wildmatch import Wildmatch, glob
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+TEXT_MAX_BYTES = 4_096  # no path is longer where git runs
 _SHORT = {b"/": b"top", b"!": b"exclude", b"^": b"exclude"}
 _WORDS = (b"top", b"exclude", b"glob", b"icase", b"literal")
 
@@ -67,6 +68,8 @@ class Pathspec:
 
 
 def _item(text: bytes) -> Item:
+    if len(text) > TEXT_MAX_BYTES:
+        raise InvalidArgument("pathspec is too long", bytes=len(text), limit=TEXT_MAX_BYTES)
     words: set[bytes] = set()
     rest = text
     if text.startswith(b":("):
