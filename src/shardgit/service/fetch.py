@@ -43,6 +43,7 @@ KEEPALIVE = b"0005\x01"  # an empty packet of band 1
 PAGE_REFS = 8_192  # about half a MiB of lines
 PAGE_BYTES = 512 << 10
 ANSWERS_CACHED_BYTES = 16 << 20
+ANSWER_KEY_BYTES = 1_024  # about what a kept answer costs beside its own bytes and its prefixes
 T = TypeVar("T")
 Uris = Callable[[FetchSession], Awaitable["StaticPack | None"]]
 
@@ -74,7 +75,7 @@ class FetchService:
         self.version = version
         self.keepalive_s = keepalive_s
         self.session_id = uuid.uuid4().hex[:16].encode()  # of this process, for both sides' logs
-        self._answers = Answers(ANSWERS_CACHED_BYTES)
+        self.answers = Answers(ANSWERS_CACHED_BYTES)
 
     async def hash_kind(self, name: str) -> HashKind:
         """Return the hash of a repository's ids; RepositoryMissing without such a repository."""
@@ -131,7 +132,7 @@ class FetchService:
                 record = self.store.repository(snapshot, name)
                 hidden = hidden_from_fetch(settings_of(record))
                 place = (self.store.refs.state_key(snapshot, record), hidden.key, key)
-                if not after and (known := self._answers.get(place)) is not None:
+                if not after and (known := self.answers.get(place)) is not None:
                     return known, b""
                 if hidden:
                     refs, start = _page(self.store, snapshot, record, request, after, PAGE_REFS)
@@ -143,7 +144,7 @@ class FetchService:
             if not start:
                 out += end()
                 if not after:
-                    self._answers.put(place, out)
+                    self.answers.put(place, out, sum(64 + len(one) for one in request.prefixes))
             return out, start
 
         after = b""
@@ -257,25 +258,32 @@ class Answers:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """What is kept, with what it costs beside the answers."""
+        return self._bytes
 
     def get(self, key: Hashable) -> bytes | None:
         """Return an answer, None when it is not kept."""
         with self._lock:
             found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
+            if found is None:
+                return None
+            self._kept.move_to_end(key)
+            return found[0]
 
-    def put(self, key: Hashable, answer: bytes) -> None:
-        """Keep an answer."""
+    def put(self, key: Hashable, answer: bytes, key_bytes: int = 0) -> None:
+        """Keep an answer; ``key_bytes`` is what its key holds of the request, which counts as well."""
+        size = len(answer) + key_bytes + ANSWER_KEY_BYTES
         with self._lock:
-            self._bytes += len(answer) - len(self._kept.pop(key, b""))
-            self._kept[key] = answer
+            self._bytes += size - self._kept.pop(key, (b"", 0))[1]
+            self._kept[key] = (answer, size)
             while self._bytes > self._most_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= len(dropped)
+                _, (_, dropped) = self._kept.popitem(last=False)
+                self._bytes -= dropped
 
 
 class _Ahead(Generic[T]):

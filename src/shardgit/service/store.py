@@ -69,6 +69,7 @@ VIEWS_OF_A_LINE = 4  # snapshots of requests under way are a few pushes apart at
 VIEWS_CACHED_BYTES = 256 << 20  # of recents
 VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
+REACH_KEY_BYTES = 512
 WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
 MOVES_MAX = 10_000
 
@@ -182,6 +183,7 @@ class Store:
         self.uploads = Uploads(blocks, limits)
         self._lines: OrderedDict[PoolId, _Line] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
+        self._reach_bytes = 0
         self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
         self._lock = Lock()
 
@@ -467,9 +469,15 @@ class Store:
                 return found
         made = make()
         with self._lock:
+            self._reach_bytes += len(made) - len(self._reach.pop(key, b""))
             self._reach[key] = made
-            while len(self._reach) > 1 and sum(map(len, self._reach.values())) > REACH_CACHED_BYTES:
-                self._reach.popitem(last=False)
+            # Small ones are bounded by what they cost beside their bytes.
+            while (
+                len(self._reach) > 1
+                and self._reach_bytes + REACH_KEY_BYTES * len(self._reach) > REACH_CACHED_BYTES
+            ):
+                _, dropped = self._reach.popitem(last=False)
+                self._reach_bytes -= len(dropped)
         return made
 
     def next_pool(self, pool: PoolState, manifest: BlockId) -> tuple[Compare, Put]:
