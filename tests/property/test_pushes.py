@@ -10,6 +10,7 @@ import pytest
 from reference.gits import extend_history, make_history
 from reference.gits import git as run_git
 
+from shardgit.errors import Refused
 from shardgit.graph.closure import bit
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
@@ -18,6 +19,7 @@ from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.settle import settle
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
+from shardgit.service.importing import import_repository
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -235,3 +237,32 @@ def test_what_is_reached_survives_a_settle_without_a_walk(
             if step % 7 == 6:
                 verify(store, "demo", origin, new)
         assert walks <= 1
+
+
+def test_an_import_does_not_undo_pushes_by_itself(tmp_path: Path) -> None:
+    origin = make_history(tmp_path / "origin", commits=12)
+    source = str(origin)
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=NEVER) as store:
+        import_repository(store, "demo", source)
+        import_repository(store, "demo", source)
+        before = git(origin, "rev-parse", "refs/heads/main")
+        git(origin, "commit", "-q", "--allow-empty", "-m", "pushed")
+        pushed = git(origin, "rev-parse", "HEAD")
+        pack = pack_of(origin, pushed, f"^{before}")
+        push(store, "demo", b"refs/heads/main", before, pushed, pack)
+        git(origin, "reset", "-q", "--hard", before)
+        with pytest.raises(Refused, match="changed since its last import"):
+            import_repository(store, "demo", source)
+        verify_head(store, pushed)
+        import_repository(store, "demo", source, overwrite=True)
+        verify_head(store, before)
+        import_repository(store, "demo", source)
+
+
+def verify_head(store: Store, expected: str) -> None:
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, "demo")
+        found = store.refs.get(snapshot, record, b"refs/heads/main")
+    assert found is not None
+    assert found.target == bytes.fromhex(expected)

@@ -194,14 +194,19 @@ def import_(
             metavar="SOURCE", help="Path of any Git repository, or a URL that git can clone."
         ),
     ],
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Also undo what was pushed since the last import."),
+    ] = False,
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
     """Import a Git repository; importing again brings what is new.
 
-    The repository is made when it is missing. Afterwards its refs are those of the source. Works on
-    the store's folder, also while a server runs on it.
+    The repository is made when it is missing. Afterwards its refs are those of the source; one that
+    was pushed to since its last import is left alone. Works on the store's folder, also while a
+    server runs on it.
 
     \b
     Examples:
@@ -212,7 +217,7 @@ def import_(
         from shardgit.service.importing import import_repository
 
         with progress_bar(quiet=json) as report:
-            done = import_repository(store, name, source, progress=report)
+            done = import_repository(store, name, source, progress=report, overwrite=overwrite)
         if json:
             print_json(done)
             return

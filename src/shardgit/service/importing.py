@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardgit._layout import Ingest
-    from shardgit.journal.interface import Condition, Operation
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import ObjectId
     from shardgit.service.source import GitSource, SourcePack, SourceRef
     from shardgit.service.store import PoolState, Store
 
+MESSAGE = "import"  # in the ref log
 ROUNDS_MAX = 8  # tries against other writers of the pool
 
 
@@ -63,19 +64,28 @@ class ImportResult:
 
 
 def import_repository(
-    store: Store, name: str, source: str, *, progress: Report = silent, use_index: bool = True
+    store: Store,
+    name: str,
+    source: str,
+    *,
+    progress: Report = silent,
+    use_index: bool = True,
+    overwrite: bool = False,
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
     With ``use_index`` the entry starts in a pack's .idx spare a pass over the pack; every entry is checked against
     them. Returns when all is durable and readable. The repository's refs are those of the source afterwards.
 
+    A repository whose refs were moved by a push, or by hand, since its last import keeps them: Refused, unless
+    ``overwrite`` says that they shall be the source's all the same.
+
     Errors: NotFound and Refused for the source, MalformedInput for what it holds, LimitExceeded, StorageFull, Conflict
     when another import or push into the repository won meanwhile.
     """
     begun = time.monotonic()
     with opened(source, scratch=store.scratch, limits=store.limits) as origin:
-        job = _Import(store, name, origin, progress)
+        job = _Import(store, name, origin, progress, overwrite=overwrite)
         job.run(use_index=use_index)
     return ImportResult(
         repository=name,
@@ -92,8 +102,17 @@ def import_repository(
 class _Import:
     """One import under way."""
 
-    def __init__(self, store: Store, name: str, origin: GitSource, progress: Report) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        origin: GitSource,
+        progress: Report,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         self.store = store
+        self.overwrite = overwrite
         self.name = name
         self.origin = origin
         self.progress = progress
@@ -111,6 +130,8 @@ class _Import:
         ingest = self._ingest(use_index=use_index)
         self.objects_in_source = ingest.objects_scanned
         record = self._repository()
+        with self.store.journal.snapshot() as snapshot:
+            self._check_untouched(snapshot, record)
         try:
             self._fill(record, ingest, source_refs, source_head)
         except BaseException:
@@ -162,9 +183,8 @@ class _Import:
         self.refs = len(refs)
         steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
-            change = self.store.refs.replace_all(
-                snapshot, record, refs, head, LogNote("", "import")
-            )
+            self._check_untouched(snapshot, record)
+            change = self.store.refs.replace_all(snapshot, record, refs, head, LogNote("", MESSAGE))
         # commit point: a crash before it leaves the repository as it was and blocks that nothing names; after it the
         # import is whole.
         return self.store.try_commit(
@@ -182,6 +202,18 @@ class _Import:
             return record
         with self.store.journal.snapshot() as snapshot:
             return self._fitting(self.store.repository(snapshot, self.name))
+
+    def _check_untouched(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> None:
+        """Refuse to undo what was pushed since the last import."""
+        for entry in self.store.refs.log(snapshot, record):
+            if self.overwrite or entry.message == MESSAGE:
+                return
+            if any(change.name.startswith(b"refs/") for change in entry.changes):
+                raise Refused(
+                    "repository was changed since its last import; --overwrite makes its refs the source's",
+                    repository=self.name,
+                    changed_by=entry.actor or entry.message,
+                )
 
     def _fitting(self, record: RepositoryRecord) -> RepositoryRecord:
         if record.hash_kind is not self.origin.hash_kind:
