@@ -105,6 +105,7 @@ class Push:
         self.facts: CertificateFacts | None = None
         self.told: list[str] = []  # lines for the user
         self.ingest: Ingest | None = None
+        self._meant: dict[int, Command] = {}  # commands by number, as policy sees them
         self._known: list[int] = []  # positions of pushed objects that the pool had
         self._root: bytes = b""
         self._sequence = self._revision = self._rounds = 0
@@ -209,22 +210,42 @@ class Push:
             return
         with self.store.journal.snapshot() as snapshot:
             current = self._current(snapshot)
+            self._meant = {
+                number: self._meaning(snapshot, command) for number, command in self._standing()
+            }
         twice = policy.repeated(self.request.commands)
         for number, command in self._standing():
-            error = policy.refusal(
-                self.settings,
-                command,
-                principal=self.principal,
-                is_ff=lambda command=command: self._is_ff(command),  # type: ignore[misc]
-                current=current,
-            )
+            meant = self._meant[number]
+            error = self._forbidden(command, current)
+            if error is None and meant != command:
+                error = self._forbidden(meant, current)
             if command.name in twice:
                 error = policy.repeated_reason(command.name)
             if error is not None:
                 self._refuse(number, error)
-            elif (text := policy.warning(self.settings, command, current=current)) is not None:
+            elif (text := policy.warning(self.settings, meant, current=current)) is not None:
                 self.told.append(text)
         self._connect()
+
+    def _meaning(self, snapshot: JournalSnapshot, command: Command) -> Command:
+        """Return a command as policy has to see it: of the ref that it moves, and with what it deletes.
+
+        A symbolic ref stands for another; a deletion may name no old id and deletes what is there all the same.
+        """
+        name, old = self._final_name(snapshot, command.name), command.old
+        if old is None and command.new is None:
+            now = self.store.refs.get(snapshot, self.record, name)
+            old = now.target if now is not None else None
+        return Command(name, old, command.new)
+
+    def _forbidden(self, command: Command, current: bytes | None) -> str | None:
+        return policy.refusal(
+            self.settings,
+            command,
+            principal=self.principal,
+            is_ff=lambda: self._is_ff(command),
+            current=current,
+        )
 
     def _current(self, snapshot: JournalSnapshot) -> bytes | None:
         head = self.store.refs.get(snapshot, self.record, b"HEAD")
@@ -281,6 +302,8 @@ class Push:
         """Refuse the commands whose target does not reach only what the push brings and the repository has."""
         wanted = [(number, c.new) for number, c in self._standing() if c.new is not None]
         if not wanted:
+            if self.request.commands:
+                self._drop_unreached(b"")  # it may link to what is not there
             return
         places = self.incoming.positions([new for _, new in wanted])
         tips: list[int] = []
@@ -290,7 +313,7 @@ class Push:
             if not seen:
                 self._refuse(number, self._missing())
                 self.told.append(f"error: {hex_of(new)} is neither pushed nor in the repository")
-            elif self._is_bad_branch(self.request.commands[number], at):
+            elif self._is_bad_branch(number, at):
                 self._refuse(number, "invalid new value provided")
                 name = self.request.commands[number].name.decode("utf-8", "replace")
                 self.told.append(
@@ -320,9 +343,10 @@ class Push:
         """Return why a target that does not reach only what is there is refused: git tells shallow clients apart."""
         return "shallow update not allowed" if self.request.shallow else MISSING
 
-    def _is_bad_branch(self, command: Command, position: int) -> bool:
+    def _is_bad_branch(self, number: int, position: int) -> bool:
+        meant = self._meant.get(number, self.request.commands[number])
         return (
-            command.name.startswith(b"refs/heads/")
+            meant.name.startswith(b"refs/heads/")
             and self.incoming.graph.type_at(position) != COMMIT
         )
 
