@@ -387,73 +387,7 @@ cdef class PoolGraph:
 
         ``wants`` and ``haves`` are commits. Paints by falling generation, so only what lies above the join is visited.
         """
-        cdef uint8_t *paint = <uint8_t *>calloc(<size_t>self.commits + 1, 1)
-        cdef uint8_t *edge = NULL
-        cdef uint32_t *heap = <uint32_t *>malloc((<size_t>self.commits + 2) * 4)
-        cdef uint32_t *place = <uint32_t *>malloc((<size_t>self.commits + 1) * 4)
-        cdef uint32_t n = 0, only_want = 0, r, p, i, parent, rank
-        cdef uint8_t color, old
-        if paint == NULL or heap == NULL or place == NULL:
-            free(paint)
-            free(heap)
-            free(place)
-            raise MemoryError
-        wanted = []
-        boundary = set()
-        # place: the pool position of each commit row that was met
-        try:
-            for color, tips in ((WANT, wants), (HAVE, haves)):
-                for position in tips:
-                    r = self._commit(position)
-                    old = paint[r]
-                    if old & color:
-                        continue
-                    paint[r] = old | color
-                    place[r] = position
-                    if old == 0:
-                        n = self._heap_push(heap, n, r)
-                        if color == WANT:
-                            only_want += 1
-                    elif old == WANT:
-                        only_want -= 1
-            order = []
-            with nogil:
-                while n and only_want:
-                    r = heap[0]
-                    n = self._heap_pop(heap, n)
-                    color = paint[r]
-                    if color == WANT:
-                        only_want -= 1
-                        with gil:
-                            order.append(int(r))
-                    for i in range(self.parent_start[r], self.parent_start[r + 1]):
-                        parent = self.parents[i]
-                        if parent >= MISSING or self.kind[parent] != COMMIT:
-                            continue
-                        p = self.row[parent]
-                        old = paint[p]
-                        if old & color == color:
-                            continue
-                        paint[p] = old | color
-                        place[p] = parent
-                        if old == 0:
-                            n = self._heap_push(heap, n, p)
-                            if color == WANT:
-                                only_want += 1
-                        elif old == WANT:
-                            only_want -= 1
-            for rank in order:
-                if paint[rank] == WANT:
-                    wanted.append(int(place[rank]))
-                    for i in range(self.parent_start[rank], self.parent_start[rank + 1]):
-                        parent = self.parents[i]
-                        if parent < MISSING and self.kind[parent] == COMMIT and paint[self.row[parent]] & HAVE:
-                            boundary.add(int(parent))
-        finally:
-            free(paint)
-            free(heap)
-            free(place)
-        return wanted, sorted(boundary)
+        return split_within(self, wants, haves, (), ())
 
     cdef inline bint _before(self, uint32_t a, uint32_t b) noexcept nogil:
         return self.generation[a] > self.generation[b]
