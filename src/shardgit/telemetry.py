@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardgit.errors import ShardgitError
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+ERROR_MAX = 2_000  # characters of a client's own words in a log line
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 
@@ -121,8 +122,8 @@ class Request:
             logging.ERROR if severe else logging.INFO,
             "request_refused",
             edge=self.edge,
-            what=self.what,
-            error=str(error),
+            what=self.what[:ERROR_MAX],
+            error=str(error)[:ERROR_MAX],
             code=error.code,
         )
 

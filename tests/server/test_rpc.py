@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -26,13 +27,25 @@ from shardgit.errors import (
     RepositoryMissing,
     Unavailable,
 )
+from shardgit.limits import DEFAULT
 from shardgit.node import create_store, open_store
 from shardgit.rpc.server import make_server
 from shardgit.service.importing import import_repository
-from shardgit.v1 import object_pb2, object_pb2_grpc, repository_pb2, repository_pb2_grpc
+from shardgit.service.repositories import Repositories
+from shardgit.v1 import (
+    commit_pb2_grpc,
+    object_pb2,
+    object_pb2_grpc,
+    pack_pb2_grpc,
+    ref_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+    transport_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from shardgit.service.store import Store
 
@@ -113,9 +126,99 @@ async def test_streams_that_break_the_rules_are_refused(target: str) -> None:
             assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         answers = [answer async for answer in stub.GetObjects(iter([header, data]))]
         assert [(a.ids, a.types, list(a.sizes)) for a in answers] == [(bytes(20), b"\0", [0])]
-        wrong = request(data=request.Data(ids=[b"", b"x", bytes(32)]))
-        answers = [answer async for answer in stub.GetObjects(iter([header, wrong]))]
-        assert b"".join(answer.types for answer in answers) == b"\0\0\0"
+        for odd in (b"", b"x", bytes(32)):  # such ids would shift the answer's column
+            wrong = request(data=request.Data(ids=[bytes(20), odd]))
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                async for _ in stub.GetObjects(iter([header, wrong])):
+                    pass
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            asked = object_pb2.GetObjectInfoRequest(repository="demo", ids=[odd])
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                async for _ in stub.GetObjectInfo(asked):
+                    pass
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_long_words_of_a_client_come_back_cut(target: str) -> None:
+    """A status whose trailers pass 8 KiB would reach the client as another error."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = repository_pb2_grpc.RepositoryServiceStub(channel)  # type: ignore[no-untyped-call]
+        for name in ("n" * 100_000, "\u00e4" * 50_000):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await stub.GetRepository(repository_pb2.GetRepositoryRequest(name=name))
+            assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+            status = rpc_status.from_call(failed.value)
+            assert status is not None
+            info = error_details_pb2.ErrorInfo()
+            assert status.details[0].Unpack(info)
+            assert info.reason == "REPOSITORY_MISSING"
+            assert info.metadata["repository"].endswith('..."')
+
+
+async def test_numbers_that_no_history_has_are_refused(target: str) -> None:
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = object_pb2_grpc.ObjectServiceStub(channel)  # type: ignore[no-untyped-call]
+        for revision in ("HEAD~" + "9" * 5_000, "HEAD^" + "9" * 5_000, "HEAD~1x"):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                asked = object_pb2.GetObjectRequest(repository="demo", revision=revision)
+                async for _ in stub.GetObject(asked):
+                    pass
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        repositories = repository_pb2_grpc.RepositoryServiceStub(channel)  # type: ignore[no-untyped-call]
+        create = repository_pb2.CreateRepositoryRequest(name="kind", hash_kind=7)  # type: ignore[arg-type]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await repositories.CreateRepository(create)
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_nobody_expected_is_told_without_its_words(
+    target: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret words")
+
+    monkeypatch.setattr(Repositories, "get", broken)
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = repository_pb2_grpc.RepositoryServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.GetRepository(repository_pb2.GetRepositoryRequest(name="demo"))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert failed.value.details() == "internal error"
+    shown = capfd.readouterr()
+    assert "secret words" in shown.out + shown.err
+
+
+async def test_a_client_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    limits = replace(DEFAULT, client_pause_max_s=0.2)
+    with open_store(tmp_path / "data", limits=limits) as store:
+        server = await make_server(store, f"unix:{tmp_path}/socket")
+        await server.start()
+        never = asyncio.Event()
+
+        async def silent() -> AsyncIterator[object]:
+            await never.wait()
+            yield None
+
+        try:
+            async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
+                objects = object_pb2_grpc.ObjectServiceStub(channel)  # type: ignore[no-untyped-call]
+                packs = pack_pb2_grpc.PackServiceStub(channel)  # type: ignore[no-untyped-call]
+                refs = ref_pb2_grpc.RefServiceStub(channel)  # type: ignore[no-untyped-call]
+                commits = commit_pb2_grpc.CommitServiceStub(channel)  # type: ignore[no-untyped-call]
+                git_calls = transport_pb2_grpc.TransportServiceStub(channel)  # type: ignore[no-untyped-call]
+                streams = (objects.GetObjects, objects.PutObjects, refs.UpdateRefs)
+                for method in (*streams, git_calls.ReceivePack):
+                    with pytest.raises(grpc.aio.AioRpcError) as failed:
+                        async for _ in method(silent(), timeout=20):
+                            pass
+                    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+                for method in (packs.StorePack, commits.CreateCommit):
+                    with pytest.raises(grpc.aio.AioRpcError) as failed:
+                        await method(silent(), timeout=20)
+                    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            await server.stop(None)
 
 
 async def test_a_large_object_spans_messages_of_a_mebibyte(target: str) -> None:

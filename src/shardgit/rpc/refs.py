@@ -11,7 +11,7 @@ from shardgit.refs.log import LogChange
 from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
-from shardgit.rpc.status import stream, unary
+from shardgit.rpc.status import paced, stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.push_hooks import ask_about_updates
 from shardgit.service.ref_log import log_page, restore_ref
@@ -106,7 +106,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         updates: list[RefUpdate] = []
         size = 0
         limits = self.store.limits
-        async for request in requests:
+        async for request in paced(requests, limits.client_pause_max_s):
             if request.WhichOneof("part") == "header":
                 if header is not None:
                     raise InvalidArgument("stream has two headers")

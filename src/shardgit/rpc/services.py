@@ -8,7 +8,7 @@ from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import HashKind, ObjectId
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
-from shardgit.rpc.status import stream, unary
+from shardgit.rpc.status import paced, stream, unary
 from shardgit.rpc.writes import CommitWrites, ObjectWrites
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.reading import CommitInfo, Reading
@@ -58,6 +58,15 @@ class _Service:
             yield item
 
 
+def _ids(reading: Reading, raw: Sequence[bytes]) -> list[ObjectId]:
+    """Return ids that were asked for; InvalidArgument for a length that would shift the answer's column."""
+    size = reading.record.hash_kind.size
+    for oid in raw:
+        if len(oid) != size:
+            raise InvalidArgument("id has another length than the repository's", bytes=len(oid))
+    return [ObjectId(oid) for oid in raw]
+
+
 class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
     """ObjectService."""
 
@@ -68,7 +77,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         reading: Reading | None = None
         in_order = False
         asked = 0
-        async for request in requests:
+        async for request in paced(requests, self.store.limits.client_pause_max_s):
             if request.WhichOneof("part") == "header":
                 if reading is not None:
                     raise InvalidArgument("stream has two headers")
@@ -77,7 +86,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
                 continue
             if reading is None:
                 raise InvalidArgument("stream does not begin with a header")
-            ids = [ObjectId(oid) for oid in request.data.ids]
+            ids = _ids(reading, request.data.ids)
             asked += len(ids)
             if asked > self.store.limits.ids_per_request_max:
                 raise LimitExceeded(
@@ -160,8 +169,9 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         self, request: object_pb2.GetObjectInfoRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.GetObjectInfoResponse]:
         reading = await self._read(request.repository)
-        for at in range(0, len(request.ids), INFO_IDS):
-            ids = [ObjectId(oid) for oid in request.ids[at : at + INFO_IDS]]
+        wanted = _ids(reading, request.ids)
+        for at in range(0, len(wanted), INFO_IDS):
+            ids = wanted[at : at + INFO_IDS]
             found = await self._run(reading.infos, ids)
             yield object_pb2.GetObjectInfoResponse(
                 ids=b"".join(ids),
@@ -207,6 +217,8 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
         self, request: repository_pb2.CreateRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.CreateRepositoryResponse:
         authorize(ANONYMOUS, Action.WRITE, request.name)
+        if request.hash_kind not in (0, *HashKind):
+            raise InvalidArgument("unknown hash kind", hash_kind=request.hash_kind)
         kind = HashKind(request.hash_kind or HashKind.SHA1)
         info = await self._run(self.repositories.create, request.name, kind)
         return repository_pb2.CreateRepositoryResponse(repository=_repository(info))

@@ -6,14 +6,14 @@ import asyncio
 import functools
 import json
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from shardgit import telemetry
-from shardgit.errors import DataLoss, Internal, ShardgitError
+from shardgit.errors import DataLoss, Internal, ShardgitError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -21,23 +21,61 @@ if TYPE_CHECKING:
     import grpc
 
 DOMAIN = "shardgit"
+TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
+T = TypeVar("T")
 
 
 def status_of(error: ShardgitError) -> grpc.Status:
     """Return the status of an error: its code, its message and an ErrorInfo with reason and facts."""
-    hidden = isinstance(error, Internal)
-    facts = (
-        {}
-        if hidden
-        else {key: json.dumps(value, default=str) for key, value in error.facts.items()}
-    )
+    facts = {} if isinstance(error, Internal) else _facts(error)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = any_pb2.Any()
     detail.Pack(info)
     text = error.message if isinstance(error, DataLoss | Internal) else str(error)
+    text = _cut(text, TEXT_MAX)
     return rpc_status.to_status(
         status_pb2.Status(code=code_pb2.Code.Value(error.code), message=text, details=[detail])
     )
+
+
+def _facts(error: ShardgitError) -> dict[str, str]:
+    """Return an error's facts as JSON. Long texts are cut, and what has no room then is left out."""
+    facts: dict[str, str] = {}
+    room = TEXT_MAX
+    for key, value in error.facts.items():
+        plain = _cut(value, TEXT_MAX // 2) if isinstance(value, str) else value
+        text = json.dumps(plain, default=str, ensure_ascii=False)
+        if len(key) + len(text) <= room:
+            facts[key] = text
+            room -= len(key) + len(text)
+    return facts
+
+
+def _cut(text: str, most: int) -> str:
+    """Return text of at most so many bytes, with dots where some is missing."""
+    raw = text.encode("utf-8", "replace")
+    return text if len(raw) <= most else raw[: most - 3].decode("utf-8", "ignore") + "..."
+
+
+async def paced(requests: AsyncIterator[T], pause_s: float) -> AsyncGenerator[T, None]:
+    """Return a client's messages; Unavailable when it lets us wait for the next one too long."""
+    source = aiter(requests)
+    while True:
+        try:
+            async with asyncio.timeout(pause_s):
+                request = await anext(source, None)
+        except TimeoutError:
+            raise Unavailable("client sent nothing for too long", seconds=pause_s) from None
+        if request is None:
+            return
+        yield request
+
+
+def _unexpected(seen: telemetry.Request, method: str) -> grpc.Status:
+    """Note what nobody expected, with its trace; the client is told no more than that it happened."""
+    seen.code = Internal.code
+    telemetry.log().exception("request_failed", edge="grpc", what=method)
+    return status_of(Internal("internal error"))
 
 
 def _given_id(context: grpc.aio.ServicerContext) -> str | None:
@@ -61,6 +99,8 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
             except ShardgitError as error:
                 seen.failed(error)
                 await context.abort_with_status(status_of(error))
+            except Exception:
+                await context.abort_with_status(_unexpected(seen, method.__name__))
 
     return wrapped
 
@@ -84,5 +124,7 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
             except ShardgitError as error:
                 seen.failed(error)
                 await context.abort_with_status(status_of(error))
+            except Exception:
+                await context.abort_with_status(_unexpected(seen, method.__name__))
 
     return wrapped

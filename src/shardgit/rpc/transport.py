@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, LimitExceeded
-from shardgit.rpc.status import stream
+from shardgit.rpc.status import paced, stream
 from shardgit.service.access import ANONYMOUS, Principal
 from shardgit.service.conversation import GitService
 from shardgit.service.names import name_in_path
@@ -72,6 +72,7 @@ class Transport(transport_pb2_grpc.TransportServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> AsyncGenerator[bytes, None]:
         """Hold a conversation; its bytes come in pieces that fit into a message."""
+        requests = paced(requests, self.conversations.limits.client_pause_max_s)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")

@@ -9,7 +9,7 @@ from shardgit import version
 from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import ObjectId
 from shardgit.protocol.upload_pack import Fetch
-from shardgit.rpc.status import stream, unary
+from shardgit.rpc.status import paced, stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
@@ -40,7 +40,8 @@ class ObjectWrites:
         self, requests: AsyncIterator[object_pb2.PutObjectsRequest], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.PutObjectsResponse]:
         run, store = self.store.workers.run, self.store
-        first = await anext(aiter(requests), None)
+        requests = paced(requests, store.limits.client_pause_max_s)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
@@ -79,7 +80,8 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
         self, requests: AsyncIterator[pack_pb2.StorePackRequest], _: grpc.aio.ServicerContext
     ) -> pack_pb2.StorePackResponse:
         run, store = self.store.workers.run, self.store
-        first = await anext(aiter(requests), None)
+        requests = paced(requests, store.limits.client_pause_max_s)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
@@ -141,7 +143,8 @@ class CommitWrites:
         self, requests: AsyncIterator[commit_pb2.CreateCommitRequest], _: grpc.aio.ServicerContext
     ) -> commit_pb2.CreateCommitResponse:
         limits = self.store.limits
-        first = await anext(aiter(requests), None)
+        requests = paced(requests, limits.client_pause_max_s)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         head = first.header

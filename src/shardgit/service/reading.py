@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shardgit.pool.view import GitObject, ObjectInfo, PoolView
 
 _HEX = re.compile(r"[0-9a-f]{4,64}")
-_SUFFIX = re.compile(r"\^\{(\w*)\}|\^(\d*)|~(\d*)")
+_SUFFIX = re.compile(r"\^\{(\w*)\}|\^([0-9]{0,18}(?![0-9]))|~([0-9]{0,18}(?![0-9]))")
 RULES = (
     "{}",
     "refs/{}",
@@ -64,8 +64,7 @@ class Reading(Look):
         ObjectMissing, RefMissing, PathMissing, InvalidArgument.
         """
         text, colon, path = revision.partition(":")
-        found = _SUFFIX.search(text)
-        base = text[: found.start()] if found else text
+        base = re.split(r"[\^~]", text, maxsplit=1)[0]
         position = self._base(base, revision)
         at = len(base)
         while at < len(text):
