@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +13,7 @@ from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId
 from shardgit.pack.builder import PackBuilder
+from shardgit.pool.view import PoolView
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
@@ -18,6 +22,7 @@ from shardgit.service.configuring import Configuring
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 from shardgit.service.ref_updates import update_refs
+from shardgit.service.uploading import Uploading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 COMMIT, TREE, BLOB = 1, 2, 3
+THREADS = 4
 ME = Principal("tester")
 NOTE = LogNote("tester", "test")
 MAIN = b"refs/heads/main"
@@ -135,3 +141,81 @@ def test_what_only_a_refused_command_brought_is_not_kept(store: Store) -> None:
     assert look.view.positions([oid(COMMIT, tip), oid(TREE, holder)]) == [-1, -1]
     whole = pack((BLOB, b"later\n"), (TREE, holder), (COMMIT, tip))
     assert push(store, Command(b"refs/heads/y", None, oid(COMMIT, tip)), data=whole) == [None]
+
+
+ELSEWHERE = """
+import pathlib, sys
+from shardgit.node import open_store
+from shardgit.oid import ObjectId
+from shardgit.protocol.receive_pack import Command, PushRequest
+from shardgit.service.access import Principal
+from shardgit.service.push import Push
+folder, at = pathlib.Path(sys.argv[1]), ObjectId(bytes.fromhex(sys.argv[2]))
+with open_store(folder / "data") as store:
+    for old, new in ((None, at), (at, None)):
+        command = Command(b"refs/heads/again", old, new)
+        push = Push(store, "demo", PushRequest((command,)), principal=Principal("x"))
+        if new:
+            push.take((folder / "pack").read_bytes())
+        push.check()
+        assert push.commit().results[0].error is None
+"""
+
+
+def test_what_is_found_out_late_about_a_state_holds_nothing_of_later_ones(
+    store: Store, tmp_path: Path
+) -> None:
+    side = commit(oid(TREE, FIRST_TREE), text="side")
+    at = oid(COMMIT, side)
+    made = Command(b"refs/heads/side", None, at)
+    assert push(store, made, data=pack((COMMIT, side))) == [None]
+    assert Look(store, "demo").positions([at])[0] >= 0
+    assert push(store, Command(b"refs/heads/side", at, None)) == [None]
+    late = Look(store, "demo")  # walks when it is asked, and by then it is there and gone again
+    (tmp_path / "pack").write_bytes(pack((COMMIT, side)))
+    words = [sys.executable, "-c", ELSEWHERE, str(tmp_path), at.hex()]
+    subprocess.run(words, check=True, timeout=60)
+    assert late.positions([at, TIP])[0] == -1
+    assert late.positions([TIP])[0] >= 0
+    assert Look(store, "demo").positions([at]) == [-1]
+
+
+def test_views_that_grow_out_of_one_at_once_do_not_see_each_others_objects(store: Store) -> None:
+    """A push's own view, for its hooks, grows beside the one of the push that wins."""
+    view = Look(store, "demo").view
+    assert view is not None
+    ids, roots = [], []
+    for number in range(THREADS):
+        blobs = [b"%d of %d\n" % (each, number) for each in range(3 * number + 1)]
+        upload = Uploading(store, "demo", principal=ME)
+        upload.take(pack(*((BLOB, data) for data in blobs)))
+        ids.append([oid(BLOB, data) for data in blobs])
+        roots.append(upload.root())
+    flat = [one for some in ids for one in some]
+    start = threading.Barrier(THREADS)
+    grown: list[PoolView] = [view] * THREADS
+
+    def grow(number: int) -> None:
+        start.wait()
+        grown[number] = base.extended(1, roots[number])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            base = PoolView(store.blocks, view.hash_kind, None).extended(1, roots[0])
+            threads = [threading.Thread(target=grow, args=(n,)) for n in range(1, THREADS)]
+            for each in threads:
+                each.start()
+            start.wait()
+            for each in threads:
+                each.join()
+            for number in range(1, THREADS):
+                seen = {
+                    one
+                    for one, at in zip(flat, grown[number].positions(flat), strict=True)
+                    if at >= 0
+                }
+                assert seen == {*ids[0], *ids[number]}
+    finally:
+        sys.setswitchinterval(before)

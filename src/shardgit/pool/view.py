@@ -84,12 +84,26 @@ class PlacedRun:
 class _Overlay:
     """Positions of the objects of recents, by id; views that grew out of each other share it.
 
-    A view believes an entry only below its own object count.
+    A view believes an entry only below its own object count. One view may grow out of each in place, whoever comes
+    first; others get a copy.
     """
 
     def __init__(self) -> None:
         self.positions: dict[bytes, int] = {}
         self.objects = 0  # of the longest view
+        self._lock = threading.Lock()
+
+    def grown(self, before: int, objects: int) -> _Overlay:
+        """Return what a view of ``objects`` that grew out of one of ``before`` may write into: this or a copy."""
+        with self._lock:
+            if self.objects == before:
+                self.objects = objects
+                return self
+            held = list(self.positions.items())
+        made = _Overlay()
+        made.positions = {oid: at for oid, at in held if at < before}
+        made.objects = objects
+        return made
 
 
 class PoolView:
@@ -149,8 +163,8 @@ class PoolView:
     def extended(self, serial: int, root: bytes, *, graph: PoolGraph | None = None) -> PoolView:
         """Return a view with one recent more, whose row holds ``root``; this one stays as it is.
 
-        Costs by the recent, not by the pool. One thread at a time in a line of views. A recent holds
-        no object that was there before: whoever commits one sees to that. ``graph`` is this view's with
+        Costs by the recent, not by the pool. A recent holds no object that was there before: whoever
+        commits one sees to that. ``graph`` is this view's with
         the recent's run, where somebody has made that already.
         """
         made = copy(self)
@@ -177,11 +191,7 @@ class PoolView:
         self._recent_starts = [*self._recent_starts, *(segment.base for segment in placed)]
         self._lock = threading.Lock()
         graph, self._graph = self._graph, None
-        if self._overlay.objects != before:
-            held = list(self._overlay.positions.items())  # another view has grown out of that one
-            self._overlay = _Overlay()
-            self._overlay.positions = {oid: at for oid, at in held if at < before}
-        self._overlay.objects = self.objects
+        self._overlay = self._overlay.grown(before, self.objects)
         if run.record.index:
             self._indexed = (*self._indexed, run)
         else:

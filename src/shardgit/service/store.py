@@ -69,6 +69,7 @@ VIEWS_OF_A_LINE = 4  # snapshots of requests under way are a few pushes apart at
 VIEWS_CACHED_BYTES = 256 << 20  # of recents
 VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an object: 400 MB
 REACH_CACHED_BYTES = 64 << 20
+WALKED_CACHED_BYTES = 64 << 20
 REACH_KEY_BYTES = 512
 WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
 MOVES_MAX = 10_000
@@ -185,6 +186,7 @@ class Store:
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._reach_bytes = 0
         self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
+        self._walked_bytes = 0
         self._lock = Lock()
 
     # ---- repositories ----
@@ -301,6 +303,7 @@ class Store:
         if not line.views:
             base = PoolView(self.blocks, record.hash_kind, record.manifest, limits=self.limits)
             line.views.append(base)
+            line.objects = base.objects
         if snapshot.revision < line.revision:
             return self._older_view(snapshot, record, line)
         newest = line.views[-1]
@@ -379,13 +382,8 @@ class Store:
                 bits = self._walk_all(snapshot_tips(), view, key)
             else:
                 bits = self._cached(key, lambda: bits or b"")
-            with self._lock:
-                self._walked[record.id] = _Walked(
-                    weak(view), view.manifest_id, view.last_recent, sequence, bits
-                )
-                self._walked.move_to_end(record.id)
-                while len(self._walked) > WALKED_CACHED:
-                    self._walked.popitem(last=False)
+            found = _Walked(weak(view), view.manifest_id, view.last_recent, sequence, bits)
+            self._keep_walked(record.id, found)
             return bits
 
         def snapshot_tips() -> set[ObjectId]:
@@ -395,6 +393,17 @@ class Store:
                 return self._tips_at(now, record, sequence)
 
         return Reach(walk=walk)
+
+    def _keep_walked(self, repository: RepositoryId, walked: _Walked) -> None:
+        with self._lock:
+            before = self._walked.pop(repository, None)
+            self._walked[repository] = walked
+            self._walked_bytes += len(walked.bits) - (len(before.bits) if before else 0)
+            while len(self._walked) > WALKED_CACHED or (
+                len(self._walked) > 1 and self._walked_bytes > WALKED_CACHED_BYTES
+            ):
+                _, gone = self._walked.popitem(last=False)
+                self._walked_bytes -= len(gone.bits)
 
     def _reach_of_shown(
         self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView, hidden: HiddenRefs
@@ -418,16 +427,20 @@ class Store:
     def _tips_at(
         self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
     ) -> set[ObjectId]:
-        """Return the refs' targets; when they moved on meanwhile, those of later states too."""
-        tips = {ref.target for ref in self.refs.list(snapshot, record) if ref.target is not None}
-        head = self.refs.get(snapshot, record, b"HEAD")
-        if head is not None and head.target is not None:
-            tips.add(head.target)
+        """Return the refs' targets as they were behind a log row: what moved since is told by the log.
+
+        The log names whole values, so what a later state has or has lost is left out, exactly.
+        """
+        then: dict[bytes, Ref | None] = {}
         for entry in self.refs.changes_since(snapshot, record, sequence):
             for change in entry.changes:
-                if change.old is not None and change.old.target is not None:
-                    tips.add(change.old.target)
-        return tips
+                then.setdefault(change.name, change.old)
+        refs = [ref for ref in self.refs.list(snapshot, record) if ref.name not in then]
+        head = self.refs.get(snapshot, record, b"HEAD")
+        if head is not None and head.name not in then:
+            refs.append(head)
+        refs += [ref for ref in then.values() if ref is not None]
+        return {ref.target for ref in refs if ref.target is not None}
 
     def _walk_all(self, tips: set[ObjectId], view: PoolView, key: tuple[bytes, bytes]) -> bytes:
         positions = [position for position in view.positions(sorted(tips)) if position >= 0]
