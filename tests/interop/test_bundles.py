@@ -12,16 +12,21 @@ import pytest
 from reference.gits import git, make_history, reachable
 from served import clean_environment, serving, shardgit
 
+from shardgit.errors import LimitExceeded
+from shardgit.http.bundles import BundleRoutes
+from shardgit.http.edge import Edge
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import repository_key
+from shardgit.limits import DEFAULT
 from shardgit.node import create_store, open_store
+from shardgit.protocol.bundle_uri import bundle_list
 from shardgit.protocol.pktline import Mark, encode
 from shardgit.service import bundles as module
 from shardgit.service.bundles import CLONED, Bundles
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     from served import Server
@@ -322,3 +327,28 @@ async def test_a_damaged_file_is_no_bundle(store: Store, source: Path) -> None:
     (bundles.spool.folder / first.file.key).write_bytes(b"# v2 git bundle\n")
     again = await bundle(bundles)
     assert (again.tag, again.file.size) == (first.tag, first.file.size)
+
+
+async def test_what_the_spool_cannot_hold_is_not_listed_nor_made_again(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_store(source.parent / "small")
+    limits = replace(DEFAULT, spool_max_bytes=1_000)
+    made: list[str] = []
+    pieces = Bundles._pieces
+
+    def counted(self: Bundles, state: module.BundleState) -> AsyncGenerator[bytes, None]:
+        made.append(state.key)
+        return pieces(self, state)
+
+    monkeypatch.setattr(Bundles, "_pieces", counted)
+    with open_store(source.parent / "small", limits=limits) as store:
+        import_repository(store, "demo", str(source))
+        configure(store, "demo", b'{"fetch": {"bundle_uri": "on"}}')
+        routes = BundleRoutes(Edge(limits), Bundles(store))
+        for _ in range(2):
+            with pytest.raises(LimitExceeded):
+                await routes.bundles.latest("demo")
+            assert [piece async for piece in routes.listed("demo")] == [bundle_list({})]
+        assert len(made) == 1
+        assert list(routes.bundles.spool.folder.iterdir()) == []

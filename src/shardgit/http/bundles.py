@@ -107,7 +107,7 @@ class BundleRoutes:
         """Return the answer to bundle-uri: the bundle's URI, once it is made."""
         uris = {}
         if await self.bundles.offered(name):
-            found = await self.bundles.latest(name)
+            found = await self.bundles.at_hand(name)
             if found is not None:
                 found.file.close()
                 uris["clone"] = CLONE_BUNDLE

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.errors import ObjectMissing
+from shardgit import telemetry
+from shardgit.errors import LimitExceeded, ObjectMissing, StorageFull
 from shardgit.graph.closure import bit
 from shardgit.oid import HashKind, ObjectId
 from shardgit.pool.transfer import Transfer, TransferOptions
@@ -74,6 +75,7 @@ class Bundles:
             store.scratch / "spool", store.workers, most_bytes=store.limits.spool_max_bytes
         )
         self._allowed: OrderedDict[tuple[object, ...], bool] = OrderedDict()
+        self._over: OrderedDict[str, None] = OrderedDict()
         self._lock = Lock()
 
     async def latest(
@@ -94,11 +96,31 @@ class Bundles:
             return found
         if _pool_bytes(state.view, enough=make_max_bytes) > make_max_bytes:
             return None
-        file = await self.spool.take(state.key, lambda: self._pieces(state))
+        if state.key in self._over:  # known at the cost of writing all that the spool may hold
+            raise LimitExceeded("bundle is over the bound of the spool")
+        try:
+            file = await self.spool.take(state.key, lambda: self._pieces(state))
+        except StorageFull:
+            raise
+        except LimitExceeded:
+            self._over[state.key] = None
+            while len(self._over) > ALLOWED_CACHED:
+                self._over.popitem(last=False)
+            raise
         bundle = await run(_opened, file, state.record.hash_kind)
         assert bundle is not None
         await run(self.spool.note, state.pointer, state.key.encode())
         return bundle
+
+    async def at_hand(
+        self, name: str, prefixes: tuple[bytes, ...] = EVERYTHING, *, make_max_bytes: int = 1 << 62
+    ) -> Bundle | None:
+        """Return as ``latest``, and None when there is no room: for a client that can do without."""
+        try:
+            return await self.latest(name, prefixes, make_max_bytes=make_max_bytes)
+        except LimitExceeded as error:
+            telemetry.log().warning("bundle_not_made", repository=name, error=str(error))
+            return None
 
     async def settings(self, name: str) -> FetchSettings:
         """Return what is set for fetches of a repository. Errors: RepositoryMissing."""

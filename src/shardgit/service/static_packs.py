@@ -51,7 +51,7 @@ class StaticPacks:
             return None
         if not settings_of(session.record).fetch.packfile_uris:
             return None
-        bundle = await self.bundles.latest(
+        bundle = await self.bundles.at_hand(
             session.record.name, CLONED, make_max_bytes=MAKE_MAX_BYTES
         )
         if bundle is None:
