@@ -633,8 +633,9 @@ def test_git_lfs_is_told_where_its_objects_are(home: Path, server: Server) -> No
     ):
         code, _, err = ssh(home, server, *words)
         assert (code, shown in err) == (1, True), err
-    code, _, _ = ssh(home, server, "git-lfs-authenticate", "nobody", "download")
-    assert code != 0
+    code, _, err = ssh(home, server, "git-lfs-authenticate", "nobody", "download")
+    assert code == 128
+    assert "shardgit: repository does not exist (repository=nobody)" in err
 
 
 @pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not there")

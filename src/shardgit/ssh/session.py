@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 
 from shardgit import telemetry
-from shardgit.errors import Internal, InvalidArgument, LfsOff, ShardgitError, Unavailable
-from shardgit.service.conversation import asked_version
+from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
+from shardgit.service.conversation import asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
 from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 
@@ -171,8 +171,8 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
                 await self._write(await self._lfs(lfs))
                 return
             command = parse_command(text)
-        except (InvalidArgument, LfsOff) as error:
-            self._chan.write(f"shardgit: {error}\n".encode(), 1)
+        except ShardgitError as error:
+            self._chan.write(f"shardgit: {told(error)}\n".encode("utf-8", "replace"), 1)
             raise
         seen.what = f"{command.service.value} {command.name}"[:200]
         words = self._chan.get_environment_bytes().get(b"GIT_PROTOCOL", b"")
