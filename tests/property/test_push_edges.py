@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import subprocess
 import sys
 import threading
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from shardgit.errors import MalformedPacket, StorageFull
+from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId
@@ -20,14 +24,18 @@ from shardgit.refs.update import ANY, RefUpdate
 from shardgit.service.access import Principal
 from shardgit.service.configuring import Configuring
 from shardgit.service.look import Look
-from shardgit.service.push import Push
+from shardgit.service.pack_spool import PackSpool
+from shardgit.service.push import GONE, Push
+from shardgit.service.receive import ReceiveService
 from shardgit.service.ref_updates import update_refs
+from shardgit.service.repositories import Repositories
 from shardgit.service.uploading import Uploading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from shardgit.errors import ShardgitError
     from shardgit.service.store import Store
 
 COMMIT, TREE, BLOB = 1, 2, 3
@@ -149,7 +157,7 @@ from shardgit.node import open_store
 from shardgit.oid import ObjectId
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
-from shardgit.service.push import Push
+from shardgit.service.push import GONE, Push
 folder, at = pathlib.Path(sys.argv[1]), ObjectId(bytes.fromhex(sys.argv[2]))
 with open_store(folder / "data") as store:
     for old, new in ((None, at), (at, None)):
@@ -219,3 +227,76 @@ def test_views_that_grow_out_of_one_at_once_do_not_see_each_others_objects(store
                 assert seen == {*ids[0], *ids[number]}
     finally:
         sys.setswitchinterval(before)
+
+
+def test_a_push_into_a_repository_that_was_deleted_meanwhile_is_refused(store: Store) -> None:
+    new = commit(oid(TREE, FIRST_TREE), TIP, text="next")
+    made = Push(store, "demo", PushRequest((Command(MAIN, TIP, oid(COMMIT, new)),)), principal=ME)
+    made.take(pack((COMMIT, new)))
+    made.check()
+    old = made.record
+    repositories = Repositories(store)
+    repositories.delete("demo")
+    store.create_repository("demo")
+    assert [one.error for one in made.commit().results] == [GONE]
+    with store.journal.snapshot() as snapshot:
+        now = store.refs.get(snapshot, old, MAIN)
+        assert now is not None
+        assert now.target == TIP
+    assert Look(store, "demo").view is None
+
+
+def line(text: bytes) -> bytes:
+    return b"%04x" % (len(text) + 4) + text
+
+
+async def answer_of(store: Store, *pieces: bytes, stateful: bool = False) -> bytes:
+    async def sent() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+        if stateful:
+            await asyncio.Event().wait()  # the client has said all and waits for the answer
+
+    service = ReceiveService(store, version="1")
+    async with asyncio.timeout(30):
+        source = service.receive("demo", sent(), principal=ME, stateful=stateful)
+        return b"".join([piece async for piece in source])
+
+
+def test_a_stream_that_begins_wrong_is_answered_at_once(store: Store) -> None:
+    with pytest.raises(MalformedPacket):
+        asyncio.run(answer_of(store, line(b"what is this?"), stateful=True))
+
+
+def test_damage_that_a_push_meets_is_told_in_its_report(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=Limits(recent_embedded_max_bytes=0)) as store:
+        store.create_repository("demo")
+        data = pack((BLOB, b"hello\n"), (TREE, FIRST_TREE), (COMMIT, FIRST))
+        assert push(store, Command(MAIN, None, TIP), data=data) == [None]
+        view = Look(store, "demo").view
+        assert view is not None
+        store.blocks.delete_many_sync([one.entry.ref.id for one in view.segments])
+        words = b"%s %s refs/heads/x\0report-status\n" % (b"0" * 40, TIP.hex().encode())
+        answer = asyncio.run(answer_of(store, line(words) + b"0000", data))
+    assert b"unpack block is missing" in answer
+    assert b"ng refs/heads/x" in answer
+
+
+def test_a_pack_that_finds_the_disk_full_is_refused(store: Store) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def filled() -> ShardgitError | None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(64):
+                yield bytes(1 << 16)
+
+        async with PackSpool(store, 1 << 30, HashKind.SHA1) as spool:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+            try:
+                await spool.fill(b"", pieces(), to_its_end=False)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            return spool.refused
+
+    assert isinstance(asyncio.run(filled()), StorageFull)

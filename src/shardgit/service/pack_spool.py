@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from shardgit._packstream import PackStream
-from shardgit.errors import LimitExceeded, MalformedPack, ShardgitError
+from shardgit.errors import LimitExceeded, MalformedPack, ShardgitError, StorageFull
+from shardgit.lmdbenv import NO_SPACE
 
 if TYPE_CHECKING:
     from array import array
@@ -51,7 +53,8 @@ class PackSpool:
     ) -> None:
         """Let go of the bytes; a map that a kernel still holds goes with it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what did not fit is tried once more
+                self._file.close()
 
     async def fill(self, first: bytes, pieces: AsyncIterator[bytes], *, to_its_end: bool) -> None:
         """Take a pack: up to the end of ``pieces``, or ``to_its_end``, whatever follows it."""
@@ -79,7 +82,7 @@ class PackSpool:
             if not to_its_end:
                 async for _ in pieces:
                     pass
-        await self._store.workers.run(self._write)
+        await self._store.workers.run(self._write)  # what is left
 
     async def _take(self, piece: bytes, stream: PackStream | None) -> None:
         if not piece:
@@ -105,15 +108,21 @@ class PackSpool:
         """Move what is held to the file, once there is, or has to be, one."""
         if self._bytes <= self._store.limits.push_held_bytes or self.refused is not None:
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._store.scratch)  # noqa: SIM115
-        self._file.write(self._held)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._store.scratch)  # noqa: SIM115
+            self._file.write(self._held)
+            self._file.flush()
+        except OSError as cause:
+            if cause.errno not in NO_SPACE:
+                raise
+            self.refused = StorageFull("no room for the pack")
+            self.refused.__cause__ = cause
         self._held.clear()
 
     def pack(self) -> tuple[bytes | mmap.mmap, array[int] | None]:
         """Return the pack, and where its entries start, where that is known. From a worker."""
         if self._file is None:
             return bytes(self._held), self._offsets
-        self._file.flush()
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map, self._offsets

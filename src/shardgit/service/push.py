@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shardgit import telemetry
 from shardgit.errors import (
     AlreadyExists,
     Conflict,
@@ -13,6 +14,7 @@ from shardgit.errors import (
     InvalidRefName,
     LimitExceeded,
     Refused,
+    RepositoryMissing,
     ShardgitError,
 )
 from shardgit.oid import hex_of
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
 MISSING = "missing necessary objects"
+GONE = "repository was deleted or renamed meanwhile"
 ATOMIC = "atomic push failure"
 ATOMIC_LATE = "atomic transaction failed"  # in git's words: what the refs themselves did not allow
 COMMIT = 1
@@ -445,7 +448,11 @@ class Push:
         if root:
             added = self.store.next_recent(self.look.state.pool, root)
         with self.store.journal.snapshot() as snapshot:
-            change = self._plan(snapshot)
+            try:
+                change = self._plan(snapshot)
+            except RepositoryMissing:
+                self.refuse_all(GONE)
+                return None
         if change is None or not change.operations:
             return None  # all is refused, or all refs stand there already
         self._sequence = change.sequence
@@ -455,11 +462,14 @@ class Push:
         """Prepare a try; False when no command is left."""
         if self.request.atomic and self.errors:
             self.refuse_all(ATOMIC)
-        if self._lost:
-            self._lost = False
-            self._renew()
-        elif not self._rounds:
-            self._make_room()
+        try:
+            if self._lost:
+                self._lost = False
+                self._renew()
+            elif not self._rounds:
+                self._make_room()
+        except RepositoryMissing:
+            self.refuse_all(GONE)
         return bool(self._standing())
 
     def lost(self) -> None:
@@ -470,7 +480,12 @@ class Push:
         """Take note of the commit."""
         self._revision = revision
         if self._root:
-            self.store.adopt(self.look.state.pool.record, self._extended(), revision)
+            try:
+                view = self._extended()
+            except ShardgitError as error:  # the push is done, whatever becomes of the view
+                telemetry.log().error("view_not_kept", repository=self.name, exc_info=error)
+            else:
+                self.store.adopt(self.look.state.pool.record, view, revision)
         settle_soon(self.store, self.look)
 
     def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
@@ -549,9 +564,12 @@ class Push:
         )
 
     def _renew(self) -> None:
-        """Look at the repository anew after another writer won."""
+        """Look at the repository anew after another writer won. Errors: RepositoryMissing."""
         before = self.look.state.pool.view.id
-        self.look = Look(self.store, self.name)
+        look = Look(self.store, self.name)
+        if look.record.id != self.record.id:  # the name is another's now
+            raise RepositoryMissing("repository does not exist", repository=self.name)
+        self.look = look
         if self.look.state.pool.view.id == before:
             return
         if self.ingest is not None:
@@ -574,6 +592,8 @@ class Push:
 
     def failed(self, error: ShardgitError) -> Pushed:
         """Return how a push ended whose commit failed for a reason of the store's, not of the push."""
+        if self._revision:
+            return self.outcome()  # it failed behind its commit
         self.refuse_all(error.message)
         return self.outcome()
 

@@ -32,13 +32,18 @@ from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import nonce_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+    from array import array
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+
+    from typing_extensions import Buffer
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
     from shardgit.protocol.receive_pack import PushRequest
     from shardgit.service.access import Principal
     from shardgit.service.store import Store
+
+    PackSource = Callable[[], tuple[Buffer, array[int] | None]]
 
 T = TypeVar("T")
 KEEPALIVE_S = 5.0
@@ -159,7 +164,7 @@ class ReceiveService:
             limits=self.store.limits,
             offered=self._offered(record, b""),
         )
-        rest = await self._head(reader, pieces)
+        rest = await self._head(reader, pieces, to_its_end=not stateful)
         request = reader.finish()
         if request is None:
             return
@@ -174,8 +179,14 @@ class ReceiveService:
                 async for piece in answer:
                     yield piece
 
-    async def _head(self, reader: PushReader, pieces: AsyncIterator[bytes]) -> bytes:
-        """Read the commands; returns what follows them. What is wrong with them is raised when all was read."""
+    async def _head(
+        self, reader: PushReader, pieces: AsyncIterator[bytes], *, to_its_end: bool
+    ) -> bytes:
+        """Read the commands; returns what follows them.
+
+        What is wrong with them is raised at once, or when all was read: a stream that goes both ways has no end while
+        the client waits for an answer.
+        """
         wrong: ShardgitError | None = None
         async for piece in pieces:
             if wrong is not None:
@@ -183,6 +194,8 @@ class ReceiveService:
             try:
                 rest = reader.receive(piece)
             except ShardgitError as error:
+                if not to_its_end:
+                    raise
                 wrong = error
                 continue
             if rest is not None:
@@ -207,13 +220,12 @@ class ReceiveService:
         nonce: bytes | None,
     ) -> AsyncGenerator[bytes, None]:
         """Carry out a push whose bytes are here; yield what the client hears of it."""
-        run = self.store.workers.run
-        push = await run(Push, self.store, name, request, principal=principal)
+        push = await self.store.workers.run(Push, self.store, name, request, principal=principal)
         if spool.refused is not None:
             push.unpack_failed(spool.refused)
         else:
             pack = spool.pack if request.has_pack else None
-            async for piece in self._while(request, run(push.judge, pack, nonce=nonce)):
+            async for piece in self._while(request, self._judge(push, pack, nonce)):
                 yield piece
         for text in _told(push):
             yield text
@@ -234,6 +246,15 @@ class ReceiveService:
         if request.sideband:
             yield FLUSH_BYTES
 
+    async def _judge(self, push: Push, pack: PackSource | None, nonce: bytes | None) -> None:
+        """Judge a push; what fails for a reason of the store's is told in the report, as all else is."""
+        try:
+            await self.store.workers.run(push.judge, pack, nonce=nonce)
+        except (ShardgitError, OSError, MemoryError) as error:
+            telemetry.log().error("push_not_judged", repository=push.name, exc_info=error)
+            told = error.message if isinstance(error, ShardgitError) else "internal error"
+            push.unpack_failed(Unavailable(told))
+
     async def _commit(self, push: Push) -> None:
         """Commit, again while other writers are faster. No thread waits for the disk: pushes share its fsyncs."""
         run = self.store.workers.run
@@ -246,8 +267,10 @@ class ReceiveService:
                     push.lost()
                 else:
                     await run(push.committed, revision)
-        except (LimitExceeded, Unavailable) as error:
-            telemetry.log().warning("push_not_committed", repository=push.name, error=str(error))
+        except ShardgitError as error:
+            expected = isinstance(error, LimitExceeded | Unavailable)
+            say = telemetry.log().warning if expected else telemetry.log().error
+            say("push_not_committed", repository=push.name, error=str(error))
             push.failed(error)
 
     # ---- hooks ----
