@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TYPES = {b"commit": 1, b"tree": 2, b"blob": 3, b"tag": 4}
 ALTERNATES_MAX = 64
 URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/]+@[^/:]+:)", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ def is_url(source: str) -> bool:
     return bool(URL.match(source))
 
 
+def without_secret(text: str) -> str:
+    """Return text without the user and password of URLs in it, for errors and logs."""
+    return _CREDENTIALS.sub("://", text)
+
+
 @contextlib.contextmanager
 def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[GitSource]:
     """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards."""
@@ -63,7 +69,7 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
             yield opened_source
         return
     if source.startswith("-") or source.lower().startswith("ext::"):
-        raise InvalidArgument("source URL is not allowed", source=source)
+        raise InvalidArgument("source URL is not allowed", source=without_secret(source))
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="mirror-") as folder:
         target = Path(folder) / "mirror.git"
@@ -76,7 +82,9 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
         if done.returncode:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise NotFound(
-                "git could not read the source", source=source, git=lines[-1] if lines else ""
+                "git could not read the source",
+                source=without_secret(source),
+                git=without_secret(lines[-1]) if lines else "",
             )
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
