@@ -19,6 +19,7 @@ from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
 from shardgit.http.app import GitHttp
+from shardgit.http.silence import SilentConnections
 from shardgit.node import equip_hooks, open_store
 from shardgit.rpc.server import make_server
 from shardgit.service.conversation import Conversations
@@ -69,6 +70,8 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     app = GitHttp(store, version=VERSION, fetches=fetches).app()
     running = _Running()
     app.middlewares.insert(0, running.counted)
+    silent = SilentConnections(store.limits.client_stall_max_s)
+    app.middlewares.insert(0, silent.heard)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -82,7 +85,8 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
-    async with events.serving(drain_s=CLOSE_MAX_S / 2):
+    assert runner.server is not None
+    async with events.serving(drain_s=CLOSE_MAX_S / 2), silent.cutting(runner.server):
         telemetry.log().info("worker_ready", pid=os.getpid())
         sys.stdout.write("ready\n")
         sys.stdout.flush()
