@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -147,12 +148,19 @@ class FetchService:
                     self.answers.put(place, out, sum(64 + len(one) for one in request.prefixes))
             return out, start
 
-        after = b""
-        while True:
-            out, after = await self.store.workers.run(page, after)
-            yield out
-            if not after:
-                return
+        ahead = _Ahead(self.store, partial(page, b""))
+        try:
+            while True:
+                while not await ahead.within(self.keepalive_s):
+                    pass
+                out, after = ahead.result()
+                if after:  # the next page is made while this one goes out
+                    ahead = _Ahead(self.store, partial(page, after))
+                yield out
+                if not after:
+                    return
+        finally:
+            await ahead.close()
 
     async def fetch(
         self, name: str, request: Fetch, *, uris: Uris | None = None
