@@ -1,7 +1,15 @@
-"""Pushes, fetches and ref listings against git http-backend: prepared requests, clients that do nothing else."""
+"""Pushes, fetches and ref listings against git http-backend: prepared requests, clients that do nothing else.
+
+`run.py` has them among all else; alone, as a table:
+
+    python bench/traffic.py --repo PATH [--rounds 5] [--refs 1000000] [--work bench/out]
+
+PATH is a repository as `run.py` prepares it: bare, packed, with bitmap and commit-graph.
+"""
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import os
 import shutil
@@ -12,14 +20,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from measure import Peak, children_of, cpu_of, memory_of
 from servers import Server, http_backend, line, shardgit
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHARDGIT = [sys.executable, "-m", "shardgit"]
 IDENTITY = {
@@ -168,26 +173,27 @@ def push_bodies(folder: Path, count: int) -> tuple[Path, list[bytes]]:
 
 def pushes(work: Path, *, clients: int, each: int, rounds: int) -> dict[str, Traffic]:
     """Push one commit after another from several clients, each to a repository of its own."""
-    source, bodies = push_bodies(work / "push-source", each)
+    source, bodies = push_bodies(work / "push-source", each * rounds)
+    store, root = work / "push-store", work / "push-root"
+    for folder in (store, root):
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*SHARDGIT, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
+    names = [f"r{number}" for number in range(clients)]
+    for name in names:
+        words = ["repo", "import", name, str(source), "--data", str(store)]
+        subprocess.run([*SHARDGIT, *words], check=True, stdout=subprocess.DEVNULL)
+        git(work, "clone", "-q", "--bare", str(source), str(root / f"{name}.git"))
+        git(root / f"{name}.git", "config", "http.receivepack", "true")
+        git(root / f"{name}.git", "config", "gc.auto", "0")
     out: dict[str, list[Traffic]] = {}
-    for _ in range(rounds):
-        store, root = work / "push-store", work / "push-root"
-        for folder in (store, root):
-            shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([*SHARDGIT, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
-        names = [f"r{number}" for number in range(clients)]
-        for name in names:
-            words = ["repo", "import", name, str(source), "--data", str(store)]
-            subprocess.run([*SHARDGIT, *words], check=True, stdout=subprocess.DEVNULL)
-            git(work, "clone", "-q", "--bare", str(source), str(root / f"{name}.git"))
-            git(root / f"{name}.git", "config", "http.receivepack", "true")
-            git(root / f"{name}.git", "config", "gc.auto", "0")
-        with ExitStack() as held:
-            ours = held.enter_context(shardgit(store, name=names[0], workers=2))
-            theirs = held.enter_context(http_backend(root / f"{names[0]}.git", work / "lighttpd"))
+    with ExitStack() as held:
+        ours = held.enter_context(shardgit(store, name=names[0], workers=2))
+        theirs = held.enter_context(http_backend(root / f"{names[0]}.git", work / "lighttpd"))
+        for number in range(rounds):
+            some = bodies[number * each : (number + 1) * each]
             for server in (ours, theirs):
                 urls = [server.url.replace(names[0], name) for name in names]
-                jobs = [[(url, body) for body in bodies] for url in urls]
+                jobs = [[(url, body) for body in some] for url in urls]
                 out.setdefault(server.name, []).append(measured(server, jobs, "push"))
     return {name: middle(some) for name, some in out.items()}
 
@@ -295,3 +301,31 @@ def million_refs(work: Path, count: int, rounds: int) -> dict[str, dict[str, Tra
                     found.setdefault(server.name, []).append(measured(server, jobs, "fetch"))
             out[what] = {who: middle(some) for who, some in found.items()}
     return out
+
+
+def main() -> None:
+    """Run it all and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repo", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--refs", type=int, default=1_000_000)
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "out")
+    words = parser.parse_args()
+    words.work.mkdir(parents=True, exist_ok=True)
+    store = words.work / "traffic-store"
+    shutil.rmtree(store, ignore_errors=True)
+    subprocess.run([*SHARDGIT, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
+    load = ["repo", "import", "bench", str(words.repo), "--data", str(store)]
+    subprocess.run([*SHARDGIT, *load], check=True, stdout=subprocess.DEVNULL)
+    rows: dict[str, dict[str, Traffic]] = {
+        "one-commit push, 1 client": pushes(words.work, clients=1, each=10, rounds=words.rounds),
+        "one-commit push, 16 clients": pushes(words.work, clients=16, each=8, rounds=words.rounds),
+    }
+    with shardgit(store) as ours, http_backend(words.repo, words.work / "lighttpd") as theirs:
+        rows |= fetches(ours, theirs, words.repo, words.rounds)
+    rows |= million_refs(words.work, words.refs, words.rounds)
+    sys.stdout.write("\n".join(rows_of(rows)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
