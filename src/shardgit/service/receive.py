@@ -238,11 +238,13 @@ class ReceiveService:
             yield text
         outcome = push.outcome()
         answer = end_of_answer(request, report(request, push.unpack_error, outcome.results))
+        if not outcome.sequence or self.store.events is None or not push.settings.hooks:
+            yield answer  # in one piece: one write to the socket
+            return
         # As with git, the client has its report before post-receive hooks run.
         yield answer.removesuffix(FLUSH_BYTES) if request.sideband else answer
-        if outcome.sequence:
-            async for piece in self._heard(push, outcome):
-                yield piece
+        async for piece in self._heard(push, outcome):
+            yield piece
         if request.sideband:
             yield FLUSH_BYTES
 
@@ -285,8 +287,6 @@ class ReceiveService:
 
     async def _heard(self, push: Push, outcome: Pushed) -> AsyncGenerator[bytes, None]:
         """Tell the post-receive hooks; what they say while the client waits, it hears."""
-        if self.store.events is None or not push.settings.hooks:
-            return
         line = _Line(push.request)
         telling = tell_hooks(push, outcome, facts=push.facts, tell=line.tell)
         async for piece in self._talking(line, telling):
