@@ -7,11 +7,14 @@ import resource
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from shardgit.errors import MalformedPacket, StorageFull
+from shardgit.journal.uploads import uploads_range
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
@@ -29,7 +32,7 @@ from shardgit.service.push import GONE, Push
 from shardgit.service.receive import ReceiveService
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import Repositories
-from shardgit.service.uploading import Uploading
+from shardgit.service.uploading import Uploading, put_objects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -300,3 +303,51 @@ def test_a_pack_that_finds_the_disk_full_is_refused(store: Store) -> None:
             return spool.refused
 
     assert isinstance(asyncio.run(filled()), StorageFull)
+
+
+def test_of_many_refs_only_those_are_refused_that_lack_something(store: Store) -> None:
+    objects: list[tuple[int, bytes]] = []
+    commands, wanted = [], []
+    for number in range(50):
+        bad = number in {3, 17, 18, 49}
+        parent = NOWHERE if bad else TIP
+        one = commit(oid(TREE, FIRST_TREE), parent, text=f"commit {number}")
+        two = commit(oid(TREE, FIRST_TREE), oid(COMMIT, one), text=f"then {number}")
+        objects += [(COMMIT, one), (COMMIT, two)]
+        commands.append(Command(b"refs/heads/b%d" % number, None, oid(COMMIT, two)))
+        wanted.append("missing necessary objects" if bad else None)
+    assert push(store, *commands, data=pack(*objects)) == wanted
+    view = Look(store, "demo").view
+    assert view is not None
+    there = [at >= 0 for at in view.positions([oid(kind, data) for kind, data in objects])]
+    assert there == [reason is None for reason in wanted for _ in range(2)]
+
+
+def test_large_objects_that_are_there_are_not_compared_all_at_once(store: Store) -> None:
+    blobs = [bytes(6 << 20) + b"%d" % number for number in range(24)]
+    rows = {f"f{number:02}": oid(BLOB, data) for number, data in enumerate(blobs)}
+    tip = commit(oid(TREE, tree(**rows)), text="large")
+    data = pack(*((BLOB, one) for one in blobs), (TREE, tree(**rows)), (COMMIT, tip))
+    del blobs
+    assert push(store, Command(b"refs/heads/a", None, oid(COMMIT, tip)), data=data) == [None]
+    tracemalloc.start()
+    try:
+        assert push(store, Command(b"refs/heads/b", None, oid(COMMIT, tip)), data=data) == [None]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 << 20
+
+
+def test_uploads_that_have_expired_are_not_folded_as_well(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        store.create_repository("demo")
+        for number in range(16):
+            put_objects(store, "demo", [(BLOB, b"%d" % number)], principal=ME)
+    with open_store(tmp_path / "data", limits=Limits(upload_grace_s=0.0)) as store:
+        time.sleep(0.01)
+        put_objects(store, "demo", [(BLOB, b"more")], principal=ME)
+        with store.journal.snapshot() as snapshot:
+            record = store.repository(snapshot, "demo")
+            assert len(list(snapshot.range(*uploads_range(record.id)))) == 1

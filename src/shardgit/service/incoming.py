@@ -23,6 +23,7 @@ HOPS_MAX = (
 )
 KNOWN_BATCH = 256  # objects compared at once
 BASES_BATCH = 64
+BATCH_BYTES = 64 << 20  # of objects read at once
 COMMIT, TREE, BLOB, TAG = 1, 2, 3, 4
 
 
@@ -47,15 +48,15 @@ def resolve_thin(
         found = [at for at in lookup(missing) if at >= 0] if missing else []
         if view is None or not found:
             break
-        for at in range(0, len(found), BASES_BATCH):
-            some = found[at : at + BASES_BATCH]
+        sizes = [info.size for info in view.info(found)]
+        if ingest.bytes_outside + sum(sizes) > limits.thin_bases_max_bytes:
+            raise LimitExceeded(
+                "pack is a delta on too much that is here already; push in smaller steps",
+                limit_bytes=limits.thin_bases_max_bytes,
+            )
+        for some in _batches(found, sizes, BASES_BATCH):
             for base, hops in zip(view.read_positions(some), view.hops_at(some), strict=True):
                 ingest.add_base(base.id, base.type, base.data, hops)
-            if ingest.bytes_outside > limits.thin_bases_max_bytes:
-                raise LimitExceeded(
-                    "pack is a delta on too much that is here already; push in smaller steps",
-                    limit_bytes=limits.thin_bases_max_bytes,
-                )
     ingest.finish()
 
 
@@ -82,19 +83,40 @@ def leave_out_known(ingest: Ingest, view: PoolView | None, *, compare: bool) -> 
         ranks[rank] = min(far, 254) + 1
     if compare:
         ours = ingest.bases_alone()
-        pushed = [(ids[rank], at) for rank, at in known if ids[rank] not in ours]
+        pushed = [
+            (at, info.size)
+            for (rank, at), info in zip(known, infos, strict=True)
+            if ids[rank] not in ours
+        ]
         _compare(ingest, view, pushed)
     ingest.drop(ranks)
     return positions
 
 
-def _compare(ingest: Ingest, view: PoolView, known: Sequence[tuple[ObjectId, int]]) -> None:
-    """Raise ObjectCollision where an id of the packs stands for other bytes in the pool."""
-    for at in range(0, len(known), KNOWN_BATCH):
-        some = known[at : at + KNOWN_BATCH]
-        for held in _held(view, [position for _, position in some]):
+def _compare(ingest: Ingest, view: PoolView, known: Sequence[tuple[int, int]]) -> None:
+    """Raise ObjectCollision where an id of the packs stands for other bytes in the pool.
+
+    ``known`` are (position, size) of what both have.
+    """
+    positions, sizes = [at for at, _ in known], [size for _, size in known]
+    for some in _batches(positions, sizes, KNOWN_BATCH):
+        for held in _held(view, some):
             if ingest.read(ingest.find(held.id)) != held.data:
                 raise ObjectCollision("object exists with other bytes", oid=hex_of(held.id))
+
+
+def _batches(positions: Sequence[int], sizes: Sequence[int], count: int) -> Iterator[list[int]]:
+    """Cut positions into batches of up to ``count`` objects, and of BATCH_BYTES where more than one fits."""
+    batch: list[int] = []
+    held = 0
+    for position, size in zip(positions, sizes, strict=True):
+        if batch and (len(batch) == count or held + size > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(position)
+        held += size
+    if batch:
+        yield batch
 
 
 def _held(view: PoolView, positions: Sequence[int]) -> Iterator[GitObject]:

@@ -58,6 +58,7 @@ GONE = "repository was deleted or renamed meanwhile"
 ATOMIC = "atomic push failure"
 ATOMIC_LATE = "atomic transaction failed"  # in git's words: what the refs themselves did not allow
 COMMIT = 1
+FAILED_WALKS_MAX = 2_000  # each may visit all that was pushed
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,20 +328,37 @@ class Push:
                 tips.append(at)
         marks, whole = self.incoming.reached(tips, self.look.reachable if self.look.view else None)
         if not whole or self._strays(marks):
-            good: list[int] = []
+            good = self._whole_tips(tips)
             for (number, _), at in zip(wanted, places, strict=True):
-                if number in self.errors:
-                    continue
-                marks, whole = self.incoming.reached([at], self.look.reachable or None)
-                if not whole or self._strays(marks):
+                if number not in self.errors and at not in good:
                     self._refuse(number, self._missing())
-                else:
-                    good.append(at)
-            tips = good
+            tips = sorted(good)
             marks, _ = self.incoming.reached(tips, self.look.reachable or None)
             self._drop_unreached(marks)
         elif not self.incoming.complete:
             self._drop_unreached(marks)
+
+    def _whole_tips(self, tips: Sequence[int]) -> set[int]:
+        """Return the tips that reach only what is there, found by halves: a million refs may have one that does not.
+
+        Where very many do not, those that are left are not looked at, and count as such.
+        """
+        good: set[int] = set()
+        seen = int.from_bytes(self.look.reachable, "little")
+        size = (self.incoming.first + self.incoming.objects + 7) // 8
+        left = [sorted(set(tips))]
+        failed = 0
+        while left and failed < FAILED_WALKS_MAX:
+            some = left.pop()
+            marks, whole = self.incoming.reached(some, seen.to_bytes(size, "little"))
+            if whole and not self._strays(marks):
+                good.update(some)
+                seen |= int.from_bytes(marks, "little")
+                continue
+            failed += 1
+            if len(some) > 1:
+                left += [some[len(some) // 2 :], some[: len(some) // 2]]
+        return good
 
     def _missing(self) -> str:
         """Return why a target that does not reach only what is there is refused: git tells shallow clients apart."""

@@ -155,7 +155,12 @@ class Uploads:
         now_ms = _now_ms()
         rows = self._rows(snapshot, record.id)
         gone = [one for one in rows if one.record.time_ms < now_ms - self._grace_ms][:32]
-        today = [one for one in rows if one.record.time_ms // DAY_MS == now_ms // DAY_MS]
+        today = [
+            one
+            for one in rows
+            if one.record.time_ms // DAY_MS == now_ms // DAY_MS
+            and one.record.time_ms >= now_ms - self._grace_ms
+        ]
         all_ids = set(ids)
         if len(today) >= DAY_ROWS:
             gone += today
