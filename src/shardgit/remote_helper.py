@@ -91,6 +91,9 @@ def _connect(url: str, service: str) -> int:
         elif code.name in _SILENT:
             _say(str(error.details()))
         return DIED_EXIT
+    except ValueError as error:
+        _say(str(error))
+        return DIED_EXIT
     return 0
 
 
@@ -157,6 +160,8 @@ def parse_url(url: str) -> tuple[str, str]:
         raise ValueError("not a URL; write shardgit://HOST:PORT/NAME")
     if ":" in host and not host.startswith("["):
         raise ValueError("an IPv6 address stands in brackets")
+    if any("\ud800" <= letter <= "\udfff" for letter in url):  # bytes that are no UTF-8
+        raise ValueError("the URL is not UTF-8")
     return f"{host}:{port}", path
 
 

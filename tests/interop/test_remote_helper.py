@@ -303,6 +303,7 @@ def cancelled(server: Server) -> float:
             for bad in ("shardgit://h", "shardgit:///a", "shardgit://h:x/a", "h:70000/a")
         ),
         ("shardgit://::1:5/a", None),
+        ("shardgit://host/na\udcffme", None),
     ],
 )
 def test_urls(text: str, place: tuple[str, str] | None) -> None:
