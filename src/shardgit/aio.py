@@ -208,7 +208,7 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
 
 
 def _named(info: error_details_pb2.ErrorInfo, text: str) -> errors.ShardgitError:
-    facts = {key: json.loads(value) for key, value in info.metadata.items()}
+    facts = {key: json.loads(value) for key, value in sorted(info.metadata.items())}
     # The server's text holds the facts already; they come back as facts.
     return errors.of_reason(info.reason, text.partition(" (")[0] if facts else text, **facts)
 

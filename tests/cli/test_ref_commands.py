@@ -146,7 +146,7 @@ def test_what_no_ref_reaches_any_more_is_restored_while_the_store_has_it(
     lost = git(clone, "rev-parse", "HEAD")
     git(clone, "checkout", "-q", "main")
     data = ("--data", str(place.folder / "data"))
-    done = shardgit("repo", "import", name, str(clone), *data, cwd=tmp_path)
+    done = shardgit("repo", "import", name, str(clone), "--overwrite", *data, cwd=tmp_path)
     assert done.returncode == 0, done
     place.run("ref", "update", name, "refs/heads/lost", "--delete", lost)
     told = place.run("ref", "update", name, "refs/heads/again", lost, code=1)

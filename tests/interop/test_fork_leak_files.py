@@ -53,7 +53,7 @@ def store(work: Path) -> Iterator[Store]:
         (work / "secret.txt").write_text("only in the fork\n")
         git(work, "add", "-A")
         git(work, "commit", "-qm", "secret")
-        import_repository(opened, "fork", str(work))
+        import_repository(opened, "fork", str(work), overwrite=True)
         for name in ("fork", *SIBLINGS):
             with opened.journal.snapshot() as snapshot:
                 record = opened.repository(snapshot, name)

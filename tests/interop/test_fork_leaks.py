@@ -64,7 +64,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         git(work, "add", "-A")
         git(work, "commit", "-qm", "secret")
         git(work, "tag", "-a", "-m", "secret", "secret-tag")
-        import_repository(store, "fork", str(work))
+        import_repository(store, "fork", str(work), overwrite=True)
     names = [
         git(work, "rev-parse", word).decode().strip()
         for word in ("HEAD", "HEAD^{tree}", "HEAD:secret.txt", "secret-tag")

@@ -348,7 +348,7 @@ def test_a_watch_goes_on_from_its_token_behind_a_restart(work: Path, tmp_path: P
         assert isinstance(watcher.error, Unavailable)
     token = watcher.seen[-1].resume_token if watcher.seen else 0
     with open_store(tmp_path / "s") as store:
-        import_repository(store, "r", str(work))  # takes refs/heads/a away again
+        import_repository(store, "r", str(work), overwrite=True)  # takes refs/heads/a away again
     with serving(tmp_path / "s", "--workers", "1") as second:
         later = Watcher(second, "r", token, 1)
         later.join(30)
