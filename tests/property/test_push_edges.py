@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import resource
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from reference.gits import git
 
 from shardgit.errors import MalformedPacket, StorageFull
 from shardgit.journal.uploads import uploads_range
@@ -19,6 +22,8 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.settle import settle
+from shardgit.operate.verify import verify_repository
 from shardgit.pack.builder import PackBuilder
 from shardgit.pool.view import PoolView
 from shardgit.protocol.receive_pack import Command, PushRequest
@@ -351,3 +356,52 @@ def test_uploads_that_have_expired_are_not_folded_as_well(tmp_path: Path) -> Non
         with store.journal.snapshot() as snapshot:
             record = store.repository(snapshot, "demo")
             assert len(list(snapshot.range(*uploads_range(record.id)))) == 1
+
+
+def look_at_pool(store: Store) -> PoolView:
+    view = Look(store, "demo").view
+    assert view is not None
+    return view
+
+
+def test_a_settle_of_many_large_bases_goes_by_parts(tmp_path: Path) -> None:
+    """Each push leans on few bytes of the pool; what all of them lean on is more than is held at once."""
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    rand = random.Random(3)
+    git(origin, "init", "-q", "-b", "main")
+    for number in range(8):
+        (origin / f"f{number}").write_bytes(rand.randbytes(30_000))
+    git(origin, "add", "-A")
+    git(origin, "commit", "-qm", "first")
+    limits = Limits(
+        thin_bases_max_bytes=70_000,
+        recents_settle=10_000,
+        recents_max=10_000,
+        block_target_bytes=60_000,
+    )
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=limits) as store:
+        store.create_repository("demo")
+        pool = Look(store, "demo").record.pool
+        old: ObjectId | None = None
+        for number in range(9):
+            if number:
+                with (origin / f"f{number - 1}").open("ab") as file:
+                    file.write(b"%d" % number)
+                git(origin, "commit", "-qam", "more")
+            new = ObjectId(bytes.fromhex(git(origin, "rev-parse", "HEAD").decode().strip()))
+            revisions = f"{new.hex()}\n" + (f"^{old.hex()}\n" if old else "")
+            words = ["pack-objects", "--revs", "--stdout", "-q", "--thin"]
+            data = git(origin, *words, stdin=revisions.encode())
+            assert push(store, Command(MAIN, old, new), data=data) == [None]
+            old = new
+            if number in {0, 6}:
+                assert settle(store, pool)
+        assert len(look_at_pool(store).recents) == 2
+    with open_store(tmp_path / "data", limits=replace(limits, thin_bases_max_bytes=9_000)) as store:
+        assert settle(store, pool)  # each alone leans on more
+        look = Look(store, "demo")
+        assert look.view is not None
+        assert not look.view.recents
+        assert verify_repository(store, "demo").bad == ()

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from shardgit import _segment
-from shardgit.errors import Conflict
+from shardgit.errors import Conflict, LimitExceeded, StorageFull
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
@@ -87,6 +87,7 @@ class _Settle:
         self.view = state.view
         self.batch = BlockBatch(store.blocks, embed=False)
         self.serial = self.view.manifest.next_serial
+        self.bases_max_bytes = store.limits.thin_bases_max_bytes  # of what is not merged, at once
 
     def run(self) -> None:
         """Write the new runs and swap the manifest."""
@@ -141,12 +142,23 @@ class _Settle:
         runs = list(base.runs)
         fresh: list[SegmentEntry] = []
         gone: set[int] = set()
-        for group in groups:
+        waiting = list(groups)
+        while waiting:
+            group = waiting.pop(0)
             first = group[0]
-            if len(group) == 1 and first.record.index and first.start >= self._base_objects:
-                run, entries = self._taken(first)
-            else:
-                run, entries = self._rewritten(group)
+            try:
+                if len(group) == 1 and first.record.index and first.start >= self._base_objects:
+                    run, entries = self._taken(first)
+                else:
+                    run, entries = self._rewritten(group)
+            except StorageFull:
+                raise
+            except LimitExceeded:
+                # Each was small enough to be pushed; a settle that fails on their sum would fail for ever.
+                if not (parts := self._smaller(group)):
+                    raise
+                waiting[:0] = parts
+                continue
             for old in group:
                 if old.start < self._base_objects:
                     number = next(n for n, run_ in enumerate(self.view.runs) if run_ is old)
@@ -171,6 +183,22 @@ class _Settle:
             (*fresh, *segments),  # what is new goes first: a clone meets recent objects first
             base.bitmaps,
         )
+
+    def _smaller(self, group: Sequence[PlacedRun]) -> list[Sequence[PlacedRun]]:
+        """Return a group of too many bases in parts: runs of the manifest stay as they are, recents go by halves.
+
+        One alone may take what it needs. [] when that was too little.
+        """
+        recents = [run for run in group if run.start >= self._base_objects]
+        if len(recents) < len(group):
+            return [recents]
+        if len(recents) == 1:
+            if self.bases_max_bytes == self.store.limits.pack_raw_max_bytes:
+                return []  # it is not the bases
+            self.bases_max_bytes = self.store.limits.pack_raw_max_bytes
+            return [recents]
+        half = len(recents) // 2
+        return [recents[:half], recents[half:]]
 
     @property
     def _base_objects(self) -> int:
@@ -227,7 +255,8 @@ class _Settle:
                 return [-1 if any(at in span for span in own) else at for at in view.positions(ids)]
 
             threads = self.store.workers.threads
-            resolve_thin(ingest, view, elsewhere, threads=threads, limits=limits)
+            room = replace(limits, thin_bases_max_bytes=self.bases_max_bytes)
+            resolve_thin(ingest, view, elsewhere, threads=threads, limits=room)
             segments = ingest.layout(
                 target=limits.block_target_bytes,
                 most=limits.block_max_bytes,
