@@ -18,8 +18,10 @@ from aiohttp import web
 from reference.gits import ENVIRONMENT, git, make_history
 from served import serving
 
+from shardgit.archive.convert import Conversion
 from shardgit.errors import (
     InvalidArgument,
+    LimitExceeded,
     PathMissing,
     RefMissing,
     RepositoryMissing,
@@ -479,3 +481,27 @@ async def test_the_route_answers_who_posts_arguments(store: Store, source: Path)
                 assert b"fatal: no such ref: x" in await answer.read()
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("form", ["%B", "$Format:%s$"])
+async def test_placeholders_that_make_a_file_huge_are_refused(tmp_path: Path, form: str) -> None:
+    work = tmp_path / "bomb"
+    git(tmp_path, "init", "-q", "-b", "main", str(work))
+    (work / ".gitattributes").write_text("* export-subst\n")
+    many = form * 400_000
+    (work / "f").write_text(many if form.startswith("$") else f"$Format:{many}$")
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "-F", "-", stdin=b"s\n\n" + b"text\n" * 4_000)
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(work))
+        with pytest.raises(LimitExceeded, match="makes a file too large"):
+            async for _ in archive(store, "demo", [b"main"]):
+                pass
+
+
+def test_codecs_of_python_are_no_encodings_of_files() -> None:
+    data = "\u00e4".encode() * 20
+    for name in ("punycode", "idna", "unicode_escape", "raw_unicode_escape", "zlib"):
+        assert Conversion(encoding=name).apply(data, b"", None) == data
+    assert Conversion(encoding="latin-1").apply(data, b"", None) == b"\xe4" * 20

@@ -16,6 +16,8 @@ _IDENT = re.compile(rb"\$Id(?:\$|:([^$\n]*)\$)")
 _LONE_LF = re.compile(rb"(?<!\r)\n")
 _FORMAT = re.compile(rb"\$Format:([^$]*)\$")
 _BINARY_RATIO = 7  # more than one byte in 128 that is not printable
+# Python's own, which iconv does not know; the first two take hours for a file of some megabytes.
+_NO_CHARSETS = ("punycode", "idna", "unicode-escape", "raw-unicode-escape")
 _ODD = bytes(c for c in range(32) if c not in b"\b\t\n\r\x1b\x0c") + b"\x7f"
 
 
@@ -101,7 +103,8 @@ def _encoded(data: bytes, name: str) -> bytes:
     elif upper in ("UTF-16BE-BOM", "UTF-16-BE-BOM"):
         mark, name = codecs.BOM_UTF16_BE, "utf-16-be"
     try:
-        if codecs.lookup(name).name == "utf-8":
+        found = codecs.lookup(name).name
+        if found == "utf-8" or found in _NO_CHARSETS:
             return data
         return mark + data.decode("utf-8").encode(name)
     except (LookupError, ValueError):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from shardgit.errors import LimitExceeded
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,6 +24,7 @@ _PLACEHOLDER = re.compile(
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MINUTE = 60
+EXPANDED_MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,30 @@ class CommitFacts:
     describe: Callable[[list[bytes]], bytes | None]
 
 
-def expand(form: bytes, facts: CommitFacts) -> bytes:
+class Budget:
+    """How much the placeholders of one file may make: 10 MB of ``%B`` could ask for terabytes."""
+
+    def __init__(self, most_bytes: int = EXPANDED_MAX_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self._spent = 0
+
+    def spend(self, size: int) -> None:
+        """Count bytes; LimitExceeded when they are too many."""
+        self._spent += size
+        if self._spent > self.most_bytes:
+            raise LimitExceeded("export-subst makes a file too large", limit=self.most_bytes)
+
+
+def expand(form: bytes, facts: CommitFacts, budget: Budget | None = None) -> bytes:
     """Return a format with its placeholders filled in; what is none stays as it is."""
+    work = len(facts.commit.message) >> 6  # each placeholder may look through the message
 
     def one(found: re.Match[bytes]) -> bytes:
         value = _value(found, facts)
         if value is None:
             return found[0]
+        if budget is not None:
+            budget.spend(len(value) + work)
         pad = found["pad"]
         if pad == b"+" and value:
             return b"\n" + value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardgit.archive.convert import Conversion, conversion
 from shardgit.archive.pathspec import Pathspec
-from shardgit.archive.pretty import expand
+from shardgit.archive.pretty import Budget, expand
 from shardgit.attributes import Attributes, AttributesFile, parse_attributes
 from shardgit.errors import (
     DataLoss,
@@ -264,7 +265,7 @@ class ArchiveWalk(CommitReading):
         for entry, blob in zip(wanted, found, strict=True):
             data = blob.data
             if entry.conversion:
-                subst = self._subst if self._commit >= 0 else None
+                subst = partial(self._subst, Budget()) if self._commit >= 0 else None
                 data = entry.conversion.apply(data, hex_of(entry.id).encode(), subst)
             entry.data, entry.size = data, len(data)
         return entries
@@ -276,8 +277,8 @@ class ArchiveWalk(CommitReading):
         most = self.store.limits.object_memory_max_bytes
         return entry.size <= most and (bool(entry.conversion) or not entry.is_file)
 
-    def _subst(self, form: bytes) -> bytes:
-        return expand(form, self._facts)
+    def _subst(self, budget: Budget, form: bytes) -> bytes:
+        return expand(form, self._facts, budget)
 
     def stream_of(self, entry: Entry) -> Iterator[bytes]:
         """Return a file's bytes in pieces."""
