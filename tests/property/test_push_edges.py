@@ -405,3 +405,17 @@ def test_a_settle_of_many_large_bases_goes_by_parts(tmp_path: Path) -> None:
         assert look.view is not None
         assert not look.view.recents
         assert verify_repository(store, "demo").bad == ()
+
+
+def test_a_settle_without_room_for_its_pack_says_so_and_may_be_tried_again(store: Store) -> None:
+    pool = Look(store, "demo").record.pool
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(StorageFull):
+            settle(store, pool)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(look_at_pool(store).recents) == 1
+    assert settle(store, pool)
+    assert verify_repository(store, "demo").bad == ()

@@ -23,6 +23,7 @@ from shardgit import _segment
 from shardgit.errors import Conflict, LimitExceeded, StorageFull
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
+from shardgit.lmdbenv import NO_SPACE
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, encode_manifest
 from shardgit.pool.writer import RunWriter
@@ -49,6 +50,7 @@ def settle(store: Store, pool: PoolId) -> bool:
     """Fold a pool's recents into its manifest; False when there was nothing to do or another settle is at it.
 
     Nothing that reads or pushes waits for it. Stopped at any moment, it has happened or it has not.
+    Errors: StorageFull.
     """
     with _alone(store, pool) as free:
         if not free:
@@ -62,6 +64,10 @@ def settle(store: Store, pool: PoolId) -> bool:
                 _Settle(store, state).run()
             except Conflict:
                 continue  # an import came in between
+            except OSError as cause:
+                if cause.errno not in NO_SPACE:
+                    raise
+                raise StorageFull("no room to settle the pool", pool=pool.hex()) from cause
             return True
         return False
 
