@@ -82,7 +82,8 @@ class PackSpool:
             if not to_its_end:
                 async for _ in pieces:
                     pass
-        await self._store.workers.run(self._write)  # what is left
+        if self._bytes > self._store.limits.push_held_bytes:
+            await self._store.workers.run(self._write)  # what is left
 
     async def _take(self, piece: bytes, stream: PackStream | None) -> None:
         if not piece:

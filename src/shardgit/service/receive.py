@@ -26,7 +26,7 @@ from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.hiding import hidden_from_push
 from shardgit.service.pack_spool import PackSpool
-from shardgit.service.push import Push, Pushed
+from shardgit.service.push import Push, Pushed, Steps
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import nonce_of
@@ -61,6 +61,14 @@ class _Page:
     left: int
     after: bytes = b""
     lines: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A push that was judged, and its commit, where nobody has to be asked before that."""
+
+    push: Push
+    steps: Steps | None
 
 
 class ReceiveService:
@@ -220,19 +228,21 @@ class ReceiveService:
         nonce: bytes | None,
     ) -> AsyncGenerator[bytes, None]:
         """Carry out a push whose bytes are here; yield what the client hears of it."""
-        push = await self.store.workers.run(Push, self.store, name, request, principal=principal)
-        if spool.refused is not None:
-            push.unpack_failed(spool.refused)
-        else:
-            pack = spool.pack if request.has_pack else None
-            async for piece in self._while(request, self._judge(push, pack, nonce)):
-                yield piece
+        begun: list[Begun] = []
+
+        def begin() -> None:
+            push = Push(self.store, name, request, principal=principal)
+            begun.append(self._judged(push, spool, nonce))
+
+        async for piece in self._while(request, self.store.workers.run(begin)):
+            yield piece
+        push, steps = begun[0].push, begun[0].steps
         for text in _told(push):
             yield text
         if push.unpack_error is None:
             async for piece in self._asked(push):
                 yield piece
-        async for piece in self._while(request, self._commit(push)):
+        async for piece in self._while(request, self._commit(push, steps)):
             yield piece
         for text in _told(push):
             yield text
@@ -248,20 +258,35 @@ class ReceiveService:
         if request.sideband:
             yield FLUSH_BYTES
 
-    async def _judge(self, push: Push, pack: PackSource | None, nonce: bytes | None) -> None:
-        """Judge a push; what fails for a reason of the store's is told in the report, as all else is."""
+    def _judged(self, push: Push, spool: PackSpool, nonce: bytes | None) -> Begun:
+        """Judge a push and, where no hook has to be asked, plan its commit: all as one job.
+
+        What fails for a reason of the store's is told in the report, as all else is.
+        """
+        hooks = self.store.hooks
         try:
-            await self.store.workers.run(push.judge, pack, nonce=nonce)
+            if spool.refused is not None:
+                push.unpack_failed(spool.refused)
+            else:
+                push.judge(spool.pack if push.request.has_pack else None, nonce=nonce)
         except (ShardgitError, OSError, MemoryError) as error:
             telemetry.log().error("push_not_judged", repository=push.name, exc_info=error)
             told = error.message if isinstance(error, ShardgitError) else "internal error"
             push.unpack_failed(Unavailable(told))
+        if hooks is not None and hooks.wanted(push.record):
+            return Begun(push, None)
+        try:
+            return Begun(push, push.steps())
+        except ShardgitError as error:
+            _not_committed(push, error)
+            return Begun(push, None)
 
-    async def _commit(self, push: Push) -> None:
+    async def _commit(self, push: Push, steps: Steps | None) -> None:
         """Commit, again while other writers are faster. No thread waits for the disk: pushes share its fsyncs."""
         run = self.store.workers.run
         try:
-            while (steps := await run(push.steps)) is not None:
+            steps = steps or await run(push.steps)
+            while steps is not None:
                 try:
                     # commit point: as in Push.commit.
                     revision = await self.store.journal.commit(steps.conditions, steps.operations)
@@ -269,11 +294,10 @@ class ReceiveService:
                     push.lost()
                 else:
                     await run(push.committed, revision)
+                    return
+                steps = await run(push.steps)
         except ShardgitError as error:
-            expected = isinstance(error, LimitExceeded | Unavailable)
-            say = telemetry.log().warning if expected else telemetry.log().error
-            say("push_not_committed", repository=push.name, error=str(error))
-            push.failed(error)
+            _not_committed(push, error)
 
     # ---- hooks ----
 
@@ -360,6 +384,14 @@ class _Line:
                 if not task.done():
                     task.cancel()
                     await asyncio.wait({task})
+
+
+def _not_committed(push: Push, error: ShardgitError) -> None:
+    """Note a commit that failed for a reason of the store's; the client has it in its report."""
+    expected = isinstance(error, LimitExceeded | Unavailable)
+    say = telemetry.log().warning if expected else telemetry.log().error
+    say("push_not_committed", repository=push.name, error=str(error))
+    push.failed(error)
 
 
 def _told(push: Push) -> list[bytes]:
