@@ -448,6 +448,11 @@ async def test_a_branch_starts_where_it_is_told(repo: shardgit.aio.Repo) -> None
     assert parent == (await repo.commit_info("main~1")).id
 
 
+async def test_head_is_no_branch(repo: shardgit.aio.Repo) -> None:
+    with pytest.raises(InvalidArgument, match="HEAD is no branch"):
+        await repo.commit("HEAD", message="x", author="A <a@b.c>", files={"a": b"b"})
+
+
 async def test_a_branch_that_moved_is_a_conflict(repo: shardgit.aio.Repo) -> None:
     stale = (await repo.commit_info("main~1")).id
     for branch, expected in (("main", stale), ("main", bytes(20)), ("new", stale)):

@@ -224,4 +224,6 @@ class _Said:
 
 def full_name(branch: str) -> bytes:
     """Return the full name of a branch: ``main`` is refs/heads/main."""
+    if branch == "HEAD":  # as git: a branch of that name would be taken for the ref
+        raise InvalidArgument("HEAD is no branch; name the one that it points to", branch=branch)
     return (branch if branch.startswith("refs/") else f"refs/heads/{branch}").encode()
