@@ -10,12 +10,14 @@ from reference.gits import make_history
 
 from shardgit.node import create_store, open_store
 from shardgit.protocol.upload_pack import LsRefs
+from shardgit.refs.update import RefUpdate
+from shardgit.service import fetch as fetch_module
 from shardgit.service import store as module
 from shardgit.service.fetch import Answers, FetchService
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from shardgit.service.store import Store
@@ -42,6 +44,7 @@ def test_answers_count_what_their_keys_hold() -> None:
 
 async def test_prefixes_of_ls_refs_count(store: Store) -> None:
     fetches = FetchService(store, version="0")
+    fetches.answers = Answers(16 << 20)
     plain = LsRefs(prefixes=(b"refs/heads/",))
     want = b"".join([piece async for piece in fetches.ls_refs("demo", plain)])
     for number in range(40):  # 20 MiB of prefixes, for answers of 4 bytes
@@ -65,3 +68,31 @@ def test_small_bitsets_are_few(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     for number in (*range(200), 199, 0):
         store.selected(view, b"%d" % number, partial(note, number))
     assert made == [*range(200), 0]
+
+
+async def test_a_long_listing_is_kept_until_a_ref_changes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "PAGE_BYTES", 1_000)
+    fetches = FetchService(store, version="0")
+
+    def make(names: Sequence[bytes]) -> None:
+        with store.journal.snapshot() as snapshot:
+            record = store.repository(snapshot, "demo")
+            main = store.refs.get(snapshot, record, b"refs/heads/main")
+            assert main is not None
+            updates = [RefUpdate(name, None, main.target) for name in names]
+            change = store.refs.update(snapshot, record, updates)
+        store.journal.commit_sync(change.conditions, change.operations)
+
+    async def listed() -> list[bytes]:
+        return [piece async for piece in fetches.ls_refs("demo", LsRefs())]
+
+    make([b"refs/many/%06d" % number for number in range(30_000)])
+    pages = await listed()
+    assert len(pages) > 3
+    kept = await listed()
+    assert len(kept) == 2  # a first piece, and the rest
+    assert b"".join(kept) == b"".join(pages)
+    make([b"refs/heads/new"])
+    assert b"refs/heads/new" in b"".join(await listed())
