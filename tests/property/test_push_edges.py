@@ -203,7 +203,7 @@ def test_views_that_grow_out_of_one_at_once_do_not_see_each_others_objects(store
     ids, roots = [], []
     for number in range(THREADS):
         blobs = [b"%d of %d\n" % (each, number) for each in range(3 * number + 1)]
-        upload = Uploading(store, "demo", principal=ME)
+        upload = Uploading(store, "demo")
         upload.take(pack(*((BLOB, data) for data in blobs)))
         ids.append([oid(BLOB, data) for data in blobs])
         roots.append(upload.root())
@@ -349,10 +349,10 @@ def test_uploads_that_have_expired_are_not_folded_as_well(tmp_path: Path) -> Non
     with open_store(tmp_path / "data") as store:
         store.create_repository("demo")
         for number in range(16):
-            put_objects(store, "demo", [(BLOB, b"%d" % number)], principal=ME)
+            put_objects(store, "demo", [(BLOB, b"%d" % number)])
     with open_store(tmp_path / "data", limits=Limits(upload_grace_s=0.0)) as store:
         time.sleep(0.01)
-        put_objects(store, "demo", [(BLOB, b"more")], principal=ME)
+        put_objects(store, "demo", [(BLOB, b"more")])
         with store.journal.snapshot() as snapshot:
             record = store.repository(snapshot, "demo")
             assert len(list(snapshot.range(*uploads_range(record.id)))) == 1

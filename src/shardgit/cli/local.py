@@ -131,7 +131,7 @@ class LocalBackend:
 
     def put(self, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
         """See Backend."""
-        return put_objects(self._store, name, objects, principal=Principal("operator"))
+        return put_objects(self._store, name, objects)
 
     def settings(self, name: str) -> SettingsView:
         """See Backend."""

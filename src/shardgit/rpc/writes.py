@@ -46,7 +46,7 @@ class ObjectWrites:
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
         authorize(ANONYMOUS, Action.WRITE, name)
-        upload = await run(Uploading, store, name, principal=ANONYMOUS)
+        upload = await run(Uploading, store, name)
         kind = upload.record.hash_kind
         with UploadSpool(
             store, kind, most_bytes=pack_most_bytes(upload), limits=store.limits
@@ -86,7 +86,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
         authorize(ANONYMOUS, Action.WRITE, name)
-        upload = await run(Uploading, store, name, principal=ANONYMOUS)
+        upload = await run(Uploading, store, name)
 
         async def pieces() -> AsyncIterator[bytes]:
             async for request in requests:

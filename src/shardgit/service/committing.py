@@ -154,7 +154,7 @@ class Committing:
         push.take(pack)
         unsigned = unsigned_refusal(push.settings)
         if unsigned is not None:
-            push.refuse_all(unsigned)
+            push.verdicts.refuse_all(unsigned)
         push.check()
         return push
 

@@ -30,23 +30,25 @@ async def ask_hooks(
     Nothing is asked where nothing can come of it.
     """
     hooks = push.store.hooks
-    if hooks is None or not hooks.wanted(push.record) or not push.accepted():
+    if hooks is None or not hooks.wanted(push.record) or not push.verdicts.standing():
         return
-    if push.request.atomic and push.errors:
+    if push.request.atomic and push.verdicts.errors:
         return  # commit will refuse all of it
-    read = await push.store.workers.run(push.quarantined)
+    read = await push.store.workers.run(push.shown)
     call = _call(push, facts, tell, read=read)
     async with hooks.asking(call) as session:
         try:
             await session.pre_receive()
         except HookRefused as error:
-            push.refuse_all(error.message)
+            push.verdicts.refuse_all(error.message)
             return
         # Deletions first, as git updates refs: one may make room for a ref of another name.
-        for number, command in sorted(push.accepted(), key=lambda each: each[1].new is not None):
+        for number, command in sorted(
+            push.verdicts.standing(), key=lambda each: each[1].new is not None
+        ):
             reason = await session.update(command)
             if reason is not None:
-                push.refuse(number, reason)
+                push.verdicts.refuse(number, reason)
                 if push.request.atomic:
                     return
 
@@ -70,7 +72,7 @@ def _call(
     return PushHookCall(
         repository=push.record,
         principal=push.principal,
-        commands=tuple(command for _, command in push.accepted()),
+        commands=tuple(command for _, command in push.verdicts.standing()),
         options=push.request.options,
         certificate=facts,
         read=read,

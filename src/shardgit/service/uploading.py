@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import Conflict, Refused
 from shardgit.oid import ObjectId, hex_of
-from shardgit.protocol.receive_pack import PushRequest
-from shardgit.service.push import ROUNDS_MAX, Push, settle_soon
+from shardgit.service.intake import Intake
+from shardgit.service.push import ROUNDS_MAX
 from shardgit.service.upload_spool import UploadSpool
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from shardgit.journal.interface import Condition, Operation
-    from shardgit.service.access import Principal
     from shardgit.service.store import Store
 
 
@@ -30,19 +29,19 @@ class Stored:
     new_objects: int
 
 
-class Uploading(Push):
+class Uploading(Intake):
     """An upload under way. Methods run in the calling thread, a worker's, in this order: take or take_all, upload.
 
     What an object links to must come with it or be the repository's own. Whether a fork has it makes no
     difference, so nothing can be learnt of forks from what is refused.
     """
 
-    def __init__(self, store: Store, name: str, *, principal: Principal) -> None:
-        super().__init__(store, name, PushRequest(()), principal=principal, reason="upload")
+    def __init__(self, store: Store, name: str) -> None:
+        super().__init__(store, name)
         self._ids: list[ObjectId] = []
 
     def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
-        """Parse and resolve packs, compute every id, run fsck. Errors as Push.take."""
+        """Parse and resolve packs, compute every id, run fsck. Errors as Intake.take."""
         super().take_all(packs)
         assert self.ingest is not None
         # Bases that came from the pool stand behind the scanned objects: they are nobody's upload.
@@ -63,7 +62,7 @@ class Uploading(Push):
 
     def upload(self) -> Stored:
         """Make all objects durable, in one commit. Errors: Refused, Conflict, StorageFull, Unavailable."""
-        self._make_room()
+        self.make_room()
         for _ in range(ROUNDS_MAX):
             self.check()
             pool, root = self.look.state.pool, self.root()
@@ -79,11 +78,10 @@ class Uploading(Push):
                     [*conditions, *steps[0]], [*operations, *steps[1]]
                 )
             except Conflict:
-                self._renew()
+                self.renew()
                 continue
             if root:
-                self.store.adopt(pool.record, self._extended(), revision)
-                settle_soon(self.store, self.look)
+                self.adopt(revision)
             return Stored(len(self._ids), self.incoming.objects)
         raise Conflict("store is busy with other writers; upload again", repository=self.name)
 
@@ -94,14 +92,12 @@ def pack_most_bytes(upload: Uploading) -> int:
     return min(upload.settings.receive.max_push_bytes or most, most)
 
 
-def put_objects(
-    store: Store, name: str, objects: Iterable[tuple[int, bytes]], *, principal: Principal
-) -> list[ObjectId]:
+def put_objects(store: Store, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
     """Store objects, (type, bytes) each, in one commit; returns their ids in order.
 
     Errors: InvalidArgument, FsckRefused, Refused, LimitExceeded, RepositoryMissing, StorageFull.
     """
-    upload = Uploading(store, name, principal=principal)
+    upload = Uploading(store, name)
     most, kind = pack_most_bytes(upload), upload.record.hash_kind
     with UploadSpool(store, kind, most_bytes=most, limits=store.limits) as spool:
         for type_, data in objects:

@@ -1,0 +1,207 @@
+"""What is on its way into a pool: parsed, resolved and laid out in quarantine, until a commit names it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shardgit.errors import LimitExceeded, RepositoryMissing
+from shardgit.operate.settle import settle
+from shardgit.pool.append import write_recent
+from shardgit.service.fscking import judge, severities
+from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
+from shardgit.service.look import Look
+from shardgit.service.quarantine import QuarantinedReading
+from shardgit.service.resolving import new_ingest
+from shardgit.service.settings import settings_of
+from shardgit.service.store import Reach
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from shardgit._layout import Ingest
+    from shardgit.limits import Limits
+    from shardgit.oid import ObjectId
+    from shardgit.pool.view import PoolView
+    from shardgit.service.reading import Reading
+    from shardgit.service.settings import RepositorySettings
+    from shardgit.service.store import Store
+
+
+class Intake:
+    """Objects over one look at a repository. Methods run in the calling thread, a worker's.
+
+    What never gets a commit leaves nothing but, at most, blocks that nothing names.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self.look = Look(store, name)
+        self.record = self.look.record
+        self.settings: RepositorySettings = settings_of(self.record)
+        self.told: list[str] = []  # lines for the user
+        self.ingest: Ingest | None = None
+        self.known: list[int] = []  # positions of what came and the pool had
+        self._root: bytes = b""
+        self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
+
+    def _limits(self) -> Limits:
+        """Return the store's limits, narrowed by the repository's settings."""
+        limits, receive = self.store.limits, self.settings.receive
+        if receive.max_push_objects:
+            most = min(limits.pack_objects_max, receive.max_push_objects)
+            limits = replace(limits, pack_objects_max=most)
+        if receive.max_file_bytes:
+            size = min(limits.object_size_max_bytes, receive.max_file_bytes)
+            limits = replace(limits, object_size_max_bytes=size)
+        return limits
+
+    def take(self, pack: Buffer, offsets: array[int] | None = None) -> None:
+        """Parse and resolve a pack, compute every id, run fsck.
+
+        Deltas may have bases that the repository reaches. Errors: MalformedPack, MalformedObject, FsckRefused,
+        ObjectCollision, LimitExceeded, DataLoss.
+        """
+        self.take_all([(pack, offsets)])
+
+    def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
+        """Take several packs as if they were one. Errors as ``take``."""
+        limits = self._limits()
+        ingest = new_ingest(self.record.hash_kind, limits)
+        checks = severities(self.settings, self.record.hash_kind)
+        if checks is not None:
+            ingest.check_objects(checks.table)
+        try:
+            for pack, offsets in packs:
+                ingest.scan(pack, offsets)
+            resolve_thin(
+                ingest,
+                self.look.view,
+                self.look.owned,
+                threads=self.store.workers.threads,
+                limits=limits,
+            )
+        except LimitExceeded as error:
+            raise self._explained(error) from error
+        if checks is not None:
+            self.told += judge(ingest, checks, self.look)
+        self.ingest = ingest
+        self._place()
+
+    def _explained(self, error: LimitExceeded) -> LimitExceeded:
+        receive = self.settings.receive
+        if "too many objects" in error.message and receive.max_push_objects:
+            return LimitExceeded(
+                "push has too many objects; push in smaller steps", limit=receive.max_push_objects
+            )
+        if "object is over" in error.message and receive.max_file_bytes:
+            return LimitExceeded(
+                "push holds a file over the size limit; use Git LFS or leave it out",
+                limit_bytes=receive.max_file_bytes,
+            )
+        return error
+
+    def _place(self) -> None:
+        """Lay the objects out over the pool as the look shows it."""
+        assert self.ingest is not None
+        view = self.look.view
+        self.known = leave_out_known(self.ingest, view, compare=True)
+        self.incoming = Incoming(self.ingest, view, self.record.hash_kind, self.store.limits)
+        self._root = b""
+
+    def drop_unreached(self, marks: bytes) -> None:
+        """Leave out new objects that ``marks``, a bitset over pool and new ones, lacks: they may link to nothing."""
+        if self.ingest is None:
+            return
+        if self.ingest.drop_positions(marks, self.incoming.first):
+            self.incoming = Incoming(
+                self.ingest, self.look.view, self.record.hash_kind, self.store.limits
+            )
+            self._root = b""
+
+    def root(self) -> bytes:
+        """Write what the push brings; returns the root of its recent, b"" when it brings nothing."""
+        if not self._root and self.ingest is not None and self.incoming.objects:
+            self._root = write_recent(
+                self.store.blocks,
+                self.ingest,
+                segments=self.incoming.segments,
+                stream=self.incoming.stream,
+                pool=self.record.pool,
+                hash_kind=self.record.hash_kind,
+                limits=self.store.limits,
+            )
+        return self._root
+
+    def quarantined(self, targets: Sequence[ObjectId]) -> Reading:
+        """Return reads of the repository as it would be with refs to ``targets`` as well."""
+        view = self.extended()
+        tips = [at for at in self.incoming.positions(targets) if at >= 0]
+        have = self.look.reachable
+        marks, _ = self.incoming.reached(tips, have or None)
+        both = int.from_bytes(have, "little") | int.from_bytes(marks, "little")
+        known = both.to_bytes((view.objects + 7) // 8, "little")
+        shown = view if view.objects else None
+        return QuarantinedReading(
+            self.store,
+            self.look.state,
+            shown,
+            Reach(known=known),
+            uploaded=self.look.uploaded,
+        )
+
+    def extended(self) -> PoolView:
+        """Return the pool with what came, as it will be once that is committed."""
+        pool = self.look.state.pool
+        root = self.root()
+        if not root:
+            return pool.view
+        return pool.view.extended(pool.last_recent + 1, root, graph=self.incoming.graph)
+
+    def adopt(self, revision: int) -> None:
+        """Keep the view that a commit at ``revision`` made right, and have a full pool settled."""
+        if self._root:
+            self.store.adopt(self.look.state.pool.record, self.extended(), revision)
+        settle_soon(self.store, self.look)
+
+    def renew(self) -> bool:
+        """Look at the repository anew after another writer won; says whether the pool is another now.
+
+        Errors: RepositoryMissing.
+        """
+        before = self.look.state.pool.view.id
+        look = Look(self.store, self.name)
+        if look.record.id != self.record.id:  # the name is another's now
+            raise RepositoryMissing("repository does not exist", repository=self.name)
+        self.look = look
+        if self.look.state.pool.view.id == before:
+            return False
+        if self.ingest is not None:
+            self._place()
+        else:
+            self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self.store.limits)
+        return True
+
+    def make_room(self) -> bool:
+        """Wait for a settle where recents have piled up, so that nobody's lookups drown in them.
+
+        Says whether the pool is another now. Errors: RepositoryMissing.
+        """
+        view, limits = self.look.state.pool.view, self.store.limits
+        if len(view.recents) < limits.recents_max and view.recents_bytes < limits.recents_max_bytes:
+            return False
+        settle(self.store, self.record.pool)
+        return self.renew()
+
+
+def settle_soon(store: Store, look: Look) -> None:
+    """Have the pool settled in the background once it has enough recents."""
+    view, limits = look.state.pool.view, store.limits
+    full = view.recents_bytes >= limits.recents_max_bytes // 2
+    if len(view.recents) + 1 >= limits.recents_settle or full:
+        pool = look.record.pool
+        store.workers.later(("settle", pool), lambda: settle(store, pool))
