@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shardgit.errors import Conflict, JournalCorrupt
 from shardgit.journal.memory import MemoryJournal
+from shardgit.journal.pins import LEASE_MS, Pin, PinRecord, fresh_pins
 from shardgit.journal.records import (
     NameRecord,
     PoolRecord,
@@ -128,3 +129,27 @@ def test_the_range_of_loose_refs_leaves_head_and_neighbours_out() -> None:
     ]
     assert all(low <= key < high for key in inside)
     assert not any(low <= key < high for key in outside)
+
+
+def test_a_pin_is_fresh_until_its_lease_is_over_and_then_makes_room() -> None:
+    journal = MemoryJournal()
+    pin = Pin(journal, "backup to x", 1_000)
+    with journal.snapshot() as snapshot:
+        assert [one.holder for one in fresh_pins(snapshot, 1_000 + LEASE_MS - 1)] == ["backup to x"]
+        assert not fresh_pins(snapshot, 1_000 + LEASE_MS)
+    assert pin.renew(1_000 + LEASE_MS - 1)
+    with journal.snapshot() as snapshot:
+        assert fresh_pins(snapshot, 1_000 + LEASE_MS)
+    late = Pin(journal, "later", 1_000 + 3 * LEASE_MS)
+    with journal.snapshot() as snapshot:
+        assert [one.holder for one in fresh_pins(snapshot, 0)] == ["later"]
+    assert not pin.renew(1_000 + 3 * LEASE_MS)
+    late.drop()
+    with journal.snapshot() as snapshot:
+        assert not fresh_pins(snapshot, 0)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_pin_or_one_error(data: bytes) -> None:
+    with contextlib.suppress(JournalCorrupt):
+        assert PinRecord.decode(data).since_ms >= 0
