@@ -183,11 +183,10 @@ def connect(target: str, token: str | None = None) -> Client:
 
 def error_of(call: grpc.RpcError) -> errors.ShardgitError:
     """Return the typed error that a server raised, from the status of its answer."""
-    code = call.code().name if isinstance(call, grpc.aio.AioRpcError) else "INTERNAL"
-    text = str(call.details() if isinstance(call, grpc.aio.AioRpcError) else call)
-    for key, value in (
-        (call.trailing_metadata() or ()) if isinstance(call, grpc.aio.AioRpcError) else ()
-    ):
+    told = isinstance(call, grpc.Call | grpc.aio.AioRpcError)  # of a channel of either kind
+    code = call.code().name if told else "INTERNAL"
+    text = str(call.details() if told else call)
+    for key, value in (call.trailing_metadata() or ()) if told else ():
         if key != "grpc-status-details-bin":
             continue
         status = status_pb2.Status.FromString(

@@ -32,6 +32,7 @@
     |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
+    +-- Stopped                   ABORTED              an operation that was told to stop; it can go on
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
     +-- Unavailable               UNAVAILABLE          retry the same call
@@ -210,6 +211,12 @@ class PermissionRefused(ShardgitError):
 
 class Conflict(ShardgitError):
     """A compare-and-set lost against another writer."""
+
+    code = "ABORTED"
+
+
+class Stopped(ShardgitError):
+    """A long operation was told to stop; what it has done stands, and it goes on when begun again."""
 
     code = "ABORTED"
 

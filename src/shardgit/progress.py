@@ -14,7 +14,7 @@ class Progress:
     stage: str
     done: int
     total: int | None
-    unit: Literal["objects", "bytes", "blocks"]
+    unit: Literal["objects", "bytes", "blocks", "seconds"]
 
 
 Report = Callable[[Progress], None]

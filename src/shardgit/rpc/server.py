@@ -9,7 +9,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardgit.rpc.refs import Refs
-from shardgit.rpc.services import Commits, Objects, RepositoriesService, Shards
+from shardgit.rpc.services import Commits, Objects, RepositoriesService
+from shardgit.rpc.shards import ShardServicer
 from shardgit.rpc.transport import Transport
 from shardgit.rpc.writes import Packs
 from shardgit.service.conversation import Conversations
@@ -64,7 +65,7 @@ async def make_server(
     repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)  # type: ignore[no-untyped-call]
     ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store, stopping), server)  # type: ignore[no-untyped-call]
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
-    shard_pb2_grpc.add_ShardServiceServicer_to_server(Shards(store), server)  # type: ignore[no-untyped-call]
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(store), server)  # type: ignore[no-untyped-call]
     pack_pb2_grpc.add_PackServiceServicer_to_server(Packs(store), server)  # type: ignore[no-untyped-call]
     transport_pb2_grpc.add_TransportServiceServicer_to_server(Transport(talks), server)  # type: ignore[no-untyped-call]
     names = [

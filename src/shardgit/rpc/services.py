@@ -13,7 +13,6 @@ from shardgit.rpc.writes import CommitWrites, ObjectWrites
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.reading import CommitInfo, Reading
 from shardgit.service.repositories import Repositories, RepositoryInfo
-from shardgit.service.shards import list_shards
 from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
@@ -22,8 +21,6 @@ from shardgit.v1 import (
     object_pb2_grpc,
     repository_pb2,
     repository_pb2_grpc,
-    shard_pb2,
-    shard_pb2_grpc,
 )
 
 if TYPE_CHECKING:
@@ -371,32 +368,3 @@ class Commits(CommitWrites, _Service, commit_pb2_grpc.CommitServiceServicer):
         yield commit_pb2.ReadPathResponse(header=header)
         async for piece in self._pull(pieces):
             yield commit_pb2.ReadPathResponse(data=piece)
-
-
-class Shards(_Service, shard_pb2_grpc.ShardServiceServicer):
-    """ShardService."""
-
-    @unary
-    async def ListShards(
-        self, _: shard_pb2.ListShardsRequest, __: grpc.aio.ServicerContext
-    ) -> shard_pb2.ListShardsResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
-        found = await self._run(list_shards, self.store)
-        return shard_pb2.ListShardsResponse(
-            shards=[
-                shard_pb2.Shard(
-                    id=one.id,
-                    path=one.path,
-                    zone=one.zone,
-                    weight=one.weight,
-                    state=one.state,
-                    blocks=one.blocks,
-                    bytes=one.bytes,
-                    file_bytes=one.file_bytes,
-                    partitions=one.partitions,
-                )
-                for one in found
-            ],
-            ring_epoch=self.store.blocks.ring.epoch,
-            replicas=self.store.blocks.ring.replicas,
-        )

@@ -41,7 +41,7 @@ def list_shards(store: Store) -> list[ShardInfo]:
                 path=str(shard.folder),
                 zone=place.zone,
                 weight=place.weight,
-                state="active" if place.weight else "drained",
+                state=_state(place.weight, partitions[place.number]),
                 blocks=stats.blocks,
                 bytes=stats.live_bytes,
                 file_bytes=stats.file_bytes,
@@ -49,3 +49,9 @@ def list_shards(store: Store) -> list[ShardInfo]:
             )
         )
     return found
+
+
+def _state(weight: float, partitions: int) -> str:
+    if weight:
+        return "active"
+    return "draining" if partitions else "drained"

@@ -1,0 +1,176 @@
+"""How commands run long operations: here or through a server, with a bar or JSON, until ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from shardgit.cli.context import UsageRefused, opened, server_address
+from shardgit.cli.output import BAR_AFTER_S, human_bytes, print_json, progress_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shardgit.operate.operation import Control
+    from shardgit.operators import Operators
+    from shardgit.progress import Progress, Report
+    from shardgit.service.store import Store
+    from shardgit.v1 import shard_pb2
+
+T = TypeVar("T")
+ThrottleOption = Annotated[
+    str | None,
+    typer.Option("--throttle", metavar="RATE", help="At most so much a second, as 50MiB/s."),
+]
+EagerOption = Annotated[
+    bool, typer.Option("--eager", help="Do not slow down while the store is busy.")
+]
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?(?:/s)?", re.IGNORECASE)
+_SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+RATE_MAX = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast an operation may go: bytes a second, None without a bound, and whether load slows it."""
+
+    rate_bytes_s: float | None = None
+    ignore_load: bool = False
+
+    def message(self) -> shard_pb2.Pace:
+        """Return it as a server is told."""
+        from shardgit.v1 import shard_pb2
+
+        rate = max(int(self.rate_bytes_s), 1) if self.rate_bytes_s else 0
+        return shard_pb2.Pace(bytes_per_s=rate, ignore_load=self.ignore_load)
+
+
+def speed(throttle: str | None, *, eager: bool = False) -> Speed:
+    """Return the speed that --throttle and --eager ask for; UsageRefused for what is no rate."""
+    if throttle is None:
+        return Speed(ignore_load=eager)
+    found = _RATE.fullmatch(throttle.strip())
+    rate = float(found[1]) * _SCALE[found[2].lower()] if found else 0.0
+    if not 1 <= rate <= RATE_MAX:
+        raise UsageRefused("not a rate; write it as 50MiB/s", throttle=throttle[:50])
+    return Speed(rate, eager)
+
+
+def run_operation(
+    server: str | None,
+    data: Path | None,
+    *,
+    local: Callable[[Store, Control], T],
+    remote: Callable[[Operators, Report], T],
+    show: Callable[[T], None] | None = None,
+    json: bool = False,
+    pace: Speed | None = None,
+) -> T:
+    """Run a long operation on the store's folder, or have a server run it; prints and returns its result.
+
+    Progress goes to a bar on a terminal, and nowhere with ``json``: then the result is printed as JSON, nothing else.
+    Without ``json`` it is ``show`` that prints it. The first ctrl-C stops the operation at its next step, where it
+    can go on later.
+    """
+    address = server_address(server, data)
+    if address:
+        from shardgit.operators import Operators
+
+        with Operators(address) as client, operation_bar(quiet=json) as report:
+            done = remote(client, report)
+    else:
+        from shardgit.operate.operation import Control, Throttle, step_back, store_probe
+
+        with opened(data) as store, operation_bar(quiet=json) as report:
+            pace = pace or Speed()
+            probe = None if pace.ignore_load else store_probe(store)
+            control = Control(report=report, throttle=Throttle(pace.rate_bytes_s, probe=probe))
+            step_back()
+            with _stopping(control):
+                done = local(store, control)
+    if json:
+        print_json(done)
+    elif show is not None:
+        show(done)
+    return done
+
+
+@contextmanager
+def _stopping(control: Control) -> Iterator[None]:
+    """Let ctrl-C stop an operation in order; a second one does not wait for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_: int, __: object) -> None:
+        control.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def operation_bar(*, quiet: bool) -> Iterator[Report]:
+    """Show progress on a terminal's standard error: a bar a stage, its rate, the time that is left."""
+    from shardgit.progress import silent
+
+    if quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description:>18}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, tuple[TaskID, float, int]] = {}
+    begun = time.monotonic()
+
+    def report(step: Progress) -> None:
+        now = time.monotonic()
+        if not bars.live.is_started and now - begun > BAR_AFTER_S:
+            bars.start()
+        if step.stage not in tasks:
+            task = bars.add_task(step.stage, total=step.total, said="", rate="")
+            tasks[step.stage] = (task, now, step.done)
+        task, since, first = tasks[step.stage]
+        rate = rate_text(step, step.done - first, now - since)
+        bars.update(
+            task, completed=step.done, total=step.total, said=progress_text(step), rate=rate
+        )
+
+    try:
+        yield report
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def rate_text(step: Progress, done: int, seconds: float) -> str:
+    """Return how fast a stage goes, in words; nothing before half a second, and for waiting."""
+    if seconds < 0.5 or step.unit == "seconds":
+        return ""
+    if step.unit == "bytes":
+        return f"{human_bytes(done / seconds)}/s"
+    return f"{done / seconds:,.0f} {step.unit}/s"
