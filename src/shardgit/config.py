@@ -19,9 +19,9 @@ PREFIX = "SHARDGIT_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WORKERS_MAX = 256
 DRAIN_MAX_S = 3_600.0
-# Variables that others read: the CLI, the build and the benches. Kubernetes sets SHARDGIT_PORT and
+# Variables that others read: the CLI, the build, the benches and faultpoints. Kubernetes sets SHARDGIT_PORT and
 # SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
-_NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
+_NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|FAULT|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

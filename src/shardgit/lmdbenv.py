@@ -203,6 +203,10 @@ class Environment:
             raise StorageFull("no space left in the database", path=str(self.folder)) from cause
         except (lmdb.BadValsizeError, lmdb.InvalidParameterError):
             raise
+        except OSError as cause:  # of a fault point
+            if cause.errno not in NO_SPACE:
+                raise
+            raise StorageFull("no space left on the disk", path=str(self.folder)) from cause
         except lmdb.Error as cause:
             # LMDB answers a short write, which is how a full disk often shows first, with EIO.
             if any(os.strerror(number) in str(cause) for number in NO_SPACE) or self._out_of_room():

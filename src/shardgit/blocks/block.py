@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import os
 import struct
-import time
 from dataclasses import dataclass
 
 from blake3 import blake3
 
+from shardgit import clock
 from shardgit.errors import BlockCorrupt
 from shardgit.oid import BlockId, HashKind, PoolId
 
@@ -64,7 +64,7 @@ def new_header(
     kind: BlockKind, hash_kind: HashKind, pool: PoolId, length: int, *, flags: int = 0
 ) -> bytes:
     """Return the header of a block of ``length`` bytes in all, born now, with a fresh nonce."""
-    created_ms = time.time_ns() // 1_000_000
+    created_ms = clock.now_ms()
     return BlockHeader(kind, hash_kind, flags, length, pool, created_ms, os.urandom(16)).pack()
 
 

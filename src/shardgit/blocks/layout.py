@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -100,7 +101,9 @@ def create_layout(
             rows = [{"number": p.number, "path": _stored_path(folder, p.path)} for p in places]
             facts = json.dumps({"store": store_id, "shards": rows}, indent=2)
             # commit point: before it a crash leaves no store, after it a whole one.
+            faultpoints.reach("store.before_create")
             _write_durably(folder / FORMAT_FILE, f"{MAGIC} {VERSION}\n{facts}\n")
+            faultpoints.reach("store.after_create")
     except OSError as cause:
         if cause.errno in NO_SPACE:
             raise StorageFull("no space left for a store", path=str(folder)) from cause
@@ -287,7 +290,9 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     # commit point: before it the file is as it was, after it whole and new.
+    faultpoints.reach("file.before_replace")
     fresh.replace(path)
+    faultpoints.reach("file.after_replace")
     _fsync(path.parent)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
+from shardgit import faultpoints
 from shardgit.blocks.block import verify_block
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.errors import DataLoss, Internal, ShardgitError, StorageFull, Unavailable
@@ -167,6 +168,8 @@ class ShardStore(OnWorkers):
                     self._check_room(fresh)
                     for block, data in fresh:
                         transaction.put(block, data)
+                    faultpoints.reach("shard.before_put")
+                faultpoints.reach("shard.after_put")
             except StorageFull:
                 # Others, the journal first, may need the room that the failed batch took.
                 with suppress(ShardgitError):
@@ -197,6 +200,8 @@ class ShardStore(OnWorkers):
         with self._writer, self._environment.write() as transaction:
             for block in ids:
                 transaction.delete(block)
+            faultpoints.reach("shard.before_delete")
+        faultpoints.reach("shard.after_delete")
         for block in ids:
             self._seen.discard(block)
 

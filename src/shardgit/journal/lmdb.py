@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import lmdb
 from blake3 import blake3
 
+from shardgit import faultpoints
 from shardgit.errors import (
     Conflict,
     DataLoss,
@@ -304,6 +305,8 @@ class LmdbJournal:
                     continue
                 for operation in waiting.operations:
                     wrote = _apply(transaction, operation, revision) or wrote
+            faultpoints.reach("journal.before_commit")
+        faultpoints.reach("journal.after_commit")
         # A transaction that changed nothing does not use its number up.
         made = revision if wrote else revision - 1
         return [failed.get(number, made) for number in range(len(group))]

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from shardgit import _segment
+from shardgit import _segment, faultpoints
 from shardgit.errors import Conflict, LimitExceeded, StorageFull
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
@@ -113,7 +113,9 @@ class _Settle:
         low, high = recents_range(self.state.record.id, upto=view.last_recent)
         # commit point: before it the recents stand, and blocks that nothing names; after it the new manifest stands
         # in their place, whole.
+        faultpoints.reach("settle.before_commit")
         store.journal.commit_sync([compare], [put, DeleteRange(low, high)])
+        faultpoints.reach("settle.after_commit")
 
     def _small(self) -> bool:
         """Return whether all of the pool fits one block: then it stays one."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import clock
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt, LimitExceeded
 from shardgit.limits import DEFAULT
@@ -222,7 +222,7 @@ def encode_entry(
         body = list[bytes](blocks)
     else:
         blocks, body = [], [certificate, *waiting]
-    time_ms = note.time_ms or time.time_ns() // 1_000_000
+    time_ms = note.time_ms or clock.now_ms()
     head = _ROW.pack(
         VERSION,
         hash_kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict
 from shardgit.journal.records import refs_head_key, repository_key
 
@@ -120,12 +121,16 @@ class RefWriter:
             try:
                 # commit point: a crash before it leaves the refs as they were and at most blocks
                 # that nothing names, a crash after it all of the change.
-                return self._journal.commit_sync(
+                faultpoints.reach("refs.before_commit")
+                revision = self._journal.commit_sync(
                     [*change.conditions, *conditions], [*change.operations, *operations]
                 )
             except Conflict:
                 if self._state(repository) == state:
                     raise  # not for another's change of these refs
+            else:
+                faultpoints.reach("refs.after_commit")
+                return revision
         raise Conflict("refs change too fast", repository=repository.name)
 
     async def _arun(
@@ -139,12 +144,16 @@ class RefWriter:
             change, state = await self._workers.run(self._plan, repository, plan)
             try:
                 # commit point: as in _run.
-                return await self._journal.commit(
+                faultpoints.reach("refs.before_commit")
+                revision = await self._journal.commit(
                     [*change.conditions, *conditions], [*change.operations, *operations]
                 )
             except Conflict:
                 if self._state(repository) == state:
                     raise
+            else:
+                faultpoints.reach("refs.after_commit")
+                return revision
         raise Conflict("refs change too fast", repository=repository.name)
 
     def _plan(

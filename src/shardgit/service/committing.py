@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, InvalidArgument, ObjectMissing, Refused
 from shardgit.objects import GITLINK, ObjectType, object_id
 from shardgit.oid import ObjectId, hex_of
@@ -107,7 +108,9 @@ class Committing:
         while (steps := await run(push.steps)) is not None:
             try:
                 # commit point: as in Push.commit.
+                faultpoints.reach("commit.before_commit")
                 revision = await self.store.journal.commit(steps.conditions, steps.operations)
+                faultpoints.reach("commit.after_commit")
             except Conflict:
                 push.lost()
             else:

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
@@ -78,11 +79,13 @@ class Configuring:
             key = repository_key(record.id)
             cursors = cursor_operations(record, settings_of(record), settings, newest)
             # commit point: before it the old settings stand, after it the new ones.
+            faultpoints.reach("settings.before_commit")
             done = self.store.try_commit(
                 [Compare(key, revision)],
                 [Put(key, replace(record, settings=data).encode()), *cursors],
             )
             if done:
+                faultpoints.reach("settings.after_commit")
                 return self.get(name)
         raise Conflict("repository is being changed by many at once", repository=name)
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import telemetry
+from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import HookFailed, LogPositionUnknown, ShardgitError
 from shardgit.journal.cursor_records import (
     CURSORS,
@@ -197,7 +197,7 @@ class Events:
         revision = self.store.journal.revision()
         if revision == self._revision and not self._pending:
             return []
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock.now_ms()
         found = []
         pending = False
         with self.store.journal.snapshot() as snapshot:
@@ -259,7 +259,7 @@ class Events:
             self._move(repository, hook, revision, HookCursor(newest))
         if entry is None:
             return None
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock.now_ms()
         if sequence is None and max(cursor.next_ms, entry.time_ms + GRACE_MS) > now_ms:
             return None
         count = sum(1 for _ in _commands(entry))
@@ -292,7 +292,7 @@ class Events:
             if not isinstance(error, HookFailed):  # that one is logged where it was asked
                 _log_trouble(step.record.name, error)
             wait_ms = min(1_000 << min(tries - 1, 20), RETRY_MAX_MS)
-            return HookCursor(step.cursor.sequence, tries, time.time_ns() // 1_000_000 + wait_ms)
+            return HookCursor(step.cursor.sequence, tries, clock.now_ms() + wait_ms)
         telemetry.HOOKS.labels(POST_RECEIVE, "given_up").inc()
         telemetry.log().error(
             "hook_event_given_up",
@@ -308,7 +308,10 @@ class Events:
     ) -> bool:
         key = cursor_key(repository, hook)
         # commit point: before it the event is told again, after it never.
-        return self.store.try_commit([Compare(key, revision)], [Put(key, cursor.encode())])
+        faultpoints.reach("event.before_commit")
+        done = self.store.try_commit([Compare(key, revision)], [Put(key, cursor.encode())])
+        faultpoints.reach("event.after_commit")
+        return done
 
     def _event(self, step: _Step, folder: Path, call: PushHookCall | None) -> HookEvent:
         entry = step.entry

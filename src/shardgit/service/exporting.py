@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import AlreadyExists, DataLoss
 from shardgit.oid import HashKind, ObjectId
 from shardgit.pool.transfer import Transfer, TransferOptions
@@ -65,7 +66,9 @@ def export_repository(
             if objects:
                 pack_bytes = _pack(fresh / "objects" / "pack", transfer, kind, store, progress)
         # commit point: before it there is no export, after it there is a whole one.
+        faultpoints.reach("export.before_rename")
         fresh.rename(folder)
+        faultpoints.reach("export.after_rename")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     seconds = time.monotonic() - begun

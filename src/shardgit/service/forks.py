@@ -10,9 +10,9 @@ source's own business.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, RepositoryExists
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import (
@@ -63,13 +63,14 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
             target,
             origin.pool,
             origin.hash_kind,
-            time.time_ns() // 1_000_000,
+            clock.now_ms(),
             _inherited(origin),
             parent=origin.id,
         )
         said = note or LogNote("", f"fork of {source}")
         # commit point: before it there is no fork, and at most a block that nothing names; after it
         # the fork is whole.
+        faultpoints.reach("fork.before_commit")
         done = store.try_commit(
             [Compare(name_key(target), 0), number.condition, *shared.change.conditions],
             [
@@ -84,6 +85,7 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
             ],
         )
         if done:
+            faultpoints.reach("fork.after_commit")
             return record
     raise Conflict("source changes too fast to be forked", repository=source)
 

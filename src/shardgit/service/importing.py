@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import (
     Conflict,
     MalformedInput,
@@ -187,9 +188,12 @@ class _Import:
             change = self.store.refs.replace_all(snapshot, record, refs, head, LogNote("", MESSAGE))
         # commit point: a crash before it leaves the repository as it was and blocks that nothing names; after it the
         # import is whole.
-        return self.store.try_commit(
+        faultpoints.reach("import.before_commit")
+        done = self.store.try_commit(
             [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
         )
+        faultpoints.reach("import.after_commit")
+        return done
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""

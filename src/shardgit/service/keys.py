@@ -6,10 +6,10 @@ import base64
 import binascii
 import hashlib
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import clock, faultpoints
 from shardgit.errors import AlreadyExists, InvalidArgument, KeyMissing, LimitExceeded
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.keys import KEYS, KeyRecord, key_key
@@ -115,13 +115,16 @@ class Keys:
         if len(known.encode()) > NAME_MAX_BYTES:
             raise LimitExceeded("key name is too long", limit=NAME_MAX_BYTES)
         row = key_key(key.fingerprint)
-        record = KeyRecord(known, key.blob, time.time_ns() // 1_000_000)
+        record = KeyRecord(known, key.blob, clock.now_ms())
         with self._journal.snapshot() as snapshot:
             there = snapshot.get(row)
         if there is not None:
             held = KeyRecord.decode(there.value)
             raise AlreadyExists("key is there already", name=held.name)
+        # commit point: before it the key is not known, after it it lets in.
+        faultpoints.reach("key.before_add")
         self._journal.commit_sync([Compare(row, 0)], [Put(row, record.encode())])
+        faultpoints.reach("key.after_add")
         return _known(key.fingerprint, record)
 
     def all(self) -> list[KnownKey]:
@@ -140,7 +143,10 @@ class Keys:
             raise KeyMissing("no such key", key=word[:200])
         for one in found:
             digits = one.fingerprint.removeprefix("SHA256:") + "="
+            # commit point, one for each key: before it the key lets in, after it no more.
+            faultpoints.reach("key.before_remove")
             self._journal.commit_sync([], [Delete(key_key(base64.b64decode(digits)))])
+            faultpoints.reach("key.after_remove")
         return found
 
     def name_of(self, fingerprint: bytes) -> str | None:

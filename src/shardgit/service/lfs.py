@@ -6,10 +6,10 @@ See docs/formats/lfs.md.
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import clock, faultpoints
 from shardgit.blocks.block import HEADER_SIZE, block_id
 from shardgit.errors import (
     Conflict,
@@ -269,7 +269,7 @@ class _Upload:
             self._commit(self._finished())
 
     def _finished(self) -> LfsRecord:
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock.now_ms()
         if len(self._parts) < 2:
             root = self._parts[0] if self._parts else None
             return LfsRecord(self.size, len(self._parts), root, now_ms)
@@ -307,7 +307,9 @@ class _Upload:
                 operations.append(Put(keys[2], made.encode()))
             # commit point: before it nothing names the parts, which drop or gc deletes; after it
             # the repository sees the object.
+            faultpoints.reach("lfs.before_commit")
             if not operations or self.store.try_commit(conditions, operations):
+                faultpoints.reach("lfs.after_commit")
                 self._named = named
                 return
         raise Conflict("lfs object is being stored by many at once", oid=self.oid.hex())

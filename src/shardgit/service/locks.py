@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import clock, faultpoints
 from shardgit.errors import (
     Conflict,
     InvalidArgument,
@@ -57,7 +57,7 @@ class Locks:
         """Lock a path for a principal. Errors: LockExists (fact ``lock``), InvalidArgument."""
         check_path(path, self.store.limits.lfs_lock_path_max_bytes)
         for _ in range(ROUNDS_MAX):
-            now_ms = time.time_ns() // 1_000_000
+            now_ms = clock.now_ms()
             with self.store.journal.snapshot() as snapshot:
                 record = lfs_repository(self.store, snapshot, name)
                 own = snapshot.get(repository_key(record.id))
@@ -69,6 +69,7 @@ class Locks:
             lock = now_ms.to_bytes(8, "big") + os.urandom(8)
             made = LockRecord(lock, path, _cut(principal.name), now_ms)
             # commit point: before it the path is free, after it locked.
+            faultpoints.reach("lock.before_lock")
             if self.store.try_commit(
                 [Compare(own.key, own.revision), Compare(lock_path_key(record.id, path), 0)],
                 [
@@ -76,6 +77,7 @@ class Locks:
                     Put(lock_key(record.id, lock), made.encode()),
                 ],
             ):
+                faultpoints.reach("lock.after_lock")
                 return made
         raise Conflict("path is being locked by many at once", path=path)
 
@@ -93,10 +95,12 @@ class Locks:
             if found.owner != _cut(principal.name) and not force:
                 raise PermissionRefused("lock is held by somebody else", owner=found.owner)
             # commit point: before it the path is locked, after it free.
+            faultpoints.reach("lock.before_unlock")
             if self.store.try_commit(
                 [Compare(row.key, row.revision)],
                 [Delete(row.key), Delete(lock_path_key(record.id, found.path))],
             ):
+                faultpoints.reach("lock.after_unlock")
                 return found
         raise Conflict("lock is being changed by many at once", lock=lock[:64])
 

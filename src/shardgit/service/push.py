@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import telemetry
+from shardgit import faultpoints, telemetry
 from shardgit.errors import (
     AlreadyExists,
     Conflict,
@@ -189,7 +189,9 @@ class Push(Intake):
             try:
                 # commit point: a crash before it leaves the repository as it was and at most blocks that nothing
                 # names; after it objects, refs and log are there, fsynced.
+                faultpoints.reach("push.before_commit")
                 revision = self.store.journal.commit_sync(steps.conditions, steps.operations)
+                faultpoints.reach("push.after_commit")
             except Conflict:
                 self.lost()
             else:

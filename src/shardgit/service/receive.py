@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from shardgit import telemetry
+from shardgit import faultpoints, telemetry
 from shardgit.errors import (
     Conflict,
     LimitExceeded,
@@ -289,7 +289,9 @@ class ReceiveService:
             while steps is not None:
                 try:
                     # commit point: as in Push.commit.
+                    faultpoints.reach("receive.before_commit")
                     revision = await self.store.journal.commit(steps.conditions, steps.operations)
+                    faultpoints.reach("receive.after_commit")
                 except Conflict:
                     push.lost()
                 else:

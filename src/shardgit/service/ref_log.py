@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, DataLoss, ObjectMissing, RefMissing
 from shardgit.oid import hex_of
 from shardgit.refs.name import check_ref_name
@@ -140,7 +141,9 @@ def restore_ref(
             record = store.repository(snapshot, name)
             change = store.refs.update(snapshot, record, [update], note)
         # commit point: before it the ref is as it was, after it as it had been.
+        faultpoints.reach("restore.before_commit")
         if store.try_commit(change.conditions, change.operations):
+            faultpoints.reach("restore.after_commit")
             return was, change.sequence
     raise Conflict("refs change too fast", repository=name)
 

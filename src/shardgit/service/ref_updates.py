@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, InvalidArgument, ObjectMissing, Refused, ShardgitError
 from shardgit.objects import ObjectType
 from shardgit.oid import hex_of
@@ -67,7 +68,9 @@ def update_refs(
         try:
             # commit point: before it the refs are as they were, and at most blocks are there that
             # nothing names; after it all of the change, with its log row.
+            faultpoints.reach("update.before_commit")
             store.journal.commit_sync(change.conditions, change.operations)
+            faultpoints.reach("update.after_commit")
         except Conflict:
             continue
         return RefsUpdated(failed, change.sequence)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, RepositoryExists
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import (
@@ -103,8 +103,9 @@ class Repositories:
             record = self.store.repository(snapshot, name)
             row = snapshot.get(name_key(name))
             change = self.store.refs.remark(snapshot, record, note or LogNote("", "delete"))
-        deleted_ms = encode_counter(time.time_ns() // 1_000_000)
+        deleted_ms = encode_counter(clock.now_ms())
         # commit point: before it the repository is there, after it the name is free.
+        faultpoints.reach("repository.before_delete")
         done = self.store.try_commit(
             [Compare(name_key(name), row.revision if row else 0), *change.conditions],
             [
@@ -114,6 +115,7 @@ class Repositories:
                 Put(deleted_key(record.id), deleted_ms + record.encode()),
             ],
         )
+        faultpoints.reach("repository.after_delete")
         if not done:
             raise Conflict("repository changed meanwhile; look again", repository=name)
 
@@ -128,6 +130,7 @@ class Repositories:
             said = note or LogNote("", f"rename from {name} to {new_name}")
             change = self.store.refs.remark(snapshot, record, said)
         # commit point: before it the old name stands, after it the new one.
+        faultpoints.reach("repository.before_rename")
         done = self.store.try_commit(
             [
                 Compare(name_key(new_name), 0),
@@ -141,6 +144,7 @@ class Repositories:
                 Put(repository_key(record.id), replace(record, name=new_name).encode()),
             ],
         )
+        faultpoints.reach("repository.after_rename")
         if not done:
             raise Conflict("repository changed meanwhile; look again", repository=name)
         return self.get(new_name)

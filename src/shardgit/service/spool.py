@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import LimitExceeded, StorageFull
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ class Spool:
             finally:
                 os.close(descriptor)
             # commit point: before it the file is not there, after it it is there whole.
+            faultpoints.reach("spool.before_rename")
             await run(path.rename, self.folder / key)
+            faultpoints.reach("spool.after_rename")
         except OSError as cause:
             if cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull("no room for a file in the spool") from cause

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from array import array
 from collections import OrderedDict
 from contextlib import suppress
@@ -14,6 +13,7 @@ from weakref import ref as weak
 
 from blake3 import blake3
 
+from shardgit import clock, faultpoints
 from shardgit.errors import (
     Conflict,
     LogPositionUnknown,
@@ -219,7 +219,7 @@ class Store:
         Errors: InvalidRepositoryName, RepositoryExists.
         """
         check_repository_name(name, max_bytes=self.limits.repository_name_max_bytes)
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock.now_ms()
         for _ in range(16):
             with self.journal.snapshot() as snapshot:
                 if snapshot.get(name_key(name)) is not None:
@@ -240,7 +240,10 @@ class Store:
                 Put(pool_key(pool.id), pool.encode()),
                 *first_steps(record, head, note),
             ]
+            # commit point: before it the name is free, after it the repository is there, empty.
+            faultpoints.reach("repository.before_create")
             if self.try_commit(conditions, operations):
+                faultpoints.reach("repository.after_create")
                 return record
         raise RepositoryExists("repository is being made by many at once", repository=name)
 

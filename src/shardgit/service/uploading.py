@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, Refused
 from shardgit.oid import ObjectId, hex_of
 from shardgit.service.intake import Intake
@@ -74,9 +75,11 @@ class Uploading(Intake):
             try:
                 # commit point: a crash before it leaves at most blocks that nothing names; after it the objects are the
                 # repository's own, fsynced.
+                faultpoints.reach("upload.before_commit")
                 revision = self.store.journal.commit_sync(
                     [*conditions, *steps[0]], [*operations, *steps[1]]
                 )
+                faultpoints.reach("upload.after_commit")
             except Conflict:
                 self.renew()
                 continue

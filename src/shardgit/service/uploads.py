@@ -6,12 +6,12 @@ build on them. Nothing else that they lead to becomes visible with them. See doc
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from shardgit import clock
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.graph.closure import bit
@@ -93,7 +93,7 @@ class Uploads:
         if head is None or view is None:
             return self.none
         # Rows expire as time goes by: a cached answer is good for a minute.
-        key = (record.id, head.revision, int(time.time()) // 60, view.id)
+        key = (record.id, head.revision, clock.now_ms() // 60_000, view.id)
         with self._lock:
             found = self._cached.get(key)
         if found is None:
@@ -195,4 +195,4 @@ class Uploads:
 
 
 def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return clock.now_ms()
