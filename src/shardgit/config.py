@@ -23,6 +23,8 @@ DRAIN_MAX_S = 3_600.0
 # SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
 _NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|FAULT|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
 
+_URL = re.compile(r"https?://[^\s/?#@\"'<>]+(/[^\s?#@\"'<>]*)?")
+
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What ``shardgit serve`` needs. Addresses are HOST:PORT; port 0 takes a free one."""
@@ -32,9 +34,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     grpc: str = "127.0.0.1:7420"
     http: str = "127.0.0.1:7421"
     ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH
-    http_url: str = (
-        ""  # of the HTTP port as clients reach it, told to git-lfs over SSH; "": from the address
-    )
+    http_url: str = ""  # of the HTTP port as clients reach it, in addresses that they are told; "": as each calls us
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
@@ -58,7 +58,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument(
                 "log_level is not known", log_level=self.log_level, known="|".join(LOG_LEVELS)
             )
-        if self.http_url and not self.http_url.startswith(("http://", "https://")):
+        if self.http_url and not _URL.fullmatch(self.http_url):
             raise InvalidArgument("http_url is no http:// or https:// URL", url=self.http_url[:200])
         if self.hooks_dir and not self.hooks_dir.startswith("/"):
             raise InvalidArgument("hooks_dir is no absolute path", hooks_dir=self.hooks_dir[:200])

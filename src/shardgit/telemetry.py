@@ -52,6 +52,11 @@ REQUESTS_ACTIVE = Gauge(
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )
+HTTP_CONNECTIONS_REFUSED = Counter(
+    "shardgit_http_connections_refused_total",
+    "HTTP connections that were turned away because there were too many.",
+    registry=REGISTRY,
+)
 
 HOOKS = Counter(
     "shardgit_hooks_total",

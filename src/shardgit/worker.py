@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
 from shardgit.http.app import GitHttp
-from shardgit.http.silence import SilentConnections
+from shardgit.http.connections import Connections
 from shardgit.node import equip_hooks, open_store
 from shardgit.rpc.server import make_server
 from shardgit.service.conversation import Conversations
@@ -28,8 +29,6 @@ from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from shardgit.service.store import Store
     from shardgit.ssh.server import SshEdge
 
@@ -41,6 +40,7 @@ REFUSED_EXIT = 3
 def run_worker(config: ServeConfig) -> int:
     """Serve until SIGTERM or until the supervisor is gone, then drain; returns the exit code."""
     telemetry.configure(level=config.log_level)
+    _raise_file_limit()
     try:
         with open_store(config.folder) as store:
             uvloop.run(_serve(config, store))
@@ -67,11 +67,9 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     host, port = split_address(config.http)
     fetches = FetchService(store, version=VERSION)
     conversations = Conversations(store, version=VERSION, fetches=fetches)
-    app = GitHttp(store, version=VERSION, fetches=fetches).app()
-    running = _Running()
-    app.middlewares.insert(0, running.counted)
-    silent = SilentConnections(store.limits.client_stall_max_s)
-    app.middlewares.insert(0, silent.heard)
+    app = GitHttp(store, version=VERSION, fetches=fetches, url=config.http_url).app()
+    connections = Connections(store.limits)
+    app.middlewares.insert(0, connections.heard)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -80,13 +78,14 @@ async def _serve(config: ServeConfig, store: Store) -> None:
         shutdown_timeout=CLOSE_MAX_S / 2,  # what is left then is idle, or too slow
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port, reuse_port=True, backlog=BACKLOG)
-    await site.start()
+    assert runner.server is not None
     server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
-    assert runner.server is not None
-    async with events.serving(drain_s=CLOSE_MAX_S / 2), silent.cutting(runner.server):
+    async with events.serving(drain_s=CLOSE_MAX_S / 2), connections.looking(runner.server):
+        acceptor = await loop.create_server(
+            connections, host, port, reuse_port=True, backlog=BACKLOG
+        )
         telemetry.log().info("worker_ready", pid=os.getpid())
         sys.stdout.write("ready\n")
         sys.stdout.flush()
@@ -100,8 +99,8 @@ async def _serve(config: ServeConfig, store: Store) -> None:
                 if ssh is not None:
                     group.create_task(ssh.close(config.drain_s))
                 # Not left to aiohttp's own shutdown: that drops what running requests still receive.
-                await site.stop()
-                await running.idle(config.drain_s)
+                acceptor.close()
+                await connections.idle(config.drain_s)
                 await runner.cleanup()
 
 
@@ -125,32 +124,12 @@ async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversat
     return edge
 
 
-class _Running:
-    """Counts the HTTP requests under way."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._ended = asyncio.Event()
-
-    @web.middleware
-    async def counted(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Pass a request on."""
-        self.count += 1
-        try:
-            return await handler(request)
-        finally:
-            self.count -= 1
-            self._ended.set()
-
-    async def idle(self, seconds: float) -> None:
-        """Wait until no request is under way, or that long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.count:
-                    self._ended.clear()
-                    await self._ended.wait()
+def _raise_file_limit() -> None:
+    """Let the process have as many files, so connections, as the system allows it: shells give 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leave_at_last(seconds: float) -> None:

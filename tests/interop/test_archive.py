@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from aiohttp import web
+from listening import listening
 from reference.gits import ENVIRONMENT, git, make_history
 from served import serving
 
@@ -459,14 +459,10 @@ def test_git_archive_remote_over_http(tmp_path: Path, source: Path) -> None:
 
 
 async def test_the_route_answers_who_posts_arguments(store: Store, source: Path) -> None:
-    runner = web.AppRunner(GitHttp(store, version="1").app(), auto_decompress=False)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
+    async with listening(GitHttp(store, version="1")) as url:
         path = "git-upload-archive"
         kind = {"Content-Type": f"application/x-{path}-request"}
-        async with aiohttp.ClientSession(f"http://{host}:{port}") as client:
+        async with aiohttp.ClientSession(url) as client:
             data = arguments(b"main", b"sub")
             async with client.post(f"/demo.git/{path}", data=data, headers=kind) as answer:
                 assert answer.status == 200
@@ -479,8 +475,6 @@ async def test_the_route_answers_who_posts_arguments(store: Store, source: Path)
             async with client.post(f"/demo/{path}", data=arguments(b"x"), headers=kind) as answer:
                 assert answer.status == 200
                 assert b"fatal: no such ref: x" in await answer.read()
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize("form", ["%B", "$Format:%s$"])

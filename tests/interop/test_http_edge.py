@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from aiohttp import web
+from listening import host_and_port, listening
 from reference.gits import git
 
 from shardgit.http.app import GitHttp
@@ -63,35 +63,14 @@ def store(source: Path) -> Iterator[Store]:
 
 
 @asynccontextmanager
-async def listening(store: Store) -> AsyncIterator[str]:
-    """Serve a store in this process; yields the address."""
-    runner = web.AppRunner(
-        GitHttp(store, version="1").app(),
-        access_log=None,
-        auto_decompress=False,
-        handler_cancellation=True,
-        shutdown_timeout=5,
-        lingering_time=0.1,
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
 async def asking(store: Store) -> AsyncIterator[aiohttp.ClientSession]:
-    async with listening(store) as url, aiohttp.ClientSession(url) as client:
+    async with listening(GitHttp(store, version="1")) as url, aiohttp.ClientSession(url) as client:
         yield client
 
 
 async def raw(url: str, data: bytes, *, more: bytes = b"") -> bytes:
     """Send bytes over a plain connection; returns all that comes until its end."""
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(*host_and_port(url))
     try:
         writer.write(data)
         await writer.drain()
@@ -118,6 +97,29 @@ def clone_body(source: Path, *words: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
+    ("hosts", "status"),
+    [
+        (["git_server.example:7421"], b"200"),
+        (["[::1]:7421"], b"200"),
+        ([], b"200"),  # HTTP/1.0
+        (["a b"], b"400"),
+        (["evil.example/x?"], b"400"),
+        (["user@evil.example"], b"400"),
+        (["evil.example:1:2"], b"400"),
+        (["a", "b"], b"400"),
+    ],
+)
+async def test_a_host_that_is_none_is_refused(
+    store: Store, hosts: list[str], status: bytes
+) -> None:
+    head = "GET /team/demo.git/info/refs?service=git-upload-pack HTTP/1.0\r\n"
+    head += "".join(f"Host: {host}\r\n" for host in hosts)
+    async with listening(GitHttp(store, version="1")) as url:
+        answer = await raw(url, head.encode() + b"\r\n")
+    assert answer.split(None, 2)[1] == status, answer[:300]
+
+
+@pytest.mark.parametrize(
     ("path", "status", "text"),
     [
         ("/nobody.git/info/refs?service=git-upload-pack", 404, "repository does not exist"),
@@ -138,7 +140,7 @@ def clone_body(source: Path, *words: bytes) -> bytes:
 async def test_what_is_refused_says_so_in_one_line(
     store: Store, path: str, status: int, text: str
 ) -> None:
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         head, _, body = (await raw(url, request.encode())).decode().partition("\r\n\r\n")
     assert f" {status} " in head.splitlines()[0], head
@@ -301,7 +303,7 @@ async def test_a_want_that_is_not_ours_is_refused_in_gits_words(
     """An object that the pool holds and no ref of the repository reaches is not ours either."""
     git(tmp_path, "init", "-q", "c")
     name = "1" * 40
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         words = ("-c", f"protocol.version={version}", "fetch", f"{url}/team/demo.git", name)
         shown = await asyncio.to_thread(git, tmp_path / "c", *words, check=False)
         assert f"remote error: upload-pack: not our ref {name}".encode() in shown
@@ -319,7 +321,7 @@ async def test_a_body_that_does_not_come_is_given_up(store: Store) -> None:
         "POST /team/demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
         "Content-Type: application/x-git-upload-pack-request\r\n\r\n"
     )
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         answer = await raw(url, head.encode() + b"0000")
     assert answer.startswith(b"HTTP/1.1 408 ")
 
@@ -329,7 +331,7 @@ async def test_broken_chunks_are_no_body(store: Store) -> None:
         "POST /team/demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         "Content-Type: application/x-git-upload-pack-request\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         answer = await raw(url, head.encode(), more=b"nonsense\r\n")
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 408 ")), answer
 
@@ -376,17 +378,12 @@ async def test_a_slow_client_stops_the_producer(store: Store, source: Path) -> N
                 yield piece
 
     service = GitHttp(store, version="1", fetches=Counting(store, version="1"))
-    runner = web.AppRunner(
-        service.app(), access_log=None, auto_decompress=False, handler_cancellation=True
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
+    async with listening(service) as url:
         head = (
             "POST /team/demo/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
             f"Content-Type: {REQUEST['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2], limit=1 << 16)
+        reader, writer = await asyncio.open_connection(*host_and_port(url), limit=1 << 16)
         writer.write(head.encode() + body)
         await asyncio.sleep(0.5)
         assert 0 < made < 16 << 20
@@ -401,8 +398,6 @@ async def test_a_slow_client_stops_the_producer(store: Store, source: Path) -> N
         assert made < 24 << 20
         assert time.monotonic() - begun < 10
         writer.close()
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_client_that_leaves_ends_the_work(store: Store, source: Path) -> None:
@@ -418,24 +413,17 @@ async def test_a_client_that_leaves_ends_the_work(store: Store, source: Path) ->
                 ended.set()
 
     service = GitHttp(store, version="1", fetches=Watched(store, version="1"))
-    runner = web.AppRunner(
-        service.app(), access_log=None, auto_decompress=False, handler_cancellation=True
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
+    async with listening(service) as url:
         head = (
             "POST /team/demo/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
             f"Content-Type: {REQUEST['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2], limit=1 << 16)
+        reader, writer = await asyncio.open_connection(*host_and_port(url), limit=1 << 16)
         writer.write(head.encode() + body)
         await reader.readexactly(1000)
         writer.transport.abort()
         async with asyncio.timeout(0.9):  # less than a stall takes to be seen
             await ended.wait()
-    finally:
-        await runner.cleanup()
 
 
 async def test_silence_is_filled_with_keepalives(source: Path, store: Store) -> None:
@@ -484,7 +472,7 @@ async def test_damage_found_in_mid_pack_is_told_on_band_3_or_breaks_the_answer(
 async def test_git_shows_progress_and_the_clone_is_whole(
     store: Store, source: Path, tmp_path: Path, version: str
 ) -> None:
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         words = ["-c", f"protocol.version={version}", "clone"]
         shown = await asyncio.to_thread(
             git, tmp_path, *words, "--progress", "--bare", f"{url}/team/demo", "c", check=False

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from aiohttp import web
+from listening import host_and_port, listening
 
 from shardgit.http.app import GitHttp
 from shardgit.limits import MIB, Limits
@@ -55,27 +55,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @asynccontextmanager
-async def listening(store: Store) -> AsyncIterator[str]:
-    """Serve a store in this process; yields the address."""
-    runner = web.AppRunner(
-        GitHttp(store, version="1").app(),
-        access_log=None,
-        auto_decompress=False,
-        handler_cancellation=True,
-        shutdown_timeout=5,
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
 async def asking(store: Store) -> AsyncIterator[aiohttp.ClientSession]:
-    async with listening(store) as url, aiohttp.ClientSession(url) as client:
+    async with listening(GitHttp(store, version="1")) as url, aiohttp.ClientSession(url) as client:
         yield client
 
 
@@ -246,11 +227,18 @@ async def test_hrefs_follow_what_the_client_called_us(store: Store) -> None:
                 client, "objects/batch", body, headers=headers, name="team/demo.git"
             )
             assert answer["objects"][0]["actions"]["upload"]["href"].startswith(start)
+        path, data = "/team/demo.git/info/lfs/objects/batch", json.dumps(body)
         for host in ("a b", "a/b", 'a"b', "a@b", ""):
-            status, answer = await ask(client, "objects/batch", body, headers={"Host": host})
-            assert status == 400
+            async with client.post(path, data=data, headers={**JSON, "Host": host}) as refused:
+                assert refused.status == 400
+                assert b"host header" in await refused.read()
         _, answer = await ask(client, "objects/batch", body, headers={"Authorization": basic("a")})
         assert "authenticated" not in answer["objects"][0]
+    outside = GitHttp(store, version="1", url="https://git.example/all/")
+    async with listening(outside) as url, aiohttp.ClientSession(url) as client:
+        _, answer = await ask(client, "objects/batch", body, headers={"Host": "elsewhere"})
+        href = answer["objects"][0]["actions"]["upload"]["href"]
+        assert href.startswith("https://git.example/all/team/demo.git/info/lfs/objects/000")
 
 
 async def test_objects_that_cannot_be_are_told_one_by_one(store: Store) -> None:
@@ -337,9 +325,8 @@ async def test_where_lfs_is_off_nothing_of_it_is_served(store: Store) -> None:
 async def test_an_upload_that_stops_is_given_up(store: Store) -> None:
     before = sorted(store.blocks.scan_sync())
     oid = "2" * 64
-    async with listening(store) as url:
-        host, port = url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+    async with listening(GitHttp(store, version="1")) as url:
+        reader, writer = await asyncio.open_connection(*host_and_port(url))
         head = (
             f"PUT /team/demo.git/info/lfs/objects/{oid}/{6 * MIB} HTTP/1.1\r\n"
             f"Host: x\r\nContent-Length: {6 * MIB}\r\n\r\n"
@@ -349,7 +336,7 @@ async def test_an_upload_that_stops_is_given_up(store: Store) -> None:
             assert (await reader.read(64)).startswith(b"HTTP/1.1 408 ")
         writer.close()
         # ... and so is one whose client goes away.
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await asyncio.open_connection(*host_and_port(url))
         writer.write(head.encode() + bytes(5 * MIB))
         await writer.drain()
         writer.close()
@@ -603,5 +590,5 @@ def _status(url: str) -> int:
 @needs_client
 @pytest.mark.parametrize("steps", [flow, corrupted, locking, pushing])
 async def test_stock_git_lfs(store: Store, tmp_path: Path, steps: Any) -> None:
-    async with listening(store) as url:
+    async with listening(GitHttp(store, version="1")) as url:
         await asyncio.to_thread(steps, store, url, tmp_path)

@@ -41,13 +41,15 @@ RESULT_TYPE = f"application/x-{UPLOAD_PACK}-result"
 class GitHttp:
     """The routes of one worker."""
 
-    def __init__(self, store: Store, *, version: str, fetches: FetchService | None = None) -> None:
+    def __init__(
+        self, store: Store, *, version: str, fetches: FetchService | None = None, url: str = ""
+    ) -> None:
         self.limits = store.limits
         self.version = version
-        self.edge = Edge(store.limits)
+        self.edge = Edge(store.limits, url=url)
         self.fetches = fetches or FetchService(store, version=version)
         self.receives: Receives = ReceiveService(store, version=version)
-        self.lfs = LfsHttp(store)
+        self.lfs = LfsHttp(store, url=url)
         self.archives = ArchiveRoutes(self.edge, store)
         self.bundles = BundleRoutes(self.edge, Bundles(store))
 
@@ -187,8 +189,3 @@ class GitHttp:
         if wrong is not None:
             raise wrong
         return reader.finish()
-
-
-def make_app(store: Store, *, version: str) -> web.Application:
-    """Return the application that serves a store's repositories."""
-    return GitHttp(store, version=version).app()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from shardgit.errors import NotFound
-from shardgit.http.request import principal_of, repository_name
+from shardgit.http.request import base_url, principal_of, repository_name
 from shardgit.http.static import send_file
 from shardgit.protocol.bundle_uri import bundle_list
 from shardgit.service.access import Action, authorize
@@ -87,16 +88,11 @@ class BundleRoutes:
             found.file.close()
 
     async def uri_for(self, request: web.Request, session: FetchSession) -> StaticPack | None:
-        """Return a pack that the client of a fetch may ask for here, by the address it uses.
-
-        The scheme is that of X-Forwarded-Proto, if there is one: it counts for this client only.
-        """
-        scheme = request.headers.get("X-Forwarded-Proto", request.scheme).strip().lower()
-        if scheme not in session.request.uri_protocols or scheme not in ("http", "https"):
+        """Return a pack that the client of a fetch may ask for here."""
+        root = base_url(request, self.edge.url)
+        if root is None or root.partition(":")[0] not in session.request.uri_protocols:
             return None
-        if not request.headers.get("Host"):
-            return None
-        base = f"{scheme}://{request.host}/{session.record.name}.git/packs/"
+        base = f"{root}/{quote(session.record.name)}.git/packs/"
 
         def address(bundle: Bundle) -> str:
             return f"{base}{bundle.tag}.pack"

@@ -20,6 +20,7 @@ from shardgit.errors import (
     ShardgitError,
     Unavailable,
 )
+from shardgit.http.request import check_host
 from shardgit.http.stream import PackResponse
 from shardgit.protocol.pktline import one_line
 
@@ -63,8 +64,9 @@ def current() -> Call:
 class Edge:
     """The middleware of one worker, and its way to send what a source yields."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, url: str = "") -> None:
         self.limits = limits
+        self.url = url  # of our root as clients reach it; "": as each calls us
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -74,6 +76,7 @@ class Edge:
             call = Call(seen)
             token = _call.set(call)
             try:
+                check_host(request)
                 async with asyncio.timeout(self.limits.request_time_max_s):
                     response = await handler(request)
             except TimeoutError:

@@ -30,7 +30,7 @@ from shardgit.errors import (
 )
 from shardgit.http.body import body_pieces
 from shardgit.http.edge import current, note
-from shardgit.http.request import principal_of, repository_name
+from shardgit.http.request import base_url, principal_of, repository_name
 from shardgit.http.stream import PackResponse
 from shardgit.service.access import Action, authorize
 from shardgit.service.lfs import LfsObjects
@@ -64,7 +64,6 @@ STATUS = (
     (Unavailable, 503),
 )
 _OID = re.compile(r"[0-9a-f]{64}")
-_HOST = re.compile(r"([A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,64}\])(:[0-9]{1,5})?")
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
@@ -136,8 +135,9 @@ def _told(handler: Handler) -> Handler:
 class LfsHttp:
     """The routes of one worker under NAME.git/info/lfs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, url: str = "") -> None:
         self.store = store
+        self.url = url
         self.limits = store.limits
         self.objects = LfsObjects(store)
         self.locks = Locks(store)
@@ -356,14 +356,12 @@ class LfsHttp:
             raise web.HTTPBadRequest(text="body is not JSON") from cause
 
     def _base(self, request: web.Request) -> str:
-        """Return the URL under which this client reaches the API: as it called us."""
-        host = request.headers.get("Host", "")
-        if not _HOST.fullmatch(host):
-            raise web.HTTPBadRequest(text="host header is off")
-        forwarded = request.headers.get("X-Forwarded-Proto", "").strip().lower()
-        scheme = forwarded if forwarded in ("http", "https") else request.scheme
+        """Return the URL under which this client reaches the objects."""
+        root = base_url(request, self.url)
+        if root is None:
+            raise web.HTTPBadRequest(text="request has no host header")
         path = request.rel_url.raw_path
-        return f"{scheme}://{host}{path[: path.rindex('/objects/batch')]}/objects"
+        return f"{root}{path[: path.rindex('/objects/batch')]}/objects"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import BasicAuth
 
-from shardgit.errors import RepositoryMissing
+from shardgit.errors import InvalidArgument, RepositoryMissing
 from shardgit.service.access import ANONYMOUS, Principal
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SLASHES = re.compile("/{2,}")
 _VERSIONS = ("version=0", "version=1", "version=2")
+_HOST = re.compile(r"([A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,64}\])(:[0-9]{1,5})?")
 USER_MAX = 200
 
 
@@ -44,3 +45,28 @@ def principal_of(request: web.Request) -> Principal:
     if told and len(told) <= USER_MAX and told.isprintable():
         user = told
     return Principal(user, request.remote or "")
+
+
+def check_host(request: web.Request) -> None:
+    """Refuse a Host that is no HOST or HOST:PORT: addresses that other clients follow are made of it.
+
+    Errors: InvalidArgument.
+    """
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) > 1 or any(host and not _HOST.fullmatch(host) for host in hosts):
+        raise InvalidArgument("host header is no HOST:PORT")
+
+
+def base_url(request: web.Request, configured: str) -> str | None:
+    """Return the URL of our root as this client reaches it: as configured, else as it called us.
+
+    The scheme is then that of X-Forwarded-Proto, if there is one; None without a Host.
+    """
+    if configured:
+        return configured.rstrip("/")
+    host = request.headers.get("Host", "")
+    if not host:
+        return None
+    forwarded = request.headers.get("X-Forwarded-Proto", "").strip().lower()
+    scheme = forwarded if forwarded in ("http", "https") else request.scheme
+    return f"{scheme}://{host}"

@@ -1,0 +1,128 @@
+"""The HTTP connections of one worker: how many there may be, and how long one may stay silent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from shardgit import telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from shardgit.limits import Limits
+
+LOOKS = 4  # within the time that a connection has
+REFUSED_MAX = 256  # connections past the bound that are kept until they have been told so
+TOO_MANY = "too many connections; try again\n"
+
+
+class Connections:
+    """Bounds a server's connections; to be given to ``create_server`` in the server's place.
+
+    Past ``limits.http_connections_max`` the connection that has idled for longest makes room. While
+    none idles, a new one gets 503 for its request, and one far past the bound is closed at once.
+    A connection whose first request's head is not whole within ``limits.client_stall_max_s`` is
+    cut; between requests aiohttp's own keep-alive time counts.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.http_connections_max
+        self._silence_s = limits.client_stall_max_s
+        self._server: web.Server | None = None
+        self._since: dict[object, float] = {}
+        self._idle: dict[web.RequestHandler, None] = {}  # served and waiting, longest first
+        self._asked: set[web.RequestHandler] = set()
+        self._surplus: set[web.RequestHandler] = set()
+        self._busy = 0
+        self._ended = asyncio.Event()
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        """Return the protocol of a connection that was accepted."""
+        assert self._server is not None
+        here = len(self._server.connections)
+        if here >= self._most and self._closed_idle():
+            here -= 1
+        if here >= self._most + REFUSED_MAX:
+            telemetry.HTTP_CONNECTIONS_REFUSED.inc()
+            return _Closed()
+        made = self._server()
+        if here >= self._most:
+            self._surplus.add(made)
+        return made
+
+    @web.middleware
+    async def heard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Note that a connection brought a request, and pass that on."""
+        connection = request.protocol
+        self._asked.add(connection)
+        self._idle.pop(connection, None)
+        if connection in self._surplus:
+            telemetry.HTTP_CONNECTIONS_REFUSED.inc()
+            answer = web.Response(status=503, text=TOO_MANY, headers={"Retry-After": "1"})
+            answer.force_close()
+            return answer
+        self._busy += 1
+        try:
+            return await handler(request)
+        finally:
+            self._busy -= 1
+            self._ended.set()
+            if request.transport is not None:
+                self._idle[connection] = None
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until no request is under way, or that long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._busy:
+                    self._ended.clear()
+                    await self._ended.wait()
+
+    def _closed_idle(self) -> bool:
+        """Close the connection that has idled for longest, if one idles."""
+        while (longest := next(iter(self._idle), None)) is not None:
+            del self._idle[longest]
+            if longest.transport is not None:
+                longest.force_close()
+                return True
+        return False
+
+    @contextlib.asynccontextmanager
+    async def looking(self, server: web.Server) -> AsyncIterator[None]:
+        """Look after a server's connections until the block is left."""
+        self._server = server
+        task = asyncio.create_task(self._look(server), name="http-connections")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _look(self, server: web.Server) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._silence_s / LOOKS)
+            here = server.connections
+            known = set(here)
+            self._asked &= known
+            self._surplus &= known
+            self._idle = {each: None for each in self._idle if each in known}
+            self._since = {each: self._since.get(each, now()) for each in here}
+            for connection in here:
+                late = now() - self._since[connection] >= self._silence_s
+                if late and connection not in self._asked:
+                    connection.force_close()
+
+
+class _Closed(asyncio.Protocol):
+    """Closes its connection at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
