@@ -14,6 +14,7 @@ from shardgit.node import create_store, open_store
 from shardgit.rpc.server import make_server
 from shardgit.service.configuring import Configuring
 from shardgit.service.repositories import Repositories
+from shardgit.service.setting_keys import parse_value
 from shardgit.v1 import repository_pb2, repository_pb2_grpc
 
 if TYPE_CHECKING:
@@ -108,6 +109,29 @@ async def test_a_missing_repository_has_no_settings(repo: shardgit.aio.Repo) -> 
         await nobody.settings()
     with pytest.raises(RepositoryMissing):
         await nobody.update_settings({"lfs.enabled": True})
+
+
+@pytest.mark.parametrize("value", [["mine"], 17, "mine" * 300])
+def test_a_refused_secret_is_not_repeated(store: Store, value: object) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        Configuring(store).update("demo", {"signed_push.nonce_seed": value})
+    assert "mine" not in str(refused.value)
+    assert "17" not in str(refused.value)
+
+
+def test_a_refused_url_is_repeated_without_its_password(store: Store) -> None:
+    for key, value in (
+        ("hooks", '[{"kind": "http", "target": "https://me:mine@host/", "event": 1'),
+        ("fetch.promisors", "https://me:mine@host/"),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            parse_value(key, value)
+        assert "https://***@host" in str(refused.value)
+        assert "mine" not in str(refused.value)
+    for hook in ({"kind": "program", "target": "https://me:mine@host/", "event": "update"},):
+        with pytest.raises(InvalidArgument) as refused:
+            Configuring(store).update("demo", {"hooks": [hook]})
+        assert "mine" not in str(refused.value)
 
 
 def test_signed_pushes_get_a_secret_once(store: Store) -> None:

@@ -18,6 +18,7 @@ from shardgit.cli.context import (
     UsageRefused,
     failing,
 )
+from shardgit.cli.help import dress
 from shardgit.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -195,6 +196,9 @@ def _plain(config: ServeConfig) -> dict[str, object]:
     from msgspec.structs import asdict
 
     return asdict(config)
+
+
+dress(app)
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from shardgit.cli.backend import ObjectRow
 
 app = typer.Typer(help="Read and store objects.", no_args_is_help=True)
-RepoArgument = Annotated[str, typer.Argument(metavar="REPO")]
+RepoArgument = Annotated[
+    str, typer.Argument(metavar="REPO", help="Repository name, such as team/project.")
+]
 RevisionArgument = Annotated[
     str,
     typer.Argument(
@@ -103,7 +105,7 @@ def list_(
 def put(
     repo: RepoArgument,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Standard input without any.")
+        list[Path] | None, typer.Argument(metavar="FILE", help="Standard input without any.")
     ] = None,
     type_: Annotated[
         str, typer.Option("--type", help="blob, tree, commit or tag; of all files.")

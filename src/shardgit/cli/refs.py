@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from shardgit.refs.update import Old
 
 app = typer.Typer(help="Read and change refs, and look into their log.", no_args_is_help=True)
-RepoArgument = Annotated[str, typer.Argument(metavar="REPO")]
+RepoArgument = Annotated[
+    str, typer.Argument(metavar="REPO", help="Repository name, such as team/project.")
+]
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="Full name, such as refs/heads/main, or HEAD.")
 ]
@@ -87,7 +89,7 @@ def update(  # noqa: PLR0913, PLR0917 - options of a command
     new: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NEW]",
+            metavar="NEW",
             help="Id or revision; with --symbolic a ref; none with --delete.",
             show_default=False,
         ),
@@ -95,7 +97,7 @@ def update(  # noqa: PLR0913, PLR0917 - options of a command
     old: Annotated[
         str | None,
         typer.Argument(
-            metavar="[OLD]",
+            metavar="OLD",
             help="What it must be now: a full id, all zeros for none, or a ref with --symbolic.",
             show_default=False,
         ),
@@ -146,7 +148,9 @@ def update(  # noqa: PLR0913, PLR0917 - options of a command
 @app.command()
 def log(
     repo: RepoArgument,
-    ref: Annotated[str | None, typer.Argument(metavar="[REF]", show_default=False)] = None,
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="Its full name; all refs without.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Entries; 0: all.")] = 0,
     data: DataOption = None,
     server: ServerOption = None,

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from shardgit.service.repositories import RepositoryInfo
 
 app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
-SECRET_KEYS = ("signed_push.nonce_seed",)  # shown only when asked for by name
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
 ]
@@ -98,7 +97,7 @@ def show(
 @app.command()
 def rename(
     name: NameArgument,
-    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME")],
+    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="The name from now on.")],
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
@@ -110,7 +109,7 @@ def rename(
 
 @app.command()
 def fork(
-    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a repository.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the new repository.")],
     data: DataOption = None,
     server: ServerOption = None,
@@ -153,8 +152,10 @@ def delete(
 @app.command()
 def config(
     name: NameArgument,
-    key: Annotated[str | None, typer.Argument(metavar="[KEY", show_default=False)] = None,
-    value: Annotated[str | None, typer.Argument(metavar="[VALUE]]", show_default=False)] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Such as receive.deny_deletes.")
+    ] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="What it is to be.")] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Back to the default.")] = False,
     data: DataOption = None,
     server: ServerOption = None,
@@ -285,16 +286,15 @@ def verify(
 
 def _print_settings(view: SettingsView, key: str | None, *, json: bool, quiet: bool) -> None:
     if key is None:
+        from shardgit.service.setting_keys import without_secrets
+
+        values = without_secrets(view.values)
         if json:
-            print_json({"settings": view.values, "changed": view.changed})
+            print_json({"settings": values, "changed": view.changed})
         else:
             rows: list[list[object]] = [
-                [
-                    each,
-                    "(secret)" if value and each in SECRET_KEYS else _shown(value),
-                    "*" if each in view.changed else "",
-                ]
-                for each, value in view.values.items()
+                [each, _shown(value), "*" if each in view.changed else ""]
+                for each, value in values.items()
             ]
             print_table(["KEY", "VALUE", ""], rows)
         return

@@ -10,6 +10,7 @@ from shardgit.errors import InvalidArgument
 from shardgit.rpc.status import unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.configuring import Configuring, view_of
+from shardgit.service.setting_keys import shown
 from shardgit.v1 import repository_pb2
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _plain(key: str, text: str) -> Any:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as cause:
         raise InvalidArgument(
-            "setting's value is not JSON", key=key[:200], value=text[:80], cause=str(cause)
+            "setting's value is not JSON", key=key[:200], value=shown(key, text), cause=str(cause)
         ) from cause
     if value is None:
         raise InvalidArgument("setting's value is null; unset the key", key=key[:200])

@@ -15,6 +15,9 @@ from shardgit.service.settings import DEFAULTS, RepositorySettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+SECRET_KEYS = ("signed_push.nonce_seed",)  # shown only when asked for by name, never in an error
+HIDDEN = "(secret)"
+_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")
 _SIZE = re.compile(r"(\d{1,18})([kmg]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -101,8 +104,9 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
         facts = {"cause": str(cause)}
         if get_origin(kind) is Literal:
             facts = {"known": "|".join(get_args(kind))}
-        shown = value if isinstance(value, int | float) else str(value)[:80]
-        raise InvalidArgument("setting has a bad value", key=key, value=shown, **facts) from cause
+        raise InvalidArgument(
+            "setting has a bad value", key=key, value=shown(key, value), **facts
+        ) from cause
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -129,9 +133,30 @@ def parse_value(key: str, text: str) -> Any:
             return json.loads(text)
         except ValueError as cause:
             raise InvalidArgument(
-                "setting's value is not JSON", key=key, value=text[:80], cause=str(cause)
+                "setting's value is not JSON", key=key, value=shown(key, text), cause=str(cause)
             ) from cause
-    raise InvalidArgument("setting has a bad value", key=key, value=text[:80], expected=_word(kind))
+    raise InvalidArgument(
+        "setting has a bad value", key=key, value=shown(key, text), expected=_word(kind)
+    )
+
+
+def shown(key: str, value: Any) -> Any:
+    """Return a value as an error may repeat it: errors are logged, so a secret is left out."""
+    if key in SECRET_KEYS:
+        return HIDDEN
+    if isinstance(value, int | float):
+        return value
+    return without_password(value if isinstance(value, str) else str(value))[:80]
+
+
+def without_password(text: str) -> str:
+    """Return a text without the credentials of the URLs in it."""
+    return _URL_PASSWORD.sub("***", text)
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by key as a listing shows them."""
+    return {key: HIDDEN if value and key in SECRET_KEYS else value for key, value in values.items()}
 
 
 def _word(kind: Any) -> str:

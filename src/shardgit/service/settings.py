@@ -36,7 +36,7 @@ def _check_texts(key: str, values: tuple[str, ...]) -> None:
     _check_count(key, values)
     for text in values:
         if len(text) > TEXT_MAX or not (text.isprintable() or not text):
-            raise InvalidArgument("setting is too long or not printable", key=key, value=text[:80])
+            raise InvalidArgument("setting is too long or not printable", key=key)
 
 
 class _Section(
@@ -207,9 +207,7 @@ class Hook(_Section, frozen=True):
         """Check what the types do not."""
         starts = {"program": ("/",), "http": ("http://", "https://"), "grpc": ("",)}[self.kind]
         if not self.target.startswith(starts) or not 0 < len(self.target) <= TEXT_MAX:
-            raise InvalidArgument(
-                "hook has no such target", kind=self.kind, target=self.target[:80]
-            )
+            raise InvalidArgument("hook has no such target", kind=self.kind, starts=starts[0])
         if not 0 < self.timeout_s <= HOOK_TIMEOUT_MAX_S:
             raise InvalidArgument(
                 "hook's time is out of range", timeout_s=self.timeout_s, most=HOOK_TIMEOUT_MAX_S
