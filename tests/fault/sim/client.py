@@ -1,0 +1,352 @@
+"""What clients of a simulated world do, and what each of them was told."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fault.sim.history import BLOB
+
+from shardgit.errors import (
+    Conflict,
+    LimitExceeded,
+    NotFound,
+    Refused,
+    RepositoryExists,
+    RepositoryMissing,
+    ShardgitError,
+    StorageFull,
+)
+from shardgit.operate.settle import settle
+from shardgit.pool.transfer import Transfer, TransferOptions
+from shardgit.protocol.receive_pack import Command, PushRequest
+from shardgit.refs.log import LogNote
+from shardgit.refs.update import RefUpdate
+from shardgit.service.access import Principal
+from shardgit.service.forks import fork
+from shardgit.service.look import ShownLook
+from shardgit.service.push import Push
+from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_updates import update_refs
+from shardgit.service.repositories import Repositories
+from shardgit.service.resolving import new_ingest
+from shardgit.service.uploading import Uploading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fault.sim.world import SimProcess, World
+
+    from shardgit.oid import ObjectId, RepositoryId
+
+BRANCHES = (b"refs/heads/main", b"refs/heads/main", b"refs/heads/a", b"refs/heads/b/c")
+READ_AT_ONCE = 5
+
+Change = tuple["ObjectId | None", "ObjectId | None"]
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One try to change refs, and how it ended: done, refused, or, where nobody was told, unknown."""
+
+    number: int
+    what: str
+    process: SimProcess
+    repository: RepositoryId | None
+    begun: int
+    changes: dict[bytes, Change] = field(default_factory=dict)
+    objects: tuple[ObjectId, ...] = ()  # of an upload
+    ended: int | None = None
+    done: bool = False
+    unknown: bool = False
+    done_ms: float = 0.0
+
+    @property
+    def actor(self) -> str:
+        """The name that the log tells of it."""
+        return f"op{self.number}"
+
+
+class Wrong(AssertionError):
+    """The store did what it must not do."""
+
+
+@contextmanager
+def expected() -> Iterator[None]:
+    """Let the errors pass that a client may meet: lost races, a full disk, things gone."""
+    with suppress(Conflict, StorageFull, NotFound, Refused, RepositoryExists, LimitExceeded):
+        yield
+
+
+class Client:
+    """Does some things, one after another, each chosen by dice."""
+
+    def __init__(self, world: World, steps: int) -> None:
+        self.world = world
+        self.dice = world.dice
+        self.left = steps
+
+    def __call__(self, process: SimProcess) -> None:
+        """Go on where this client was when its process died."""
+        works: tuple[tuple[int, Callable[[SimProcess], None]], ...] = (
+            (10, self._push),
+            (4, self._update),
+            (5, self._fetch),
+            (2, self._fork),
+            (1, self._create),
+            (1, self._upload),
+            (1, self._delete),
+            (1, self._rename),
+            (1, self._restore),
+            (2, self._settle),
+        )
+        chances = [chance for chance, _ in works]
+        while self.left > 0:
+            self.left -= 1
+            (work,) = self.dice.choices([work for _, work in works], chances)
+            with expected():
+                work(process)
+
+    def create_first(self, process: SimProcess) -> None:
+        """Make the first repository."""
+        self._create(process)
+
+    # ---- what was tried ----
+
+    def _attempt(self, process: SimProcess, what: str, repository: RepositoryId | None) -> Attempt:
+        made = Attempt(
+            len(self.world.attempts), what, process, repository, self.world.scheduler.steps
+        )
+        self.world.attempts.append(made)
+        return made
+
+    @contextmanager
+    def _trying(self, attempt: Attempt) -> Iterator[None]:
+        """Note how it ended. An error says that nothing was done; a kill says nothing."""
+        try:
+            yield
+        except ShardgitError:
+            attempt.ended = self.world.scheduler.steps
+            raise
+        attempt.ended = self.world.scheduler.steps
+        attempt.done = True
+        attempt.done_ms = self.world.scheduler.now
+
+    def _names(self, process: SimProcess) -> list[str]:
+        return [one.name for one in Repositories(process.store).list()]
+
+    def _some(self, process: SimProcess) -> str:
+        names = self._names(process)
+        if not names:
+            raise RepositoryMissing("there is none")
+        return self.dice.choice(names)
+
+    def _refs(
+        self, process: SimProcess, name: str
+    ) -> tuple[RepositoryId, dict[bytes, ObjectId], ShownLook]:
+        look = ShownLook(process.store, name)
+        with process.store.journal.snapshot() as snapshot:
+            refs = process.store.refs.list(snapshot, look.record)
+            return look.record.id, {ref.name: ref.target for ref in refs if ref.target}, look
+
+    # ---- what clients do ----
+
+    def _push(self, process: SimProcess) -> None:
+        dice, history = self.dice, self.world.history
+        name = self._some(process)
+        repository, refs, _ = self._refs(process, name)
+        branches = {dice.choice(BRANCHES) for _ in range(dice.choice((1, 1, 1, 2)))}
+        commands, new, bases = [], [], []
+        word = f"c{len(self.world.attempts)}"
+        for number, branch in enumerate(sorted(branches)):
+            old = refs.get(branch)
+            chance = dice.random()
+            if old is not None and chance < 0.08:
+                commands.append(Command(branch, old, None))
+                continue
+            if old is not None and chance < 0.2:  # back to an older one
+                parents = list(history.objects[old].links[1:])
+                if parents:
+                    commands.append(Command(branch, old, parents[0]))
+                    continue
+            start = old if old is not None or not refs else dice.choice(sorted(refs.values()))
+            parents = [start] if start is not None else []
+            if parents and chance > 0.9:
+                parents = list(dict.fromkeys([*parents, dice.choice(sorted(refs.values()))]))
+            if parents:
+                bases += list(history.files_of(parents[0]).values())
+            made = history.commit(dice, parents, f"{word}.{number}")
+            new += made
+            commands.append(Command(branch, old, made[-1]))
+        if dice.random() < 0.1 and refs:  # some of what the other side has as well
+            new = [*history.closure(dice.choice(sorted(refs.values()))), *new]
+            new.sort()
+        new = list(dict.fromkeys(new))
+        bases = [base for base in dict.fromkeys(bases) if base not in new]
+        pack = history.pack(dice, new, bases) if new else None
+        request = PushRequest(tuple(commands), atomic=dice.random() < 0.5)
+        attempt = self._attempt(process, f"push {name}", repository)
+        attempt.changes = {one.name: (one.old, one.new) for one in commands}
+        with self._trying(attempt):
+            push = Push(process.store, name, request, principal=Principal(attempt.actor))
+            if push.record.id != repository:
+                attempt.repository = push.record.id
+            push.judge((lambda: (pack, None)) if pack else None)
+            try:
+                result = push.commit()
+            except ShardgitError as error:
+                result = push.failed(error)
+        taken = {one.command.name for one in result.results if one.error is None}
+        attempt.changes = {
+            name: change for name, change in attempt.changes.items() if name in taken
+        }
+        attempt.done = bool(attempt.changes)
+        if taken and len(taken) < len(commands) and request.atomic:
+            raise Wrong("an atomic push was done in part")
+
+    def _update(self, process: SimProcess) -> None:
+        dice = self.dice
+        name = self._some(process)
+        repository, refs, _ = self._refs(process, name)
+        if not refs:
+            return
+        updates = []
+        for branch in {dice.choice((*BRANCHES, b"refs/tags/t")) for _ in range(2)}:
+            new = dice.choice(sorted(refs.values())) if dice.random() < 0.8 else None
+            if new is not None or branch in refs:
+                updates.append(RefUpdate(branch, refs.get(branch), new))
+        updates.sort(key=lambda one: one.name)
+        if not updates:
+            return
+        attempt = self._attempt(process, f"update {name}", repository)
+        attempt.changes = {one.name: (refs.get(one.name), one.new) for one in updates}
+        principal = Principal(attempt.actor)
+        with self._trying(attempt):
+            result = update_refs(
+                process.store,
+                name,
+                updates,
+                atomic=dice.random() < 0.5,
+                note=LogNote(attempt.actor, "update"),
+                principal=principal,
+            )
+        for failed in result.failed:
+            del attempt.changes[failed]
+        attempt.done = bool(attempt.changes)
+
+    def _fetch(self, process: SimProcess) -> None:
+        """Read all that some refs reach, slowly, and judge every byte."""
+        world, history = self.world, self.world.history
+        name = self._some(process)
+        _, refs, look = self._refs(process, name)
+        with process.store.journal.snapshot() as snapshot:
+            look = ShownLook(process.store, name)
+            refs = {
+                ref.name: ref.target
+                for ref in process.store.refs.list(snapshot, look.record)
+                if ref.target
+            }
+        wanted = [oid for oid in dict.fromkeys(refs.values()) if look.positions([oid])[0] >= 0]
+        if not wanted or look.view is None:
+            return
+        view = look.view
+        ids = sorted(history.closure(self.dice.choice(wanted)))
+        world.reads += 1
+        if self.dice.random() < 0.5:
+            positions = look.positions(ids)
+            if min(positions) < 0:
+                raise Wrong("what a ref reaches is not all there")
+            bits = bytearray(-(-view.objects // 8))
+            for at in positions:
+                bits[at >> 3] |= 1 << (at & 7)
+            pack = b"".join(Transfer(view, bytes(bits), options=TransferOptions()).chunks())
+            judge_pack(world, pack, ids)
+            return
+        for at in range(0, len(ids), READ_AT_ONCE):
+            some = ids[at : at + READ_AT_ONCE]
+            positions = look.positions(some)
+            if min(positions) < 0:
+                raise Wrong("what a ref reaches is not all there")
+            for oid, found in zip(some, view.read_positions(positions), strict=True):
+                made = history.objects[oid]
+                if (found.id, found.type, found.data) != (oid, made.type, made.data):
+                    raise Wrong(f"{oid.hex()} was read wrong")
+            world.scheduler.switch("client is slow")
+
+    def _fork(self, process: SimProcess) -> None:
+        name = self._some(process)
+        attempt = self._attempt(process, f"fork {name}", None)
+        with self._trying(attempt):
+            made = fork(
+                process.store, name, f"fork{attempt.number}", LogNote(attempt.actor, "fork")
+            )
+        attempt.repository = made.id
+        attempt.done = False  # its row is of what the source had then
+
+    def _create(self, process: SimProcess) -> None:
+        attempt = self._attempt(process, "create", None)
+        with self._trying(attempt):
+            made = process.store.create_repository(
+                f"repo{attempt.number}",
+                self.world.history.kind,
+                note=LogNote(attempt.actor, "create"),
+            )
+        attempt.repository = made.id
+        attempt.done = False
+
+    def _upload(self, process: SimProcess) -> None:
+        name = self._some(process)
+        history = self.world.history
+        attempt = self._attempt(process, f"upload {name}", None)
+        blobs = [
+            history.add(BLOB, self.dice.randbytes(60)) for _ in range(self.dice.choice((1, 3)))
+        ]
+        with self._trying(attempt):
+            upload = Uploading(process.store, name)
+            attempt.repository = upload.record.id
+            upload.take(history.pack(self.dice, blobs, []))
+            upload.upload()
+        attempt.done = False
+        attempt.objects = tuple(blobs)
+        self.world.uploads.append(attempt)
+
+    def _delete(self, process: SimProcess) -> None:
+        if len(self._names(process)) > 2:
+            name = self._some(process)
+            attempt = self._attempt(process, f"delete {name}", None)
+            Repositories(process.store).delete(name, note=LogNote(attempt.actor, "delete"))
+
+    def _rename(self, process: SimProcess) -> None:
+        name = self._some(process)
+        attempt = self._attempt(process, f"rename {name}", None)
+        note = LogNote(attempt.actor, "rename")
+        Repositories(process.store).rename(name, f"renamed{attempt.number}", note=note)
+
+    def _restore(self, process: SimProcess) -> None:
+        name = self._some(process)
+        attempt = self._attempt(process, f"restore {name}", None)
+        note = LogNote(attempt.actor, "restore")
+        with expected():
+            restore_ref(process.store, name, BRANCHES[0], back=self.dice.choice((1, 2)), note=note)
+
+    def _settle(self, process: SimProcess) -> None:
+        name = self._some(process)
+        with process.store.journal.snapshot() as snapshot:
+            pool = process.store.repository(snapshot, name).pool
+        settle(process.store, pool)
+
+
+def judge_pack(world: World, pack: bytes, ids: list[ObjectId]) -> None:
+    """Raise Wrong unless a pack holds exactly these objects, right."""
+    ingest = new_ingest(world.history.kind, world.limits)
+    ingest.scan(pack)
+    ingest.link()
+    ingest.resolve()
+    ingest.finish()
+    flat, size = ingest.sorted_ids(), world.history.kind.size
+    if [flat[at : at + size] for at in range(0, len(flat), size)] != ids:
+        raise Wrong("a pack does not hold what was asked for")
+    for oid in ids:
+        if ingest.read(ingest.find(oid)) != world.history.objects[oid].data:
+            raise Wrong("a pack holds wrong bytes")

@@ -1,0 +1,314 @@
+"""A virtual disk: the rows and blocks that outlive simulated processes, and the journal and shards over it.
+
+A transaction is durable when it is applied, whole or not at all, as LMDB's are. A process that dies before its
+transaction was applied has lost it; one that dies between that and the answer has been done, and nobody was told.
+Commits of one process that wait together are applied as one, under one revision.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from fault.sim.scheduler import Killed
+
+from shardgit.blocks.block import partition_of, verify_block
+from shardgit.blocks.shard import ShardStats
+from shardgit.errors import Conflict, Internal, ShardgitError, StorageFull, Unavailable
+from shardgit.journal.interface import (
+    Compare,
+    CompareRange,
+    Delete,
+    DeleteRange,
+    Put,
+    Row,
+    check_commit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fault.sim.scheduler import Process, Scheduler
+
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.oid import BlockId
+
+T = TypeVar("T")
+READ_SWITCH = 0.12
+
+
+class Rows:
+    """The journal's rows at one revision; never changed."""
+
+    __slots__ = ("_keys", "revision", "rows")
+
+    def __init__(self, rows: dict[bytes, Row], revision: int) -> None:
+        self.rows = rows
+        self.revision = revision
+        self._keys: list[bytes] | None = None
+
+    def between(self, low: bytes, high: bytes) -> Iterator[Row]:
+        if self._keys is None:
+            self._keys = sorted(self.rows)
+        keys = self._keys
+        for at in range(bisect_left(keys, low), bisect_left(keys, high)):
+            yield self.rows[keys[at]]
+
+
+@dataclass
+class Disk:
+    """What outlives processes."""
+
+    shards: dict[int, dict[BlockId, bytes]]
+    rows: Rows = field(default_factory=lambda: Rows({}, 1))
+    full: float = 0.0  # how often a write finds no room
+    lost: int = 0  # transactions that died with their process
+    unanswered: int = 0  # transactions that were applied and not answered
+    open: dict[int, int] = field(default_factory=dict)  # revisions of open snapshots
+
+    def blocks(self) -> set[BlockId]:
+        """Return the ids of all blocks on any shard."""
+        return {block for shard in self.shards.values() for block in shard}
+
+
+class _Commit:
+    __slots__ = ("answer", "conditions", "operations")
+
+    def __init__(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> None:
+        self.conditions = conditions
+        self.operations = operations
+        self.answer: int | ShardgitError | None = None
+
+
+class _Snapshot:
+    def __init__(self, rows: Rows) -> None:
+        self._rows: Rows | None = rows
+        self.revision = rows.revision
+
+    def _open(self) -> Rows:
+        if self._rows is None:
+            raise Unavailable("journal snapshot has ended")
+        return self._rows
+
+    def end(self) -> None:
+        self._rows = None
+
+    def get(self, key: bytes) -> Row | None:
+        return self._open().rows.get(key)
+
+    def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
+        self._open()
+        for given, row in enumerate(self._open().between(low, high)):
+            if given == limit:
+                return
+            yield row
+            self._open()
+
+
+class SimJournal:
+    """The journal as one simulated process has it open. See journal.interface.Journal."""
+
+    def __init__(self, disk: Disk, scheduler: Scheduler, process: Process) -> None:
+        self.disk = disk
+        self._scheduler = scheduler
+        self._process = process
+        self._waiting: list[_Commit] = []
+
+    def _alive(self) -> None:
+        if self._process.dead:
+            raise Killed
+
+    @contextmanager
+    def snapshot(self) -> Iterator[JournalSnapshot]:
+        self._scheduler.switch("snapshot")
+        self._alive()
+        opened = _Snapshot(self.disk.rows)
+        self.disk.open[id(opened)] = opened.revision
+        try:
+            self._scheduler.switch("snapshot is open", stay=0.8)
+            yield opened
+        finally:
+            opened.end()
+            del self.disk.open[id(opened)]
+
+    def revision(self) -> int:
+        self._alive()
+        return self.disk.rows.revision
+
+    def oldest_snapshot(self) -> int:
+        self._alive()
+        return min(self.disk.open.values(), default=self.disk.rows.revision)
+
+    @contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        del listener
+        yield
+
+    def stats(self) -> tuple[int, int]:
+        return 0, 0
+
+    def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
+        check_commit(conditions, operations)
+        self._alive()
+        mine = _Commit(conditions, operations)
+        self._waiting.append(mine)
+        try:
+            self._scheduler.switch("commit waits")
+        except Killed:
+            if mine.answer is None:
+                self.disk.lost += 1
+            raise
+        if mine.answer is None:
+            self._apply()
+        try:
+            self._scheduler.switch("commit is applied")
+        except Killed:
+            self.disk.unanswered += 1
+            raise
+        answer = mine.answer
+        assert answer is not None
+        if isinstance(answer, ShardgitError):
+            raise answer
+        return answer
+
+    async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
+        return self.commit_sync(conditions, operations)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _apply(self) -> None:
+        """Apply all that waits in this process as one transaction."""
+        group, self._waiting = self._waiting, []
+        disk = self.disk
+        if disk.full and self._scheduler.dice.random() < disk.full:
+            for one in group:
+                one.answer = StorageFull("no space left in the database")
+            return
+        before = disk.rows
+        rows, revision = dict(before.rows), before.revision + 1
+        wrote = False
+        done = []
+        for one in group:
+            try:
+                for condition in one.conditions:
+                    _check(rows, condition)
+            except Conflict as error:
+                one.answer = error
+                continue
+            done.append(one)
+            for operation in one.operations:
+                match operation:
+                    case Put(key, value):
+                        rows[key] = Row(key, value, revision)
+                        wrote = True
+                    case Delete(key):
+                        wrote = rows.pop(key, None) is not None or wrote
+                    case DeleteRange(low, high):
+                        gone = [key for key in rows if low <= key < high]
+                        for key in gone:
+                            del rows[key]
+                        wrote = wrote or bool(gone)
+        if wrote:
+            disk.rows = Rows(rows, revision)
+        for one in done:
+            one.answer = disk.rows.revision
+
+
+def _check(rows: dict[bytes, Row], condition: Condition) -> None:
+    match condition:
+        case Compare(key, revision):
+            row = rows.get(key)
+            if (row.revision if row else 0) != revision:
+                raise Conflict("journal row has changed", key=key.hex())
+        case CompareRange(low, high, revision):
+            if any(low <= key < high and row.revision > revision for key, row in rows.items()):
+                raise Conflict("journal range has changed", low=low.hex())
+
+
+class SimShard:
+    """A shard as one simulated process has it open. See blocks.shard.ShardStore."""
+
+    def __init__(self, number: int, disk: Disk, scheduler: Scheduler, process: Process) -> None:
+        self.number = number
+        self.folder = Path(f"/virtual/shard-{number}")
+        self.bytes_max: int | None = None
+        self.disk = disk
+        self._blocks = disk.shards[number]
+        self._scheduler = scheduler
+        self._process = process
+        self._seen: set[BlockId] = set()
+
+    def _switch(self, label: str, stay: float = 0.45) -> None:
+        self._scheduler.switch(label, stay=stay)
+        if self._process.dead:
+            raise Killed
+
+    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
+        if self._scheduler.dice.random() < READ_SWITCH:
+            self._switch("read")
+        elif self._process.dead:
+            raise Killed
+        data = self._blocks.get(block)
+        if data is None:
+            return None
+        if block not in self._seen:
+            verify_block(block, data)
+            self._seen.add(block)
+        view = memoryview(data)
+        result = job(view)
+        try:
+            view.release()
+        except BufferError as cause:
+            raise Internal("a job kept a view of a block", block=block.hex()) from cause
+        return result
+
+    def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+        return [self.use(block, bytes) for block in ids]
+
+    def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
+        self._switch("has")
+        return [block in self._blocks for block in ids]
+
+    def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        for block, data in blocks:
+            verify_block(block, data)
+        self.put_verified_sync(blocks)
+
+    def put_verified_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        if not blocks:
+            return
+        self._switch("put")
+        if self.disk.full and self._scheduler.dice.random() < self.disk.full:
+            raise StorageFull("no space left on the disk", path=str(self.folder))
+        self._blocks.update(blocks)
+        self._seen.difference_update(block for block, _ in blocks)
+        self._switch("put is durable")
+
+    def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
+        self._switch("delete")
+        for block in ids:
+            self._blocks.pop(block, None)
+            self._seen.discard(block)
+        self._switch("deleted")
+
+    def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
+        for block in sorted(self._blocks):
+            if low <= partition_of(block) < high:
+                data = self._blocks.get(block)
+                if data is not None:
+                    yield block, len(data)
+        self._switch("scan")
+
+    def stats(self) -> ShardStats:
+        size = sum(map(len, self._blocks.values()))
+        return ShardStats(len(self._blocks), size, size)
+
+    def reader_check(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,274 @@
+"""A simulated world: processes over one virtual disk, clients that push, fetch, fork and move refs, and crashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from array import array
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fault.sim.disk import Disk, Rows, SimJournal, SimShard
+from fault.sim.history import History
+from fault.sim.scheduler import Process, Scheduler, SimLock
+
+from shardgit import clock, faultpoints
+from shardgit.blocks.routed import RoutedStore
+from shardgit.journal.interface import Row
+from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
+from shardgit.limits import Limits
+from shardgit.oid import HashKind
+from shardgit.refs.table import RefTable
+from shardgit.ring.ring import PARTITIONS, Ring, RingShard
+from shardgit.service.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+    from fault.sim.client import Attempt
+
+LIMITS = Limits(
+    block_target_bytes=4_000,
+    recent_embedded_max_bytes=900,
+    recents_settle=4,
+    recents_max=8,
+    recents_max_bytes=20_000,
+)
+CRASHES_MAX = 4
+
+
+class SimWorkers:
+    """What stands for Workers: jobs run where they are called; what runs behind is a task of the process."""
+
+    threads = 1
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._later: set[Hashable] = set()
+
+    def map(self, job: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return [job(item) for item in items]
+
+    async def run(self, job: Callable[..., Any], /, *words: Any, **named: Any) -> Any:
+        return job(*words, **named)
+
+    def later(self, key: Hashable, job: Callable[[], object]) -> None:
+        if key in self._later:
+            return
+        self._later.add(key)
+
+        def run() -> None:
+            self._later.discard(key)
+            self._world.background(job)
+
+        self._world.scheduler.spawn(self._process, f"later {key!r}"[:24], run)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SimProcess(Process):
+    """A simulated process with a store of its own."""
+
+    def __init__(self, name: str, world: World) -> None:
+        super().__init__(name)
+        self.workers = SimWorkers(world, self)
+        self.journal = SimJournal(world.disk, world.scheduler, self)
+        shards = {
+            number: SimShard(number, world.disk, world.scheduler, self)
+            for number in world.disk.shards
+        }
+        self.blocks = RoutedStore(world.ring, cast("Any", shards), cast("Any", self.workers))
+        self.blocks._writers = cast("Any", self.workers)
+        self.store = Store(
+            journal=cast("Any", self.journal),
+            blocks=self.blocks,
+            refs=RefTable(self.blocks),
+            workers=cast("Any", self.workers),
+            limits=world.limits,
+            scratch=world.scratch,
+        )
+
+
+class World:
+    """All of one seed."""
+
+    def __init__(self, seed: int, *, trace: bool = False) -> None:
+        _take_over()
+        self.seed = seed
+        self.scheduler = Scheduler(seed, trace=trace)
+        self.dice = self.scheduler.dice
+        count = self.dice.choice((1, 1, 2, 3))
+        self.ring = _ring(count)
+        self.disk = Disk({number: {} for number in range(count)})
+        first = {STORE_KEY: StoreRecord(bytes(16)).encode(), RING_KEY: _encoded_ring(count)}
+        self.disk.rows = Rows({key: Row(key, value, 1) for key, value in first.items()}, 1)
+        self.limits = dataclasses.replace(
+            LIMITS,
+            block_target_bytes=self.dice.choice((1_500, 4_000, 60_000)),
+            recent_embedded_max_bytes=self.dice.choice((0, 900, 900, 100_000)),
+            recents_settle=self.dice.choice((2, 4, 4, 50)),
+        )
+        self.scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory()))
+        self.history = History(self.dice.choice((HashKind.SHA1,) * 7 + (HashKind.SHA256,)))
+        self.attempts: list[Attempt] = []
+        self.uploads: list[Attempt] = []
+        self.reads = 0
+        self.crashes = 0
+        self.checks = 0
+        self.crash_rate = self.dice.choice((0.0, 0.002, 0.004, 0.012))
+        self.full = self.dice.choice((0.0, 0.0, 0.0, 0.03))
+        self.processes: list[SimProcess] = []
+        self.works: dict[str, list[Callable[[SimProcess], None]]] = {}
+        self.check: Callable[[World], None] = lambda _: None
+        self.scheduler.at_step = self._at_step
+
+    # ---- processes ----
+
+    def start(self, name: str, works: list[Callable[[SimProcess], None]]) -> None:
+        """Start a process that does ``works``, each in a task, and does them again when it was killed."""
+        self.works[name] = works
+        process = SimProcess(name, self)
+        self.processes.append(process)
+        for number, work in enumerate(works):
+            self.scheduler.spawn(process, f"client {number}", functools.partial(work, process))
+
+    def background(self, job: Callable[[], object]) -> None:
+        """Run a job as Workers.later does: what it raises is not lost on anybody but the log."""
+        from fault.sim.client import expected
+
+        with expected():
+            job()
+
+    def kill(self, processes: list[SimProcess]) -> None:
+        """Kill processes at once, and start them anew."""
+        self.crashes += 1
+        for process in processes:
+            process.dead = True
+            self.processes.remove(process)
+            for attempt in self.attempts:
+                if attempt.process is process and attempt.ended is None:
+                    attempt.unknown = True
+        checker = SimProcess("checker", self)
+        self.scheduler.spawn(checker, "check", self._check_all)
+        for process in processes:
+            self.start(process.name, self.works[process.name])
+
+    def _check_all(self) -> None:
+        """Check the disk as it is, with nobody else moving."""
+        hook, self.scheduler.at_step = self.scheduler.at_step, None
+        self.scheduler.quiet = True
+        full, self.disk.full = self.disk.full, 0.0
+        try:
+            self.checks += 1
+            self.check(self)
+        finally:
+            self.scheduler.quiet = False
+            self.scheduler.at_step = hook
+            self.disk.full = full
+
+    def _at_step(self, label: str) -> None:
+        del label
+        chance = self.dice.random()
+        if chance < self.crash_rate and self.crashes < CRASHES_MAX and self.processes:
+            if self.dice.random() < 0.3:
+                self.kill(list(self.processes))
+            else:
+                self.kill([self.dice.choice(self.processes)])
+        elif chance > 0.9985 and self.processes:
+            stopped = self.dice.choice(self.processes)
+            stopped.stopped = not stopped.stopped
+        elif chance > 0.997:
+            self.disk.full = self.full if not self.disk.full else 0.0
+        elif chance > 0.996:  # time goes by
+            self.scheduler.now += self.dice.choice((1_000, 60_000, 3_600_000))
+
+    # ---- the run ----
+
+    def run(self, begin: Callable[[SimProcess], None]) -> None:
+        """Run ``begin`` alone, then all processes to their end, then check."""
+        with _simulated(self):
+            waiting, self.scheduler.tasks = self.scheduler.tasks, []
+            process = SimProcess("begin", self)
+            self.scheduler.spawn(process, "begin", functools.partial(begin, process))
+            self.scheduler.quiet = True
+            self.scheduler.run()
+            self.scheduler.quiet = False
+            self.scheduler.tasks = waiting
+            self.scheduler.run()
+            if not self.scheduler.failures:
+                self.disk.full = 0.0
+                checker = SimProcess("checker", self)
+                self.scheduler.spawn(checker, "check", self._check_all)
+                self.scheduler.run()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+@functools.cache
+def _memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@functools.cache
+def _ring(count: int) -> Ring:
+    table = array("H", [partition % count for partition in range(PARTITIONS)])
+    return Ring(1, 0, tuple(RingShard(number, number) for number in range(count)), (table,))
+
+
+@functools.cache
+def _encoded_ring(count: int) -> bytes:
+    return _ring(count).encode()
+
+
+class _Threading:
+    Lock = SimLock
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(threading, name)
+
+
+@functools.cache
+def _take_over() -> None:
+    """Give shardgit's modules locks that the scheduler knows; once in a process, for good."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("shardgit"):
+            if getattr(module, "Lock", None) is threading.Lock:
+                module.Lock = SimLock  # type: ignore[attr-defined]
+            if getattr(module, "threading", None) is threading:
+                module.threading = _Threading()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _simulated(world: World) -> Iterator[None]:
+    """Put the world's clock, dice and locks in the place of the machine's."""
+    scheduler, dice = world.scheduler, world.dice
+    urandom, flock = os.urandom, fcntl.flock
+
+    def patient(file: Any, how: int) -> None:
+        while True:
+            try:
+                return flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if how & fcntl.LOCK_NB:
+                    raise
+                scheduler.switch("flock", stay=0.0)
+
+    with ExitStack() as stack:
+        stack.enter_context(clock.replaced(scheduler))
+        stack.enter_context(faultpoints.listening(lambda name: scheduler.switch(f"at {name}")))
+        SimLock.scheduler = scheduler
+        os.urandom = dice.randbytes
+        fcntl.flock = patient
+        try:
+            yield
+        finally:
+            os.urandom, fcntl.flock = urandom, flock
+            SimLock.scheduler = None
