@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test check format bench bench-smoke interop fuzz git-suite clean
+.PHONY: help setup run test check format bench bench-smoke interop fault fuzz git-suite clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -43,6 +43,9 @@ interop: setup ## Every flow with many Git clients, as a matrix; GIT="path ..." 
 git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source, built (make, with curl).
 	$(if $(GIT_SRC),,$(error name git's built source: make git-suite GIT_SRC=path))
 	$(BIN)/python tests/gitsuite/run.py '$(GIT_SRC)' $(if $(ONLY),--only $(ONLY))
+
+fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2.
+	$(BIN)/python tests/fault/run.py --kills $(or $(KILLS),1000) --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),2)
 
 fuzz: setup ## Fuzz the kernels under AddressSanitizer; SECONDS_EACH=60.
 	@$(MAKE) --no-print-directory -C tests/fuzz

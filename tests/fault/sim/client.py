@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fault.sim.history import BLOB
 
@@ -25,7 +25,7 @@ from shardgit.refs.log import LogNote
 from shardgit.refs.update import RefUpdate
 from shardgit.service.access import Principal
 from shardgit.service.forks import fork
-from shardgit.service.look import ShownLook
+from shardgit.service.look import Look, ShownLook
 from shardgit.service.push import Push
 from shardgit.service.ref_log import restore_ref
 from shardgit.service.ref_updates import update_refs
@@ -34,11 +34,15 @@ from shardgit.service.resolving import new_ingest
 from shardgit.service.uploading import Uploading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import random
+    from collections.abc import Callable, Iterator, Sequence
 
-    from fault.sim.world import SimProcess, World
+    from fault.sim.history import History
 
+    from shardgit.limits import Limits
     from shardgit.oid import ObjectId, RepositoryId
+    from shardgit.protocol.receive_pack import CommandResult
+    from shardgit.service.store import Store
 
 BRANCHES = (b"refs/heads/main", b"refs/heads/main", b"refs/heads/a", b"refs/heads/b/c")
 READ_AT_ONCE = 5
@@ -52,7 +56,7 @@ class Attempt:
 
     number: int
     what: str
-    process: SimProcess
+    process: object
     repository: RepositoryId | None
     begun: int
     changes: dict[bytes, Change] = field(default_factory=dict)
@@ -66,6 +70,46 @@ class Attempt:
     def actor(self) -> str:
         """The name that the log tells of it."""
         return f"op{self.number}"
+
+
+class Host(Protocol):
+    """A process with a store."""
+
+    @property
+    def store(self) -> Store: ...
+
+
+class Place(Protocol):
+    """Where clients are: in a simulation, or in a process that may really be killed."""
+
+    dice: random.Random
+    history: History
+    attempts: list[Attempt]
+    uploads: list[Attempt]
+    reads: int
+    limits: Limits
+
+    def number(self) -> int:
+        """Return a number for the next attempt."""
+        ...
+
+    def moment(self) -> int:
+        """Return a number that rises with time."""
+        ...
+
+    def now_ms(self) -> float: ...
+
+    def pause(self) -> None:
+        """Be slow."""
+        ...
+
+    def tell(self, attempt: Attempt) -> None:
+        """Note that an attempt begins, or has ended."""
+        ...
+
+    def learn(self, store: Store, look: Look, refs: Sequence[ObjectId]) -> None:
+        """Take objects into the history that were made elsewhere."""
+        ...
 
 
 class Wrong(AssertionError):
@@ -82,14 +126,23 @@ def expected() -> Iterator[None]:
 class Client:
     """Does some things, one after another, each chosen by dice."""
 
-    def __init__(self, world: World, steps: int) -> None:
+    def __init__(self, world: Place, steps: int) -> None:
         self.world = world
         self.dice = world.dice
         self.left = steps
 
-    def __call__(self, process: SimProcess) -> None:
+    def __call__(self, process: Host) -> None:
         """Go on where this client was when its process died."""
-        works: tuple[tuple[int, Callable[[SimProcess], None]], ...] = (
+        works = self._works()
+        chances = [chance for chance, _ in works]
+        while self.left > 0:
+            self.left -= 1
+            (work,) = self.dice.choices([work for _, work in works], chances)
+            with expected():
+                work(process)
+
+    def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
+        return (
             (10, self._push),
             (4, self._update),
             (5, self._fetch),
@@ -101,64 +154,60 @@ class Client:
             (1, self._restore),
             (2, self._settle),
         )
-        chances = [chance for chance, _ in works]
-        while self.left > 0:
-            self.left -= 1
-            (work,) = self.dice.choices([work for _, work in works], chances)
-            with expected():
-                work(process)
 
-    def create_first(self, process: SimProcess) -> None:
+    def create_first(self, process: Host) -> None:
         """Make the first repository."""
         self._create(process)
 
     # ---- what was tried ----
 
-    def _attempt(self, process: SimProcess, what: str, repository: RepositoryId | None) -> Attempt:
-        made = Attempt(
-            len(self.world.attempts), what, process, repository, self.world.scheduler.steps
-        )
+    def _attempt(self, process: Host, what: str, repository: RepositoryId | None) -> Attempt:
+        made = Attempt(self.world.number(), what, process, repository, self.world.moment())
         self.world.attempts.append(made)
         return made
 
     @contextmanager
     def _trying(self, attempt: Attempt) -> Iterator[None]:
         """Note how it ended. An error says that nothing was done; a kill says nothing."""
+        self.world.tell(attempt)
         try:
             yield
         except ShardgitError:
-            attempt.ended = self.world.scheduler.steps
+            attempt.ended = self.world.moment()
+            self.world.tell(attempt)
             raise
-        attempt.ended = self.world.scheduler.steps
+        attempt.ended = self.world.moment()
         attempt.done = True
-        attempt.done_ms = self.world.scheduler.now
+        attempt.done_ms = self.world.now_ms()
 
-    def _names(self, process: SimProcess) -> list[str]:
+    def _names(self, process: Host) -> list[str]:
         return [one.name for one in Repositories(process.store).list()]
 
-    def _some(self, process: SimProcess) -> str:
+    def _some(self, process: Host) -> str:
         names = self._names(process)
         if not names:
             raise RepositoryMissing("there is none")
         return self.dice.choice(names)
 
     def _refs(
-        self, process: SimProcess, name: str
+        self, process: Host, name: str
     ) -> tuple[RepositoryId, dict[bytes, ObjectId], ShownLook]:
         look = ShownLook(process.store, name)
         with process.store.journal.snapshot() as snapshot:
-            refs = process.store.refs.list(snapshot, look.record)
-            return look.record.id, {ref.name: ref.target for ref in refs if ref.target}, look
+            found = process.store.refs.list(snapshot, look.record)
+            refs = {ref.name: ref.target for ref in found if ref.target}
+        self.world.learn(process.store, look, list(refs.values()))
+        return look.record.id, refs, look
 
     # ---- what clients do ----
 
-    def _push(self, process: SimProcess) -> None:
+    def _push(self, process: Host) -> None:
         dice, history = self.dice, self.world.history
         name = self._some(process)
         repository, refs, _ = self._refs(process, name)
         branches = {dice.choice(BRANCHES) for _ in range(dice.choice((1, 1, 1, 2)))}
         commands, new, bases = [], [], []
-        word = f"c{len(self.world.attempts)}"
+        word = f"c{dice.randrange(1 << 30)}"
         for number, branch in enumerate(sorted(branches)):
             old = refs.get(branch)
             chance = dice.random()
@@ -189,23 +238,28 @@ class Client:
         attempt = self._attempt(process, f"push {name}", repository)
         attempt.changes = {one.name: (one.old, one.new) for one in commands}
         with self._trying(attempt):
-            push = Push(process.store, name, request, principal=Principal(attempt.actor))
-            if push.record.id != repository:
-                attempt.repository = push.record.id
-            push.judge((lambda: (pack, None)) if pack else None)
-            try:
-                result = push.commit()
-            except ShardgitError as error:
-                result = push.failed(error)
-        taken = {one.command.name for one in result.results if one.error is None}
+            results = self._deliver(process, name, request, pack, attempt)
+        taken = {one.command.name for one in results if one.error is None}
         attempt.changes = {
             name: change for name, change in attempt.changes.items() if name in taken
         }
         attempt.done = bool(attempt.changes)
         if taken and len(taken) < len(commands) and request.atomic:
             raise Wrong("an atomic push was done in part")
+        self.world.tell(attempt)
 
-    def _update(self, process: SimProcess) -> None:
+    def _deliver(
+        self, process: Host, name: str, request: PushRequest, pack: bytes | None, attempt: Attempt
+    ) -> Sequence[CommandResult]:
+        push = Push(process.store, name, request, principal=Principal(attempt.actor))
+        attempt.repository = push.record.id
+        push.judge((lambda: (pack, None)) if pack else None)
+        try:
+            return push.commit().results
+        except ShardgitError as error:
+            return push.failed(error).results
+
+    def _update(self, process: Host) -> None:
         dice = self.dice
         name = self._some(process)
         repository, refs, _ = self._refs(process, name)
@@ -234,8 +288,9 @@ class Client:
         for failed in result.failed:
             del attempt.changes[failed]
         attempt.done = bool(attempt.changes)
+        self.world.tell(attempt)
 
-    def _fetch(self, process: SimProcess) -> None:
+    def _fetch(self, process: Host) -> None:
         """Read all that some refs reach, slowly, and judge every byte."""
         world, history = self.world, self.world.history
         name = self._some(process)
@@ -272,9 +327,9 @@ class Client:
                 made = history.objects[oid]
                 if (found.id, found.type, found.data) != (oid, made.type, made.data):
                     raise Wrong(f"{oid.hex()} was read wrong")
-            world.scheduler.switch("client is slow")
+            world.pause()
 
-    def _fork(self, process: SimProcess) -> None:
+    def _fork(self, process: Host) -> None:
         name = self._some(process)
         attempt = self._attempt(process, f"fork {name}", None)
         with self._trying(attempt):
@@ -283,8 +338,9 @@ class Client:
             )
         attempt.repository = made.id
         attempt.done = False  # its row is of what the source had then
+        self.world.tell(attempt)
 
-    def _create(self, process: SimProcess) -> None:
+    def _create(self, process: Host) -> None:
         attempt = self._attempt(process, "create", None)
         with self._trying(attempt):
             made = process.store.create_repository(
@@ -294,8 +350,9 @@ class Client:
             )
         attempt.repository = made.id
         attempt.done = False
+        self.world.tell(attempt)
 
-    def _upload(self, process: SimProcess) -> None:
+    def _upload(self, process: Host) -> None:
         name = self._some(process)
         history = self.world.history
         attempt = self._attempt(process, f"upload {name}", None)
@@ -310,34 +367,43 @@ class Client:
         attempt.done = False
         attempt.objects = tuple(blobs)
         self.world.uploads.append(attempt)
+        self.world.tell(attempt)
 
-    def _delete(self, process: SimProcess) -> None:
+    def _delete(self, process: Host) -> None:
         if len(self._names(process)) > 2:
             name = self._some(process)
             attempt = self._attempt(process, f"delete {name}", None)
-            Repositories(process.store).delete(name, note=LogNote(attempt.actor, "delete"))
+            with self._noting(attempt) as note:
+                Repositories(process.store).delete(name, note=note)
 
-    def _rename(self, process: SimProcess) -> None:
+    def _rename(self, process: Host) -> None:
         name = self._some(process)
         attempt = self._attempt(process, f"rename {name}", None)
-        note = LogNote(attempt.actor, "rename")
-        Repositories(process.store).rename(name, f"renamed{attempt.number}", note=note)
+        with self._noting(attempt) as note:
+            Repositories(process.store).rename(name, f"renamed{attempt.number}", note=note)
 
-    def _restore(self, process: SimProcess) -> None:
+    def _restore(self, process: Host) -> None:
         name = self._some(process)
         attempt = self._attempt(process, f"restore {name}", None)
-        note = LogNote(attempt.actor, "restore")
-        with expected():
+        with self._noting(attempt) as note:
             restore_ref(process.store, name, BRANCHES[0], back=self.dice.choice((1, 2)), note=note)
 
-    def _settle(self, process: SimProcess) -> None:
+    @contextmanager
+    def _noting(self, attempt: Attempt) -> Iterator[LogNote]:
+        """Try what is judged by its log row alone, or leaves none."""
+        with self._trying(attempt):
+            yield LogNote(attempt.actor, attempt.what.partition(" ")[0])
+        attempt.done = False
+        self.world.tell(attempt)
+
+    def _settle(self, process: Host) -> None:
         name = self._some(process)
         with process.store.journal.snapshot() as snapshot:
             pool = process.store.repository(snapshot, name).pool
         settle(process.store, pool)
 
 
-def judge_pack(world: World, pack: bytes, ids: list[ObjectId]) -> None:
+def judge_pack(world: Place, pack: bytes, ids: list[ObjectId]) -> None:
     """Raise Wrong unless a pack holds exactly these objects, right."""
     ingest = new_ingest(world.history.kind, world.limits)
     ingest.scan(pack)

@@ -6,38 +6,37 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from fault.sim.client import Attempt, Change, Wrong
-from fault.sim.world import SimProcess
 
 from shardgit.service.look import Look
 from shardgit.service.repositories import Repositories
 
 if TYPE_CHECKING:
-    from fault.sim.world import World
+    from fault.sim.client import Place
 
     from shardgit.oid import ObjectId, RepositoryId
     from shardgit.refs.log import LogEntry
+    from shardgit.service.store import Store
 
 
-def judge(world: World) -> None:
+def judge(world: Place, store: Store) -> None:
     """Raise Wrong, or what the store raises, unless all that was acknowledged is there whole, and nothing in part."""
-    process = SimProcess("judge", world)
     told = {attempt.actor: attempt for attempt in world.attempts}
     entries: dict[RepositoryId, list[LogEntry]] = {}
-    for info in Repositories(process.store).list():
-        with process.store.journal.snapshot() as snapshot:
-            record = process.store.repository(snapshot, info.name)
+    for info in Repositories(store).list():
+        with store.journal.snapshot() as snapshot:
+            record = store.repository(snapshot, info.name)
             refs = {
                 ref.name: ref.target
-                for ref in process.store.refs.list(snapshot, record)
+                for ref in store.refs.list(snapshot, record)
                 if ref.target is not None
             }
-            log = list(process.store.refs.log(snapshot, record))[::-1]
+            log = list(store.refs.log(snapshot, record))[::-1]
         entries[record.id] = log
         _replay(info.name, log, refs)
         _told(log, told)
-        _whole(world, process, info.name, refs)
+        _whole(world, store, info.name, refs)
     _all_there(world, told, entries)
-    _uploaded(world, process, set(entries))
+    _uploaded(world, store, set(entries))
 
 
 def _replay(name: str, log: list[LogEntry], refs: dict[bytes, ObjectId]) -> None:
@@ -64,6 +63,8 @@ def _told(log: list[LogEntry], told: dict[str, Attempt]) -> None:
     seen: set[str] = set()
     newest = 0
     for entry in log:
+        if not entry.actor:
+            continue  # the system: an import
         attempt = told.get(entry.actor)
         if attempt is None:
             raise Wrong(f"nobody did {entry.actor!r}")
@@ -99,7 +100,7 @@ def _stood(
 def _stood_once(
     log: list[LogEntry], told: dict[str, Attempt], attempt: Attempt, name: bytes, new: ObjectId
 ) -> bool:
-    rows = [entry for entry in log if entry.changes.of(name) is not None]
+    rows = [e for e in log if e.actor in told and e.changes.of(name) is not None]
     for entry, following in zip(rows, [*rows[1:], None], strict=True):
         change = entry.changes.of(name)
         if change is None or change.new is None or change.new.target != new:
@@ -122,9 +123,10 @@ def _changes(entry: LogEntry) -> dict[bytes, Change]:
     }
 
 
-def _whole(world: World, process: SimProcess, name: str, refs: dict[bytes, ObjectId]) -> None:
+def _whole(world: Place, store: Store, name: str, refs: dict[bytes, ObjectId]) -> None:
     """Check that refs reach all that they should, right, and nothing else."""
-    look = Look(process.store, name)
+    look = Look(store, name)
+    world.learn(store, look, list(refs.values()))
     wanted: set[ObjectId] = set()
     for oid in set(refs.values()):
         wanted |= world.history.closure(oid)
@@ -143,7 +145,7 @@ def _whole(world: World, process: SimProcess, name: str, refs: dict[bytes, Objec
 
 
 def _all_there(
-    world: World, told: dict[str, Attempt], entries: dict[RepositoryId, list[LogEntry]]
+    world: Place, told: dict[str, Attempt], entries: dict[RepositoryId, list[LogEntry]]
 ) -> None:
     """Check that every acknowledged change of a repository that is there stands in its log."""
     actors = {number: {entry.actor for entry in log} for number, log in entries.items()}
@@ -163,16 +165,16 @@ def _all_there(
         raise Wrong(f"acknowledged and lost: {', '.join(words)}")
 
 
-def _uploaded(world: World, process: SimProcess, standing: set[RepositoryId]) -> None:
+def _uploaded(world: Place, store: Store, standing: set[RepositoryId]) -> None:
     """Check that what was uploaded of late is its repository's own."""
     grace_ms = world.limits.upload_grace_s * 1_000
-    names = {one.id: one.name for one in Repositories(process.store).list()}
+    names = {one.id: one.name for one in Repositories(store).list()}
     for attempt in world.uploads:
         if attempt.repository not in standing or attempt.repository is None:
             continue
-        if world.scheduler.now - attempt.done_ms > grace_ms - 60_000:
+        if world.now_ms() - attempt.done_ms > grace_ms - 60_000:
             continue
-        look = Look(process.store, names[attempt.repository])
+        look = Look(store, names[attempt.repository])
         positions = look.owned(list(attempt.objects))
         if min(positions) < 0:
             raise Wrong(f"{attempt.what} by {attempt.actor} is lost")

@@ -30,9 +30,12 @@ from shardgit.ring.ring import PARTITIONS, Ring, RingShard
 from shardgit.service.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from fault.sim.client import Attempt
+
+    from shardgit.oid import ObjectId
+    from shardgit.service.look import Look
 
 LIMITS = Limits(
     block_target_bytes=4_000,
@@ -128,8 +131,28 @@ class World:
         self.full = self.dice.choice((0.0, 0.0, 0.0, 0.03))
         self.processes: list[SimProcess] = []
         self.works: dict[str, list[Callable[[SimProcess], None]]] = {}
-        self.check: Callable[[World], None] = lambda _: None
+        self.check: Callable[[World, Store], None] | None = None
         self.scheduler.at_step = self._at_step
+
+    # ---- see client.Place ----
+
+    def number(self) -> int:
+        return len(self.attempts)
+
+    def moment(self) -> int:
+        return self.scheduler.steps
+
+    def now_ms(self) -> float:
+        return self.scheduler.now
+
+    def pause(self) -> None:
+        self.scheduler.switch("client is slow")
+
+    def tell(self, attempt: Attempt) -> None:
+        """Everybody sees it."""
+
+    def learn(self, store: Store, look: Look, refs: Sequence[ObjectId]) -> None:
+        """Nothing is made elsewhere."""
 
     # ---- processes ----
 
@@ -169,7 +192,8 @@ class World:
         full, self.disk.full = self.disk.full, 0.0
         try:
             self.checks += 1
-            self.check(self)
+            if self.check is not None:
+                self.check(self, SimProcess("judge", self).store)
         finally:
             self.scheduler.quiet = False
             self.scheduler.at_step = hook

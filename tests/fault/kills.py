@@ -1,0 +1,650 @@
+"""Real processes over a real store, killed at named points and at random moments, and judged each time.
+
+A process that has imported everything forks children: each opens the store, says what it is about to do, does it, says
+how it ended, and dies somewhere. Then a child that is not killed judges the store against all that was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import pickle
+import random
+import re
+import select
+import shutil
+import signal
+import struct
+import threading
+import time
+import traceback
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fault.sim.client import Attempt, Client, Wrong, expected
+from fault.sim.history import BLOB, COMMIT, History
+from fault.sim.judge import judge
+from reference.gits import git
+
+import shardgit
+from shardgit import faultpoints
+from shardgit.errors import Conflict, ShardgitError
+from shardgit.faultpoints import Fault, Faults
+from shardgit.limits import Limits
+from shardgit.node import create_store, open_store
+from shardgit.oid import HashKind, ObjectId
+from shardgit.protocol.pktline import FLUSH_BYTES, line
+from shardgit.protocol.receive_pack import CommandResult
+from shardgit.refs.update import RefUpdate
+from shardgit.refs.writer import RefWriter
+from shardgit.service.access import Principal
+from shardgit.service.committing import CommitPlan, Committing
+from shardgit.service.composing import FileChange
+from shardgit.service.configuring import Configuring
+from shardgit.service.exporting import export_repository
+from shardgit.service.importing import import_repository
+from shardgit.service.keys import Keys, parse_public_key
+from shardgit.service.lfs import LfsObjects
+from shardgit.service.locks import Locks
+from shardgit.service.receive import ReceiveService
+from shardgit.service.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from fault.sim.client import Host
+
+    from shardgit.protocol.receive_pack import PushRequest
+    from shardgit.service.look import Look
+    from shardgit.service.store import Store
+
+SOURCE = Path(shardgit.__file__).parent
+LIMITS = Limits(
+    block_target_bytes=4_000,
+    recent_embedded_max_bytes=900,
+    recents_settle=4,
+    recents_max=8,
+    recents_max_bytes=20_000,
+    lfs_object_max_bytes=1 << 20,
+)
+STORE_ROUNDS = 25  # a store is made anew after so many: judging costs by what is there
+ROUND_S = 20.0
+CHORE_TIMES = 40
+TRIES_MAX = 8
+_HEAD = struct.Struct("<I")
+
+
+def points() -> list[str]:
+    """Return all fault points in the source."""
+    found: set[str] = set()
+    for file in SOURCE.rglob("*.py"):
+        found |= set(re.findall(r'reach\("([^"]+)"\)', file.read_text()))
+    return sorted(found)
+
+
+class Mates:
+    """Where the clients of one child are; see client.Place. All that is told goes to the parent."""
+
+    def __init__(self, history: History, seed: int, first: int, pipe: int) -> None:
+        self.dice = random.Random(seed)
+        self.history = history
+        self.attempts: list[Attempt] = []
+        self.uploads: list[Attempt] = []
+        self.reads = 0
+        self.limits = LIMITS
+        self._numbers = itertools.count(first)
+        self._pipe = pipe
+        self._sent = set(history.objects)
+        self._lock = threading.Lock()
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+    def moment(self) -> int:
+        return time.monotonic_ns()
+
+    def now_ms(self) -> float:
+        return time.time() * 1_000
+
+    def pause(self) -> None:
+        time.sleep(0.001)
+
+    def tell(self, attempt: Attempt) -> None:
+        with self._lock:
+            fresh = [oid for oid in list(self.history.objects) if oid not in self._sent]
+            self._sent.update(fresh)
+            self._send((replace(attempt, process=None), [self.history.objects[o] for o in fresh]))
+
+    def fail(self, text: str) -> None:
+        with self._lock:
+            self._send(text)
+
+    def _send(self, message: object) -> None:
+        data = pickle.dumps(message)
+        data = _HEAD.pack(len(data)) + data
+        while data:
+            data = data[os.write(self._pipe, data) :]
+
+    def learn(self, store: Store, look: Look, refs: Sequence[ObjectId]) -> None:
+        """Take what others made into the history: its bytes must give its ids."""
+        del store
+        waiting = [oid for oid in dict.fromkeys(refs) if oid not in self.history.objects]
+        found: list[tuple[int, bytes, tuple[ObjectId, ...]]] = []
+        seen = set(waiting)
+        while waiting:
+            positions = look.view.positions(waiting) if look.view is not None else [-1]
+            if min(positions) < 0:
+                raise Conflict("refs have moved on")
+            assert look.view is not None
+            more: list[ObjectId] = []
+            for oid, one in zip(waiting, look.view.read_positions(positions), strict=True):
+                links = _links(one.type, one.data, self.history.kind.size)
+                if one.id != oid:
+                    raise Wrong("an object was read under another id")
+                found.append((one.type, one.data, links))
+                more += [
+                    link for link in links if link not in self.history.objects and link not in seen
+                ]
+            seen.update(more)
+            waiting = list(dict.fromkeys(more))
+        for kind, data, links in reversed(found):
+            if self.history.add(kind, data, links) not in seen:
+                raise Wrong("an object's bytes do not give its id")
+
+
+def _links(kind: int, data: bytes, size: int) -> tuple[ObjectId, ...]:
+    if kind == BLOB:
+        return ()
+    if kind == COMMIT:
+        head = data.split(b"\n\n", 1)[0].split(b"\n")
+        words = [row.split(b" ") for row in head if row.startswith((b"tree ", b"parent "))]
+        return tuple(ObjectId(bytes.fromhex(word[1].decode())) for word in words)
+    links, at = [], 0
+    while at < len(data):
+        end = data.index(b"\0", at)
+        links.append(ObjectId(data[end + 1 : end + 1 + size]))
+        at = end + 1 + size
+    return tuple(links)
+
+
+class KilledClient(Client):
+    """A client of a real store: does all that a simulated one does, and what needs an event loop or files."""
+
+    def __init__(self, mates: Mates, steps: int, *, chore: str, folder: Path, seed: int) -> None:
+        super().__init__(mates, steps)
+        self.dice = random.Random(seed)
+        self.chore = chore
+        self.folder = folder
+
+    def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
+        if self.chore:
+            self.left = CHORE_TIMES
+            return ((4, self.chores()[self.chore]), (1, self._push))
+        return (
+            *super()._works(),
+            (2, self._commit),
+            (1, self._writer),
+            (1, self._export),
+        )
+
+    def chores(self) -> dict[str, Callable[[Host], None]]:
+        """Return what reaches which points, by the noun in their name."""
+        return {
+            "commit": self._commit,
+            "event": self._event,
+            "export": self._export,
+            "file": self._layout,
+            "fork": self._fork,
+            "import": self._import,
+            "journal": self._push,
+            "key": self._keys,
+            "lfs": self._lfs,
+            "lock": self._locks,
+            "push": self._push,
+            "receive": self._push,
+            "refs": self._writer,
+            "repository": self._repository,
+            "restore": self._restore,
+            "settings": self._settings,
+            "settle": self._settle,
+            "shard": self._lfs,
+            "spool": self._spool,
+            "store": self._layout,
+            "update": self._update,
+            "upload": self._upload,
+        }
+
+    def _deliver(
+        self, process: Host, name: str, request: PushRequest, pack: bytes | None, attempt: Attempt
+    ) -> Sequence[CommandResult]:
+        if self.chore == "push" or (self.chore != "receive" and self.dice.random() < 0.5):
+            return super()._deliver(process, name, request, pack, attempt)
+        return asyncio.run(self._receive(process.store, name, request, pack or b"", attempt))
+
+    async def _receive(
+        self, store: Store, name: str, request: PushRequest, pack: bytes, attempt: Attempt
+    ) -> Sequence[CommandResult]:
+        """Push in the bytes of the protocol."""
+        null = self.world.history.kind.null
+        words = b"report-status atomic" if request.atomic else b"report-status"
+        data = b""
+        for number, one in enumerate(request.commands):
+            ids = [(oid or null).hex().encode() for oid in (one.old, one.new)]
+            data += line(
+                b" ".join([*ids, one.name]) + (b"\0" + words if not number else b"") + b"\n"
+            )
+        data += FLUSH_BYTES + pack
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(data), 3_000):
+                yield data[at : at + 3_000]
+
+        service = ReceiveService(store, version="1")
+        answer = b""
+        principal = Principal(attempt.actor)
+        async for piece in service.receive(name, pieces(), principal=principal):
+            answer += piece
+        failed = dict(re.findall(rb"ng (\S+) ([^\n]*)\n", answer))
+        good = set(re.findall(rb"ok (\S+)\n", answer))
+        if good | set(failed) != {one.name for one in request.commands}:
+            raise Wrong(f"a push was answered {answer!r}")
+        return [
+            CommandResult(one, failed[one.name].decode() if one.name in failed else None)
+            for one in request.commands
+        ]
+
+    def _commit(self, process: Host) -> None:
+        name = self._some(process)
+        attempt = self._attempt(process, f"commit {name}", None)
+        plan = CommitPlan(
+            branch="main",
+            message=b"by id\n",
+            author=b"A <a@b.c>",
+            files={b"f%d" % self.dice.randrange(6): FileChange(data=self.dice.randbytes(50))},
+            author_seconds=1_700_000_000,
+        )
+        with self._noting(attempt):
+            committing = Committing(process.store, name, Principal(attempt.actor))
+            asyncio.run(committing.commit(plan))
+
+    def _writer(self, process: Host) -> None:
+        store, name = process.store, self._some(process)
+        _, refs, look = self._refs(process, name)
+        if not refs:
+            return
+        attempt = self._attempt(process, f"write {name}", None)
+        writer = RefWriter(store.refs, store.journal, store.workers)
+        now = refs.get(b"refs/heads/w")
+        update = RefUpdate(b"refs/heads/w", now, self.dice.choice(sorted(refs.values())))
+        with self._noting(attempt) as note:
+            writer.update_sync(look.record, [update], note=note)
+
+    def _repository(self, process: Host) -> None:
+        self.dice.choice((self._create, self._delete, self._rename))(process)
+
+    def _import(self, process: Host) -> None:
+        attempt = self._attempt(process, "import", None)
+        with self._noting(attempt):
+            name = f"import{attempt.number}"
+            import_repository(process.store, name, str(self.folder / "origin"))
+
+    def _export(self, process: Host) -> None:
+        target = self.folder / f"export-{self.dice.randrange(1 << 40)}"
+        name = self._some(process)
+        export_repository(process.store, name, target)
+        git(target, "fsck", "--strict")
+        shutil.rmtree(target)
+
+    def _settings(self, process: Host) -> None:
+        change = {"receive.max_push_objects": self.dice.randrange(1_000, 2_000)}
+        Configuring(process.store).update(self._some(process), change)
+
+    def _keys(self, process: Host) -> None:
+        blob = struct.pack(">I", 11) + b"ssh-ed25519" + struct.pack(">I", 32) + os.urandom(32)
+        import base64
+
+        key = parse_public_key(f"ssh-ed25519 {base64.b64encode(blob).decode()} k")
+        keys = Keys(process.store.journal)
+        keys.add(key, f"k{self.dice.randrange(1 << 30)}")
+        keys.remove(keys.all()[0].fingerprint)
+
+    def _locks(self, process: Host) -> None:
+        name, owner = self._some(process), Principal("o")
+        locks = Locks(process.store)
+        made = locks.lock(name, f"p{self.dice.randrange(1 << 40)}", owner)
+        locks.unlock(name, made.id.hex(), owner)
+
+    def _lfs(self, process: Host) -> None:
+        name = self._some(process)
+        data = self.dice.randbytes(self.dice.choice((100, 20_000)))
+        oid = hashlib.sha256(data).digest()
+        objects = LfsObjects(process.store)
+
+        async def pieces(data: bytes) -> AsyncIterator[bytes]:
+            for at in range(0, len(data), 5_000):
+                yield data[at : at + 5_000]
+
+        asyncio.run(objects.put(name, oid, len(data), pieces(data)))
+
+        async def read() -> bytes:
+            file = await objects.open(name, oid)
+            return b"".join([piece async for piece in objects.read(file, 0, file.size)])
+
+        if asyncio.run(read()) != data:
+            raise Wrong("an LFS object was read wrong")
+        with contextlib.suppress(
+            ShardgitError
+        ):  # bytes that are not those of the id: put, then dropped
+            wrong = bytes(20_000)
+            asyncio.run(objects.put(name, oid[::-1], len(wrong), pieces(wrong)))
+
+    def _event(self, process: Host) -> None:
+        from shardgit.node import equip_hooks
+        from shardgit.service.hooks import HookPolicy
+
+        store = process.store
+        hooks = self.folder / "hooks"
+        hooks.mkdir(exist_ok=True)
+        program = hooks / "told"
+        if not program.exists():
+            fresh = hooks / f"told.{os.getpid()}"
+            fresh.write_text("#!/bin/sh\ncat >/dev/null\n")
+            fresh.chmod(0o755)
+            fresh.rename(program)
+        name = self._some(process)
+        hook = {"kind": "program", "event": "post_receive", "target": str(program)}
+        Configuring(store).update(name, {"hooks": [hook]})
+        equip_hooks(store, HookPolicy(programs=hooks))
+        self._push(process)
+        self._writer(process)
+
+        async def tell() -> None:
+            assert store.events is not None
+            async with store.events.serving(drain_s=1):
+                await asyncio.sleep(0.3)
+
+        asyncio.run(tell())
+        store.hooks = store.events = None
+
+    def _spool(self, process: Host) -> None:
+        spool = Spool(self.folder / "spool", process.store.workers, most_bytes=20_000)
+        data = self.dice.randbytes(3_000)
+        key = hashlib.sha256(data).hexdigest()[:20]
+
+        async def make() -> Any:
+            yield data
+
+        async def take() -> None:
+            file = await spool.take(key, make)
+            if file.read(0, file.size) != data:
+                raise Wrong("a spooled file holds other bytes")
+            file.close()
+
+        asyncio.run(take())
+
+    def _layout(self, process: Host) -> None:
+        del process
+        folder = self.folder / f"store-{self.dice.randrange(1 << 40)}"
+        create_store(folder, shards=2)
+        with open_store(folder, threads=1) as made:
+            made.create_repository("one")
+        shutil.rmtree(folder)
+
+
+class Arena:
+    """A store, all that was said of it, and the kills so far."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.dice = random.Random(seed)
+        self.named: Counter[str] = Counter()
+        self.random_kills = 0
+        self.survived = 0
+        self.judged = 0
+        self.acknowledged = 0
+        self.unknown = 0
+        self.stores = 0
+        self._rounds = 0
+        self._made = 0
+        self.data = folder / "none"
+        self.history = History(HashKind.SHA1)
+        self.attempts: dict[int, Attempt] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        _origin(folder / "origin")
+
+    @property
+    def kills(self) -> int:
+        """Processes that were killed so far."""
+        return self.random_kills + sum(self.named.values())
+
+    def round(self, names: Sequence[str]) -> None:
+        """Let children work side by side and die: one for each name, "" for a random moment; then judge."""
+        if self._rounds % STORE_ROUNDS == 0:
+            self._new_store()
+        self._rounds += 1
+        children = [_Child(self, name, self._made + number) for number, name in enumerate(names)]
+        self._made += len(children)
+        until = time.monotonic() + ROUND_S
+        while any(child.pipe is not None for child in children):
+            now = time.monotonic()
+            for child in children:
+                if child.pipe is not None and (now > child.kill_at or now > until):
+                    child.kill()
+            waiting = [child for child in children if child.pipe is not None]
+            pipes = [child.pipe for child in waiting if child.pipe is not None]
+            ready, _, _ = select.select(pipes, [], [], 0.005)
+            for child in waiting:
+                if child.pipe in ready:
+                    child.hear()
+        for child in children:
+            if child.end() == signal.SIGKILL:
+                if child.name and not child.by_us:
+                    self.named[child.name] += 1
+                else:
+                    self.random_kills += 1
+            else:
+                self.survived += 1
+        self._judge()
+
+    def take(self, attempt: Attempt, objects: Iterable[Any]) -> None:
+        """Take note of what a child said."""
+        for made in objects:
+            self.history.add(made.type, made.data, made.links)
+        self.attempts[attempt.number] = attempt
+
+    def _new_store(self) -> None:
+        self._count()
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.stores += 1
+        self.data = self.folder / f"data{self.stores}"
+        self.history = History(HashKind.SHA1)
+        self.attempts = {}
+
+        def make() -> None:
+            create_store(self.data, shards=2)
+            with open_store(self.data, threads=1) as store:
+                store.create_repository("demo")
+
+        _in_child(make)
+
+    def _count(self) -> None:
+        self.acknowledged += sum(one.done for one in self.attempts.values())
+        self.unknown += sum(one.ended is None for one in self.attempts.values())
+
+    def finish(self) -> None:
+        """Count what the last store was told."""
+        self._count()
+        self.attempts = {}
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _judge(self) -> None:
+        self.judged += 1
+        attempts = list(self.attempts.values())
+
+        def check() -> None:
+            place = Mates(self.history, 0, 0, -1)
+            place.attempts = attempts
+            place.uploads = [one for one in attempts if one.objects and one.done_ms]
+            with open_store(self.data, threads=1, limits=LIMITS) as store:
+                judge(place, store)
+
+        try:
+            _in_child(check)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nstore: {self.data}") from None
+
+
+class _Child:
+    """A process that works until it dies."""
+
+    def __init__(self, arena: Arena, name: str, number: int) -> None:
+        self.arena = arena
+        self.name = name
+        self.by_us = False
+        self.kill_at = float("inf")
+        self.errors: list[str] = []
+        self._held = b""
+        self._status: int | None = None
+        seed = arena.dice.randrange(1 << 40)
+        wait_s = arena.dice.choice((0.05, 0.3, 1.0)) * arena.dice.random()
+        self._wait_s = float("inf") if name else wait_s
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(reader)
+            _work(arena, name, seed, 1 + number * 100_000, writer)
+        os.close(writer)
+        self.pipe: int | None = reader
+
+    def hear(self) -> None:
+        """Take what was said."""
+        assert self.pipe is not None
+        data = os.read(self.pipe, 1 << 20)
+        if not data:
+            os.close(self.pipe)
+            self.pipe = None
+            return
+        self._held += data
+        while len(self._held) >= _HEAD.size:
+            (size,) = _HEAD.unpack_from(self._held)
+            if len(self._held) < _HEAD.size + size:
+                return
+            message = pickle.loads(self._held[_HEAD.size : _HEAD.size + size])
+            self._held = self._held[_HEAD.size + size :]
+            if message == "ready":
+                self.kill_at = time.monotonic() + self._wait_s
+            elif isinstance(message, str):
+                self.errors.append(message)
+            else:
+                self.arena.take(*message)
+
+    def kill(self) -> None:
+        """Kill it now."""
+        self.by_us = True
+        self.kill_at = float("inf")
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Wait for its end; returns the signal that ended it, 0 without."""
+        _, status = os.waitpid(self.pid, 0)
+        if self.errors:
+            raise AssertionError(f"a client failed before it was killed:\n{self.errors[0]}")
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def _work(arena: Arena, name: str, seed: int, first: int, pipe: int) -> NoReturn:
+    """Be a child: open the store and work until death, or the end of the work."""
+    dice = random.Random(seed)
+    mates = Mates(arena.history, seed, first, pipe)
+    try:
+        noun = name.partition(".")[0]
+        with open_store(arena.data, threads=2, limits=LIMITS) as store:
+            host = _Host(store)
+
+            def run(client: KilledClient) -> None:
+                try:
+                    with expected():
+                        client(host)
+                except BaseException:
+                    mates.fail(traceback.format_exc())
+
+            clients = [
+                KilledClient(mates, 8, chore=chore, folder=arena.folder, seed=seed + number)
+                for number, chore in enumerate([noun, "", ""])
+            ]
+            mates._send("ready")
+            count = (
+                dice.choice((1, 1, 2, 3))
+                if noun not in ("journal", "shard")
+                else dice.randrange(1, 9)
+            )
+            with faultpoints.listening(Faults([Fault(name, count)] if name else [])):
+                threads = [threading.Thread(target=run, args=(client,)) for client in clients]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+    except BaseException:
+        mates.fail(traceback.format_exc())
+    os._exit(0)
+
+
+class _Host:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+
+def _in_child(job: Callable[[], None]) -> None:
+    """Run a job in a process of its own, so that this one never opens LMDB; AssertionError when it fails."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reader)
+        try:
+            job()
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-60_000:])
+        os._exit(0)
+    os.close(writer)
+    text = b""
+    while data := os.read(reader, 65_536):
+        text += data
+    os.close(reader)
+    _, status = os.waitpid(pid, 0)
+    if text or status:
+        raise AssertionError(f"{text.decode()} (status {status})")
+
+
+def _origin(folder: Path) -> None:
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for number in range(4):
+        (folder / f"f{number}").write_text(f"{number}\n" * 50)
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", f"commit {number}")
+
+
+def kill_many(folder: Path, *, kills: int, seed: int, named: Sequence[str] | None = None) -> Arena:
+    """Kill so many processes, at each point at least once; returns the counts. AssertionError when data was lost."""
+    arena = Arena(folder, seed)
+    missing = list(points() if named is None else named)
+    arena.dice.shuffle(missing)
+    tries: Counter[str] = Counter()
+    try:
+        while arena.kills < kills or missing:
+            names = [arena.dice.choice(("", "", *points())), ""]
+            if missing:
+                names[0] = missing[0]
+                tries[missing[0]] += 1
+                assert tries[missing[0]] <= TRIES_MAX, f"{missing[0]} is not reached"
+            arena.round(names[: arena.dice.choice((1, 2, 2))])
+            missing = [name for name in missing if not arena.named[name]]
+        arena.finish()
+    except AssertionError as error:
+        raise AssertionError(f"after {arena.kills} kills, seed {seed}: {error}") from None
+    return arena
