@@ -20,6 +20,7 @@
     |   +-- LfsObjectMissing
     |   +-- LfsOff                    the repository's settings turn Git LFS off
     |   +-- LockMissing
+    |   +-- BackupMissing
     +-- AlreadyExists             ALREADY_EXISTS
     |   +-- RepositoryExists
     |   +-- ObjectCollision           an id that exists with other bytes
@@ -40,6 +41,7 @@
     +-- DataLoss                  DATA_LOSS            stored bytes are missing or damaged
     |   +-- BlockCorrupt
     |   +-- JournalCorrupt
+    |   +-- BackupCorrupt               an object of a backup is missing or damaged
     +-- Internal                  INTERNAL             a mistake of ours
 
 Messages are static, lower case and factual; the facts stand beside them as keyword arguments:
@@ -159,6 +161,10 @@ class LockMissing(NotFound):
     """The repository has no such Git LFS lock."""
 
 
+class BackupMissing(NotFound):
+    """There is no such backup, or no backup of that moment."""
+
+
 class AlreadyExists(ShardgitError):
     """What was to be made is there already."""
 
@@ -253,6 +259,10 @@ class BlockCorrupt(DataLoss):
 
 class JournalCorrupt(DataLoss):
     """A journal row does not match its checksum or its format."""
+
+
+class BackupCorrupt(DataLoss):
+    """An object of a backup is missing or damaged."""
 
 
 class Internal(ShardgitError):

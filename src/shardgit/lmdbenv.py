@@ -61,6 +61,31 @@ def check_size(file: Path) -> None:
     raise DataLoss("database file is truncated", path=str(file), **(facts or {}))
 
 
+def raise_transaction(file: Path, transaction: int) -> None:
+    """Make ``transaction``, or the number behind it, that of a closed environment's last commit.
+
+    The number stands in the newer of the two meta pages, and its last bit says which page that is. Nobody may have the
+    environment open. Errors: DataLoss without a valid meta page, Internal when the number would fall.
+    """
+    with file.open("r+b") as opened:
+        found: list[tuple[int, int]] = []
+        for number in (0, 1):
+            opened.seek(number * PAGE_BYTES)
+            meta = opened.read(_META.size)
+            if len(meta) == _META.size and _META.unpack(meta)[0] == META_MAGIC:
+                found.append((int(_META.unpack(meta)[-1]), number))
+        if not found:
+            raise DataLoss("database file has no valid meta page", path=str(file))
+        last, number = max(found)
+        if transaction < last or last & 1 != number:
+            raise Internal("transaction number would fall", last=last, wanted=transaction)
+        raised = transaction + ((transaction ^ last) & 1)
+        opened.seek(number * PAGE_BYTES + _META.size - 8)
+        opened.write(struct.pack("<Q", raised))
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
 def _truncation(opened: BinaryIO) -> dict[str, int] | None:
     newest = last = root = -1
     for at in (0, PAGE_BYTES):

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from shardgit.blocks.layout import StoreLayout, create_layout, initial_ring, open_layout
+from shardgit import clock
+from shardgit.backup.choosing import choose_cut
+from shardgit.backup.restore import (
+    StoreRestored,
+    missing_blocks,
+    restore_blocks,
+    rewind_store,
+    swap_journal,
+)
+from shardgit.backup.restoring import BLOCKS, REWIND, RestoreState, check_restored, restore_state
+from shardgit.backup.restoring import KIND as RESTORE
+from shardgit.backup.source import CutSnapshot
+from shardgit.blocks.layout import (
+    FORMAT_FILE,
+    StoreLayout,
+    create_layout,
+    initial_ring,
+    open_layout,
+)
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
-from shardgit.errors import JournalCorrupt, Refused
-from shardgit.journal.interface import Compare, Put
+from shardgit.errors import AlreadyExists, JournalCorrupt, Refused
+from shardgit.journal.interface import END, Compare, Put
 from shardgit.journal.lmdb import LmdbJournal
+from shardgit.journal.operations import put_operation
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
 from shardgit.lmdbenv import Environment
+from shardgit.oid import BlockId
+from shardgit.operate.operation import running
 from shardgit.refs.table import RefTable
 from shardgit.ring.ring import Ring
 from shardgit.service.store import Store
@@ -26,14 +48,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from shardgit.backup.cut import Cut
+    from shardgit.backup.target import Target
+    from shardgit.operate.operation import Control
     from shardgit.service.events import Events
     from shardgit.service.hooks import HookPolicy
 
 
 def create_store(
-    folder: Path, *, shards: int = 1, shard_paths: list[Path] | None = None
+    folder: Path,
+    *,
+    shards: int = 1,
+    shard_paths: list[Path] | None = None,
+    restoring: RestoreState | None = None,
 ) -> StoreLayout:
-    """Make a new embedded store: folders, an empty journal with the first ring, empty shards."""
+    """Make a new embedded store: folders, an empty journal with the first ring, empty shards.
+
+    One that is ``restoring`` is opened only by restore_store until that is done.
+    """
+    mark = [] if restoring is None else [put_operation(RESTORE, restoring)]
 
     def fill(layout: StoreLayout) -> None:
         with ExitStack() as opened:
@@ -46,7 +79,11 @@ def create_store(
             record = StoreRecord(UUID(layout.store_id).bytes)
             journal.commit_sync(
                 [Compare(RING_KEY, 0)],
-                [Put(STORE_KEY, record.encode()), Put(RING_KEY, initial_ring(layout).encode())],
+                [
+                    Put(STORE_KEY, record.encode()),
+                    Put(RING_KEY, initial_ring(layout).encode()),
+                    *mark,
+                ],
             )
 
     return create_layout(folder, shards=shards, shard_paths=shard_paths, fill=fill)
@@ -54,15 +91,25 @@ def create_store(
 
 @contextmanager
 def open_store(
-    folder: Path, *, threads: int | None = None, limits: Limits = DEFAULT
+    folder: Path,
+    *,
+    threads: int | None = None,
+    limits: Limits = DEFAULT,
+    restoring: bool = False,
 ) -> Iterator[Store]:
-    """Open an embedded store; any number of processes may have it open, each of them once."""
+    """Open an embedded store; any number of processes may have it open, each of them once.
+
+    One that is not restored to its end is Refused unless ``restoring``.
+    """
     layout = open_layout(folder)
     with ExitStack() as opened:
         workers = Workers(threads or os.cpu_count() or 1)
         opened.callback(workers.close)
         journal = LmdbJournal(layout.journal)
         opened.callback(journal.close)
+        if not restoring:
+            with journal.snapshot() as snapshot:
+                check_restored(snapshot)
         ring = _ring(journal, layout)
         shards: dict[int, ShardStore] = {}
         for place in layout.shards:
@@ -82,6 +129,73 @@ def open_store(
             yield store
         finally:
             store.close()
+
+
+def restore_store(
+    target: Target,
+    folder: Path,
+    *,
+    shards: int = 1,
+    shard_paths: list[Path] | None = None,
+    backup: str | None = None,
+    at_ms: int | None = None,
+    control: Control,
+) -> StoreRestored:
+    """Restore a whole store from a backup into a folder that is new, or that an earlier call was stopped over.
+
+    The backup is that of the id, the newest one without; with ``at_ms`` the refs are those of that moment. Errors:
+    BackupMissing, BackupCorrupt, AlreadyExists for a folder with another store, Refused for one that is being restored
+    from another backup, StorageFull, Stopped.
+    """
+    begun = clock.monotonic()
+    target.load()
+    if not (folder / FORMAT_FILE).exists():
+        cut = choose_cut(target, backup=backup, at_ms=at_ms)
+        state = RestoreState(target.bucket.where, cut.facts.id, at_ms or 0)
+        create_store(folder, shards=shards, shard_paths=shard_paths, restoring=state)
+    with open_store(folder, restoring=True) as store:
+        with store.journal.snapshot() as snapshot:
+            found = restore_state(snapshot)
+        if found is None:
+            raise AlreadyExists("a store exists there already", path=str(folder))
+        if found.backup != (backup or found.backup) or (at_ms or found.at_ms) != found.at_ms:
+            raise Refused(
+                "another backup is being restored there", backup=found.backup, at_ms=found.at_ms
+            )
+    cut = target.cut(found.backup)
+    brought, rows = 0, cut.facts.rows
+    if found.phase == BLOCKS:
+        brought = _restored_blocks(folder, target, cut, found, control)
+    if found.at_ms:
+        with open_store(folder, restoring=True) as store, running(store, RESTORE):
+            rewind_store(store, found, control=control)
+    return StoreRestored(
+        path=str(folder),
+        store=open_layout(folder).store_id,
+        backup=cut.facts.id,
+        at_ms=found.at_ms or cut.facts.taken_ms,
+        repositories=cut.facts.repositories,
+        rows=rows,
+        blocks=cut.facts.blocks,
+        bytes=brought,
+        seconds=clock.monotonic() - begun,
+    )
+
+
+def _restored_blocks(
+    folder: Path, target: Target, cut: Cut, state: RestoreState, control: Control
+) -> int:
+    """Bring the blocks, then the journal, which nobody may have open then; returns the bytes that were brought."""
+    with ExitStack() as locked:
+        with open_store(folder, restoring=True) as store:
+            locked.enter_context(running(store, RESTORE))
+            ids = missing_blocks(store, [BlockId(block) for block in cut.block_ids()])
+            brought = restore_blocks(store, target, ids, control=control)
+            with store.journal.snapshot() as snapshot:
+                own = list(snapshot.range(b"\0", END))
+        rest = replace(state, phase=REWIND) if state.at_ms else None
+        swap_journal(open_layout(folder).journal, CutSnapshot(target, cut), cut, own, rest)
+    return brought
 
 
 def equip_hooks(store: Store, policy: HookPolicy) -> Events:

@@ -5,11 +5,16 @@ Long calls report progress to a callback and return their result. Errors are tho
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from shardgit.aio import MESSAGE_MAX_BYTES, error_of
+from shardgit.backup.create import BackupMade
+from shardgit.backup.cut import CutFacts
+from shardgit.backup.prune import BackupsPruned
+from shardgit.backup.verify import BackupsVerified, Problem
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
 from shardgit.progress import Progress, Report, silent
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
@@ -17,6 +22,8 @@ from shardgit.v1 import shard_pb2, shard_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
+
+T = TypeVar("T")
 
 
 class Operators:
@@ -84,6 +91,62 @@ class Operators:
         )
         (answer,) = self.stream("PlanRing", request, report)
         return _plan(answer.result)
+
+    # ---- backups; targets are folders of the server's machine, or URLs ----
+
+    def create_backup(
+        self, target: str, *, pace: shard_pb2.Pace | None = None, report: Report = silent
+    ) -> BackupMade:
+        """Take a backup of the store."""
+        request = shard_pb2.CreateBackupRequest(pace=pace, target=target)
+        (answer,) = self.stream("CreateBackup", request, report)
+        return _made(BackupMade, answer.result)
+
+    def list_backups(self, target: str) -> list[CutFacts]:
+        """Return the backups of a target, oldest first."""
+        found = self.call("ListBackups", shard_pb2.ListBackupsRequest(target=target))
+        return [_made(CutFacts, one) for one in found.backups]
+
+    def verify_backups(
+        self,
+        target: str,
+        *,
+        backup: str | None = None,
+        deep: bool = False,
+        drop_damaged: bool = False,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> BackupsVerified:
+        """Verify one backup, or all."""
+        request = shard_pb2.VerifyBackupsRequest(
+            pace=pace, target=target, backup=backup or "", deep=deep, drop_damaged=drop_damaged
+        )
+        (answer,) = self.stream("VerifyBackups", request, report)
+        found = _made(BackupsVerified, answer.result)
+        return replace(found, problems=tuple(_made(Problem, one) for one in answer.result.problems))
+
+    def prune_backups(
+        self,
+        target: str,
+        *,
+        keep: int | None = None,
+        older_ms: int | None = None,
+        waste: float | None = None,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> BackupsPruned:
+        """Let old backups go."""
+        request = shard_pb2.PruneBackupsRequest(
+            pace=pace, target=target, keep=keep, older_ms=older_ms, waste=waste
+        )
+        (answer,) = self.stream("PruneBackups", request, report)
+        found = _made(BackupsPruned, answer.result)
+        return replace(found, kept=tuple(found.kept), pruned=tuple(found.pruned))
+
+
+def _made(shape: type[T], message: Any) -> T:
+    """Return the dataclass whose fields a message has."""
+    return shape(**{field.name: getattr(message, field.name) for field in fields(shape)})  # type: ignore[arg-type]
 
 
 def _progress(step: shard_pb2.OperationProgress) -> Progress:

@@ -11,6 +11,7 @@ from shardgit import telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
+    from concurrent.futures import Future
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Workers:
     def map(self, job: Callable[[S], T], items: Iterable[S]) -> list[T]:
         """Run ``job`` over ``items`` side by side from a thread outside the pool, results in order."""
         return list(self._pool.map(job, items))
+
+    def submit(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``job`` beside the thread that asks, one outside the pool, which must wait for the result."""
+        return self._pool.submit(job, *args, **kwargs)
 
     def later(self, key: Hashable, job: Callable[[], object]) -> None:
         """Run ``job`` behind all else, in a thread of its own; dropped while one of its key waits.

@@ -28,7 +28,7 @@ from shardgit.operate.operation import (
     store_probe,
 )
 from shardgit.progress import Progress
-from shardgit.rpc.shards import stream_operation
+from shardgit.rpc.operations import stream_operation
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:

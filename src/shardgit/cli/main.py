@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli import keys, objects, refs, repos, shards
+from shardgit.cli import backups, keys, objects, refs, repos, shards
 from shardgit.cli.context import (
     FAILED,
     USAGE,
@@ -51,6 +51,7 @@ app.add_typer(repos.app, name="repo")
 app.add_typer(refs.app, name="ref")
 app.add_typer(objects.app, name="object")
 app.add_typer(shards.app, name="shard")
+app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
 
 

@@ -104,6 +104,36 @@ def run_operation(
     return done
 
 
+def run_here(
+    server: str | None,
+    *,
+    local: Callable[[Control], T],
+    remote: Callable[[Operators, Report], T],
+    show: Callable[[T], None] | None = None,
+    json: bool = False,
+    pace: Speed | None = None,
+) -> T:
+    """Do what run_operation does, for an operation that needs no store."""
+    if server:
+        from shardgit.operators import Operators
+
+        with Operators(server) as client, operation_bar(quiet=json) as report:
+            done = remote(client, report)
+    else:
+        from shardgit.operate.operation import Control, Throttle
+
+        with operation_bar(quiet=json) as report:
+            rate = pace.rate_bytes_s if pace is not None else None
+            control = Control(report=report, throttle=Throttle(rate))
+            with _stopping(control):
+                done = local(control)
+    if json:
+        print_json(done)
+    elif show is not None:
+        show(done)
+    return done
+
+
 @contextmanager
 def _stopping(control: Control) -> Iterator[None]:
     """Let ctrl-C stop an operation in order; a second one does not wait for it."""

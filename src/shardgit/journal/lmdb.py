@@ -38,16 +38,17 @@ from shardgit.journal.interface import (
     Row,
     check_commit,
 )
-from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment
+from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment, raise_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
 
 _FRAME = struct.Struct("<Q8s")
 _SEED = struct.Struct("<HQ")
+LOAD_BYTES = 32 << 20  # of one transaction of a journal that is written anew
 GROUP_MAX = 256  # commits that share one transaction
 
 
@@ -335,6 +336,46 @@ class LmdbJournal:
             self._waiting.put(None)
             writer.join()
         self._environment.close()
+
+
+def write_journal(folder: Path, rows: Iterable[Row], *, revision: int) -> int:
+    """Make a journal with rows as they were in another, revisions kept; returns how many.
+
+    Its next commit has a higher revision than ``revision``, which is at least that of any row. Durable on return;
+    stopped earlier, what is there is no journal. Errors: StorageFull, JournalCorrupt for a row that cannot be.
+    """
+    count = 0
+    last = b""
+    waiting = iter(rows)
+    with _typed(str(folder)):
+        environment = Environment(folder, create=True)
+    try:
+        while some := _batch(waiting):
+            for row in some:
+                if row.revision > revision or row.key <= last:
+                    raise JournalCorrupt("row is out of order", key=row.key.hex())
+                last = row.key
+            with _typed(str(folder)), environment.write() as transaction:
+                for row in some:
+                    checksum = _checksum(row.key, row.revision, row.value)
+                    framed = _FRAME.pack(row.revision, checksum) + row.value
+                    transaction.put(row.key, framed, append=True)
+            count += len(some)
+    finally:
+        environment.close()
+    with _typed(str(folder)):
+        raise_transaction(folder / "data.mdb", revision)
+    return count
+
+
+def _batch(rows: Iterator[Row]) -> list[Row]:
+    """Take rows of about LOAD_BYTES; [] at the end."""
+    some: list[Row] = []
+    size = 0
+    while size < LOAD_BYTES and (row := next(rows, None)) is not None:
+        some.append(row)
+        size += len(row.value) + 64
+    return some
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -266,6 +266,37 @@ def decode_entry(sequence: int, data: bytes, source: LogSource) -> LogEntry:
     return LogEntry(sequence, time_ms, texts[0], texts[2], texts[1], changes)
 
 
+def _named_at(data: bytes) -> tuple[int, int, int]:
+    """Return where a row's snapshot stands, 0 without one, where its blocks begin, and how many they are."""
+    try:
+        version, kind, flags, _, _, actor, address, message, blocks, _ = _ROW.unpack_from(data)
+    except struct.error as cause:
+        raise JournalCorrupt("log row does not parse", bytes=len(data)) from cause
+    at = _ROW.size + actor + address + message
+    first = at + (_MADE.size if flags & MADE else 0)
+    if version != VERSION or kind not in (1, 2) or flags & ~MADE or len(data) < first + 32 * blocks:
+        raise JournalCorrupt("log row is off", version=version, bytes=len(data))
+    return at if flags & MADE else 0, first, blocks
+
+
+def named_blocks(data: bytes) -> tuple[BlockId | None, tuple[BlockId, ...]]:
+    """Return the snapshot and the log blocks that a row's value names; JournalCorrupt when it is off."""
+    made, first, blocks = _named_at(data)
+    named = range(first, first + 32 * blocks, 32)
+    root = BlockId(data[made : made + 32]) if made else None
+    return root, tuple(BlockId(data[at : at + 32]) for at in named)
+
+
+def with_blocks(data: bytes, renamed: Callable[[BlockId], BlockId]) -> bytes:
+    """Return a row's value that names other blocks."""
+    made, first, blocks = _named_at(data)
+    out = bytearray(data)
+    places = [*([made] if made else []), *range(first, first + 32 * blocks, 32)]
+    for at in places:
+        out[at : at + 32] = renamed(BlockId(data[at : at + 32]))
+    return bytes(out)
+
+
 class _Spill:
     """Puts the body of a large row as blocks."""
 
