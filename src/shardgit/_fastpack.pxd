@@ -93,6 +93,7 @@ ctypedef struct Lane:
     uint8_t *edges
     uint64_t n_edges
     uint64_t edges_room
+    uint32_t *names  # by edge: name_hash of the entry, where names are noted
     Finding *findings
     uint32_t n_findings
     uint32_t n_warnings
@@ -138,6 +139,9 @@ cdef class Resolver:
     cdef uint32_t *sorted  # object indices by id
     cdef uint32_t *buckets  # first of `sorted` by the top 16 bits
     cdef bint linked
+    cdef bint noting  # names of tree entries, beside the edges
+    cdef uint32_t *walk  # object indices in the order in which they shall be laid out; NULL: as they came
+    cdef uint8_t *sight  # by object: who sees it, 0 first; families and segments hold one kind; NULL: all alike
     cdef bytes _severity  # of fsck's messages; None: nothing is checked
     cdef const uint8_t *severity
 
@@ -175,3 +179,6 @@ cdef class Resolver:
 
 
 cdef void free_lane(Lane *lane) noexcept nogil
+
+
+cdef sg_status tree_entry(const uint8_t *data, size_t n, size_t at, size_t h, size_t *end, bint *link) noexcept nogil

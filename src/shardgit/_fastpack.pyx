@@ -138,6 +138,8 @@ cdef class Resolver:
         free(self.refs)
         free(self.sorted)
         free(self.buckets)
+        free(self.walk)
+        free(self.sight)
 
     cdef uint64_t _lanes_used(self) noexcept nogil:
         cdef uint64_t most = self.n_lanes if self.n_lanes > self.lanes_most else self.lanes_most
@@ -842,12 +844,20 @@ cdef class Resolver:
 
     cdef sg_status _edge(self, Lane *lane, const uint8_t *oid) noexcept nogil:
         cdef uint8_t *grown
+        cdef uint32_t *names
         if lane.n_edges == lane.edges_room:
             grown = <uint8_t *>realloc(lane.edges, (lane.edges_room * 3 // 2 + 16384) * self.hash_size)
             if grown == NULL:
                 return SG_MEMORY
             lane.edges = grown
             lane.edges_room = lane.edges_room * 3 // 2 + 16384
+            if self.noting:
+                names = <uint32_t *>realloc(lane.names, lane.edges_room * 4)
+                if names == NULL:
+                    return SG_MEMORY
+                lane.names = names
+        if self.noting:
+            lane.names[lane.n_edges] = 0
         memcpy(lane.edges + lane.n_edges * self.hash_size, oid, self.hash_size)
         lane.n_edges += 1
         return SG_OK
@@ -886,6 +896,8 @@ cdef class Resolver:
                 st = self._edge(lane, data + end - self.hash_size)
                 if st != SG_OK:
                     return st
+                if self.noting:
+                    lane.names[lane.n_edges - 1] = name_hash(data + p, end - p - self.hash_size)
             p = end
         if bounds != NULL:
             set_bit(bounds, n)
@@ -926,6 +938,12 @@ cdef class Resolver:
         if n < 8 + hex or memcmp(data, b"object ", 7) != 0 or data[7 + hex] != 10 or not unhex(data + 7, self.hash_size, oid):
             return SG_OBJECT
         return self._edge(lane, oid)
+
+    def note_names(self):
+        """Note the names of tree entries while trees are made, for ``_delta.Chooser``. Before ``resolve``."""
+        if self.linked:
+            raise Internal("names are noted from the start or never")
+        self.noting = True
 
     # ---- fsck ----
 
@@ -1347,6 +1365,8 @@ cdef void free_lane(Lane *lane) noexcept nogil:
     lane.specials = NULL
     free(lane.edges)
     lane.edges = NULL
+    free(lane.names)
+    lane.names = NULL
 
 
 cdef void fsck_found(void *ctx, int message, size_t offset) noexcept nogil:
@@ -1413,6 +1433,17 @@ cdef sg_status tree_entry(const uint8_t *data, size_t n, size_t at, size_t h, si
     end[0] = i + h
     link[0] = (mode & 0o170000) == 0o160000
     return SG_OK
+
+
+cdef uint32_t name_hash(const uint8_t *entry, size_t n) noexcept nogil:
+    """A number for the name in the head of a tree entry ("mode name NUL"): names that end alike are near each other."""
+    cdef size_t i = 0
+    cdef uint32_t v = 0
+    while i < n and entry[i] != 32:
+        i += 1
+    for i in range(i + 1, n - 1):
+        v = (v >> 2) + (<uint32_t>entry[i] << 24)
+    return v if v else 1
 
 
 def tree_children(const uint8_t[::1] tree not None, int hash_size):

@@ -209,6 +209,40 @@ static inline size_t sg_deflate(int level, const uint8_t *in, size_t n, uint8_t 
     return compress2(out, &wrote, in, (uLong)n, level) == Z_OK ? (size_t)wrote : 0;
 #endif
 }
+/* A compressor that is kept: making one costs more than a small entry. */
+typedef struct {
+#ifdef SHARDGIT_LIBDEFLATE
+    struct libdeflate_compressor *fast;
+#endif
+    int level;
+} sg_deflater;
+static inline sg_deflater *sg_deflater_new(int level) {
+    sg_deflater *d = (sg_deflater *)calloc(1, sizeof *d);
+    if (!d) return NULL;
+    d->level = level;
+#ifdef SHARDGIT_LIBDEFLATE
+    d->fast = libdeflate_alloc_compressor(level);
+    if (!d->fast) { free(d); return NULL; }
+#else
+    if (level > 9) d->level = 9;
+#endif
+    return d;
+}
+static inline void sg_deflater_free(sg_deflater *d) {
+    if (!d) return;
+#ifdef SHARDGIT_LIBDEFLATE
+    libdeflate_free_compressor(d->fast);
+#endif
+    free(d);
+}
+/* Returns bytes written, 0 when `room` is too small. */
+static inline size_t sg_deflater_run(sg_deflater *d, const uint8_t *in, size_t n, uint8_t *out, size_t room) {
+#ifdef SHARDGIT_LIBDEFLATE
+    return libdeflate_zlib_compress(d->fast, in, n, out, room);
+#else
+    return sg_deflate(d->level, in, n, out, room);
+#endif
+}
 static inline const char *sg_inflate_name(void) {
 #ifdef SHARDGIT_LIBDEFLATE
     return "libdeflate " LIBDEFLATE_VERSION_STRING;

@@ -54,6 +54,13 @@ cdef extern from "_kernel.h" nogil:
 
     size_t sg_deflate_bound(size_t n)
     size_t sg_deflate(int level, const uint8_t *in_, size_t n, uint8_t *out, size_t room)
+
+    ctypedef struct sg_deflater:
+        int level
+
+    sg_deflater *sg_deflater_new(int level)
+    void sg_deflater_free(sg_deflater *d)
+    size_t sg_deflater_run(sg_deflater *d, const uint8_t *in_, size_t n, uint8_t *out, size_t room)
     const char *sg_inflate_name()
     const char *sg_openssl_name()
     const char *sg_zlib_name()

@@ -28,6 +28,7 @@ ctypedef struct Segment:
     uint8_t type
     uint8_t hops
     uint8_t alone
+    uint8_t sight
 
 
 cdef class Ingest(Resolver):
@@ -187,16 +188,24 @@ cdef class Ingest(Resolver):
                 return NONE
         return NONE if self.objects[b].alone else b
 
+    cdef inline uint32_t _family_base(self, uint32_t i) noexcept nogil:
+        """The kept base of an object, when it goes into the same family: who sees one of it sees all."""
+        cdef uint32_t b = self._kept_base(&self.objects[i])
+        return NONE if b != NONE and self.sight != NULL and self.sight[b] != self.sight[i] else b
+
+    cdef inline uint32_t _nth(self, uint32_t k) noexcept nogil:
+        """The object that is laid out as number ``k`` of those that hang from nothing."""
+        return k if self.walk == NULL else self.walk[k]
+
     cdef inline uint64_t _entry_most(self, Object *o) noexcept nogil:
         """Most bytes that an entry and its footer rows can take."""
         return o.body + 10 + (self.hash_size if o.base != NONE else 0) + self.hash_size + 4 + 4 + 2 + 8 + (
             self.hash_size + 2 if o.base != NONE else 0)
 
     cdef sg_status _layout(self, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
-        cdef uint32_t i, b, type
+        cdef uint32_t i, b, k, type
         cdef Object *o
         cdef sg_status st
-        cdef uint64_t *bytes_below
         cdef uint32_t types[4]
         types[0] = COMMIT
         types[1] = TAG
@@ -215,28 +224,25 @@ cdef class Ingest(Resolver):
             o.alone = 1 if self._entry_most(o) + HEADER + TRAILER > most else 0
             if o.keep:
                 self.counts[o.type] += 1
-        bytes_below = <uint64_t *>calloc(<size_t>self.n + 1, 8)
-        if bytes_below == NULL:
-            return SG_MEMORY
-        i = self.n
-        while i:
-            i -= 1
+        k = self.n
+        while k:
+            k -= 1
+            i = self._nth(k)
             o = &self.objects[i]
             if o.keep:
-                b = self._kept_base(o)
+                b = self._family_base(i)
                 if b != NONE:
                     o.next = self.objects[b].child
                     self.objects[b].child = i
         for type in range(4):
-            for i in range(self.n):
+            for k in range(self.n):
+                i = self._nth(k)
                 o = &self.objects[i]
-                if o.keep and o.type == types[type] and self._kept_base(o) == NONE:
+                if o.keep and o.type == types[type] and self._family_base(i) == NONE:
                     st = self._place_family(i, target, most, count_most)
                     if st != SG_OK:
-                        free(bytes_below)
                         return st
             self._close()
-        free(bytes_below)
         return SG_OK
 
     cdef uint32_t _below(self, uint32_t root, uint32_t at) noexcept nogil:
@@ -247,7 +253,7 @@ cdef class Ingest(Resolver):
         while i != root:
             if self.objects[i].next != NONE:
                 return self.objects[i].next
-            i = self._kept_base(&self.objects[i])
+            i = self._family_base(i)
         return NONE
 
     cdef sg_status _place_family(self, uint32_t root, uint64_t target, uint64_t most, uint32_t count_most) noexcept nogil:
@@ -265,7 +271,8 @@ cdef class Ingest(Resolver):
         while i != NONE:
             s = self._open_segment()
             if s != NULL and s.count:
-                if s.type != self.objects[i].type or s.alone or self.objects[i].alone:
+                if s.type != self.objects[i].type or s.alone or self.objects[i].alone or (
+                        self.sight != NULL and s.sight != self.sight[i]):
                     self._close()
                 elif whole:
                     if i == root and (self._weight(s) + bytes > target or s.count + count > count_most):
@@ -319,6 +326,7 @@ cdef class Ingest(Resolver):
             s.type = o.type
             s.entries_end = HEADER
             s.alone = o.alone
+            s.sight = self.sight[i] if self.sight != NULL else 0
         length = sg_put_entry_header(scratch, o.type, o.size) + o.body
         o.segment = self.n_segments - 1
         o.place = s.entries_end

@@ -10,40 +10,31 @@ they are stored; positions change, so views are told apart by manifest. The bloc
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import mmap
-import struct
-import tempfile
-from array import array
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from shardgit import _segment, faultpoints
+from shardgit import faultpoints
 from shardgit.errors import Conflict, LimitExceeded, StorageFull
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
 from shardgit.lmdbenv import NO_SPACE
+from shardgit.operate.reserving import reserved
+from shardgit.operate.rewriting import LEVEL_MAX, level_of, merged
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, encode_manifest
 from shardgit.pool.writer import RunWriter
-from shardgit.service.incoming import HOPS_MAX, resolve_thin
-from shardgit.service.resolving import new_ingest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from shardgit._layout import Ingest
-    from shardgit.oid import ObjectId, PoolId
-    from shardgit.pool.view import PlacedRun, PlacedSegment, PoolView
+    from shardgit.oid import PoolId
+    from shardgit.pool.view import PlacedRun
     from shardgit.service.store import PoolState, Store
 
 RUNS_MERGED = 8  # runs of one level that become one of the next
-LEVEL_0_BYTES = (
-    8 << 20
-)  # a run of up to this many bytes is of level 0, of up to 8 times as many of level 1, ...
-MEMORY_BYTES = 32 << 20  # of entries held at once; more go through a file
-LEVEL_MAX = 12
 
 
 def settle(store: Store, pool: PoolId) -> bool:
@@ -84,40 +75,66 @@ def _alone(store: Store, pool: PoolId) -> Iterator[bool]:
             yield True
 
 
+def settled_whole(store: Store, pool: PoolId, choose: Callable[[Ingest], None]) -> int | None:
+    """Write a pool that fits one block anew as one, bases chosen by ``choose``; returns the bytes of its root.
+
+    None when it does not fit, or another settle is at it. Errors: StorageFull.
+    """
+    with _alone(store, pool) as free:
+        if not free:
+            return None
+        with store.journal.snapshot() as snapshot:
+            state = store.pool(snapshot, pool)
+        work = _Settle(store, state, choose)
+        if not state.view.objects or not work.small():
+            return None
+        try:
+            return work.run()
+        except Conflict:
+            return None
+
+
 class _Settle:
     """One settle of one pool."""
 
-    def __init__(self, store: Store, state: PoolState) -> None:
+    def __init__(
+        self, store: Store, state: PoolState, choose: Callable[[Ingest], None] | None = None
+    ) -> None:
         self.store = store
+        self.choose = choose
         self.state = state
         self.view = state.view
         self.batch = BlockBatch(store.blocks, embed=False)
         self.serial = self.view.manifest.next_serial
         self.bases_max_bytes = store.limits.thin_bases_max_bytes  # of what is not merged, at once
 
-    def run(self) -> None:
-        """Write the new runs and swap the manifest."""
+    def run(self) -> int:
+        """Write the new runs and swap the manifest; returns the bytes of its root."""
         view, store = self.view, self.store
         before = view.manifest
-        if self._small():
+        if self.small():
             manifest, embedded = self._one_block()
         else:
             embedded = {}
             kept = view.runs[: len(view.runs) - len(view.recents)]
-            groups = _grouped(kept, view.recents)
+            groups = _grouped(kept, view.recents, reserved(store, self.state.record.id))
             base = view.unembedded(before, self.batch.take)
             manifest = self._assembled(base, len(kept), groups)
         root, blocks = encode_manifest(manifest, pool=self.state.record.id, embedded=embedded)
         self.batch.put(blocks)
         compare, put = store.next_pool(self.state, root)
-        low, high = recents_range(self.state.record.id, upto=view.last_recent)
+        recents = [
+            DeleteRange(*recents_range(self.state.record.id, upto=view.last_recent))
+            for _ in view.recents[:1]
+        ]
         # commit point: before it the recents stand, and blocks that nothing names; after it the new manifest stands
         # in their place, whole.
         faultpoints.reach("settle.before_commit")
-        store.journal.commit_sync([compare], [put, DeleteRange(low, high)])
+        store.journal.commit_sync([compare], [put, *recents])
         faultpoints.reach("settle.after_commit")
+        return len(blocks[-1][1])
 
-    def _small(self) -> bool:
+    def small(self) -> bool:
         """Return whether all of the pool fits one block: then it stays one."""
         entries = [segment.entry for segment in self.view.segments]
         if any(entry.flags & ALONE for entry in entries):
@@ -224,14 +241,14 @@ class _Settle:
             if segment.base in mine
         ]
         size = sum(entry.entry_bytes for entry in entries)
-        level = _level(size)
+        level = level_of(size)
         return replace(record, first_serial=record.first_serial + shift, level=level), entries
 
     def _rewritten(self, group: Sequence[PlacedRun]) -> tuple[RunRecord, list[SegmentEntry]]:
         """Write the runs of a group as one."""
         with self._merged(group) as (ingest, segments, stream):
             size = run_bytes(ingest, segments, stream)
-            level = _level(size)
+            level = level_of(size)
             if len(group) >= RUNS_MERGED and group[0].start < self._base_objects:
                 level = max(level, max(run.record.level for run in group) + 1)
             writer = self._writer(ingest, level=min(level, LEVEL_MAX))
@@ -249,50 +266,26 @@ class _Settle:
             limits=self.store.limits,
         )
 
-    @contextmanager
-    def _merged(self, runs: Sequence[PlacedRun]) -> Iterator[tuple[Ingest, int, bytes]]:
+    def _merged(
+        self, runs: Sequence[PlacedRun]
+    ) -> AbstractContextManager[tuple[Ingest, int, bytes]]:
         """Resolve and lay out the objects of consecutive runs; gives the ingest, its segments and its graph stream."""
-        view, limits = self.view, self.store.limits
-        with _entries(self.store, view, runs) as (pack, offsets):
-            ingest = new_ingest(view.hash_kind, limits)
-            ingest.scan(pack, offsets)
-            own = [range(run.start, run.start + run.record.objects) for run in runs]
-
-            def elsewhere(ids: Sequence[ObjectId]) -> list[int]:
-                # What is merged is not a base from outside, though the pool has it still.
-                return [-1 if any(at in span for span in own) else at for at in view.positions(ids)]
-
-            threads = self.store.workers.threads
-            room = replace(limits, thin_bases_max_bytes=self.bases_max_bytes)
-            resolve_thin(ingest, view, elsewhere, threads=threads, limits=room)
-            segments = ingest.layout(
-                target=limits.block_target_bytes,
-                most=limits.block_max_bytes,
-                count_most=limits.segment_objects_max,
-                hops_most=HOPS_MAX,
-            )
-            outside = ingest.externals()
-            graph = view.graph()
-            generations = {
-                oid: graph.generation_at(at)
-                for oid, at in zip(outside, view.positions(outside), strict=True)  # type: ignore[arg-type]
-                if at >= 0 and graph.type_at(at) == 1
-            }
-            stream = ingest.graph(generations)
-            yield ingest, segments, stream
+        return merged(
+            self.store,
+            self.view,
+            runs,
+            bases_max_bytes=self.bases_max_bytes,
+            choose=self.choose,
+        )
 
 
-def _level(size: int) -> int:
-    level = 0
-    while size > LEVEL_0_BYTES << (3 * level) and level < LEVEL_MAX:
-        level += 1
-    return level
-
-
-def _grouped(kept: Sequence[PlacedRun], recents: Sequence[PlacedRun]) -> list[list[PlacedRun]]:
+def _grouped(
+    kept: Sequence[PlacedRun], recents: Sequence[PlacedRun], reserved: Collection[int] = ()
+) -> list[list[PlacedRun]]:
     """Return which runs become one: recents that are embedded with their neighbours, those with blocks alone.
 
-    Where the manifest ends in enough runs of low levels, these go into the first group.
+    Where the manifest ends in enough runs of low levels, these go into the first group, but for those that somebody
+    else is writing anew (``reserved``, by first serial) and what stands before them.
     """
     groups: list[list[PlacedRun]] = []
     for run in recents:
@@ -306,7 +299,9 @@ def _grouped(kept: Sequence[PlacedRun], recents: Sequence[PlacedRun]) -> list[li
     for level in range(LEVEL_MAX):
         end = len(kept) - len(tail)
         more = end
-        while more and kept[more - 1].record.level <= level and _mergeable(kept[more - 1]):
+        while (
+            more and kept[more - 1].record.level <= level and _mergeable(kept[more - 1], reserved)
+        ):
             more -= 1
         if len(kept) - more + 1 < RUNS_MERGED or more == end:
             break
@@ -316,61 +311,5 @@ def _grouped(kept: Sequence[PlacedRun], recents: Sequence[PlacedRun]) -> list[li
     return groups
 
 
-def _mergeable(run: PlacedRun) -> bool:
-    return run.record.level < LEVEL_MAX
-
-
-@contextmanager
-def _entries(
-    store: Store, view: PoolView, runs: Sequence[PlacedRun]
-) -> Iterator[tuple[bytes | mmap.mmap, array[int]]]:
-    """Give the stored entries of runs as one pack, and where they start in it."""
-    spans = [range(run.start, run.start + run.record.objects) for run in runs]
-    segments = [
-        segment
-        for span in spans
-        for segment in sorted(
-            (one for one in view.segments if one.base in span), key=lambda one: one.base
-        )
-    ]
-    total = sum(segment.entry.entry_bytes for segment in segments)
-    with tempfile.TemporaryFile(dir=store.scratch) as file:
-        offsets = _write_pack(file, view, segments)
-        if total <= MEMORY_BYTES:
-            file.seek(0)
-            yield file.read(), offsets
-        else:
-            # Not closed here: the ingest over it may live a little longer.
-            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), offsets
-
-
-def _write_pack(file: BinaryIO, view: PoolView, segments: Sequence[PlacedSegment]) -> array[int]:
-    size = view.hash_kind.size
-    digest = hashlib.new(view.hash_kind.git_name, usedforsecurity=False)
-    count = sum(segment.entry.objects for segment in segments)
-    head = b"PACK" + struct.pack(">II", 2, count)
-    file.write(head)
-    digest.update(head)
-    at = len(head)
-    offsets: array[int] = array("Q")
-
-    def cut(block: memoryview) -> tuple[bytes, list[int]]:
-        start, end = _segment.entries_span(block, size)
-        return bytes(block[start:end]), _segment.offsets_of(block, size)
-
-    for segment in segments:
-        if segment.entry.flags & ALONE:
-            offsets.append(at)
-            for part in view.parts(segment):
-                file.write(part)
-                digest.update(part)
-                at += len(part)
-            continue
-        entries, starts = view.use_segment(segment, cut)
-        offsets.extend(at + start for start in starts)
-        file.write(entries)
-        digest.update(entries)
-        at += len(entries)
-    file.write(digest.digest())
-    file.flush()
-    return offsets
+def _mergeable(run: PlacedRun, reserved: Collection[int]) -> bool:
+    return run.record.level < LEVEL_MAX and run.record.first_serial not in reserved

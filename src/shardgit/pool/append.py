@@ -26,6 +26,7 @@ class BlockBatch:
         self.embed = embed
         self.embedded: dict[BlockId, bytes] = {}
         self.stored_bytes = 0
+        self.taken_bytes = 0  # put or waiting
         self._blocks = blocks
         self._waiting: list[tuple[BlockId, bytes]] = []
         self._bytes = 0
@@ -41,6 +42,7 @@ class BlockBatch:
         """Take a block that is not embedded."""
         self._waiting.append((block, data))
         self._bytes += len(data)
+        self.taken_bytes += len(data)
         if self._bytes >= BATCH_BYTES:
             self.put([])
 
