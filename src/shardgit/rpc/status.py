@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from shardgit.service.store import Store
+
 DOMAIN = "shardgit"
 TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
+SLOWEST_BYTES_PER_S = 8_192  # of a client that is not cut off
 T = TypeVar("T")
 
 
@@ -105,19 +109,32 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     return wrapped
 
 
+class _Serves(Protocol):
+    """A servicer."""
+
+    store: Store
+
+
 def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """Wrap a method that answers with a stream: an async generator."""
+    """Wrap a method that answers with a stream: an async generator.
+
+    A client that does not take an answer for ``limits.client_stall_max_s``, and longer for a large
+    one, is cut off.
+    """
 
     @functools.wraps(method)
     async def wrapped(
-        self: object, request: object, context: grpc.aio.ServicerContext
+        self: _Serves, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Any]:
         with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
+            stall = _Stall(self.store.limits.client_stall_max_s, context)
             try:
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:
                     async for answer in answers:
+                        stall.begin(answer)
                         yield answer
+                        stall.end()
             except (asyncio.CancelledError, GeneratorExit):
                 seen.gone()
                 raise
@@ -126,5 +143,50 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
                 await context.abort_with_status(status_of(error))
             except Exception:
                 await context.abort_with_status(_unexpected(seen, method.__name__))
+            finally:
+                stall.end()
 
     return wrapped
+
+
+class _Stall:
+    """Ends a call in whose task it was made when an answer is not taken in time.
+
+    gRPC tells of an answer only that it is gone, not how much of it: so it has the time that a slow
+    line takes for it on top. What gRPC itself holds of the call, a message at most, stays until the
+    client takes it or its connection ends.
+    """
+
+    def __init__(self, most_s: float, context: grpc.aio.ServicerContext) -> None:
+        self._most_s = most_s
+        self._context = context
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, answer: Any) -> None:
+        """Take note that an answer goes out."""
+        seconds = self._most_s + answer.ByteSize() / SLOWEST_BYTES_PER_S
+        self._timer = self._loop.call_later(seconds, self._cut)
+
+    def end(self) -> None:
+        """Take note that it was taken."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut(self) -> None:
+        telemetry.log().info("client_stalled", edge="grpc", peer=self._context.peer())
+        telling = self._loop.create_task(self._tell(), name="stalled-call")
+        _telling.add(telling)
+        telling.add_done_callback(_telling.discard)
+        if self._task is not None:
+            self._loop.call_soon(self._task.cancel)  # behind the status: it goes out first
+
+    async def _tell(self) -> None:
+        error = Unavailable("client took nothing for too long")
+        with contextlib.suppress(Exception):  # raised in any case: it would end a handler
+            await self._context.abort_with_status(status_of(error))
+
+
+_telling: set[asyncio.Task[None]] = set()  # until the client takes it, or its connection ends

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.rpc.status import paced, stream
@@ -13,7 +13,7 @@ from shardgit.service.names import name_in_path
 from shardgit.v1 import transport_pb2, transport_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     import grpc
 
@@ -26,46 +26,41 @@ if TYPE_CHECKING:
     )
 
 VERSIONS = (0, 1, 2)
+_R = TypeVar(
+    "_R",
+    transport_pb2.UploadPackResponse,
+    transport_pb2.ReceivePackResponse,
+    transport_pb2.UploadArchiveResponse,
+)
+
+
+def _carried(service: GitService, response: type[_R]) -> Callable[..., AsyncIterator[_R]]:
+    """Return the method that holds a service's conversations, named as its messages are."""
+
+    async def method(
+        self: Transport, requests: AsyncIterator[Request], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[_R]:
+        async with aclosing(self.converse(service, requests, context)) as out:
+            async for piece in out:
+                yield response(data=piece)
+
+    method.__name__ = response.DESCRIPTOR.name.removesuffix("Response")
+    return stream(method)
 
 
 class Transport(transport_pb2_grpc.TransportServiceServicer):
     """TransportService."""
 
+    UploadPack = _carried(GitService.UPLOAD_PACK, transport_pb2.UploadPackResponse)
+    ReceivePack = _carried(GitService.RECEIVE_PACK, transport_pb2.ReceivePackResponse)
+    UploadArchive = _carried(GitService.UPLOAD_ARCHIVE, transport_pb2.UploadArchiveResponse)
+
     def __init__(self, conversations: Conversations) -> None:
         self.conversations = conversations
+        self.store = conversations.store
         self.most = conversations.limits.message_max_bytes
 
-    @stream
-    async def UploadPack(
-        self,
-        requests: AsyncIterator[transport_pb2.UploadPackRequest],
-        context: grpc.aio.ServicerContext,
-    ) -> AsyncIterator[transport_pb2.UploadPackResponse]:
-        async with aclosing(self._converse(GitService.UPLOAD_PACK, requests, context)) as out:
-            async for piece in out:
-                yield transport_pb2.UploadPackResponse(data=piece)
-
-    @stream
-    async def ReceivePack(
-        self,
-        requests: AsyncIterator[transport_pb2.ReceivePackRequest],
-        context: grpc.aio.ServicerContext,
-    ) -> AsyncIterator[transport_pb2.ReceivePackResponse]:
-        async with aclosing(self._converse(GitService.RECEIVE_PACK, requests, context)) as out:
-            async for piece in out:
-                yield transport_pb2.ReceivePackResponse(data=piece)
-
-    @stream
-    async def UploadArchive(
-        self,
-        requests: AsyncIterator[transport_pb2.UploadArchiveRequest],
-        context: grpc.aio.ServicerContext,
-    ) -> AsyncIterator[transport_pb2.UploadArchiveResponse]:
-        async with aclosing(self._converse(GitService.UPLOAD_ARCHIVE, requests, context)) as out:
-            async for piece in out:
-                yield transport_pb2.UploadArchiveResponse(data=piece)
-
-    async def _converse(
+    async def converse(
         self,
         service: GitService,
         requests: AsyncIterator[Request],
