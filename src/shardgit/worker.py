@@ -19,6 +19,7 @@ from aiohttp import web
 from shardgit import telemetry
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
+from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
 from shardgit.http.connections import Connections
 from shardgit.node import equip_hooks, open_store
@@ -43,6 +44,7 @@ def run_worker(config: ServeConfig) -> int:
     _raise_file_limit()
     try:
         with open_store(config.folder) as store:
+            sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
             uvloop.run(_serve(config, store))
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)

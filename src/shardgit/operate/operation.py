@@ -12,7 +12,6 @@ An operation is a plain function in one thread. It may be killed at any point: w
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import threading
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Refused, Stopped
+from shardgit.filelock import holding
 from shardgit.journal.records import STORE_KEY
 from shardgit.oid import BlockId
 from shardgit.progress import Progress, Report, silent
@@ -167,12 +167,9 @@ def running(store: Store, kind: str) -> Iterator[None]:
 
     Errors: Refused when one is running already.
     """
-    # Opened anew each time: flock keeps threads of one process apart only by different files.
-    with (store.scratch / f"operation-{kind}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused("operation is running already", operation=kind) from None
+    with holding(store.scratch / f"operation-{kind}.lock") as held:
+        if not held:
+            raise Refused("operation is running already", operation=kind)
         yield
 
 

@@ -9,13 +9,12 @@ they are stored; positions change, so views are told apart by manifest. The bloc
 
 from __future__ import annotations
 
-import fcntl
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
 from shardgit.errors import Conflict, LimitExceeded, StorageFull
+from shardgit.filelock import holding
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
 from shardgit.lmdbenv import NO_SPACE
@@ -26,7 +25,7 @@ from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, enc
 from shardgit.pool.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
     from shardgit._layout import Ingest
@@ -63,16 +62,9 @@ def settle(store: Store, pool: PoolId) -> bool:
         return False
 
 
-@contextmanager
-def _alone(store: Store, pool: PoolId) -> Iterator[bool]:
+def _alone(store: Store, pool: PoolId) -> AbstractContextManager[bool]:
     """Keep other processes and threads from settling the same pool: their work would be for nothing."""
-    with (store.scratch / f"settle-{pool.hex()[:8]}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return holding(store.scratch / f"settle-{pool.hex()[:8]}.lock")
 
 
 def settled_whole(store: Store, pool: PoolId, choose: Callable[[Ingest], None]) -> int | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import HookFailed, LogPositionUnknown, ShardgitError
+from shardgit.filelock import FileLock
 from shardgit.journal.cursor_records import (
     CURSORS,
     HookCursor,
@@ -174,16 +173,17 @@ class Events:
     # ---- in the background ----
 
     async def _poll(self) -> None:
-        with self._file("owner") as descriptor:
-            ours = False
+        owner = self._lock_file("owner")
+        try:
             while True:
-                ours = ours or _try_lock(descriptor)
                 try:
-                    for key in await self.store.workers.run(self._due) if ours else ():
+                    for key in await self.store.workers.run(self._due) if owner.try_take() else ():
                         self._start(key)
                 except ShardgitError as error:
                     _log_trouble("", error)
                 await asyncio.sleep(POLL_S)
+        finally:
+            owner.release()
 
     def _start(self, key: tuple[RepositoryId, bytes]) -> None:
         if self._group is None or key in self._telling or len(self._telling) >= TOLD_AT_ONCE_MAX:
@@ -339,25 +339,16 @@ class Events:
 
     @contextmanager
     def _lock(self, repository: RepositoryId, hook: bytes) -> Iterator[bool]:
-        """Try to be the one who tells a hook; the kernel ends the lock with the process."""
-        with self._file(f"{repository}-{hook.hex()}") as descriptor:
-            yield _try_lock(descriptor)
-
-    @contextmanager
-    def _file(self, name: str) -> Iterator[int]:
-        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Try to be the one who tells a hook."""
+        lock = self._lock_file(f"{repository}-{hook.hex()}")
         try:
-            yield descriptor
+            yield lock.try_take()
         finally:
-            os.close(descriptor)
+            lock.release()
 
-
-def _try_lock(descriptor: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    def _lock_file(self, name: str) -> FileLock:
+        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return FileLock(self._locks / f"{name}.lock")
 
 
 def _commands(entry: LogEntry) -> Iterator[Command]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import re
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
 from shardgit.errors import LimitExceeded, StorageFull
+from shardgit.filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -102,19 +102,15 @@ class Spool:
     @asynccontextmanager
     async def _lock(self, key: str) -> AsyncIterator[bool]:
         """Hold the key's lock; False when another maker does. A dead process holds none."""
-        path = self.folder / f"{key}.lock"
-        descriptor = await self._descriptor(lambda: self._locked(path))
+        lock = FileLock(self.folder / f"{key}.lock")
         try:
-            yield descriptor >= 0
+            # A cancelled caller waits for its job, so what that took is given back here.
+            yield await self._workers.run(self._take, lock)
         finally:
-            if descriptor >= 0:
-                path.unlink(missing_ok=True)
-                os.close(descriptor)
+            lock.release()
 
     async def _descriptor(self, job: Callable[[], int]) -> int:
-        """Run what opens a file in a thread. A cancelled caller has no use for it: it is closed, and
-        a lock on it given back, which would else be held as long as the process lives.
-        """
+        """Run what opens a file in a thread. A cancelled caller has no use for it: it is closed."""
         made: list[int] = []
         try:
             await self._workers.run(lambda: made.append(job()))
@@ -125,19 +121,9 @@ class Spool:
             raise
         return made[0]
 
-    def _locked(self, path: Path) -> int:
-        """Return the descriptor of a lock file that is ours, -1 when it is another's."""
+    def _take(self, lock: FileLock) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed it between our open and our lock.
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BlockingIOError:
-            pass
-        os.close(descriptor)
-        return -1
+        return lock.try_take()
 
     async def _make(self, key: str, make: Callable[[], AsyncGenerator[bytes, None]]) -> SpoolFile:
         path = self.folder / f"{key}.tmp"
