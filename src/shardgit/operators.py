@@ -14,6 +14,7 @@ from shardgit.aio import MESSAGE_MAX_BYTES, error_of
 from shardgit.backup.create import BackupMade
 from shardgit.backup.cut import CutFacts
 from shardgit.backup.prune import BackupsPruned
+from shardgit.backup.repository import RepositoryRestored
 from shardgit.backup.verify import BackupsVerified, Problem
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
 from shardgit.progress import Progress, Report, silent
@@ -142,6 +143,29 @@ class Operators:
         (answer,) = self.stream("PruneBackups", request, report)
         found = _made(BackupsPruned, answer.result)
         return replace(found, kept=tuple(found.kept), pruned=tuple(found.pruned))
+
+    def restore_repository(
+        self,
+        target: str | None,
+        repository: str,
+        *,
+        new_name: str | None = None,
+        backup: str | None = None,
+        at_ms: int | None = None,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> RepositoryRestored:
+        """Bring one repository back."""
+        request = shard_pb2.RestoreRepositoryRequest(
+            pace=pace,
+            target=target or "",
+            repository=repository,
+            new_name=new_name or "",
+            backup=backup or "",
+            at_ms=at_ms,
+        )
+        (answer,) = self.stream("RestoreRepository", request, report)
+        return _made(RepositoryRestored, answer.result)
 
 
 def _made(shape: type[T], message: Any) -> T:

@@ -333,7 +333,7 @@ def test_every_command_explains_itself_and_takes_json() -> None:
         "object": ["get", "info", "list"],
         "shard": ["list", "stats"],
         "key": ["add", "list", "remove"],
-        "backup": ["create", "list", "verify", "prune"],
+        "backup": ["create", "list", "verify", "restore", "prune"],
     }
     of_a_target = {"list", "verify", "prune"}  # of backups, which need no store here
     for group, commands in groups.items():

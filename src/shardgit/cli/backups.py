@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from shardgit.backup.create import BackupMade
     from shardgit.backup.cut import CutFacts
     from shardgit.backup.prune import BackupsPruned
+    from shardgit.backup.repository import RepositoryRestored
     from shardgit.backup.restore import StoreRestored
     from shardgit.backup.verify import BackupsVerified
+    from shardgit.cli.operations import Speed
+    from shardgit.operate.operation import Control
 
 app = typer.Typer(
     help="""Take backups of a store while it serves, and get any moment back.
@@ -249,63 +252,137 @@ def _show_pruned(done: BackupsPruned) -> None:
 
 
 @app.command()
-def restore(
+def restore(  # noqa: PLR0913, PLR0917
     target: TargetArgument,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the new store.")
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="Folder of the new store; with --repository, of the store that it comes into.",
+        ),
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option("--repository", metavar="NAME", help="Only that repository.")
+    ] = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="NEW", help="Its name from now on.")
     ] = None,
     backup: BackupOption = None,
     at: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Refs as of then: 2024-12-31 18:00, 2.hours.ago."),
+        typer.Option(metavar="TIME", help="Refs as of then: 2024-12-31 18:00, 10.minutes.ago."),
     ] = None,
-    shards: Annotated[int, typer.Option(min=1, max=100, help="Shards of the new store.")] = 1,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Shards of the new store; 1.")
+    ] = None,
     shard_path: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Folder of a shard, once for each; sets their number."),
     ] = None,
     throttle: ThrottleOption = None,
+    eager: EagerOption = False,
+    server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Restore the whole store into a new folder, with as many shards as you like.
+    """Restore the whole store into a new folder, or one repository into a store that lives.
 
-    Without --backup and --at the newest backup. A restore that was killed goes on with the same call.
+    Without --backup and --at the newest backup. A store's restore that was killed goes on with the same call. A
+    repository is taken from the store itself as long as that still has it, else from the backup.
 
     \b
     Examples:
-      shardgit backup restore /backup/git --data /srv/new
-      shardgit backup restore s3://bucket/git --data /srv/new --at "2024-12-31 18:00" --shards 4
+      shardgit backup restore /backup/git --data /srv/new --shards 4
+      shardgit backup restore s3://bucket/git --data /srv/new --at "2024-12-31 18:00"
+      shardgit backup restore /backup/git --repository app --at 10.minutes.ago
+      shardgit backup restore /backup/git --repository app --as app-then --at yesterday
     """
     with failing(json=json):
-        from shardgit.backup.target import Target
-        from shardgit.node import restore_store
-
-        if data is None:
-            raise UsageRefused("give --data DIR, a folder that does not exist or is empty")
-        if shard_path and shards not in (1, len(shard_path)):
-            raise UsageRefused("--shards and --shard-path disagree", shards=shards)
         at_ms = moment_ms(at)
-        pace = speed(throttle)
-        run_here(
-            None,
-            local=lambda control: restore_store(
+        pace = speed(throttle, eager=eager)
+        if repository is None:
+            if as_ is not None or server is not None:
+                raise UsageRefused("--as and --server go with --repository")
+            _restore_store(
+                target, data, backup, at_ms, shards=shards, paths=shard_path, pace=pace, json=json
+            )
+            return
+        if shards is not None or shard_path:
+            raise UsageRefused("--shards and --shard-path go with a whole store")
+        from shardgit.backup.repository import restore_repository
+        from shardgit.backup.target import Target
+
+        run_operation(
+            server,
+            data,
+            local=lambda store, control: restore_repository(
+                store,
                 Target.open(target),
-                data,
-                shards=shards,
-                shard_paths=shard_path or None,
+                repository,
+                new_name=as_,
                 backup=backup,
                 at_ms=at_ms,
                 control=control,
             ),
-            remote=_nowhere,
-            show=_show_restored,
+            remote=lambda client, report: client.restore_repository(
+                target,
+                repository,
+                new_name=as_,
+                backup=backup,
+                at_ms=at_ms,
+                pace=pace.message(),
+                report=report,
+            ),
+            show=_show_repository,
             json=json,
             pace=pace,
         )
 
 
+def _restore_store(
+    target: str,
+    data: Path | None,
+    backup: str | None,
+    at_ms: int | None,
+    *,
+    shards: int | None,
+    paths: list[Path] | None,
+    pace: Speed,
+    json: bool,
+) -> None:
+    from shardgit.backup.target import Target
+    from shardgit.node import restore_store
+
+    if data is None:
+        raise UsageRefused("give --data DIR, a folder that does not exist or is empty")
+    if paths and shards not in (None, len(paths)):
+        raise UsageRefused("--shards and --shard-path disagree", shards=shards)
+
+    def job(control: Control) -> StoreRestored:
+        return restore_store(
+            Target.open(target),
+            data,
+            shards=shards or 1,
+            shard_paths=paths or None,
+            backup=backup,
+            at_ms=at_ms,
+            control=control,
+        )
+
+    run_here(None, local=job, remote=_nowhere, show=_show_restored, json=json, pace=pace)
+
+
 def _nowhere(*_: object) -> StoreRestored:
     raise AssertionError("a store is restored by the command itself")
+
+
+def _show_repository(done: RepositoryRestored) -> None:
+    where = f"backup {done.backup}" if done.backup else "the store itself"
+    when = f" as of {_moment(done.at_ms)}" if done.at_ms else ""
+    typer.echo(
+        f"restored {done.repository}{when} from {where}: {done.refs:,} refs,"
+        f" {human_bytes(done.bytes)} in {done.seconds:.1f} s"
+    )
 
 
 def _show_restored(done: StoreRestored) -> None:

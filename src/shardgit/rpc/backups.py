@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.backup.create import BackupMade, create_backup
 from shardgit.backup.prune import WASTE, BackupsPruned, prune_backups
+from shardgit.backup.repository import RepositoryRestored, restore_repository
 from shardgit.backup.target import Target
 from shardgit.backup.verify import BackupsVerified, verify_backups
 from shardgit.rpc.operations import stream_operation
@@ -103,3 +104,27 @@ class BackupMethods:
                 yield shard_pb2.PruneBackupsResponse(result=result)
             else:
                 yield shard_pb2.PruneBackupsResponse(progress=one)
+
+    @stream
+    async def RestoreRepository(
+        self, request: shard_pb2.RestoreRepositoryRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[shard_pb2.RestoreRepositoryResponse]:
+        authorize(ANONYMOUS, Action.ADMIN, request.repository)
+
+        def job(control: Control) -> RepositoryRestored:
+            return restore_repository(
+                self.store,
+                Target.open(request.target) if request.target else None,
+                request.repository,
+                new_name=request.new_name or None,
+                backup=request.backup or None,
+                at_ms=request.at_ms if request.HasField("at_ms") else None,
+                control=control,
+            )
+
+        async for one in stream_operation(self.store, request.pace, job):
+            if isinstance(one, RepositoryRestored):
+                result = shard_pb2.RepositoryRestored(**asdict(one))
+                yield shard_pb2.RestoreRepositoryResponse(result=result)
+            else:
+                yield shard_pb2.RestoreRepositoryResponse(progress=one)
