@@ -32,6 +32,7 @@ class Limits:
     recents_settle: int = 32  # recents of a pool from which on a settle is begun
     recents_max: int = 64  # the same from which on pushes wait for it
     recents_max_bytes: int = 8 * MIB
+    settle_wait_max_s: float = 30.0  # of a push, while another process settles such a pool
     # names and refs
     ref_name_max_bytes: int = 480  # an LMDB key is at most 511 bytes
     ref_symbolic_depth_max: int = 5

@@ -58,6 +58,12 @@ HTTP_CONNECTIONS_REFUSED = Counter(
     registry=REGISTRY,
 )
 
+SETTLES = Counter(
+    "shardgit_settles_total",
+    "Settles of pools, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 HOOKS = Counter(
     "shardgit_hooks_total",
     "Hooks that were asked, by event and outcome.",

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints
-from shardgit.errors import Conflict, LimitExceeded, StorageFull
+from shardgit import faultpoints, telemetry
+from shardgit.errors import Conflict, DataLoss, LimitExceeded, ShardgitError, StorageFull
 from shardgit.filelock import holding
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
@@ -22,14 +22,14 @@ from shardgit.operate.reserving import reserved
 from shardgit.operate.rewriting import LEVEL_MAX, level_of, merged
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, encode_manifest
-from shardgit.pool.writer import RunWriter
+from shardgit.pool.writer import RunWriter, index_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
     from shardgit._layout import Ingest
-    from shardgit.oid import PoolId
+    from shardgit.oid import BlockId, PoolId
     from shardgit.pool.view import PlacedRun
     from shardgit.service.store import PoolState, Store
 
@@ -40,7 +40,8 @@ def settle(store: Store, pool: PoolId) -> bool:
     """Fold a pool's recents into its manifest; False when there was nothing to do or another settle is at it.
 
     Nothing that reads or pushes waits for it. Stopped at any moment, it has happened or it has not.
-    Errors: StorageFull.
+    What cannot be merged because a block is damaged is set aside as it is: the rest goes on.
+    Errors: StorageFull, DataLoss.
     """
     with _alone(store, pool) as free:
         if not free:
@@ -50,14 +51,24 @@ def settle(store: Store, pool: PoolId) -> bool:
                 state = store.pool(snapshot, pool)
             if not state.view.recents:
                 return False
+            work = _Settle(store, state)
             try:
-                _Settle(store, state).run()
+                work.run()
             except Conflict:
                 continue  # an import came in between
             except OSError as cause:
+                telemetry.SETTLES.labels("failed").inc()
                 if cause.errno not in NO_SPACE:
                     raise
                 raise StorageFull("no room to settle the pool", pool=pool.hex()) from cause
+            except ShardgitError:
+                telemetry.SETTLES.labels("failed").inc()
+                raise
+            telemetry.SETTLES.labels("set_aside" if work.damage else "done").inc()
+            if work.damage:
+                telemetry.log().error(
+                    "settle_met_damage", pool=pool.hex(), error=str(work.damage[0])
+                )
             return True
         return False
 
@@ -98,14 +109,16 @@ class _Settle:
         self.view = state.view
         self.batch = BlockBatch(store.blocks, embed=False)
         self.serial = self.view.manifest.next_serial
+        self.damage: list[DataLoss] = []  # what was met and left aside
         self.bases_max_bytes = store.limits.thin_bases_max_bytes  # of what is not merged, at once
 
     def run(self) -> int:
         """Write the new runs and swap the manifest; returns the bytes of its root."""
         view, store = self.view, self.store
         before = view.manifest
-        if self.small():
-            manifest, embedded = self._one_block()
+        made = self._one_block() if self.small() else None
+        if made is not None:
+            manifest, embedded = made
         else:
             embedded = {}
             kept = view.runs[: len(view.runs) - len(view.recents)]
@@ -134,8 +147,15 @@ class _Settle:
         whole = sum(entry.entry_bytes + 40 * entry.objects for entry in entries)
         return whole < self.store.limits.block_target_bytes // 3
 
-    def _one_block(self) -> tuple[Manifest, dict]:  # type: ignore[type-arg]
-        """Write the whole pool anew as one run that the root embeds."""
+    def _one_block(self) -> tuple[Manifest, dict[BlockId, bytes]] | None:
+        """Write the whole pool anew as one run that the root embeds; None where a block is damaged."""
+        try:
+            return self._whole()
+        except DataLoss as error:
+            self.damage.append(error)
+            return None
+
+    def _whole(self) -> tuple[Manifest, dict[BlockId, bytes]]:
         view = self.view
         with self._merged(view.runs) as (ingest, segments, stream):
             small = run_bytes(ingest, segments, stream) < self.store.limits.block_target_bytes // 2
@@ -176,6 +196,12 @@ class _Settle:
                     raise
                 waiting[:0] = parts
                 continue
+            except DataLoss as error:
+                self.damage.append(error)
+                if len(group) > 1:
+                    waiting[:0] = self._smaller(group)
+                    continue
+                run, entries = self._moved(first)
             for old in group:
                 if old.start < self._base_objects:
                     number = next(n for n, run_ in enumerate(self.view.runs) if run_ is old)
@@ -235,6 +261,25 @@ class _Settle:
         size = sum(entry.entry_bytes for entry in entries)
         level = level_of(size)
         return replace(record, first_serial=record.first_serial + shift, level=level), entries
+
+    def _moved(self, run: PlacedRun) -> tuple[RunRecord, list[SegmentEntry]]:
+        """Take a recent that is embedded as it is, as blocks: what its deltas need cannot be read now."""
+        if run.record.index:
+            raise self.damage[-1]
+        record, entries = self._taken(run)
+        alone = replace(self.view.manifest, runs=(record,), segments=tuple(entries), bitmaps=())
+        out = self.view.unembedded(alone, self.batch.take, root=run.root)
+        blocks = index_blocks(
+            self.view.ids_at(range(run.start, run.start + record.objects)),
+            self.state.record.id,
+            self.view.hash_kind,
+            self.store.limits,
+        )
+        index = []
+        for key, block in blocks:
+            self.batch.take(block.id, block.data)
+            index.append((key, block.ref))
+        return replace(out.runs[0], index=tuple(index)), list(out.segments)
 
     def _rewritten(self, group: Sequence[PlacedRun]) -> tuple[RunRecord, list[SegmentEntry]]:
         """Write the runs of a group as one."""

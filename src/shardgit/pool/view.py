@@ -511,13 +511,23 @@ class PoolView:
             out.append(known[segment.base])
         return out
 
-    def unembedded(self, manifest: Manifest, put: Callable[[BlockId, bytes], None]) -> Manifest:
-        """Return ``manifest`` with the blocks that this view's root embeds as blocks of their own, given to ``put``."""
+    def unembedded(
+        self,
+        manifest: Manifest,
+        put: Callable[[BlockId, bytes], None],
+        *,
+        root: bytes | None = None,
+    ) -> Manifest:
+        """Return ``manifest`` with the blocks that a root embeds, this view's if none is given, as blocks of their own.
+
+        They are given to ``put``.
+        """
+        whole = self._root if root is None else root
 
         def out(ref: BlockRef) -> BlockRef:
             if not ref.inline:
                 return ref
-            put(ref.id, embedded_block(self._root, ref))
+            put(ref.id, embedded_block(whole, ref))
             return BlockRef(ref.id, ref.length)
 
         runs = tuple(

@@ -14,10 +14,10 @@ from shardgit.limits import DEFAULT, Limits
 from shardgit.pool.manifest import BlockRef, RunRecord, SegmentEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from shardgit._layout import Ingest
-    from shardgit.oid import BlockId, HashKind, PoolId
+    from shardgit.oid import BlockId, HashKind, ObjectId, PoolId
 
 ALONE = 1
 EXTERNAL_BASES = 2
@@ -95,19 +95,8 @@ class RunWriter:
     def index(self) -> Iterator[NewBlock]:
         """Make the index pieces."""
         ids, positions = self.ingest.index()
-        size = self.hash_kind.size
-        total = len(positions) // 4
-        room = (self.limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
-        pieces = max(1, -(-total // room))
-        each = -(-total // pieces) if total else 0
-        for start in range(0, total, each or 1):
-            stop = min(start + each, total)
-            keys = b"".join(ids[at * size : at * size + 8] for at in range(start, stop))
-            payload = (
-                keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
-            )
-            block = self._block(BlockKind.INDEX, payload)
-            self._index.append((keys[:8], block.ref))
+        for key, block in _index_pieces(ids, positions, self.pool, self.hash_kind, self.limits):
+            self._index.append((key, block.ref))
             yield block
 
     def graph(self, stream: bytes) -> Iterator[NewBlock]:
@@ -119,8 +108,7 @@ class RunWriter:
             yield block
 
     def _block(self, kind: BlockKind, payload: bytes) -> NewBlock:
-        data = new_header(kind, self.hash_kind, self.pool, HEADER_SIZE + len(payload)) + payload
-        return NewBlock(block_id(data), data)
+        return _new_block(kind, self.hash_kind, self.pool, payload)
 
     def record(self) -> RunRecord:
         """Return the run's record for the manifest."""
@@ -136,3 +124,33 @@ class RunWriter:
             index=tuple(self._index),
             graph=tuple(self._graph),
         )
+
+
+def index_blocks(
+    ids: Sequence[ObjectId], pool: PoolId, hash_kind: HashKind, limits: Limits
+) -> Iterator[tuple[bytes, NewBlock]]:
+    """Make the index pieces of a run whose objects, by position, have these ids; each with its first key."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    positions = struct.pack(f"<{len(order)}I", *order)
+    sorted_ids = b"".join(ids[at] for at in order)
+    return _index_pieces(sorted_ids, positions, pool, hash_kind, limits)
+
+
+def _index_pieces(
+    ids: bytes, positions: bytes, pool: PoolId, hash_kind: HashKind, limits: Limits
+) -> Iterator[tuple[bytes, NewBlock]]:
+    size = hash_kind.size
+    total = len(positions) // 4
+    room = (limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
+    pieces = max(1, -(-total // room))
+    each = -(-total // pieces) if total else 0
+    for start in range(0, total, each or 1):
+        stop = min(start + each, total)
+        keys = b"".join(ids[at * size : at * size + 8] for at in range(start, stop))
+        payload = keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
+        yield keys[:8], _new_block(BlockKind.INDEX, hash_kind, pool, payload)
+
+
+def _new_block(kind: BlockKind, hash_kind: HashKind, pool: PoolId, payload: bytes) -> NewBlock:
+    data = new_header(kind, hash_kind, pool, HEADER_SIZE + len(payload)) + payload
+    return NewBlock(block_id(data), data)

@@ -13,7 +13,7 @@ from shardgit.oid import ObjectId, hex_of
 from shardgit.pack.builder import PackBuilder
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.composing import FileChange, commit_bytes, compose_tree, person
-from shardgit.service.push import Push, Pushed
+from shardgit.service.push import Push, Pushed, next_steps
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.reading import Reading
 from shardgit.service.signed_push import unsigned_refusal
@@ -105,7 +105,7 @@ class Committing:
     async def _pushed(self, push: Push) -> Pushed:
         """Commit a push, again while other writers are faster; no thread waits for the disk."""
         run = self.store.workers.run
-        while (steps := await run(push.steps)) is not None:
+        while (steps := await next_steps(push)) is not None:
             try:
                 # commit point: as in Push.commit.
                 faultpoints.reach("commit.before_commit")

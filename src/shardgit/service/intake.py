@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardgit.errors import LimitExceeded, RepositoryMissing
+from shardgit import clock
+from shardgit.errors import DataLoss, LimitExceeded, RepositoryMissing, Unavailable
 from shardgit.operate.settle import settle
 from shardgit.pool.append import write_recent
 from shardgit.service.fscking import judge, severities
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from shardgit.service.settings import RepositorySettings
     from shardgit.service.store import Store
 
+REFUSED_AT = 4  # times the recents from which on pushes wait
+WAIT_S = (0.05, 1.0)  # between looks whether another process has settled the pool
+TOO_DAMAGED = (
+    "pool takes nothing more until damaged blocks are repaired: its recents cannot be settled"
+)
+
 
 class Intake:
     """Objects over one look at a repository. Methods run in the calling thread, a worker's.
@@ -46,6 +53,8 @@ class Intake:
         self.told: list[str] = []  # lines for the user
         self.ingest: Ingest | None = None
         self.known: list[int] = []  # positions of what came and the pool had
+        self.waiting = 0.0  # s until room may be asked for again; 0: there is room
+        self._until: float | None = None  # how long it is waited for
         self._root: bytes = b""
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
 
@@ -187,15 +196,44 @@ class Intake:
         return True
 
     def make_room(self) -> bool:
-        """Wait for a settle where recents have piled up, so that nobody's lookups drown in them.
+        """Have the pool settled where recents have piled up, so that nobody's lookups drown in them.
 
-        Says whether the pool is another now. Errors: RepositoryMissing.
+        Says whether the pool is another now. While another process settles it, ``waiting`` is the
+        time after which to ask again; for ``limits.settle_wait_max_s`` in all, then it goes on as
+        long as recents are not REFUSED_AT times too many.
+        Errors: RepositoryMissing, StorageFull, Unavailable; DataLoss where a damaged block is in
+        the settle's way.
         """
+        waited, self.waiting = self.waiting, 0.0
         view, limits = self.look.state.pool.view, self.store.limits
         if len(view.recents) < limits.recents_max and view.recents_bytes < limits.recents_max_bytes:
             return False
-        settle(self.store, self.record.pool)
+        if not self._crowded(1):
+            return self.renew()
+        failed: DataLoss | None = None
+        try:
+            settle(self.store, self.record.pool)
+        except DataLoss as error:
+            failed = error
+        if self._crowded(1):
+            now = clock.monotonic()
+            self._until = self._until or now + limits.settle_wait_max_s
+            if failed is None and now < self._until:
+                self.waiting = min(2 * waited, WAIT_S[1]) if waited else WAIT_S[0]
+                return False
+            if self._crowded(REFUSED_AT):
+                if failed is not None:
+                    raise DataLoss(TOO_DAMAGED, pool=self.record.pool.hex()) from failed
+                raise Unavailable("pool is being settled; try again in a minute")
         return self.renew()
+
+    def _crowded(self, times: int) -> bool:
+        """Say whether the pool has that many times the recents that it may have, now."""
+        limits = self.store.limits
+        with self.store.journal.snapshot() as snapshot:
+            view = self.store.pool(snapshot, self.record.pool).view
+        many = len(view.recents) >= times * limits.recents_max
+        return many or view.recents_bytes >= times * limits.recents_max_bytes
 
 
 def settle_soon(store: Store, look: Look) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints, telemetry
+from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import (
     AlreadyExists,
     Conflict,
@@ -185,7 +186,10 @@ class Push(Intake):
 
     def commit(self) -> Pushed:
         """Make all accepted commands durable and visible; returns how each ended. Errors: StorageFull, Unavailable."""
-        while (steps := self.steps()) is not None:
+        while (steps := self.steps()) is not None or self.waiting:
+            if steps is None:
+                clock.sleep(self.waiting)
+                continue
             try:
                 # commit point: a crash before it leaves the repository as it was and at most blocks that nothing
                 # names; after it objects, refs and log are there, fsynced.
@@ -201,9 +205,10 @@ class Push(Intake):
     def steps(self) -> Steps | None:
         """Return the journal commit that makes all accepted commands visible; None when nothing is left to do.
 
+        With ``waiting`` there is something left, to be asked for after that many seconds.
         Tell ``committed`` or ``lost`` what became of it, and ask again. Large pushes have put their blocks by then.
         """
-        if self._revision or not self._begin():
+        if self._revision or not self._begin() or self.waiting:
             return None
         if self._rounds == ROUNDS_MAX:
             self.verdicts.refuse_all("failed to update ref")
@@ -282,3 +287,12 @@ class Push(Intake):
         if not self._revision:
             return Pushed(results, 0, 0)
         return Pushed(results, self._revision, self.incoming.objects, self._sequence)
+
+
+async def next_steps(push: Push) -> Steps | None:
+    """Return what a push has to commit next, asked for in a worker; no worker waits where it has to wait."""
+    while True:
+        steps = await push.store.workers.run(push.steps)
+        if steps is not None or not push.waiting:
+            return steps
+        await asyncio.sleep(push.waiting)

@@ -26,7 +26,7 @@ from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.hiding import hidden_from_push
 from shardgit.service.pack_spool import PackSpool
-from shardgit.service.push import Push, Pushed, Steps
+from shardgit.service.push import Push, Pushed, Steps, next_steps
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import nonce_of
@@ -285,7 +285,7 @@ class ReceiveService:
         """Commit, again while other writers are faster. No thread waits for the disk: pushes share its fsyncs."""
         run = self.store.workers.run
         try:
-            steps = steps or await run(push.steps)
+            steps = steps or await next_steps(push)
             while steps is not None:
                 try:
                     # commit point: as in Push.commit.
@@ -297,7 +297,7 @@ class ReceiveService:
                 else:
                     await run(push.committed, revision)
                     return
-                steps = await run(push.steps)
+                steps = await next_steps(push)
         except ShardgitError as error:
             _not_committed(push, error)
 
