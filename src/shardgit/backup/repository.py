@@ -193,6 +193,7 @@ def _copied(
                 *cursors,
             ],
         ):
+            reach("revive.after_copy")
             return record, made.count
         with store.journal.snapshot() as snapshot:
             if snapshot.get(name_key(wanted)) is not None:
