@@ -181,6 +181,8 @@ cdef class PoolGraph:
     cdef readonly uint32_t commits
     cdef readonly uint32_t tags
     cdef readonly uint32_t trees
+    cdef readonly uint32_t lacking  # parents that the pool did not have when their commit's run was appended
+    cdef readonly bint stale  # a commit's generation is not above its parent's
     cdef uint32_t n_parents
     cdef uint32_t n_edges
     cdef Arrays arrays
@@ -226,7 +228,12 @@ cdef class PoolGraph:
         if (old.used == self.objects and need.objects <= r.objects and need.commits <= r.commits and need.tags <= r.tags
                 and need.trees <= r.trees and need.parents <= r.parents and need.edges <= r.edges):
             return 0
-        made = Arrays.make(need)
+        self._copied_to(Arrays.make(need))
+        return 0
+
+    cdef void _copied_to(self, Arrays made):
+        """Move to other arrays, which have room."""
+        cdef Arrays old = self.arrays
         memcpy(made.kind, old.kind, self.objects)
         memcpy(made.row, old.row, <size_t>self.objects * 4)
         memcpy(made.date, old.date, <size_t>self.commits * 8)
@@ -240,20 +247,139 @@ cdef class PoolGraph:
         memcpy(made.edges, old.edges, <size_t>self.n_edges * 4)
         made.used = self.objects
         self._adopt(made)
-        return 0
 
-    def extended(self, bytes stream not None, externals not None):
-        """Return a graph with one run more. Arguments as for ``add_run``. One thread at a time in a line of graphs."""
+    cdef PoolGraph _same(self):
+        """Return a graph of the same rows in the same memory."""
         cdef PoolGraph made = PoolGraph(self.hash_kind)
         made.objects = self.objects
         made.commits = self.commits
         made.tags = self.tags
         made.trees = self.trees
+        made.lacking = self.lacking
+        made.stale = self.stale
         made.n_parents = self.n_parents
         made.n_edges = self.n_edges
         made._adopt(self.arrays)
+        return made
+
+    def extended(self, bytes stream not None, externals not None):
+        """Return a graph with one run more. Arguments as for ``add_run``. One thread at a time in a line of graphs."""
+        cdef PoolGraph made = self._same()
         made.add_run(stream, externals)
         return made
+
+    def amended(self, cuts not None, links not None):
+        """Return a copy in which commits have other parents; this one stays as it is.
+
+        ``cuts`` are commits that have no parents there. ``links`` are (commit, the positions of all its parents): those
+        that the pool lacked are put in, -1 leaves one as it is. Generations are found anew where they no longer rise.
+        """
+        cdef PoolGraph made = self._same()
+        cdef Counts need
+        cdef uint32_t r, i, first
+        cdef int64_t end
+        need.objects = self.objects
+        need.commits = self.commits
+        need.tags = self.tags
+        need.trees = self.trees
+        need.parents = self.n_parents
+        need.edges = self.n_edges
+        made._copied_to(Arrays.make(need))
+        for position in cuts:
+            r = made._commit(position)
+            for i in range(made.parent_start[r], made.parent_start[r + 1]):
+                made.lacking -= made.parents[i] == MISSING
+                made.parents[i] = <uint32_t>NONE
+        for position, parents in links:
+            r = made._commit(position)
+            first = made.parent_start[r]
+            if len(parents) != made.parent_start[r + 1] - first:
+                raise BlockCorrupt("commit has another number of parents than its graph row", position=int(position))
+            for i in range(made.parent_start[r + 1] - first):
+                end = parents[i]
+                if made.parents[first + i] == MISSING and 0 <= end < <int64_t>made.objects:
+                    made.parents[first + i] = <uint32_t>end
+                    made.lacking -= 1
+        with nogil:
+            made.stale = made._falls(0)
+        if made.stale:
+            made._restack()
+        return made
+
+    def lacking_commits(self, uint32_t start=0):
+        """Return the commits from position ``start`` on with a parent that the pool did not have."""
+        cdef uint32_t position, r, i
+        out = []
+        if not self.lacking:
+            return out
+        for position in range(start, self.objects):
+            if self.kind[position] != COMMIT:
+                continue
+            r = self.row[position]
+            for i in range(self.parent_start[r], self.parent_start[r + 1]):
+                if self.parents[i] == MISSING:
+                    out.append(int(position))
+                    break
+        return out
+
+    cdef bint _falls(self, uint32_t first) noexcept nogil:
+        """Return whether a commit's generation is not above its parent's, from row ``first`` on."""
+        cdef uint32_t r, i, parent
+        for r in range(first, self.commits):
+            for i in range(self.parent_start[r], self.parent_start[r + 1]):
+                parent = self.parents[i]
+                if (parent < MISSING and self.kind[parent] == COMMIT
+                        and self.generation[self.row[parent]] >= self.generation[r]):
+                    return True
+        return False
+
+    cdef int _restack(self) except -1:
+        """Find all generations anew, depth first with an explicit stack."""
+        cdef uint8_t *state = <uint8_t *>calloc(<size_t>self.commits + 1, 1)
+        cdef uint32_t *stack = <uint32_t *>malloc((<size_t>self.commits + 1) * 4)
+        cdef uint32_t *cursor = <uint32_t *>malloc((<size_t>self.commits + 1) * 4)
+        try:
+            if state == NULL or stack == NULL or cursor == NULL:
+                raise MemoryError
+            with nogil:
+                self._stacked(state, stack, cursor)
+            self.stale = False
+        finally:
+            free(state)
+            free(stack)
+            free(cursor)
+        return 0
+
+    cdef void _stacked(self, uint8_t *state, uint32_t *stack, uint32_t *cursor) noexcept nogil:
+        cdef uint32_t start, r, p, i, parent, highest, top = 0
+        for start in range(self.commits):
+            if state[start]:
+                continue
+            state[start] = OPEN
+            stack[0] = start
+            cursor[start] = self.parent_start[start]
+            top = 1
+            while top:
+                r = stack[top - 1]
+                if cursor[r] < self.parent_start[r + 1]:
+                    parent = self.parents[cursor[r]]
+                    cursor[r] += 1
+                    if parent < MISSING and self.kind[parent] == COMMIT and state[self.row[parent]] == 0:
+                        p = self.row[parent]
+                        state[p] = OPEN
+                        cursor[p] = self.parent_start[p]
+                        stack[top] = p
+                        top += 1
+                    continue
+                highest = 0
+                for i in range(self.parent_start[r], self.parent_start[r + 1]):
+                    parent = self.parents[i]
+                    if parent < MISSING and self.kind[parent] == COMMIT and state[self.row[parent]] == YES:
+                        if self.generation[self.row[parent]] > highest:
+                            highest = self.generation[self.row[parent]]
+                self.generation[r] = highest + 1
+                state[r] = YES
+                top -= 1
 
     @staticmethod
     def externals_of(bytes stream not None, int hash_kind):
@@ -300,12 +426,16 @@ cdef class PoolGraph:
                 bad = self._append(&s, base, outside)
             if bad:
                 raise BlockCorrupt("graph link is out of range", links=int(bad))
+            for i in range(s.m):
+                self.lacking += self.parents[self.n_parents + i] == MISSING
             self.objects = <uint32_t>total
             self.commits += s.c
             self.tags += s.g
             self.trees += s.t
             self.n_parents += s.m
             self.n_edges += s.e
+            with nogil:
+                self.stale = self.stale or self._falls(self.commits - s.c)
         finally:
             free(outside)
 
@@ -348,9 +478,10 @@ cdef class PoolGraph:
         return int(self.kind[position])
 
     def parents_at(self, uint32_t position):
-        """Return the positions of a commit's parents, in its order; -1 where the pool lacks one."""
+        """Return the positions of a commit's parents, in its order; -1 where the pool lacks one, none where they are cut."""
         cdef uint32_t r = self._commit(position), i
-        return [position_or_none(self.parents[i]) for i in range(self.parent_start[r], self.parent_start[r + 1])]
+        return [position_or_none(self.parents[i]) for i in range(self.parent_start[r], self.parent_start[r + 1])
+                if self.parents[i] != <uint32_t>NONE]
 
     def tree_at(self, uint32_t position):
         """Return the position of a commit's tree, -1 where the pool lacks it."""

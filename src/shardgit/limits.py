@@ -37,6 +37,9 @@ class Limits:
     ref_name_max_bytes: int = 480  # an LMDB key is at most 511 bytes
     ref_symbolic_depth_max: int = 5
     repository_name_max_bytes: int = 200
+    # shallow repositories
+    shallow_lines_max: int = 1_000_000  # of an imported repository's shallow file
+    grafts_max: int = 16_384  # of one repository; a journal row of 512 KiB with SHA-256
     # protocol
     request_body_max_bytes: int = 64 * MIB  # a fetch request: wants and haves
     request_lines_max: int = 1_000_000

@@ -33,14 +33,14 @@ class _Kept:
 
 
 class Closures:
-    """Closures by the manifest that numbers positions, the least used dropped first.
+    """Closures by the manifest that numbers positions and by grafts, the least used dropped first.
 
     What a client has grows with the branches that it follows: the closure of yesterday's tip and a walk
     over what came since are the closure of today's.
     """
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[BlockId, list[_Kept]] = OrderedDict()
+        self._lines: OrderedDict[tuple[BlockId, bytes], list[_Kept]] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
@@ -68,16 +68,17 @@ class Closures:
         if view.manifest_id is None:
             return []
         with self._lock:
-            line = self._lines.get(view.manifest_id, [])
+            key = (view.manifest_id, view.grafts.key)
+            line = self._lines.get(key, [])
             if line:
-                self._lines.move_to_end(view.manifest_id)
+                self._lines.move_to_end(key)
             return [each for each in line if each.last_recent <= view.last_recent]
 
     def _keep(self, view: PoolView, made: _Kept) -> None:
         if view.manifest_id is None:
             return
         with self._lock:
-            line = self._lines.setdefault(view.manifest_id, [])
+            line = self._lines.setdefault((view.manifest_id, view.grafts.key), [])
             line.insert(0, made)
             self._bytes += len(made.bits)
             while len(line) > KEPT_EACH_LINE:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from shardgit._graph import commits_since, commits_within, depth_to, edge_of, split_within
 from shardgit.errors import InvalidArgument
+from shardgit.objects import ObjectType
+from shardgit.pool.grafts import Grafts
 from shardgit.protocol.deepening import INFINITE_DEPTH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardgit._graph import PoolGraph
+    from shardgit.pool.view import PoolView
     from shardgit.protocol.deepening import Deepening
 
 _MOST = (1 << 63) - 1
@@ -46,18 +49,22 @@ def moved(
     client: Sequence[int],
     asked: Deepening,
     without: Sequence[int],
+    *,
+    grafts: Sequence[int] = (),
 ) -> Boundary:
     """Return where the boundary moves to.
 
-    ``wants``, ``client`` and ``without`` (what ``asked.without`` names) are commits. InvalidArgument, in git's words,
-    when no commit is left.
+    ``wants``, ``client`` and ``without`` (what ``asked.without`` names) are commits, and so are ``grafts``: those at
+    which the repository's own history ends. InvalidArgument, in git's words, when no commit is left.
     """
     given = tuple(dict.fromkeys(client))
     if not asked.asked:
         return Boundary(given)
-    if asked.depth == INFINITE_DEPTH:
+    if asked.depth == INFINITE_DEPTH and not grafts:
         return Boundary(given, (), given)
-    if asked.depth:
+    if asked.depth == INFINITE_DEPTH:
+        inside, ends = commits_within(graph, wants, _MOST)
+    elif asked.depth:
         depth = asked.depth
         if asked.relative:
             # Counted from the client's nearest boundary; without one it has all, and gets all.
@@ -70,6 +77,10 @@ def moved(
             raise InvalidArgument("no commits selected for shallow requests")
         ends = edge_of(graph, chosen)
         inside = list(set(chosen).difference(ends))
+    if grafts:
+        here = set(grafts).intersection(inside)
+        ends = [*ends, *(commit for commit in grafts if commit in here)]
+        inside = list(set(inside).difference(here))
     known = set(given)
     deep = known.intersection(inside)
     return Boundary(
@@ -77,6 +88,30 @@ def moved(
         tuple(commit for commit in ends if commit not in known),
         tuple(commit for commit in given if commit in deep),
     )
+
+
+def reached_grafts(
+    graph: PoolGraph, wants: Sequence[int], client: Sequence[int], grafts: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the grafts that wants reach within a client's history, those of its own boundary left out."""
+    reached, _ = split_within(graph, wants, (), client, ())
+    inside = set(reached).difference(client)
+    return tuple(commit for commit in grafts if commit in inside)
+
+
+def with_lacking(view: PoolView, tips: Sequence[int]) -> Grafts:
+    """Return a view's grafts and the commits that tips reach and of which the pool lacks a parent.
+
+    Some repository's history ended there once: refs of an earlier moment are whole with these.
+    """
+    if not view.awaited:
+        return view.grafts
+    graph = view.graph()
+    peeled = [graph.peel(tip) for tip in tips]
+    commits = [at for at in peeled if at >= 0 and graph.type_at(at) == ObjectType.COMMIT]
+    reached = set(split_within(graph, commits, (), (), ())[0])
+    ends = [at for at in view.awaited if at in reached]
+    return Grafts.of(view.grafts.ids.union(view.ids_at(ends)))
 
 
 def _chosen(

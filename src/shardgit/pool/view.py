@@ -22,6 +22,7 @@ from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId, HashKind, ObjectId
+from shardgit.pool.grafts import NO_GRAFTS, Grafts, parents_in
 from shardgit.pool.manifest import (
     ALONE,
     EXTERNAL_BASES,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shardgit.blocks.interface import BlockStore
 
 T = TypeVar("T")
+COMMIT = 1
 EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not written
 PIECE_BYTES = 1 << 20
 SEGMENT_TRAILER_BYTES = 48
@@ -110,7 +112,10 @@ class PoolView:
     """A pool at one moment. Errors: DataLoss when a block that the manifest names is missing or damaged.
 
     ``manifest`` leaves recents out; ``runs``, ``segments``, ``objects`` and all methods count them in. ``id`` tells
-    views apart: equal ids show equal objects at equal positions.
+    views apart: equal ids show equal objects at equal positions, with equal links.
+
+    ``grafts`` are those of the repository that looks at the pool: these commits have no parents in its graph, whatever
+    the pool has of them.
     """
 
     def __init__(
@@ -131,19 +136,25 @@ class PoolView:
         self._pieces: dict[BlockId, bytes] = {}
         self._lock = threading.Lock()
         self._graph: PoolGraph | None = None
+        self._awaited: dict[
+            int, list[ObjectId]
+        ] = {}  # parents of commits of which the pool lacks one
+        self.grafts = NO_GRAFTS
+        self._cut: tuple[int, ...] = ()  # the grafts that the pool has
+        self._uncut: tuple[ObjectId, ...] = ()  # those that it does not have
+        self._cut_parents: dict[ObjectId, list[ObjectId]] | None = None
         self._overlay = _Overlay()
         self._recent_runs: tuple[PlacedRun, ...] = ()
         self._recent_segments: list[PlacedSegment] = []  # by position
         self._recent_starts: list[int] = []
         root = b""
+        self._plain_id = bytes(manifest_id or bytes(32))
         if manifest_id is None:
-            self.id = bytes(32)
             self.manifest = Manifest(hash_kind, 0, 0, (), (), ())
         else:
             (found,) = blocks.get_many_sync([manifest_id])
             if found is None:
                 raise DataLoss("manifest block is missing", block=manifest_id.hex())
-            self.id = manifest_id
             root = found
             self.manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
             if self.manifest.hash_kind is not hash_kind:
@@ -159,6 +170,28 @@ class PoolView:
         self.segments = _placed(self.manifest, self.runs)  # in clone order
         self._by_position = sorted(self.segments, key=lambda segment: segment.base)
         self._starts = [segment.base for segment in self._by_position]
+
+    @property
+    def id(self) -> bytes:
+        """Tell this view from others."""
+        return blake3(self._plain_id + self.grafts.key).digest() if self.grafts else self._plain_id
+
+    def with_grafts(self, grafts: Grafts) -> PoolView:
+        """Return the view of a repository with such grafts; this one stays as it is."""
+        if grafts.key == self.grafts.key:
+            return self
+        made = copy(self)
+        made._graft(grafts)  # noqa: SLF001
+        return made
+
+    def _graft(self, grafts: Grafts) -> None:
+        self.grafts = grafts
+        self._graph = None
+        self._awaited = {}
+        self._cut = ()
+        self._uncut = tuple(grafts.ids)
+        self._cut_parents = None
+        self._lock = threading.Lock()
 
     def extended(self, serial: int, root: bytes, *, graph: PoolGraph | None = None) -> PoolView:
         """Return a view with one recent more, whose row holds ``root``; this one stays as it is.
@@ -180,7 +213,7 @@ class PoolView:
         run = PlacedRun(manifest.runs[0], before, root)
         segments = _placed(manifest, (run,))
         placed = sorted(segments, key=lambda segment: segment.base)
-        self.id = blake3(self.id + blake3(root).digest()).digest()
+        self._plain_id = blake3(self._plain_id + blake3(root).digest()).digest()
         self.last_recent = serial
         self.recents_bytes += len(root)
         self.objects = before + run.record.objects
@@ -190,6 +223,8 @@ class PoolView:
         self._recent_segments = [*self._recent_segments, *placed]
         self._recent_starts = [*self._recent_starts, *(segment.base for segment in placed)]
         self._lock = threading.Lock()
+        if self._uncut:
+            self._cut_parents = None
         graph, self._graph = self._graph, None
         self._overlay = self._overlay.grown(before, self.objects)
         if run.record.index:
@@ -201,10 +236,12 @@ class PoolView:
                 for number in range(segment.entry.objects):
                     oid = flat[number * size : (number + 1) * size]
                     self._overlay.positions[oid] = segment.base + number
-        if given is not None and given.objects == self.objects:
-            self._graph = given
+        if given is not None and given.objects == self.objects and not given.lacking:
+            # Who made it has cut what is new in it.
+            self._graph, self._awaited = given, {}
+            self._find_cuts(given, self._uncut)
         elif graph is not None:
-            self._graph = self._with_run(graph, run)
+            self._graph = self._amended(self._with_run(graph, run), before)
 
     @property
     def recents(self) -> tuple[PlacedRun, ...]:
@@ -488,8 +525,66 @@ class PoolView:
                     raise BlockCorrupt(
                         "graph has another object count than the pool", block=self.id.hex()
                     )
-                self._graph = graph
+                self._graph = self._amended(graph, 0)
             return self._graph
+
+    def _find_cuts(self, graph: PoolGraph, grafts: Sequence[ObjectId]) -> list[int]:
+        """Return the commits of ``grafts`` that the pool has, and note which it has and which not."""
+        places = self.positions(grafts)
+        found = [at for at in places if at >= 0 and graph.type_at(at) == COMMIT]
+        self._cut = (*self._cut, *found)
+        self._uncut = tuple(oid for oid, at in zip(grafts, places, strict=True) if at < 0)
+        return found
+
+    @property
+    def cut(self) -> Sequence[int]:
+        """The grafts that the pool has: commits at which history ends."""
+        self.graph()
+        return self._cut
+
+    @property
+    def uncut(self) -> Sequence[ObjectId]:
+        """The grafts that the pool does not have: what brings them cuts them."""
+        self.graph()
+        return self._uncut
+
+    def cut_parents(self) -> dict[ObjectId, list[ObjectId]]:
+        """Return the grafts that the pool has, each with the parents that its bytes name."""
+        if self._cut_parents is None:
+            found = self.read(sorted(self.grafts.ids))
+            self._cut_parents = {
+                one.id: parents_in(one.data, self.hash_kind)
+                for one in found
+                if one is not None and one.type == COMMIT
+            }
+        return self._cut_parents
+
+    @property
+    def awaited(self) -> dict[int, list[ObjectId]]:
+        """The commits with parents that the pool lacks, and all parents of each; those that are grafted left out."""
+        self.graph()
+        return self._awaited
+
+    def _amended(self, graph: PoolGraph, start: int) -> PoolGraph:
+        """Cut the grafts from position ``start`` on, and put in parents that came after their children.
+
+        A shallow repository's commits may be in the pool long before a deeper sibling brings what lies behind them.
+        """
+        if not start:
+            self._cut = ()
+        grafts = self._uncut if start else tuple(sorted(self.grafts.ids))
+        cuts = self._find_cuts(graph, grafts)
+        awaited = dict(self._awaited) if start else {}
+        if graph.lacking:
+            cut = set(cuts)
+            fresh = [at for at in graph.lacking_commits(start) if at not in cut]
+            for at, commit in zip(fresh, self.read_positions(fresh), strict=True):
+                awaited[at] = parents_in(commit.data, self.hash_kind)
+        links = late_links(graph, awaited, self.positions) if awaited else []
+        if cuts or links or graph.stale:
+            graph = graph.amended(cuts, links)
+        self._awaited = {at: ids for at, ids in awaited.items() if -1 in graph.parents_at(at)}
+        return graph
 
     def _with_run(self, graph: PoolGraph, run: PlacedRun) -> PoolGraph:
         stream = b"".join(self._graph_blocks(run))
@@ -551,6 +646,22 @@ class PoolView:
             data = self._use(ref, bytes, run.root)
             parse_header(data, kind=BlockKind.GRAPH)
             yield data[HEADER_SIZE:]
+
+
+def late_links(
+    graph: PoolGraph,
+    awaited: dict[int, list[ObjectId]],
+    positions: Callable[[Sequence[ObjectId]], list[int]],
+) -> list[tuple[int, list[int]]]:
+    """Return (commit, all its parents' positions) of those of ``awaited`` that lacked a parent which is there now."""
+    flat = [oid for ids in awaited.values() for oid in ids]
+    place = dict(zip(flat, positions(flat), strict=True))
+    found = []
+    for at, ids in awaited.items():
+        places = [place[oid] for oid in ids]
+        if places != graph.parents_at(at):
+            found.append((at, places))
+    return found
 
 
 def _placed(manifest: Manifest, runs: Sequence[PlacedRun]) -> list[PlacedSegment]:
