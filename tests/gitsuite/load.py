@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from gitsuite.settings import settings_from
 from shardgit.errors import ShardgitError
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.progress import silent
 from shardgit.refs.name import check_ref_name
 from shardgit.service.importing import _Import, _ref
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from shardgit._layout import Ingest
     from shardgit.service.store import Store
-
-SHALLOW = re.compile(rb"[0-9a-f]{40,64}")
 
 
 class Everything(_Import):
@@ -46,7 +44,8 @@ class Everything(_Import):
         source_refs: Sequence[SourceRef],
         source_head: SourceRef | None,
     ) -> None:
-        incoming = Incoming(ingest, None, record.hash_kind, self.store.limits)
+        grafts = Grafts.of(self.origin.shallow())
+        incoming = Incoming(ingest, None, record.hash_kind, self.store.limits, grafts=grafts)
         kept = [
             ref
             for ref in source_refs
@@ -60,8 +59,9 @@ class Everything(_Import):
         steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
             change = self.store.refs.replace_all(snapshot, record, refs, head, None)
+        more = self.store.graft_steps(record, NO_GRAFTS, grafts)
         self.store.journal.commit_sync(
-            [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+            [*change.conditions, *steps[0]], [*change.operations, *more, *steps[1]]
         )
 
 

@@ -170,6 +170,7 @@ class DiskReceives:
         said = b""
         if moved:
             await self._write_objects(moved, before)
+            await asyncio.to_thread(self._write_shallow)
             await asyncio.to_thread(self._write_refs, moved)
             said = await asyncio.to_thread(self._after, moved)
         whole = b"".join(answer)
@@ -208,6 +209,17 @@ class DiskReceives:
         if objects >= int(limit or UNPACK_LIMIT):
             words = ("index-pack", "--stdin")
         await asyncio.to_thread(self.disk.run, *words, data=pack)
+
+    def _write_shallow(self) -> None:
+        """Have the disk's history end where the store's does."""
+        path = self.disk.folder / "shallow"
+        with self.store.journal.snapshot() as snapshot:
+            record = self.store.repository(snapshot, self.name)
+            grafts = self.store.grafts(snapshot, record)
+        if grafts:
+            path.write_text("".join(f"{oid.hex()}\n" for oid in sorted(grafts)))
+        elif path.exists():
+            path.unlink()
 
     def _write_refs(self, moved: list[Moved]) -> None:
         # The disk makes no ref where one goes in the same transaction ("a" and "a/b"); the store does.

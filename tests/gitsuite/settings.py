@@ -50,6 +50,7 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             ),
             "atomic": disk.flag("receive.advertiseatomic", default=True),
             "push_options": disk.flag("receive.advertisepushoptions"),
+            "shallow_update": disk.flag("receive.shallowupdate"),
             "advertise": "all",
             "max_push_bytes": size(disk.value("receive.maxinputsize", "0")),
         },

@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 ENVIRONMENT = {
@@ -90,6 +91,32 @@ def extend_history(folder: Path, *, commits: int, rand: random.Random, first: in
             "--allow-empty",
             date=1_700_000_000 + number * 60,
         )
+
+
+def shallow_copy(origin: Path, folder: Path, rand: random.Random, *, ends: int = 4) -> Path:
+    """Make a bare repository with the refs of another whose history ends at up to ``ends`` random commits."""
+    git(origin.parent, "clone", "-q", "--mirror", "--no-local", str(origin), str(folder))
+    rows = git(folder, "rev-list", "--all", "--min-parents=1").split()
+    chosen = rand.sample(sorted(rows), min(len(rows), rand.randint(1, ends)))
+    cut_history(folder, chosen)
+    return folder
+
+
+def cut_history(folder: Path, ends: Iterable[bytes]) -> None:
+    """Make a bare repository shallow at commits, of which those stay that its refs still reach."""
+    path = folder / "shallow"
+    path.write_bytes(b"".join(b"%s\n" % each for each in sorted(ends)))
+    kept = set(git(folder, "rev-list", "--all").split())
+    path.write_bytes(b"".join(b"%s\n" % each for each in sorted(ends) if each in kept))
+    git(folder, "repack", "-adq")
+    git(folder, "prune", "--expire=now")
+    git(folder, "fsck", "--connectivity-only")
+
+
+def shallow_ends(folder: Path) -> set[bytes]:
+    """Return the commits (hex) at which the history of a bare repository ends."""
+    path = folder / "shallow"
+    return set(path.read_bytes().split()) if path.exists() else set()
 
 
 def reachable(folder: Path) -> set[bytes]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardgit.errors import Conflict, JournalCorrupt
+from shardgit.journal.graft_records import decode_grafts, encode_grafts
 from shardgit.journal.memory import MemoryJournal
 from shardgit.journal.pins import LEASE_MS, Pin, PinRecord, fresh_pins
 from shardgit.journal.records import (
@@ -25,7 +26,7 @@ from shardgit.journal.records import (
     loose_range,
     ref_key,
 )
-from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+from shardgit.oid import BlockId, HashKind, ObjectId, PoolId, RepositoryId
 from shardgit.refs.ref import Ref, decode_row, encode_row
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ RECORDS: list[tuple[bytes, Callable[[bytes], object]]] = [
     (
         encode_row(Ref(b"refs/a", symbolic=b"refs/b"), HashKind.SHA1),
         lambda data: decode_row(b"refs/a", data),
+    ),
+    (
+        encode_grafts([ObjectId(bytes([n]) * 32) for n in (7, 3, 7)], HashKind.SHA256),
+        lambda data: decode_grafts(data, HashKind.SHA256),
     ),
 ]
 
@@ -86,6 +91,14 @@ def test_other_records_round_trip(manifest: BlockId | None) -> None:
         RepositoryId(1), 9
     )
     assert StoreRecord.decode(StoreRecord(bytes(16)).encode()) == StoreRecord(bytes(16))
+
+
+@given(ids=st.sets(st.binary(min_size=20, max_size=20), min_size=1, max_size=30))
+def test_grafts_come_out_as_they_went_in(ids: set[bytes]) -> None:
+    wanted = [ObjectId(each) for each in ids]
+    assert decode_grafts(encode_grafts(wanted, HashKind.SHA1), HashKind.SHA1) == set(wanted)
+    with pytest.raises(JournalCorrupt):
+        decode_grafts(encode_grafts(wanted, HashKind.SHA1), HashKind.SHA256)
 
 
 @pytest.mark.parametrize(("whole", "decode"), RECORDS)

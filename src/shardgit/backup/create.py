@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blake3 import blake3
 
-from shardgit import clock
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, cut_name, encode_cut, new_cut_id
 from shardgit.backup.lease import writing
 from shardgit.backup.naming import Naming
@@ -99,7 +98,7 @@ def create_backup(store: Store, target: str, *, control: Control) -> BackupMade:
 
 
 def _now_ms() -> int:
-    return clock.now_ms()
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

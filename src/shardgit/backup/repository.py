@@ -22,6 +22,7 @@ from shardgit.errors import (
     RepositoryMissing,
 )
 from shardgit.faultpoints import reach
+from shardgit.graph.shallow import with_lacking
 from shardgit.journal.cursor_records import HookCursor, cursor_key, split_cursor_key
 from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.journal.records import (
@@ -33,6 +34,7 @@ from shardgit.journal.records import (
     pool_key,
     repository_key,
 )
+from shardgit.pool.grafts import NO_GRAFTS
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
@@ -161,12 +163,15 @@ def _copied(
             then = refs_then(store.refs, snapshot, origin, at_ms)
             refs = list(then.refs(store.refs, snapshot, origin))
             head = then.head(store.refs, snapshot, origin) or Ref(HEAD, symbolic=b"refs/heads/main")
-            pool = store.pool(snapshot, origin.pool)
+            grafts, unchanged = store.grafts_row(snapshot, origin)
+            pool = store.pool(snapshot, origin.pool, grafts)
             own = snapshot.get(repository_key(origin.id))
             number = allocate_repository(snapshot)
             lfs = fork_operations(snapshot, origin, number.id)
             cursors = hook_cursors(snapshot, origin.id, number.id, 1)
         check_targets(store.view(pool), refs, origin.name)
+        tips = pool.view.positions([ref.target for ref in refs if ref.target is not None])
+        ends = with_lacking(pool.view, tips)
         made = new_snapshot(refs, pool=origin.pool, hash_kind=origin.hash_kind)
         if made.blocks:
             store.blocks.put_many_sync(made.blocks)
@@ -183,17 +188,18 @@ def _copied(
                 number.condition,
                 Compare(repository_key(origin.id), own.revision if own else 0),
                 Compare(pool_key(origin.pool), pool.revision),
+                unchanged,
             ],
             [
                 number.operation,
                 Put(name_key(wanted), NameRecord(number.id).encode()),
                 Put(repository_key(number.id), record.encode()),
                 *first_steps(record, head, note, first if made.root else None),
+                *store.graft_steps(record, NO_GRAFTS, ends),
                 *lfs,
                 *cursors,
             ],
         ):
-            reach("revive.after_copy")
             return record, made.count
         with store.journal.snapshot() as snapshot:
             if snapshot.get(name_key(wanted)) is not None:

@@ -15,8 +15,9 @@ from shardgit.backup.bucket import sync_folder
 from shardgit.backup.deleted import deleted_repositories, undelete
 from shardgit.backup.restoring import KEY, RestoreState
 from shardgit.backup.rewind import check_targets, refs_then
-from shardgit.errors import RepositoryMissing
+from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.faultpoints import reach
+from shardgit.graph.shallow import with_lacking
 from shardgit.journal.interface import Delete, Row, end_of
 from shardgit.journal.lmdb import write_journal
 from shardgit.journal.operations import OPERATIONS, encode_operation
@@ -203,11 +204,12 @@ def rewind_store(store: Store, state: RestoreState, *, control: Control) -> None
     reach("restore.before_end")
     # commit point: before it the store is not opened, after it it is the restored one.
     store.journal.commit_sync([], [Delete(KEY)])
-    reach("restore.after_end")
 
 
 def rewind_repository(store: Store, record: RepositoryRecord, at_ms: int, note: LogNote) -> int:
     """Give a repository the refs that it had at a time; returns how many. One commit.
+
+    Where these reach commits of which the pool lacks parents, its history ends there, by a commit before.
 
     Errors: RepositoryMissing when it did not exist yet, LogPositionUnknown, DataLoss when objects of then are gone.
     """
@@ -215,8 +217,14 @@ def rewind_repository(store: Store, record: RepositoryRecord, at_ms: int, note: 
         then = refs_then(store.refs, snapshot, record, at_ms)
         refs = list(then.refs(store.refs, snapshot, record))
         head = then.head(store.refs, snapshot, record)
-        view = store.view(store.pool(snapshot, record.pool))
+        grafts, unchanged = store.grafts_row(snapshot, record)
+        view = store.view(store.pool(snapshot, record.pool, grafts))
     check_targets(view, refs, record.name)
+    if view is not None:
+        tips = view.positions([ref.target for ref in refs if ref.target is not None])
+        steps = store.graft_steps(record, grafts, with_lacking(view, tips))
+        if steps and not store.try_commit([unchanged], steps):
+            raise Conflict("repository changed meanwhile", repository=record.name)
     writer = RefWriter(store.refs, store.journal, store.workers)
     writer.replace_all_sync(record, refs, head, note=note)
     return len(refs)

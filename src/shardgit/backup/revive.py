@@ -23,7 +23,9 @@ from shardgit.errors import (
     ShardgitError,
 )
 from shardgit.faultpoints import reach
+from shardgit.graph.shallow import with_lacking
 from shardgit.journal.cursor_records import HookCursor, cursor_key
+from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.lfs_records import (
     LfsRecord,
@@ -54,6 +56,7 @@ from shardgit.journal.records import (
 from shardgit.journal.uploads import UploadRecord, uploads_head_key, uploads_range
 from shardgit.oid import PoolId
 from shardgit.pool.append import BlockBatch
+from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.view import PoolView
 from shardgit.refs.change import HEAD
 from shardgit.refs.log import LogChange, LogNote, encode_entry, named_blocks, with_blocks
@@ -164,7 +167,9 @@ class Revival:
         ]
         self.batch.put([])
         reach("revive.after_blocks")
-        self._check(pool, then)
+        grafts = self._check(pool, then)
+        if grafts:
+            rows.append(OwnRow(b"B", b"", encode_grafts(grafts.ids, self.old.hash_kind)))
         record, revision = self._staged(name, pool, refs_head, head)
         self._commit_rows([*objects, *(row.of(record.id) for row in rows)])
         reach("revive.before_commit")
@@ -178,7 +183,6 @@ class Revival:
             ],
         ):
             raise RepositoryExists("repository exists already", repository=name)
-        reach("revive.after_commit")
         return Revived(record, made.count, self.rebirth.blocks, self.rebirth.bytes)
 
     # ---- blocks ----
@@ -192,14 +196,20 @@ class Revival:
         root = self.rebirth.manifest(old.manifest, recents, old.hash_kind)
         return PoolRecord(self.pool, old.hash_kind, root, 1 if root else 0, clock.now_ms())
 
-    def _check(self, pool: PoolRecord, then: RefsThen) -> None:
-        """Read back: all that the refs reach is there."""
-        view = PoolView(self.store.blocks, pool.hash_kind, pool.manifest, limits=self.store.limits)
+    def _check(self, pool: PoolRecord, then: RefsThen) -> Grafts:
+        """Read back: all that the refs reach is there; returns where history ends."""
+        row = self.snapshot.get(grafts_key(self.old.id))
+        grafts = Grafts.of(decode_grafts(row.value, self.old.hash_kind)) if row else NO_GRAFTS
+        view = PoolView(
+            self.store.blocks, pool.hash_kind, pool.manifest, limits=self.store.limits
+        ).with_grafts(grafts)
         refs = list(then.refs(self.table, self.snapshot, self.old))
         check_targets(view, refs, self.old.name)
         tips = sorted({ref.target for ref in refs if ref.target is not None})
         if tips:
+            view = view.with_grafts(with_lacking(view, view.positions(tips)))
             self.store.closure_of(view, view.positions(tips))
+        return view.grafts
 
     def _entry(self, then: RefsThen, message: str) -> bytes:
         """Return the log row that says what the restore did to the refs of the backup."""
@@ -298,7 +308,6 @@ class Revival:
             gone = encode_counter(clock.now_ms()) + hidden.encode()
             try:
                 # commit point: before it blocks that nothing names, after it a deleted repository that is not whole.
-                reach("revive.before_stage")
                 revision = self.store.journal.commit_sync(
                     [number.condition],
                     [
@@ -311,7 +320,6 @@ class Revival:
                 )
             except Conflict:
                 continue
-            reach("revive.after_stage")
             return record, revision
         raise Conflict("repositories are made too fast", repository=name)
 

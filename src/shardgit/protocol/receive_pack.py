@@ -18,7 +18,7 @@ from shardgit.protocol.push_certificate import parse_certificate
 from shardgit.protocol.upload_pack import agent, other_format, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from shardgit.oid import HashKind
     from shardgit.protocol.pktline import Packet
@@ -125,12 +125,16 @@ class PushAdvertisement:
             self._begun = True
         return b"".join(out)
 
-    def end(self) -> bytes:
-        """Return what ends it; without any ref the capabilities get a line of their own."""
+    def end(self, shallow: Iterable[ObjectId] = ()) -> bytes:
+        """Return what ends it; without any ref the capabilities get a line of their own.
+
+        ``shallow`` are the commits at which the repository's own history ends.
+        """
+        ends = b"".join(line(b"shallow " + oid.hex().encode()) for oid in shallow) + FLUSH_BYTES
         if self._begun:
-            return FLUSH_BYTES
+            return ends
         text = self._kind.null.hex().encode() + b" capabilities^{}" + self._capabilities()
-        return line(text + b"\n") + FLUSH_BYTES
+        return line(text + b"\n") + ends
 
     def _capabilities(self) -> bytes:
         offered = self._offered

@@ -57,12 +57,16 @@ class AdvertisementV0:
                 out.append(line(ref.peeled.hex().encode() + b" " + ref.name + b"^{}\n"))
         return b"".join(out)
 
-    def end(self) -> bytes:
-        """Return what ends it; without any ref the capabilities get a line of their own."""
+    def end(self, shallow: Iterable[ObjectId] = ()) -> bytes:
+        """Return what ends it; without any ref the capabilities get a line of their own.
+
+        ``shallow`` are the commits at which the repository's own history ends.
+        """
+        ends = shallow_lines(shallow, ())
         if self._begun:
-            return FLUSH_BYTES
+            return ends
         name = b" capabilities^{}"
-        return line(self._kind.null.hex().encode() + name + self._capabilities() + b"\n") + b"0000"
+        return line(self._kind.null.hex().encode() + name + self._capabilities() + b"\n") + ends
 
     def _capabilities(self, ref: AdvertisedRef | None = None) -> bytes:
         offer = self._offer

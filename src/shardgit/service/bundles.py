@@ -84,12 +84,13 @@ class Bundles:
         """Return the bundle of the refs shown under ``prefixes``, made when there is none.
 
         One over 16 MiB stands in for the refs of now while these still reach all of it, and not an
-        eighth more. None when the repository has no refs, and when there is no bundle and its pool
-        is larger than ``make_max_bytes``. Errors: RepositoryMissing, LimitExceeded, StorageFull.
+        eighth more. None when the repository has no refs or is shallow, which no bundle can be, and
+        when there is no bundle and its pool is larger than ``make_max_bytes``. Errors:
+        RepositoryMissing, LimitExceeded, StorageFull.
         """
         run = self.store.workers.run
         state = await run(BundleState, self.store, name, prefixes)
-        if not state.tips:
+        if not state.tips or state.is_shallow:
             return None
         found = await run(self._standing, state)
         if found is not None:
@@ -139,6 +140,8 @@ class Bundles:
         def look() -> bool:
             with self.store.journal.snapshot() as snapshot:
                 record = self.store.repository(snapshot, name)
+                if self.store.grafts(snapshot, record):
+                    return False
                 mode = settings_of(record).fetch.bundle_uri
                 if mode != "auto":
                     return mode == "on"
@@ -153,6 +156,8 @@ class Bundles:
 
     def _kept(self, name: str, key: str) -> Bundle | None:
         state = BundleState(self.store, name, EVERYTHING)
+        if state.is_shallow:
+            return None
         return self._if_allowed(state, key)
 
     def _standing(self, state: BundleState) -> Bundle | None:
@@ -230,6 +235,11 @@ class BundleState(Look):
             for ref in shown_refs(self.store, snapshot, self.record, self.prefixes)
             if ref.target is not None
         ]
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether the repository's history ends where it has parents."""
+        return self.view is not None and bool(self.view.grafts)
 
     @property
     def pointer(self) -> str:

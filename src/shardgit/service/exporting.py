@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
 from shardgit.errors import AlreadyExists, DataLoss
+from shardgit.graph.closure import bit
 from shardgit.oid import HashKind, ObjectId
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.progress import Progress, Report, silent
@@ -21,6 +22,7 @@ from shardgit.service.source import new_hash
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from shardgit.pool.view import PoolView
     from shardgit.refs.ref import Ref
     from shardgit.service.store import Store
 
@@ -63,6 +65,8 @@ def export_repository(
         if view is not None:
             transfer = Transfer(view, wanted, options=TransferOptions())
             objects = transfer.objects
+            if view.grafts:
+                _shallow(fresh / "shallow", view, wanted)
             if objects:
                 pack_bytes = _pack(fresh / "objects" / "pack", transfer, kind, store, progress)
         # commit point: before it there is no export, after it there is a whole one.
@@ -98,6 +102,15 @@ def _skeleton(folder: Path, kind: HashKind, refs: list[Ref], head: Ref | None) -
         if ref.peeled is not None:
             rows.append(b"^" + ref.peeled.hex().encode() + b"\n")
     (folder / "packed-refs").write_bytes(b"".join(rows))
+
+
+def _shallow(path: Path, view: PoolView, reached: bytes) -> None:
+    """Write where history ends, for git: of what is exported only."""
+    ids = sorted(view.grafts.ids)
+    places = zip(ids, view.positions(ids), strict=True)
+    rows = [oid.hex().encode() + b"\n" for oid, at in places if at >= 0 and bit(reached, at)]
+    if rows:
+        path.write_bytes(b"".join(rows))
 
 
 def _loose(ref: Ref) -> bytes:

@@ -22,6 +22,7 @@ from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
 from shardgit.service.hiding import hidden_from_fetch
+from shardgit.service.look import history_ends
 from shardgit.service.negotiation import FetchSession
 from shardgit.service.object_info import object_info
 from shardgit.service.offer import Terms, offer_of
@@ -100,10 +101,15 @@ class FetchService:
 
         return await self.store.workers.run(look)
 
-    def advertisement(self, name: str, terms: Terms) -> AsyncGenerator[bytes, None]:
+    async def advertisement(self, name: str, terms: Terms) -> AsyncGenerator[bytes, None]:
         """Return the v0 ref advertisement, without a service or version line."""
         writer = AdvertisementV0(terms.kind, self.version, terms.offer)
-        return self._refs(name, LsRefs(), ("v0", terms.offer), writer.add, writer.end, v0=True)
+        ends = await self.store.workers.run(history_ends, self.store, name)
+        key = ("v0", terms.offer, tuple(ends))
+        end = partial(writer.end, ends)
+        async with aclosing(self._refs(name, LsRefs(), key, writer.add, end, v0=True)) as pages:
+            async for page in pages:
+                yield page
 
     def ls_refs(self, name: str, request: LsRefs) -> AsyncGenerator[bytes, None]:
         """Return the answer to a v2 ls-refs."""

@@ -1,11 +1,11 @@
 """Forks: a new repository that begins with the refs of another, in one commit of one size.
 
 The fork shares its source's pool and ref snapshot, so that nothing is copied. From then on each has
-its own refs, log and settings; what only one of them reaches is never served through the other. It
-begins with HEAD and every ref of the source, hidden ones too, and therefore with the source's
-``hidden_refs``: what the source hides, its forks hide until an administrator of theirs decides
-otherwise. All other settings begin at their defaults: protection, hooks, limits and keys are the
-source's own business.
+its own refs, log and settings, and grafts where the source is shallow; what only one of them reaches
+is never served through the other. It begins with HEAD and every ref of the source, hidden ones too,
+and therefore with the source's ``hidden_refs``: what the source hides, its forks hide until an
+administrator of theirs decides otherwise. All other settings begin at their defaults: protection,
+hooks, limits and keys are the source's own business.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from shardgit.journal.records import (
     name_key,
     repository_key,
 )
+from shardgit.pool.grafts import NO_GRAFTS
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
@@ -58,6 +59,7 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
             head = store.refs.get(snapshot, origin, HEAD)
             number = allocate_repository(snapshot)
             lfs = fork_operations(snapshot, origin, number.id)
+            grafts, unchanged = store.grafts_row(snapshot, origin)
         record = RepositoryRecord(
             number.id,
             target,
@@ -72,13 +74,14 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
         # the fork is whole.
         faultpoints.reach("fork.before_commit")
         done = store.try_commit(
-            [Compare(name_key(target), 0), number.condition, *shared.change.conditions],
+            [Compare(name_key(target), 0), number.condition, unchanged, *shared.change.conditions],
             [
                 number.operation,
                 Put(name_key(target), NameRecord(number.id).encode()),
                 Put(repository_key(number.id), record.encode()),
                 *shared.change.operations,
                 *lfs,
+                *store.graft_steps(record, NO_GRAFTS, grafts),
                 *first_steps(
                     record, head or Ref(HEAD, symbolic=b"refs/heads/main"), said, shared.head
                 ),

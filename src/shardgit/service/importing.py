@@ -22,9 +22,11 @@ from shardgit.errors import (
     RepositoryMissing,
     ShardgitError,
 )
+from shardgit.graph.closure import bit
 from shardgit.oid import hex_of
 from shardgit.operate.settle import settle
 from shardgit.pool.append import BlockBatch, run_bytes, write_recent, write_run
+from shardgit.pool.grafts import Grafts
 from shardgit.pool.manifest import Manifest, encode_manifest
 from shardgit.pool.writer import RunWriter
 from shardgit.progress import Progress, Report, silent
@@ -164,25 +166,29 @@ class _Import:
         source_head: SourceRef | None,
     ) -> bool:
         """Write over the pool as it stands; False when another writer was faster."""
+        ends = Grafts.of(self.origin.shallow())
         with self.store.journal.snapshot() as snapshot:
-            state = self.store.state(snapshot, self.name)
-        view = self.store.view(state.pool)
+            pool = self.store.pool(snapshot, record.pool, ends)
+            before, unchanged = self.store.grafts_row(snapshot, record)
+        view = self.store.view(pool)
         leave_out_known(ingest, view, compare=False)
-        incoming = Incoming(ingest, view, record.hash_kind, self.store.limits)
+        incoming = Incoming(ingest, view, record.hash_kind, self.store.limits, grafts=ends)
         tips = [
             ref.target
             for ref in [*source_refs, *([source_head] if source_head else [])]
             if ref.target
         ]
         marks = _closure(incoming, tips)
+        places = zip(ends.ids, incoming.positions(list(ends.ids)), strict=True)
+        grafts = Grafts.of(oid for oid, at in places if at >= 0 and bit(marks, at))
         self.objects_unreachable += ingest.drop_positions(marks, incoming.first)
         if incoming.objects != ingest.objects_kept or self.objects_unreachable:
-            incoming = Incoming(ingest, view, record.hash_kind, self.store.limits)
+            incoming = Incoming(ingest, view, record.hash_kind, self.store.limits, grafts=ends)
         refs = [_ref(incoming, ref) for ref in source_refs]
         head = _ref(incoming, source_head) if source_head else None
         self.objects = ingest.objects_kept
         self.refs = len(refs)
-        steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
+        steps = self._write(record, pool, ingest, incoming) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
             self._check_untouched(snapshot, record)
             change = self.store.refs.replace_all(snapshot, record, refs, head, LogNote("", MESSAGE))
@@ -190,7 +196,8 @@ class _Import:
         # import is whole.
         faultpoints.reach("import.before_commit")
         done = self.store.try_commit(
-            [*change.conditions, *steps[0]], [*change.operations, *steps[1]]
+            [*change.conditions, unchanged, *steps[0]],
+            [*change.operations, *self.store.graft_steps(record, before, grafts), *steps[1]],
         )
         faultpoints.reach("import.after_commit")
         return done

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
 from shardgit._graph import PoolGraph, Walk
 from shardgit.errors import LimitExceeded, ObjectCollision
 from shardgit.oid import ObjectId, hex_of
+from shardgit.pool.grafts import NO_GRAFTS, Grafts
+from shardgit.pool.view import late_links
 from shardgit.service.resolving import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shardgit._layout import Ingest
     from shardgit.limits import Limits
@@ -126,12 +129,20 @@ def _held(view: PoolView, positions: Sequence[int]) -> Iterator[GitObject]:
 class Incoming:
     """New objects over a pool: one numbering for both. Positions of new objects follow the pool's.
 
-    Without an ingest there is nothing new, and it is the pool alone.
+    Without an ingest there is nothing new, and it is the pool alone. ``grafts`` are those of the repository, as the
+    view has them where there is one.
     """
 
     def __init__(
-        self, ingest: Ingest | None, view: PoolView | None, kind: HashKind, limits: Limits
+        self,
+        ingest: Ingest | None,
+        view: PoolView | None,
+        kind: HashKind,
+        limits: Limits,
+        *,
+        grafts: Grafts = NO_GRAFTS,
     ) -> None:
+        self.grafts = view.grafts if view else grafts
         self.ingest = ingest
         self.view = view
         self.kind = kind
@@ -161,6 +172,26 @@ class Incoming:
         self.stream = ingest.graph(generations)
         if ingest.objects_kept:
             self.graph = self.graph.extended(self.stream, known)
+            self._amend()
+
+    def _amend(self) -> None:
+        """Cut the repository's grafts among what is new, and put in new parents of what the pool has."""
+        cuts = self.commits(self.view.uncut if self.view else self.grafts.ids)
+        awaited = self.view.awaited if self.view else {}
+        links = late_links(self.graph, awaited, self.positions) if awaited else []
+        if cuts or links or self.graph.stale:
+            self.graph = self.graph.amended(cuts, links)
+
+    def cut(self, commits: Sequence[int]) -> Incoming:
+        """Return the same objects with a graph in which commits have no parents."""
+        made = copy(self)
+        made.graph = self.graph.amended(commits, ())
+        return made
+
+    def commits(self, ids: Iterable[ObjectId]) -> list[int]:
+        """Return the positions of those ids that are commits of the pool or new ones."""
+        places = self.positions(sorted(ids))
+        return [at for at in places if at >= 0 and self.graph.type_at(at) == COMMIT]
 
     @property
     def objects(self) -> int:

@@ -9,6 +9,7 @@ from shardgit import clock
 from shardgit.errors import DataLoss, LimitExceeded, RepositoryMissing, Unavailable
 from shardgit.operate.settle import settle
 from shardgit.pool.append import write_recent
+from shardgit.pool.grafts import Grafts
 from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from shardgit._layout import Ingest
+    from shardgit.journal.interface import Operation
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId
     from shardgit.pool.view import PoolView
@@ -44,6 +46,8 @@ class Intake:
     What never gets a commit leaves nothing but, at most, blocks that nothing names.
     """
 
+    may_reopen = False  # whether grafts are given up once their parents come
+
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
@@ -55,6 +59,8 @@ class Intake:
         self.known: list[int] = []  # positions of what came and the pool had
         self.waiting = 0.0  # s until room may be asked for again; 0: there is room
         self._until: float | None = None  # how long it is waited for
+        self.grafts = self.look.state.pool.view.grafts  # the repository's, once this is committed
+        self.reopened: frozenset[ObjectId] = frozenset()  # grafts of which a parent came
         self._root: bytes = b""
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
 
@@ -118,19 +124,49 @@ class Intake:
         """Lay the objects out over the pool as the look shows it."""
         assert self.ingest is not None
         view = self.look.view
+        self.reopened = self._reopened()
         self.known = leave_out_known(self.ingest, view, compare=True)
-        self.incoming = Incoming(self.ingest, view, self.record.hash_kind, self.store.limits)
+        self._lay_out()
+
+    def _reopened(self) -> frozenset[ObjectId]:
+        """Return the grafts of which a parent is among what came: they may be none any more."""
+        view, ingest = self.look.view, self.ingest
+        if not self.may_reopen or view is None or ingest is None or not view.grafts:
+            return frozenset()
+        return frozenset(
+            graft
+            for graft, parents in view.cut_parents().items()
+            if any(ingest.find(parent) >= 0 for parent in parents)
+        )
+
+    def _lay_out(self) -> None:
+        """Place what came over the pool; histories end where they did, but for grafts that are reopened."""
+        pool, view = self.look.state.pool.view, self.look.view
+        self.grafts = pool.grafts
+        if self.reopened:
+            self.grafts = Grafts.of(pool.grafts.ids - self.reopened)
+        self.incoming = Incoming(
+            self.ingest,
+            view.with_grafts(self.grafts) if view is not None else None,
+            self.record.hash_kind,
+            self.store.limits,
+            grafts=self.grafts,
+        )
         self._root = b""
+
+    def end_at(self, grafts: Grafts) -> None:
+        """Have the repository's history end at other commits, more or less than it did."""
+        fresh = grafts.ids - self.grafts.ids
+        if fresh:
+            self.incoming = self.incoming.cut(self.incoming.commits(fresh))
+        self.grafts = grafts
 
     def drop_unreached(self, marks: bytes) -> None:
         """Leave out new objects that ``marks``, a bitset over pool and new ones, lacks: they may link to nothing."""
         if self.ingest is None:
             return
         if self.ingest.drop_positions(marks, self.incoming.first):
-            self.incoming = Incoming(
-                self.ingest, self.look.view, self.record.hash_kind, self.store.limits
-            )
-            self._root = b""
+            self._lay_out()
 
     def root(self) -> bytes:
         """Write what the push brings; returns the root of its recent, b"" when it brings nothing."""
@@ -166,10 +202,14 @@ class Intake:
     def extended(self) -> PoolView:
         """Return the pool with what came, as it will be once that is committed."""
         pool = self.look.state.pool
-        root = self.root()
+        view, root = pool.view.with_grafts(self.grafts), self.root()
         if not root:
-            return pool.view
-        return pool.view.extended(pool.last_recent + 1, root, graph=self.incoming.graph)
+            return view
+        return view.extended(pool.last_recent + 1, root, graph=self.incoming.graph)
+
+    def graft_steps(self) -> tuple[Operation, ...]:
+        """Return what a commit of this needs beside the rest to end the repository's history where it shall."""
+        return self.store.graft_steps(self.record, self.look.state.pool.view.grafts, self.grafts)
 
     def adopt(self, revision: int) -> None:
         """Keep the view that a commit at ``revision`` made right, and have a full pool settled."""
@@ -192,7 +232,7 @@ class Intake:
         if self.ingest is not None:
             self._place()
         else:
-            self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self.store.limits)
+            self._lay_out()
         return True
 
     def make_room(self) -> bool:

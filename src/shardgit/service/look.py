@@ -90,6 +90,17 @@ class Look:
         return at
 
 
+def history_ends(store: Store, name: str) -> list[ObjectId]:
+    """Return the commits whose parents a repository lacks, those that shown refs reach; [] when it is whole."""
+    with store.journal.snapshot() as snapshot:
+        if not store.grafts(snapshot, store.repository(snapshot, name)):
+            return []
+    look = ShownLook(store, name)
+    if look.view is None:
+        return []
+    return sorted(look.view.ids_at([at for at in look.view.cut if bit(look.reachable, at)]))
+
+
 class ShownLook(Look):
     """What a repository may serve to those who fetch: hidden refs reach nothing."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, ObjectMissing, RefMissing
 from shardgit.graph.closure import bit, without
 from shardgit.graph.selection import Sieve, selection
-from shardgit.graph.shallow import Boundary, moved
+from shardgit.graph.shallow import Boundary, moved, reached_grafts
 from shardgit.graph.sparse import Patterns
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.transfer import Transfer, TransferOptions
@@ -161,14 +161,20 @@ class FetchSession(ShownLook):
             self.client_ends,
             self.request.deepening,
             self._commits(at for at in self.positions(self._without) if at >= 0),
+            grafts=self.view.cut if self.view.grafts else (),
         )
 
     def _ends(self) -> tuple[list[ObjectId], list[ObjectId]]:
         """Return the ids to tell of: (history ends here now, it does not any more)."""
         if self.view is None:
             return [], []
+        ends = self.boundary.shallow
+        if self.view.grafts and not self.request.deepening.asked:
+            # What its own history does not reach, the repository cannot give: the client's ends there too.
+            wants = self._commits(self.wants)
+            ends = reached_grafts(self.view.graph(), wants, self.client_ends, self.view.cut)
         return (
-            self.view.ids_at(self.boundary.shallow),
+            self.view.ids_at(ends),
             self.view.ids_at(self.boundary.unshallow),
         )
 
@@ -199,7 +205,8 @@ class FetchSession(ShownLook):
                 return head, False
         banded = request.sideband_all
         # git's server sends these two the other way round, which no client takes.
-        if request.deepening.asked or self.client_ends:
+        shallow = self.view is not None and bool(self.view.grafts)
+        if request.deepening.asked or self.client_ends or shallow:
             head += shallow_info(*self._ends(), sideband_all=banded)
         head += wanted_refs(self.wanted_refs, sideband_all=banded)
         if self.static is not None:

@@ -71,6 +71,8 @@ class Push(Intake):
     stands in ``verdicts``.
     """
 
+    may_reopen = True
+
     def __init__(
         self,
         store: Store,
@@ -173,9 +175,10 @@ class Push(Intake):
         return graph.is_ancestor(old, new)
 
     def _connect(self) -> None:
-        # git tells shallow clients apart
-        missing = "shallow update not allowed" if self.request.shallow else MISSING
-        Connectivity(self, self.verdicts, self._meant, missing=missing).check()
+        missing, roots = MISSING, self.request.shallow
+        if roots and not self.settings.receive.shallow_update:
+            missing, roots = "shallow update not allowed", ()  # git tells shallow clients apart
+        Connectivity(self, self.verdicts, self._meant, missing=missing, roots=roots).check()
 
     def shown(self) -> Reading:
         """Return reads of the repository as it would be with what was pushed, for hooks."""
@@ -227,7 +230,10 @@ class Push(Intake):
         if change is None or not change.operations:
             return None  # all is refused, or all refs stand there already
         self._sequence = change.sequence
-        return Steps([*change.conditions, *added[0]], [*change.operations, *added[1]])
+        return Steps(
+            [*change.conditions, self.look.state.unchanged, *added[0]],
+            [*change.operations, *self.graft_steps(), *added[1]],
+        )
 
     def _begin(self) -> bool:
         """Prepare a try; False when no command is left."""

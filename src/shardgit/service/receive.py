@@ -146,7 +146,9 @@ class ReceiveService:
         left = page.left - len(found)
         more = bool(left) and len(found) == most
         if not more:
-            lines += page.writer.end()
+            # Clients make nothing of them; behind hidden refs they are nobody's business.
+            grafts = [] if hidden else sorted(self.store.grafts(snapshot, record))
+            lines += page.writer.end(grafts)
         return replace(page, left=left, after=found[-1].name if more else b"", lines=lines)
 
     # ---- pushes ----

@@ -57,7 +57,7 @@ def update_refs(
     InvalidArgument. Errors always: RepositoryMissing, StorageFull.
     """
     for _ in range(ROUNDS_MAX):
-        judge = RefJudge(Look(store, name), principal)
+        judge = _Judge(Look(store, name), principal)
         good, failed = judge.targets(updates)
         with store.journal.snapshot() as snapshot:
             good = judge.policy(snapshot, good, failed)
@@ -68,8 +68,9 @@ def update_refs(
         try:
             # commit point: before it the refs are as they were, and at most blocks are there that
             # nothing names; after it all of the change, with its log row.
+            conditions = [*change.conditions, judge.look.state.unchanged]
             faultpoints.reach("update.before_commit")
-            store.journal.commit_sync(change.conditions, change.operations)
+            store.journal.commit_sync(conditions, change.operations)
             faultpoints.reach("update.after_commit")
         except Conflict:
             continue
@@ -77,7 +78,7 @@ def update_refs(
     raise Conflict("refs change too fast", repository=name)
 
 
-class RefJudge:
+class _Judge:
     """Tells which updates may be made. Errors go by name, into ``failed``."""
 
     def __init__(self, look: Look, principal: Principal) -> None:

@@ -133,6 +133,7 @@ class ReceiveSettings(_Section, frozen=True):
     hidden_refs: tuple[str, ...] = ()  # as git's receive.hideRefs
     fsck_objects: bool = True  # git's is off: a host cannot take back what it has served
     atomic: bool = True
+    shallow_update: bool = False  # as git's receive.shallowUpdate
     push_options: bool = True  # git's is off: it has no hooks unless somebody wrote them
     advertise: Literal["auto", "all", "heads"] = "auto"
     advertise_cap: int = 10_000  # refs shown at a push unless all are

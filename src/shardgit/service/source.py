@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit.errors import InvalidArgument, MalformedInput, MalformedObject, NotFound, Refused
+from shardgit.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    MalformedInput,
+    MalformedObject,
+    NotFound,
+    Refused,
+)
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
 
@@ -93,8 +100,7 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
 class GitSource:
     """One repository on disk. A context manager: packs stay mapped until it is left.
 
-    Errors: NotFound when there is no repository, Refused for a shallow one, MalformedInput and MalformedObject for
-    damaged files.
+    Errors: NotFound when there is no repository, MalformedInput and MalformedObject for damaged files.
     """
 
     def __init__(self, path: Path, *, scratch: Path, limits: Limits = DEFAULT) -> None:
@@ -110,9 +116,6 @@ class GitSource:
         self._config = config.read_text("utf-8", "replace").lower() if config.is_file() else ""
         sha256 = re.search(r"^\s*objectformat\s*=\s*sha256\s*$", self._config, re.MULTILINE)
         self.hash_kind = HashKind.SHA256 if sha256 else HashKind.SHA1
-        shallow = self.common / "shallow"
-        if shallow.is_file() and shallow.stat().st_size:
-            raise Refused("source is a shallow clone; fetch --unshallow it first", source=str(path))
         self._scratch = scratch
         self._stack = contextlib.ExitStack()
 
@@ -123,6 +126,19 @@ class GitSource:
     def __exit__(self, *_: object) -> None:
         """Unmap and close all packs."""
         self._stack.close()
+
+    def shallow(self) -> list[ObjectId]:
+        """Return the commits at which its history ends, none of a whole one. Errors: LimitExceeded too."""
+        path = self.common / "shallow"
+        if not path.is_file():
+            return []
+        most = self.limits.shallow_lines_max
+        if path.stat().st_size > most * (2 * self.hash_kind.size + 1):
+            raise LimitExceeded("source is shallow at too many commits", limit=most)
+        try:
+            return [oid_of(line, self.hash_kind) for line in path.read_bytes().split()]
+        except InvalidArgument as cause:
+            raise MalformedInput("shallow file does not parse", path=str(path)) from cause
 
     # ---- objects ----
 

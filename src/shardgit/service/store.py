@@ -16,6 +16,7 @@ from blake3 import blake3
 from shardgit import clock, faultpoints
 from shardgit.errors import (
     Conflict,
+    LimitExceeded,
     LogPositionUnknown,
     RefMissing,
     RepositoryExists,
@@ -23,7 +24,8 @@ from shardgit.errors import (
 )
 from shardgit.graph.closure import Move, carried, closure, followed
 from shardgit.graph.closures import Closures
-from shardgit.journal.interface import Compare, Put
+from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
+from shardgit.journal.interface import Compare, Delete, Put
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
     NameRecord,
@@ -39,6 +41,7 @@ from shardgit.journal.records import (
     serial_of,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.transfer import Entries, Trailers
 from shardgit.pool.view import PoolView
 from shardgit.refs.change import first_steps
@@ -71,6 +74,7 @@ VIEWS_CACHED_OBJECTS = 8_000_000  # graph and index of git.git take 48 bytes an 
 REACH_CACHED_BYTES = 64 << 20
 WALKED_CACHED_BYTES = 64 << 20
 REACH_KEY_BYTES = 512
+GRAFTS_CACHED = 128  # sets; one of the most commits takes about 2 MB
 WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
 MOVES_MAX = 10_000
 
@@ -87,15 +91,20 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """One consistent look at a repository: record, pool and the journal's snapshot that both came from."""
+    """One consistent look at a repository: record and pool as one snapshot of the journal shows them.
+
+    The pool's view is the repository's: its grafts are cut. A commit that relies on what the repository reaches asks
+    that they are ``unchanged``.
+    """
 
     record: RepositoryRecord
     pool: PoolState
     refs_key: bytes
+    unchanged: Compare
 
 
 class _Line:
-    """The views of one manifest: itself alone first, then with recents, by rising serial."""
+    """The views of one manifest with the same grafts: itself alone first, then with recents, by rising serial."""
 
     __slots__ = ("before", "generation", "lock", "manifest", "objects", "revision", "views")
 
@@ -144,12 +153,13 @@ class _Walked:
     ]  # views are kept alive by their lines, not by what was found out in them
     manifest_id: BlockId | None
     last_recent: int
+    grafts: bytes  # their key
     sequence: int
     bits: bytes
 
     def at(self, view: PoolView, sequence: int) -> bytes | None:
         """Return the bits for the positions of ``view``, as of then; None where these cannot be told."""
-        if self.sequence > sequence:
+        if self.sequence > sequence or self.grafts != view.grafts.key:
             return None
         if self.manifest_id == view.manifest_id:
             return self.bits if self.last_recent <= view.last_recent else None
@@ -182,7 +192,8 @@ class Store:
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
         self.events: Events | None = None
         self.uploads = Uploads(blocks, limits)
-        self._lines: OrderedDict[PoolId, _Line] = OrderedDict()
+        self._lines: OrderedDict[tuple[PoolId, bytes], _Line] = OrderedDict()
+        self._grafts: OrderedDict[tuple[RepositoryId, int], Grafts] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._reach_bytes = 0
         self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
@@ -207,9 +218,61 @@ class Store:
     def state(self, snapshot: JournalSnapshot, name: str) -> RepositoryState:
         """Return a repository with its pool, as one snapshot shows them."""
         record = self.repository(snapshot, name)
+        grafts, unchanged = self.grafts_row(snapshot, record)
         return RepositoryState(
-            record, self.pool(snapshot, record.pool), self.refs.state_key(snapshot, record)
+            record,
+            self.pool(snapshot, record.pool, grafts),
+            self.refs.state_key(snapshot, record),
+            unchanged,
         )
+
+    # ---- grafts ----
+
+    def grafts(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> frozenset[ObjectId]:
+        """Return the commits whose parents a repository does not have: none but in shallow ones.
+
+        Its view (``state``) has them cut. ``pool`` gives the pool as it is, where such a parent may be missing, or be
+        a sibling's: a walk over that one ends at these commits for all that the repository reaches.
+        """
+        return self.grafts_row(snapshot, record)[0].ids
+
+    def grafts_row(
+        self, snapshot: JournalSnapshot, record: RepositoryRecord
+    ) -> tuple[Grafts, Compare]:
+        """Return a repository's grafts, and the condition that they are the same still."""
+        key = grafts_key(record.id)
+        row = snapshot.get(key)
+        if row is None:
+            return NO_GRAFTS, Compare(key, 0)
+        place = (record.id, row.revision)
+        with self._lock:
+            found = self._grafts.get(place)
+        if found is None:
+            found = Grafts.of(decode_grafts(row.value, record.hash_kind))
+            with self._lock:
+                self._grafts[place] = found
+                while len(self._grafts) > GRAFTS_CACHED:
+                    self._grafts.popitem(last=False)
+        return found, Compare(key, row.revision)
+
+    def graft_steps(
+        self, record: RepositoryRecord, old: Grafts, new: Grafts
+    ) -> tuple[Operation, ...]:
+        """Return what gives a repository other grafts. Errors: LimitExceeded.
+
+        Whoever commits them compares that the old ones are unchanged.
+        """
+        if new.key == old.key:
+            return ()
+        if not new:
+            return (Delete(grafts_key(record.id)),)
+        if len(new.ids) > self.limits.grafts_max:
+            raise LimitExceeded(
+                "shallow history ends at too many commits",
+                commits=len(new.ids),
+                limit=self.limits.grafts_max,
+            )
+        return (Put(grafts_key(record.id), encode_grafts(new.ids, record.hash_kind)),)
 
     def create_repository(
         self, name: str, hash_kind: HashKind = HashKind.SHA1, *, note: LogNote | None = None
@@ -257,34 +320,37 @@ class Store:
 
     # ---- pools ----
 
-    def pool(self, snapshot: JournalSnapshot, pool: PoolId) -> PoolState:
-        """Return a pool as a snapshot shows it; RepositoryMissing when it is gone."""
+    def pool(
+        self, snapshot: JournalSnapshot, pool: PoolId, grafts: Grafts = NO_GRAFTS
+    ) -> PoolState:
+        """Return a pool as a snapshot shows it, with ``grafts`` cut; RepositoryMissing when it is gone."""
         row = snapshot.get(pool_key(pool))
         if row is None:
             raise RepositoryMissing("pool does not exist", pool=pool.hex())
         record = PoolRecord.decode(pool, row.value)
-        line = self._line(record)
+        line = self._line(record, grafts)
         with line.lock:
-            view = self._view_of(snapshot, record, line)
+            view = self._view_of(snapshot, record, line, grafts)
         return PoolState(record, row.revision, view, view.last_recent)
 
     def view(self, pool: PoolState) -> PoolView | None:
         """Return the view of a pool's state, None while the pool is empty."""
         return pool.view if pool.view.objects else None
 
-    def _line(self, record: PoolRecord) -> _Line:
+    def _line(self, record: PoolRecord, grafts: Grafts) -> _Line:
+        place = (record.id, grafts.key)
         with self._lock:
-            line = self._lines.get(record.id)
+            line = self._lines.get(place)
             if line is not None and line.manifest == record.manifest:
-                self._lines.move_to_end(record.id)
+                self._lines.move_to_end(place)
                 return line
             made = _Line(record)
             if line is not None:
                 if line.generation > record.generation:
                     return made  # an older snapshot; its view is not kept
                 made.before = line.views
-            self._lines[record.id] = made
-            self._lines.move_to_end(record.id)
+            self._lines[place] = made
+            self._lines.move_to_end(place)
             self._drop_lines()
             return made
 
@@ -301,11 +367,13 @@ class Store:
             objects -= dropped.objects
             held -= dropped.held_bytes
 
-    def _view_of(self, snapshot: JournalSnapshot, record: PoolRecord, line: _Line) -> PoolView:
+    def _view_of(
+        self, snapshot: JournalSnapshot, record: PoolRecord, line: _Line, grafts: Grafts
+    ) -> PoolView:
         """Return the view at a snapshot: the newest that it covers, extended by the recents since."""
         if not line.views:
             base = PoolView(self.blocks, record.hash_kind, record.manifest, limits=self.limits)
-            line.views.append(base)
+            line.views.append(base.with_grafts(grafts))
             line.objects = base.objects
         if snapshot.revision < line.revision:
             return self._older_view(snapshot, record, line)
@@ -334,7 +402,7 @@ class Store:
 
     def adopt(self, record: PoolRecord, view: PoolView, revision: int) -> None:
         """Keep a view whose last recent this process has committed at ``revision``: nobody need build it again."""
-        line = self._line(record)
+        line = self._line(record, view.grafts)
         with line.lock:
             if line.views and line.views[-1].last_recent < view.last_recent:
                 line.revision = max(line.revision, revision)
@@ -385,7 +453,9 @@ class Store:
                 bits = self._walk_all(snapshot_tips(), view, key)
             else:
                 bits = self._cached(key, lambda: bits or b"")
-            found = _Walked(weak(view), view.manifest_id, view.last_recent, sequence, bits)
+            found = _Walked(
+                weak(view), view.manifest_id, view.last_recent, view.grafts.key, sequence, bits
+            )
             self._keep_walked(record.id, found)
             return bits
 

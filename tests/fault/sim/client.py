@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from fault.sim.history import BLOB
 
-from shardgit.backup.create import create_backup
-from shardgit.backup.deleted import deleted_repositories, undelete
-from shardgit.backup.repository import restore_repository
-from shardgit.backup.target import Target
 from shardgit.errors import (
     Conflict,
     LimitExceeded,
@@ -22,8 +18,6 @@ from shardgit.errors import (
     ShardgitError,
     StorageFull,
 )
-from shardgit.operate.compact import compact
-from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
@@ -33,7 +27,7 @@ from shardgit.service.access import Principal
 from shardgit.service.forks import fork
 from shardgit.service.look import Look, ShownLook
 from shardgit.service.push import Push
-from shardgit.service.ref_log import restore_ref, restoring
+from shardgit.service.ref_log import restore_ref
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest
@@ -42,12 +36,11 @@ from shardgit.service.uploading import Uploading
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from fault.sim.history import History
 
     from shardgit.limits import Limits
-    from shardgit.oid import ObjectId, PoolId, RepositoryId
+    from shardgit.oid import ObjectId, RepositoryId
     from shardgit.protocol.receive_pack import CommandResult
     from shardgit.service.store import Store
 
@@ -95,7 +88,6 @@ class Place(Protocol):
     uploads: list[Attempt]
     reads: int
     limits: Limits
-    folder: Path  # for backups
 
     def number(self) -> int:
         """Return a number for the next attempt."""
@@ -160,11 +152,7 @@ class Client:
             (1, self._delete),
             (1, self._rename),
             (1, self._restore),
-            (1, self._undelete),
             (2, self._settle),
-            (1, self._compact),
-            (1, self._backup),
-            (1, self._revive),
         )
 
     def create_first(self, process: Host) -> None:
@@ -398,24 +386,7 @@ class Client:
         name = self._some(process)
         attempt = self._attempt(process, f"restore {name}", None)
         with self._noting(attempt) as note:
-            back = self.dice.choice((1, 2))
-            update = restoring(process.store, name, BRANCHES[0], back=back)
-            principal = Principal(attempt.actor)
-            restore_ref(process.store, name, update, note=note, principal=principal)
-
-    def _undelete(self, process: Host) -> None:
-        with process.store.journal.snapshot() as snapshot:
-            deleted = [
-                one
-                for one in deleted_repositories(snapshot)
-                if not one.record.name.startswith("\0")  # half restored: nobody finds these by name
-            ]
-        if not deleted:
-            self._delete(process)
-            return
-        attempt = self._attempt(process, "undelete", None)
-        with self._noting(attempt) as note:
-            undelete(process.store, self.dice.choice(deleted), f"again{attempt.number}", note)
+            restore_ref(process.store, name, BRANCHES[0], back=self.dice.choice((1, 2)), note=note)
 
     @contextmanager
     def _noting(self, attempt: Attempt) -> Iterator[LogNote]:
@@ -426,46 +397,10 @@ class Client:
         self.world.tell(attempt)
 
     def _settle(self, process: Host) -> None:
-        settle(process.store, self._pool(process))
-
-    def _pool(self, process: Host) -> PoolId:
         name = self._some(process)
         with process.store.journal.snapshot() as snapshot:
-            return process.store.repository(snapshot, name).pool
-
-    def _compact(self, process: Host) -> None:
-        pool = self._pool(process)
-        compact(process.store, pool, control=silent_control(), full=self.dice.random() < 0.5)
-
-    def _backup(self, process: Host) -> None:
-        attempt = self._attempt(process, "backup", None)
-        with self._trying(attempt):
-            made = create_backup(
-                process.store, str(self.world.folder / "backup"), control=silent_control()
-            )
-        attempt.what = f"backup {made.backup}"
-        self.world.tell(attempt)
-
-    def _revive(self, process: Host) -> None:
-        """Bring a repository back under another name, from the newest backup."""
-        name = self._some(process)
-        attempt = self._attempt(process, f"revive {name}", None)
-        folder = self.world.folder / "backup"
-        target = Target.open(str(folder)) if folder.exists() else None
-        if target is None or not target.cut_ids():
-            self._backup(process)
-            return
-        of_backup = self.dice.random() < 0.5
-        with self._noting(attempt):
-            restore_repository(
-                process.store,
-                target,
-                name,
-                new_name=f"back{attempt.number}",
-                backup=target.cut_ids()[-1] if of_backup else None,
-                at_ms=None if of_backup else int(self.world.now_ms()) - self.dice.randrange(50),
-                control=silent_control(),
-            )
+            pool = process.store.repository(snapshot, name).pool
+        settle(process.store, pool)
 
 
 def judge_pack(world: Place, pack: bytes, ids: list[ObjectId]) -> None:

@@ -46,7 +46,6 @@ def run_seed(
         reads=world.reads,
         crashes=world.crashes,
         checks=world.checks,
-        backups_restored=world.restored,
         commits_lost=world.disk.lost,
         commits_unanswered=world.disk.unanswered,
     )
