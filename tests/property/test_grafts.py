@@ -17,12 +17,14 @@ from shardgit.backup.repository import restore_repository
 from shardgit.backup.target import Target
 from shardgit.errors import ShardgitError
 from shardgit.graph.closure import bit
+from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.protocol.receive_pack import Command, PushRequest
+from shardgit.refs.log import LogNote
 from shardgit.service.access import Principal
 from shardgit.service.configuring import Configuring
 from shardgit.service.exporting import export_repository
@@ -31,6 +33,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 from shardgit.service.reading import Reading
+from shardgit.service.ref_log import restore_ref
 from shardgit.service.repositories import Repositories
 
 if TYPE_CHECKING:
@@ -57,9 +60,10 @@ def grafts(store: Store, name: str) -> set[bytes]:
 
 def check(store: Store, name: str, folder: Path) -> None:
     """The repository has exactly what git reaches in ``folder``, and its history ends there."""
-    assert grafts(store, name) == shallow_ends(folder)
     look = Look(store, name)
     assert look.view is not None
+    ends = look.view.ids_at([at for at in look.view.cut if bit(look.reachable, at)])
+    assert {each.hex().encode() for each in ends} == shallow_ends(folder)
     ids = [oid(each) for each in reachable(folder)]
     assert min(look.positions(ids)) >= 0
     assert sum(each.bit_count() for each in look.reachable) == len(ids)
@@ -363,6 +367,38 @@ def test_a_shallow_repository_comes_back_from_store_and_backup(
         Repositories(store).delete("deleted")
 
 
+def test_the_ref_log_brings_back_history_as_it_ended(linear: Path, tmp_path: Path) -> None:
+    """Another history is imported over a shallow one, whose parents a sibling has; the old refs come back."""
+    cut = cloned(linear, tmp_path / "cut.git", 3)
+    other = tmp_path / "other.git"
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", str(other))
+    row = b"commit refs/heads/main\ncommitter C <c@d.e> 1 +0000\ndata 1\nx\n"
+    git(other, "fast-import", "--quiet", stdin=row)
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(cut))
+        fork(store, "demo", "whole")
+        import_repository(store, "whole", str(linear), overwrite=True)
+        import_repository(store, "demo", str(other), overwrite=True)
+        check(store, "demo", other)
+        restore_ref(store, "demo", b"refs/heads/main", back=1, note=LogNote("ann", "back"))
+        check(store, "demo", cut)
+        check(store, "whole", linear)
+
+
+def test_ends_that_no_ref_reaches_are_forgotten_once_they_are_many(
+    linear: Path, tmp_path: Path
+) -> None:
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=Limits(grafts_max=6)) as store:
+        for number in range(7):
+            client = cloned(linear, tmp_path / f"{number}.git", 1)
+            import_repository(store, "demo", str(client))
+            check(store, "demo", client)
+            assert len(grafts(store, "demo")) == (1, 2, 3)[number % 3]
+            new_commit(linear, "main", f"more {number}")
+
+
 def test_a_push_that_looked_before_the_ends_moved_looks_again(linear: Path, tmp_path: Path) -> None:
     client = cloned(linear, tmp_path / "client.git", 3)
     tip = git(client, "rev-parse", "main").decode().strip()
@@ -394,7 +430,7 @@ def test_a_push_that_looked_before_the_ends_moved_looks_again(linear: Path, tmp_
         steps = late.steps()
         assert steps is not None
         import_repository(store, "demo", str(other), overwrite=True)
-        assert grafts(store, "demo") == set()
+        check(store, "demo", other)
         assert not store.try_commit(steps.conditions, steps.operations)
         late.lost()
         done = late.commit()

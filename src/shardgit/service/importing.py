@@ -179,8 +179,7 @@ class _Import:
             if ref.target
         ]
         marks = _closure(incoming, tips)
-        places = zip(ends.ids, incoming.positions(list(ends.ids)), strict=True)
-        grafts = Grafts.of(oid for oid, at in places if at >= 0 and bit(marks, at))
+        grafts = self._grafts(incoming, marks, ends, before)
         self.objects_unreachable += ingest.drop_positions(marks, incoming.first)
         if incoming.objects != ingest.objects_kept or self.objects_unreachable:
             incoming = Incoming(ingest, view, record.hash_kind, self.store.limits, grafts=ends)
@@ -201,6 +200,19 @@ class _Import:
         )
         faultpoints.reach("import.after_commit")
         return done
+
+    def _grafts(self, incoming: Incoming, marks: bytes, ends: Grafts, before: Grafts) -> Grafts:
+        """Return where history ends from now on: at the source's ends, and at those that no ref reaches any more.
+
+        What ended there may come back by the ref log, and shall be then what it was. A shallow source that is imported
+        day by day leaves ever more of them: once they are many, they are forgotten.
+        """
+        ids = sorted(ends.ids | before.ids)
+        places = zip(ids, incoming.positions(ids), strict=True)
+        reached = {oid for oid, at in places if at >= 0 and bit(marks, at)}
+        now, then = ends.ids & reached, before.ids - reached
+        few = len(now) + len(then) <= self.store.limits.grafts_max // 2
+        return Grafts.of(now | then if few else now)
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""
