@@ -61,14 +61,15 @@ def children_of(pid: int) -> list[int]:
 class Peak:
     """Samples the memory of a process tree every few milliseconds while it is entered."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, every_s: float = 0.005) -> None:
         self.pid = pid
+        self.every_s = every_s
         self.bytes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
-        while not self._stop.wait(0.005):
+        while not self._stop.wait(self.every_s):
             self.bytes = max(self.bytes, sum(memory_of(pid) for pid in children_of(self.pid)))
 
     def __enter__(self) -> Peak:

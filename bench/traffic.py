@@ -10,19 +10,18 @@ PATH is a repository as `run.py` prepares it: bare, packed, with bitmap and comm
 from __future__ import annotations
 
 import argparse
-import http.client
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from load import Exchange, get, post, run
 from measure import Peak, children_of, cpu_of, memory_of
 from servers import Server, http_backend, line, shardgit
 
@@ -67,63 +66,32 @@ def git(folder: Path, *words: str, text: bytes = b"") -> bytes:
     return done.stdout.strip()
 
 
-class Client:
-    """One connection that asks and reads answers to their end."""
-
-    def __init__(self, url: str) -> None:
-        self._parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(self._parts.hostname or "", self._parts.port)
-
-    def ask(self, path: str, body: bytes | None = None, kind: str = "", v2: bool = False) -> bytes:
-        """Send a request; return the answer's body."""
-        headers = {"Git-Protocol": "version=2"} if v2 else {}
-        if body is not None:
-            headers["Content-Type"] = kind
-        method = "GET" if body is None else "POST"
-        try:
-            self._connection.request(method, self._parts.path + path, body, headers)
-            answer = self._connection.getresponse()
-        except (http.client.HTTPException, OSError):
-            self._connection.close()
-            self._connection.request(method, self._parts.path + path, body, headers)
-            answer = self._connection.getresponse()
-        data = answer.read()
-        if answer.status != 200:
-            raise SystemExit(f"{path}: {answer.status} {data[:200]!r}")
-        return data
-
-    def push(self, body: bytes) -> None:
-        """Do what git push does: look at the refs, send the pack, read the report."""
-        self.ask("/info/refs?service=git-receive-pack")
-        answer = self.ask("/git-receive-pack", body, "application/x-git-receive-pack-request")
-        if b"unpack ok" not in answer or b"\nng " in answer or b"ng refs" in answer:
-            raise SystemExit(f"push was refused: {answer[:300]!r}")
-
-    def fetch(self, body: bytes) -> int:
-        """Send a v2 request; return the answer's length."""
-        return len(
-            self.ask("/git-upload-pack", body, "application/x-git-upload-pack-request", True)
-        )
+def push_of(url: str, body: bytes) -> Exchange:
+    """Return what git push does: look at the refs, send the pack, read the report."""
+    at = urlsplit(url)
+    kind = "application/x-git-receive-pack-request"
+    first = get(f"{at.path}/info/refs?service=git-receive-pack", at.netloc)
+    second = post(f"{at.path}/git-receive-pack", at.netloc, kind, body)
+    return Exchange((first, second), good=b"unpack ok", bad=b"ng refs/")
 
 
-def measured(server: Server, jobs: list[list[tuple[str, bytes]]], what: str) -> Traffic:
-    """Run each client's jobs (URL, body), all clients side by side."""
+def fetch_of(url: str, body: bytes) -> Exchange:
+    """Return a v2 request."""
+    at = urlsplit(url)
+    kind = "application/x-git-upload-pack-request"
+    return Exchange((post(f"{at.path}/git-upload-pack", at.netloc, kind, body, v2=True),))
+
+
+def measured(server: Server, jobs: list[list[Exchange]]) -> Traffic:
+    """Run each client's exchanges, all clients side by side."""
+    at = urlsplit(server.url)
+    assert at.hostname is not None
+    assert at.port is not None
     pids = children_of(server.pid)
     base, cpu = sum(map(memory_of, pids)), sum(map(cpu_of, pids))
-
-    def client(jobs: list[tuple[str, bytes]]) -> list[float]:
-        out = []
-        clients: dict[str, Client] = {}
-        for url, body in jobs:
-            one = clients.setdefault(url, Client(url))
-            begun = time.monotonic()
-            getattr(one, what)(body)
-            out.append(time.monotonic() - begun)
-        return out
-
     begun = time.monotonic()
-    with Peak(server.pid) as peak, ThreadPoolExecutor(len(jobs)) as pool:
-        times = [t for some in pool.map(client, jobs) for t in some]
+    with Peak(server.pid, every_s=0.05) as peak:  # looking costs what the servers want to have
+        times = run((at.hostname, at.port), jobs)
     wall = time.monotonic() - begun
     spent = sum(map(cpu_of, children_of(server.pid))) - cpu
     return Traffic(tuple(times), wall, spent, max(0, peak.bytes - base))
@@ -193,8 +161,8 @@ def pushes(work: Path, *, clients: int, each: int, rounds: int) -> dict[str, Tra
             some = bodies[number * each : (number + 1) * each]
             for server in (ours, theirs):
                 urls = [server.url.replace(names[0], name) for name in names]
-                jobs = [[(url, body) for body in some] for url in urls]
-                out.setdefault(server.name, []).append(measured(server, jobs, "push"))
+                jobs = [[push_of(url, body) for body in some] for url in urls]
+                out.setdefault(server.name, []).append(measured(server, jobs))
     return {name: middle(some) for name, some in out.items()}
 
 
@@ -229,11 +197,11 @@ def fetches(
     for name, (clients, each, body) in rows.items():
         found: dict[str, list[Traffic]] = {}
         for server in (ours, theirs):
-            Client(server.url).fetch(body)
+            measured(server, [[fetch_of(server.url, body)]])
         for _ in range(rounds):
             for server in (ours, theirs):
-                jobs = [[(server.url, body)] * each for _ in range(clients)]
-                found.setdefault(server.name, []).append(measured(server, jobs, "fetch"))
+                jobs = [[fetch_of(server.url, body)] * each for _ in range(clients)]
+                found.setdefault(server.name, []).append(measured(server, jobs))
         out[name] = {who: middle(some) for who, some in found.items()}
     return out
 
@@ -297,8 +265,8 @@ def million_refs(work: Path, count: int, rounds: int) -> dict[str, dict[str, Tra
             found: dict[str, list[Traffic]] = {}
             for _ in range(rounds):
                 for server in (ours, theirs):
-                    jobs = [[(server.url, body)] * each]
-                    found.setdefault(server.name, []).append(measured(server, jobs, "fetch"))
+                    jobs = [[fetch_of(server.url, body)] * each]
+                    found.setdefault(server.name, []).append(measured(server, jobs))
             out[what] = {who: middle(some) for who, some in found.items()}
     return out
 
