@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
@@ -151,10 +152,23 @@ def test_a_forked_child_is_refused_and_its_close_does_no_harm(tmp_path: Path) ->
     journal.close()
 
 
+def enqueue(journal: LmdbJournal, operation: Operation) -> Future[int]:
+    answer: Future[int] = Future()
+
+    def take(outcome: int | BaseException) -> None:
+        if isinstance(outcome, int):
+            answer.set_result(outcome)
+        else:
+            answer.set_exception(outcome)
+
+    journal._enqueue([], [operation], take)
+    return answer
+
+
 def test_commits_that_wait_together_share_a_transaction(tmp_path: Path) -> None:
     journal = LmdbJournal(tmp_path / "j", create=True)
     with journal._environment.write():  # the writer thread waits for LMDB's lock
-        answers = [journal._enqueue([], [Put(b"%03d" % n, b"")]) for n in range(40)]
+        answers = [enqueue(journal, Put(b"%03d" % n, b"")) for n in range(40)]
     assert len({answer.result() for answer in answers}) <= 2  # what it took first, and the rest
     assert len(keys_of(journal)) == 40
     journal.close()
@@ -164,9 +178,7 @@ def test_a_commit_too_large_for_the_map_fails_alone(tmp_path: Path) -> None:
     journal = LmdbJournal(tmp_path / "j", create=True, map_bytes=1 << 20)
     sizes = [1_000_000 if n % 10 == 5 else 10 for n in range(20)]
     with journal._environment.write():
-        answers = [
-            journal._enqueue([], [Put(b"%03d" % n, bytes(size))]) for n, size in enumerate(sizes)
-        ]
+        answers = [enqueue(journal, Put(b"%03d" % n, bytes(size))) for n, size in enumerate(sizes)]
     full = [n for n, answer in enumerate(answers) if isinstance(answer.exception(), StorageFull)]
     assert full
     assert set(full) <= {5, 15}
@@ -262,7 +274,7 @@ def test_a_healthy_file_whose_free_tail_was_never_written_opens(tmp_path: Path) 
         if chance.random() < 0.05:
             operations.append(DeleteRange(b"0", b"9"))
         with journal._environment.write():
-            answers = [journal._enqueue([], [operation]) for operation in operations]
+            answers = [enqueue(journal, operation) for operation in operations]
         for answer in answers:
             answer.result()
         check_size(file)

@@ -37,7 +37,8 @@ async def body_pieces(
             if max(sent, inflated) > most_bytes:
                 raise _too_large(most_bytes)
             yield piece
-            await asyncio.sleep(0)  # 64 KiB of haves is a millisecond of parsing
+            if len(piece) == PIECE_BYTES:
+                await asyncio.sleep(0)  # 64 KiB of haves is a millisecond of parsing
     if inflater:
         inflater.finish()
 
@@ -80,10 +81,16 @@ class Inflater:
 
 
 async def _received(request: web.Request, stall_s: float) -> AsyncIterator[bytes]:
+    content = request.content
     while True:
+        if data := content.read_nowait():
+            yield data
+            continue
+        if content.at_eof():
+            return
         try:
             async with asyncio.timeout(stall_s):
-                data = await request.content.readany()
+                data = await content.readany()
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="request body did not arrive in time") from None
         if not data:

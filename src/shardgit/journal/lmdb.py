@@ -11,7 +11,7 @@ import queue
 import struct
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _FRAME = struct.Struct("<Q8s")
 _SEED = struct.Struct("<HQ")
 LOAD_BYTES = 32 << 20  # of one transaction of a journal that is written anew
+ROWS_KNOWN, ROW_KNOWN_BYTES = 64, 4_096  # that a snapshot keeps
 GROUP_MAX = 256  # commits that share one transaction
 
 
@@ -111,21 +112,29 @@ def _between(transaction: lmdb.Transaction, low: bytes, high: bytes) -> Iterator
             found = cursor.next()
 
 
+def _ours(error: lmdb.Error | DataLoss, path: str) -> ShardgitError:
+    """Return LMDB's own errors as ours."""
+    if isinstance(error, JournalCorrupt):
+        return error
+    if isinstance(error, DataLoss):
+        return JournalCorrupt(error.message, **error.facts)
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+        return JournalCorrupt("journal is damaged", path=path, cause=str(error))
+    if isinstance(error, lmdb.ReadersFullError):
+        return Unavailable("journal has no free reader slot", path=path)
+    return Unavailable("journal failed", path=path, cause=str(error))
+
+
 @contextmanager
 def _typed(path: str) -> Iterator[None]:
     """Turn LMDB's own errors into ours."""
     try:
         yield
-    except JournalCorrupt:
-        raise
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as cause:
-        raise JournalCorrupt("journal is damaged", path=path, cause=str(cause)) from cause
-    except DataLoss as cause:
-        raise JournalCorrupt(cause.message, **cause.facts) from cause
-    except lmdb.ReadersFullError as cause:
-        raise Unavailable("journal has no free reader slot", path=path) from cause
-    except lmdb.Error as cause:
-        raise Unavailable("journal failed", path=path, cause=str(cause)) from cause
+    except (lmdb.Error, DataLoss) as cause:
+        error = _ours(cause, path)
+        if error is cause:
+            raise
+        raise error from cause
 
 
 class _Snapshot:
@@ -133,6 +142,7 @@ class _Snapshot:
         self._transaction: lmdb.Transaction | None = transaction
         self._path = path
         self.revision = int(transaction.id())
+        self._known: dict[bytes, Row | None] = {}  # a request asks for some rows several times
 
     def _open(self) -> lmdb.Transaction:
         if self._transaction is None:
@@ -143,8 +153,20 @@ class _Snapshot:
         self._transaction = None
 
     def get(self, key: bytes) -> Row | None:
-        with _typed(self._path):
-            return _get(self._open(), key)
+        transaction = self._open()
+        known = self._known
+        if key in known:
+            return known[key]
+        try:
+            row = _get(transaction, key)
+        except (lmdb.Error, DataLoss) as cause:
+            error = _ours(cause, self._path)
+            if error is cause:
+                raise
+            raise error from cause
+        if len(known) < ROWS_KNOWN and (row is None or len(row.value) <= ROW_KNOWN_BYTES):
+            known[key] = row
+        return row
 
     def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
         return self._range(self._open(), low, high, limit)
@@ -168,7 +190,7 @@ class _Snapshot:
 class _Waiting:
     conditions: Sequence[Condition]
     operations: Sequence[Operation]
-    answer: Future[int]
+    answer: Callable[[int | BaseException], None]  # called on the writer's thread
 
 
 class LmdbJournal:
@@ -227,11 +249,13 @@ class LmdbJournal:
         return self._environment.last_transaction()
 
     def _enqueue(
-        self, conditions: Sequence[Condition], operations: Sequence[Operation]
-    ) -> Future[int]:
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[Operation],
+        answer: Callable[[int | BaseException], None],
+    ) -> None:
         check_commit(conditions, operations)
         self._check_open()
-        answer: Future[int] = Future()
         with self._lock:
             if self._closed:
                 raise Unavailable("journal is closed", path=self._path)
@@ -241,15 +265,31 @@ class LmdbJournal:
                 )
                 self._writer.start()
             self._waiting.put(_Waiting(conditions, operations, answer))
-        return answer
 
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
-        return self._enqueue(conditions, operations).result()
+        future: Future[int] = Future()
+
+        def answer(outcome: int | BaseException) -> None:
+            if isinstance(outcome, int):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        self._enqueue(conditions, operations, answer)
+        return future.result()
 
     async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
-        return await asyncio.shield(asyncio.wrap_future(self._enqueue(conditions, operations)))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+
+        def answer(outcome: int | BaseException) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_tell, future, outcome)
+
+        self._enqueue(conditions, operations, answer)
+        return await future
 
     def _write(self) -> None:
         """Take all that waits, apply it in one transaction, answer all after one fsync."""
@@ -281,13 +321,10 @@ class LmdbJournal:
                     self._commit_group([waiting])
                 return
             for waiting in group:
-                waiting.answer.set_exception(_copy_of(error))
+                waiting.answer(_copy_of(error))
             return
         for waiting, answer in zip(group, answers, strict=True):
-            if isinstance(answer, int):
-                waiting.answer.set_result(answer)
-            else:
-                waiting.answer.set_exception(answer)
+            waiting.answer(answer)
 
     def _apply_group(self, group: list[_Waiting]) -> list[int | ShardgitError]:
         failed: dict[int, ShardgitError] = {}
@@ -376,6 +413,15 @@ def _batch(rows: Iterator[Row]) -> list[Row]:
         some.append(row)
         size += len(row.value) + 64
     return some
+
+
+def _tell(future: asyncio.Future[int], outcome: int | BaseException) -> None:
+    if future.done():  # its caller was cancelled
+        return
+    if isinstance(outcome, int):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -40,6 +40,9 @@ TOO_DAMAGED = (
 )
 
 
+SMALL_BYTES = 64 << 10
+
+
 class Intake:
     """Objects over one look at a repository. Methods run in the calling thread, a worker's.
 
@@ -181,6 +184,11 @@ class Intake:
                 limits=self.store.limits,
             )
         return self._root
+
+    @property
+    def is_small(self) -> bool:
+        """Whether what comes is so little that ``adopt`` costs less than a hop to a thread."""
+        return len(self._root) <= SMALL_BYTES
 
     def quarantined(self, targets: Sequence[ObjectId]) -> Reading:
         """Return reads of the repository as it would be with refs to ``targets`` as well."""

@@ -401,14 +401,21 @@ class Store:
         return view
 
     def adopt(self, record: PoolRecord, view: PoolView, revision: int) -> None:
-        """Keep a view whose last recent this process has committed at ``revision``: nobody need build it again."""
+        """Keep a view whose last recent this process has committed at ``revision``: nobody need build it again.
+
+        Waits for nobody: where the pool's views are being built, they will have that recent too.
+        """
         line = self._line(record, view.grafts)
-        with line.lock:
+        if not line.lock.acquire(blocking=False):
+            return
+        try:
             if line.views and line.views[-1].last_recent < view.last_recent:
                 line.revision = max(line.revision, revision)
                 line.views.append(view)
                 del line.views[1:-VIEWS_OF_A_LINE]
                 line.objects = view.objects
+        finally:
+            line.lock.release()
 
     def reach_of(
         self, snapshot: JournalSnapshot, state: RepositoryState, hidden: HiddenRefs = NONE_HIDDEN

@@ -1,0 +1,107 @@
+"""The pool of threads: results, errors, and jobs that outlive nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shardgit.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(2)
+    yield made
+    made.close()
+
+
+async def test_results_and_errors_come_back(workers: Workers) -> None:
+    assert await workers.run(divmod, 7, 3) == (2, 1)
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(divmod, 7, 0)
+
+    def stops() -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await workers.run(stops)
+
+
+async def test_a_cancelled_caller_waits_for_its_job_however_often(workers: Workers) -> None:
+    go = threading.Event()
+    ended: list[str] = []
+
+    def job() -> None:
+        go.wait(10)
+        ended.append("job")
+
+    task = asyncio.ensure_future(workers.run(job))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["job"]
+
+
+async def test_no_more_jobs_than_threads_run_at_once(workers: Workers) -> None:
+    running: list[int] = []
+    most = 0
+    lock = threading.Lock()
+
+    def job(number: int) -> int:
+        nonlocal most
+        with lock:
+            running.append(number)
+            most = max(most, len(running))
+        time.sleep(0.005)
+        with lock:
+            running.remove(number)
+        return number
+
+    assert await asyncio.gather(*(workers.run(job, n) for n in range(20))) == list(range(20))
+    assert most <= 2
+
+
+def test_map_keeps_order_and_raises_the_first_error_behind_all_jobs(workers: Workers) -> None:
+    done: list[int] = []
+
+    def job(number: int) -> int:
+        if number in (3, 5):
+            raise ValueError(number)
+        time.sleep(0.002)
+        done.append(number)
+        return number * 2
+
+    assert workers.map(job, range(3)) == [0, 2, 4]
+    done.clear()
+    with pytest.raises(ValueError, match="3"):
+        workers.map(job, range(10))
+    assert sorted(done) == [0, 1, 2, 4, 6, 7, 8, 9]
+
+
+def test_closing_waits_for_what_runs_and_refuses_what_comes() -> None:
+    workers = Workers(1)
+    ended: list[int] = []
+
+    def job() -> None:
+        time.sleep(0.05)
+        ended.append(1)
+
+    waiting = [workers.submit(job), workers.submit(job)]
+    workers.close()
+    assert ended == [1, 1]
+    assert all(each.done() for each in waiting)
+    with pytest.raises(RuntimeError):
+        workers.submit(job)
+    workers.close()
