@@ -216,6 +216,23 @@ class Environment:
             yield transaction
 
     @contextmanager
+    def pin(self) -> Iterator[int | None]:
+        """Keep the pages of this moment from being written over; gives its transaction's number.
+
+        None, and nothing is kept, when LMDB begins no transaction on the file as it is.
+        """
+        self._check()
+        try:
+            transaction = self._environment.begin()
+        except lmdb.Error:
+            yield None
+            return
+        try:
+            yield int(transaction.id())
+        finally:
+            transaction.abort()
+
+    @contextmanager
     def write(self) -> Iterator[lmdb.Transaction]:
         """Open a write transaction, durable when the block is left; StorageFull when it does not
         fit.

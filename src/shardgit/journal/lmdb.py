@@ -57,7 +57,8 @@ def _checksum(key: bytes, revision: int, value: bytes) -> bytes:
     return blake3(b"".join((_SEED.pack(len(key), revision), key, value))).digest(length=8)
 
 
-def _row(key: bytes, framed: bytes | memoryview) -> Row:
+def decode_row(key: bytes, framed: bytes | memoryview) -> Row:
+    """Return the row that LMDB has as ``framed``; JournalCorrupt when it does not match its checksum."""
     if len(framed) < _FRAME.size:
         raise JournalCorrupt("journal row is too short", key=key.hex())
     revision, checksum = _FRAME.unpack_from(framed)
@@ -76,17 +77,17 @@ def _get(transaction: lmdb.Transaction, key: bytes) -> Row | None:
         return None
     framed = transaction.get(key)
     if framed is not None:
-        return _row(key, framed)
+        return decode_row(key, framed)
     with transaction.cursor() as cursor:
         behind = cursor.set_range(key)
         if behind:
             after = bytes(cursor.key())
-            _row(after, cursor.value())
+            decode_row(after, cursor.value())
             if after <= key:
                 raise JournalCorrupt("journal rows are out of order", key=after.hex())
         if cursor.prev() if behind else cursor.last():
             before = bytes(cursor.key())
-            _row(before, cursor.value())
+            decode_row(before, cursor.value())
             if before >= key:
                 raise JournalCorrupt("journal rows are out of order", key=before.hex())
     return None
@@ -102,7 +103,7 @@ def _between(transaction: lmdb.Transaction, low: bytes, high: bytes) -> Iterator
             found = cursor.next()
         while found:
             key = bytes(cursor.key())
-            row = _row(key, cursor.value())
+            row = decode_row(key, cursor.value())
             if key < low or (last is not None and key <= last):
                 raise JournalCorrupt("journal rows are out of order", key=key.hex())
             if key >= high:
