@@ -90,13 +90,17 @@ class FsckConfig:
     skip: frozenset[ObjectId] = frozenset()
 
     @classmethod
-    def parse(cls, severities: Mapping[str, str], skip: Iterable[ObjectId] = ()) -> FsckConfig:
+    def parse(
+        cls, severities: Mapping[str, str], skip: Iterable[ObjectId] = (), *, strict: bool = True
+    ) -> FsckConfig:
         """Read overrides as ``receive.fsck.<id>`` has them: "error", "warn" or "ignore" by message id.
+
+        Without ``strict`` a warning is one, as for ``git fsck``; with it an error, as for a push.
 
         largePathname takes "error:4096" too. Ids are found in any case. InvalidArgument for an id or severity that
         there is not, and for a fatal message that is to be less than an error.
         """
-        table = bytearray(DEFAULT.table)
+        table = bytearray(DEFAULT.table if strict else _table(SEVERITIES))
         for name, word in severities.items():
             message = message_of(name)
             if MESSAGES[message] == "largePathname" and ":" in word:
@@ -140,8 +144,11 @@ def _length_of(text: str) -> int:
 
 def _strict_table() -> bytes:
     """Return git's severities in strict mode: a warning is an error."""
-    strict = bytes(Severity.ERROR if each == Severity.WARN else each for each in SEVERITIES)
-    return strict.ljust(NAME_MAX_AT, b"\0") + NAME_MAX_BYTES.to_bytes(
+    return _table(bytes(Severity.ERROR if each == Severity.WARN else each for each in SEVERITIES))
+
+
+def _table(severities: bytes) -> bytes:
+    return severities.ljust(NAME_MAX_AT, b"\0") + NAME_MAX_BYTES.to_bytes(
         TABLE_BYTES - NAME_MAX_AT, "little"
     )
 
@@ -212,6 +219,12 @@ def describe(message: int, oid: bytes, severity: Severity, text: str = "") -> st
     """Return the line that git prints: "error: object <oid>: missingTree: invalid format - expected 'tree' line"."""
     word = "error" if severity >= Severity.ERROR else "warning"
     return f"{word}: object {hex_of(oid)}: {MESSAGES[message]}: {text or text_of(message)}"
+
+
+def git_line(type_name: str, oid: bytes, finding: Finding, severity: Severity) -> tuple[str, str]:
+    """Return (severity's word, line) as ``git fsck`` says it: "error in commit <oid>: missingTree: ..."."""
+    word = "error" if severity >= Severity.ERROR else "warning"
+    return word, f"{word} in {type_name} {hex_of(oid)}: {finding.name}: {finding.text}"
 
 
 def text_of(message: int, offset: int = 0, data: memoryview | None = None) -> str:

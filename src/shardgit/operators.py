@@ -16,7 +16,12 @@ from shardgit.backup.cut import CutFacts
 from shardgit.backup.prune import BackupsPruned
 from shardgit.backup.repository import RepositoryRestored
 from shardgit.backup.verify import BackupsVerified, Problem
+from shardgit.operate.damage import Damage
+from shardgit.operate.findings import Finding, FindingKind
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
+from shardgit.operate.repair import Action, Repair
+from shardgit.operate.verify import RepositoryFinding, VerifyReport
+from shardgit.operate.verifying import Verification
 from shardgit.progress import Progress, Report, silent
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
 
@@ -166,6 +171,116 @@ class Operators:
         )
         (answer,) = self.stream("RestoreRepository", request, report)
         return _made(RepositoryRestored, answer.result)
+
+    # ---- verify and repair; a source of blocks is a folder of the server's machine, or a URL ----
+
+    def verify_shards(
+        self,
+        *,
+        shard: int | None = None,
+        objects: bool = False,
+        resume: bool = False,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> Verification:
+        """Verify the store, or one shard."""
+        request = shard_pb2.VerifyShardsRequest(
+            pace=pace, shard=shard, objects=objects, resume=resume
+        )
+        *found, last = self.stream("VerifyShards", request, report)
+        done = last.result
+        return Verification(
+            findings=tuple(_finding(one.finding) for one in found),
+            counts=dict(done.counts),
+            rows=done.rows,
+            blocks=done.blocks,
+            read_bytes=done.read_bytes,
+            unnamed=done.unnamed,
+            objects=done.objects,
+            resumed=done.resumed,
+            seconds=done.seconds,
+        )
+
+    def repair_shards(
+        self,
+        *,
+        source: str = "",
+        dry_run: bool = False,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> Repair:
+        """Mend what is damaged."""
+        request = shard_pb2.RepairShardsRequest(pace=pace, dry_run=dry_run, source=source)
+        *told, last = self.stream("RepairShards", request, report)
+        parts = {
+            name: [getattr(one, name) for one in told if one.WhichOneof("part") == name]
+            for name in ("action", "left", "damage")
+        }
+        return Repair(
+            actions=tuple(
+                Action(
+                    one.what,
+                    one.block or None,
+                    one.shard if one.HasField("shard") else None,
+                    one.pool or None,
+                )
+                for one in parts["action"]
+            ),
+            action_count=last.result.action_count,
+            left=tuple(_finding(one) for one in parts["left"]),
+            left_counts=dict(last.result.left_counts),
+            damage=tuple(
+                Damage(
+                    one.block,
+                    one.what,
+                    tuple(one.repositories),
+                    tuple(one.objects),
+                    one.object_count,
+                    tuple(one.refs),
+                )
+                for one in parts["damage"]
+            ),
+            dry_run=last.result.dry_run,
+            seconds=last.result.seconds,
+        )
+
+    def verify_repository(
+        self, name: str, *, pace: shard_pb2.Pace | None = None, report: Report = silent
+    ) -> VerifyReport:
+        """Check one repository as git fsck does."""
+        request = shard_pb2.VerifyRepositoryRequest(pace=pace, repository=name)
+        *found, last = self.stream("VerifyRepository", request, report)
+        done = last.result
+        return VerifyReport(
+            repository=name,
+            objects=done.objects,
+            segments=done.segments,
+            refs=done.refs,
+            log_entries=done.log_entries,
+            findings=tuple(
+                RepositoryFinding(
+                    one.finding.severity, one.finding.kind, one.finding.line, one.finding.object
+                )
+                for one in found
+            ),
+            counts=dict(done.counts),
+            seconds=done.seconds,
+        )
+
+
+def _finding(one: shard_pb2.Finding) -> Finding:
+    return Finding(
+        kind=FindingKind(one.kind),
+        what=one.what,
+        mend=one.mend,
+        shard=one.shard if one.HasField("shard") else None,
+        block=one.block or None,
+        page=one.page if one.HasField("page") else None,
+        row=one.row or None,
+        pool=one.pool or None,
+        object=one.object or None,
+        repositories=tuple(one.repositories),
+    )
 
 
 def _made(shape: type[T], message: Any) -> T:

@@ -78,6 +78,34 @@ HOOK_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+BLOCK_FALLBACKS = Counter(
+    "shardgit_block_fallbacks_total",
+    "Reads of blocks that a replica had damaged or not at all, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+BLOCK_REPAIRS = Counter(
+    "shardgit_block_repairs_total",
+    "Copies of blocks that were to be put right, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+SCRUB_BYTES = Counter(
+    "shardgit_scrub_bytes_total", "Bytes of blocks that shard verify has hashed.", registry=REGISTRY
+)
+SCRUB_FINDINGS = Counter(
+    "shardgit_scrub_findings_total",
+    "What shard verify has found, by kind.",
+    ["kind"],
+    registry=REGISTRY,
+)
+SCRUB_FINISHED = Gauge(
+    "shardgit_scrub_finished_timestamp_seconds",
+    "When a shard verify of the whole store has last ended, in seconds since 1970.",
+    multiprocess_mode="max",
+    registry=REGISTRY,
+)
+
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Send logs to standard error: JSON lines, or text on a terminal."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from shardgit import telemetry
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
@@ -18,8 +20,10 @@ from shardgit.ring.ring import RingShard
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from prometheus_client import Counter
 
 SHARDS = [RingShard(n, n % 2) for n in range(4)]
 ONE, TWO = build(SHARDS), build(SHARDS, replicas=2)
@@ -80,9 +84,15 @@ def test_a_block_that_one_replica_lost_is_read_from_the_other(two: RoutedStore) 
     blocks = make_blocks(40)
     ids = [block for block, _ in blocks]
     two.put_many_sync(blocks)
+    (here,) = {two.shards[0].stats().blocks}
     two.shards[0].delete_many_sync(ids)
+    before = value_of(telemetry.BLOCK_FALLBACKS.labels("missing"))
     assert two.get_many_sync(ids) == [data for _, data in blocks]
     assert two.has_many_sync(ids) == [True] * 40
+    # What was read from the other is put again behind it, and counted.
+    read = value_of(telemetry.BLOCK_FALLBACKS.labels("missing")) - before
+    assert 0 < read <= here
+    wait_for(lambda: two.shards[0].stats().blocks == read)
     assert [block for block, _ in two.scan_sync()] == sorted(ids)
 
 
@@ -92,13 +102,41 @@ def test_a_block_damaged_in_one_replica_is_read_from_the_other(two: RoutedStore)
     for home in two._homes(block):
         other = next(h for h in two._homes(block) if h != home)
         rot(two.shards[home], block, data[:-1] + b"!")
-        assert two.get_many_sync([block]) == [data]
-        assert two.use(block, bytes) == data
         with pytest.raises(BlockCorrupt):
             two.shards[home].get_many_sync([block])
         assert two.shards[other].get_many_sync([block]) == [data]
         two.put_many_sync([(block, data)])
         assert two.shards[home].get_many_sync([block]) == [data]
+
+
+def test_a_damaged_copy_is_counted_and_put_right_behind_the_read(two: RoutedStore) -> None:
+    (block, data), *_ = make_blocks(1)
+    two.put_many_sync([(block, data)])
+    first, _ = two._homes(block)
+    before = value_of(telemetry.BLOCK_FALLBACKS.labels("damaged"))
+    rot(two.shards[first], block, data[:-1] + b"!")
+    assert two.get_many_sync([block]) == [data]
+    assert value_of(telemetry.BLOCK_FALLBACKS.labels("damaged")) == before + 1
+    wait_for(lambda: is_whole(two.shards[first], block, data))
+    assert two.use(block, bytes) == data
+
+
+def value_of(counter: Counter) -> float:
+    return float(counter._value.get())
+
+
+def is_whole(shard: ShardStore, block: BlockId, data: bytes) -> bool:
+    try:
+        return shard.get_many_sync([block]) == [data]
+    except DataLoss:
+        return False
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 async def test_data_loss_only_when_no_replica_has_it_whole(two: RoutedStore) -> None:

@@ -8,9 +8,10 @@ from array import array
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
 
+from shardgit import telemetry
 from shardgit.blocks.block import partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
-from shardgit.errors import DataLoss, ShardMissing
+from shardgit.errors import DataLoss, ShardgitError, ShardMissing
 from shardgit.ring.ring import PARTITIONS
 from shardgit.workers import Workers
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 WRITERS_MAX = 16
+REPAIRS_WAITING_MAX = 256
 
 
 class RoutedStore(OnWorkers):
@@ -41,6 +43,7 @@ class RoutedStore(OnWorkers):
         self.workers = workers
         self.ring = ring
         self.shards = dict(shards)
+        self._repairing: set[BlockId] = set()
         # Threads of their own: a put runs on a worker and waits, and a pool that waits for itself
         # stands still.
         self._writers = Workers(min(len(self.shards), WRITERS_MAX))
@@ -58,17 +61,60 @@ class RoutedStore(OnWorkers):
         DataLoss only when no replica has the block whole and one has it damaged.
         """
         damaged: DataLoss | None = None
+        bad: list[int] = []
         for home in self._homes(block):
             try:
                 found = self.shards[home].use(block, lambda view: (job(view),))
             except DataLoss as error:
                 damaged = damaged or error
+                bad.append(home)
                 continue
             if found is not None:
+                if bad:
+                    self._fell_back(block, bad, home, "damaged" if damaged else "missing")
                 return found[0]
+            bad.append(home)
         if damaged is not None:
+            telemetry.BLOCK_FALLBACKS.labels("lost").inc()
             raise damaged
         return None
+
+    def _fell_back(self, block: BlockId, bad: list[int], good: int, outcome: str) -> None:
+        """Count a read that a replica could not serve, and put that replica's copy right behind it."""
+        telemetry.BLOCK_FALLBACKS.labels(outcome).inc()
+        telemetry.log().warning(
+            "block_fell_back", block=block.hex(), shards=bad, read_from=good, outcome=outcome
+        )
+        # A shard that lost everything is for shard repair; here a few copies are put right at once.
+        if len(self._repairing) < REPAIRS_WAITING_MAX and block not in self._repairing:
+            self._repairing.add(block)
+            self.workers.later(("repair", block), lambda: self._repair(block, bad, good))
+
+    def _repair(self, block: BlockId, bad: Sequence[int], good: int) -> None:
+        try:
+            self._put_right(block, bad, good)
+        finally:
+            self._repairing.discard(block)
+
+    def _put_right(self, block: BlockId, bad: Sequence[int], good: int) -> None:
+        """Put a copy again where it was damaged or missing, from a shard that has it whole."""
+        (data,) = self.shards[good].get_many_sync([block])
+        if data is None:
+            return  # deleted meanwhile, here first
+        verify_block(block, data)
+        homes = self.ring.shards_of(partition_of(block))
+        for number in bad:
+            if number not in homes:
+                continue
+            try:
+                self.shards[number].put_verified_sync([(block, data)])
+            except ShardgitError:
+                telemetry.BLOCK_REPAIRS.labels("failed").inc()
+                raise
+            # Whoever deletes a block deletes it everywhere; one that came in between must win.
+            if not self.shards[good].has_many_sync([block])[0]:
+                self.shards[number].delete_many_sync([block])
+            telemetry.BLOCK_REPAIRS.labels("done").inc()
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """See BlockStore."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardgit.cli import backups, keys, objects, refs, repos, shards
+from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
 from shardgit.cli.context import (
     FAILED,
     USAGE,

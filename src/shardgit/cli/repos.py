@@ -20,12 +20,15 @@ from shardgit.cli.context import (
     opened_here,
     reached,
 )
+from shardgit.cli.operations import EagerOption, ThrottleOption, run_operation, speed
 from shardgit.cli.output import human_bytes, print_json, print_json_rows, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from shardgit.operate.verify import VerifyReport
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo
 
+TOLD_ON_OUTPUT = frozenset({"dangling", "missing", "broken_link", "unborn"})  # as git fsck does
 app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
@@ -263,25 +266,45 @@ def export(
 @app.command()
 def verify(
     name: NameArgument,
+    throttle: ThrottleOption = None,
+    eager: EagerOption = False,
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make every object anew, compare its id, and follow all links; exit code 1 on damage."""
-    with failing(json=json), opened_here(server, data, "repo verify") as store:
+    """Check one repository as git fsck does, and what holds it; exit code 1 on errors.
+
+    Every object is made and its id compared, all links, refs and the ref log are followed. The settings fsck.* of the
+    repository say which messages are errors. Objects that nothing reaches are told as dangling.
+    """
+    with failing(json=json):
         from shardgit.operate.verify import verify_repository
 
-        with progress_bar(quiet=json) as report:
-            done = verify_repository(store, name, progress=report)
-        if json:
-            print_json(done)
-        elif not done.bad:
-            counts = f"{done.objects:,} objects and {done.refs:,} refs"
-            typer.echo(f"{name}: {counts} are whole ({done.seconds:.1f} s)")
-        if done.bad:
-            for oid in done.bad:
-                typer.echo(f"shardgit: object is damaged (oid={oid})", err=True)
+        pace = speed(throttle, eager=eager)
+        done = run_operation(
+            server,
+            data,
+            local=lambda store, control: verify_repository(store, name, control=control),
+            remote=lambda client, report: client.verify_repository(
+                name, pace=pace.message(), report=report
+            ),
+            show=_show_verified,
+            json=json,
+            pace=pace,
+        )
+        if not done.clean:
             raise typer.Exit(FAILED)
+
+
+def _show_verified(done: VerifyReport) -> None:
+    for one in done.findings:
+        typer.echo(one.line, err=one.kind not in TOLD_ON_OUTPUT)
+    counts = f"{done.objects:,} objects, {done.refs:,} refs, {done.log_entries:,} log entries"
+    if not done.counts:
+        typer.echo(f"{done.repository}: {counts} are whole ({done.seconds:.1f} s)")
+        return
+    said = ", ".join(f"{n:,} {word}s" for word, n in sorted(done.counts.items()))
+    typer.echo(f"{done.repository}: {counts}: {said} ({done.seconds:.1f} s)")
 
 
 def _print_settings(view: SettingsView, key: str | None, *, json: bool, quiet: bool) -> None:

@@ -292,6 +292,10 @@ class PoolView:
             raise DataLoss("block is missing", block=ref.id.hex())
         return found[0]
 
+    def block(self, ref: BlockRef, root: bytes) -> bytes:
+        """Return a copy of a block that a manifest names; ``root`` is the one that may embed it."""
+        return self._use(ref, bytes, root)
+
     def use_segment(self, segment: PlacedSegment, job: Callable[[memoryview], T]) -> T:
         """Run ``job`` over a segment's block, which is checked the first time."""
         ref = segment.entry.ref

@@ -26,6 +26,7 @@ from shardgit.refs.ref import Ref, encode_body
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from shardgit.blocks.block import BlockHeader
     from shardgit.blocks.interface import BlockStore
 
     Loose = Callable[[bytes, bytes], bytes | None]
@@ -94,28 +95,9 @@ class RefSnapshot:
         (data,) = blocks.get_many_sync([root])
         if data is None:
             raise DataLoss("ref snapshot is missing", block=root.hex())
-        header = parse_header(data, kind=BlockKind.REFS)
-        pages: list[PageEntry] = []
-        try:
-            magic, count, total = _ROOT_1.unpack_from(data, HEADER_SIZE)
-            at, size = HEADER_SIZE + _ROOT_1.size, 0
-            if magic == b"SGR2":
-                _, _, _, size = _ROOT.unpack_from(data, HEADER_SIZE)
-                at = HEADER_SIZE + _ROOT.size
-            for _ in range(count):
-                page, refs, length = _ROOT_PAGE.unpack_from(data, at)
-                at += _ROOT_PAGE.size + length
-                pages.append(PageEntry(BlockId(page), refs, data[at - length : at]))
-        except struct.error as cause:
-            raise BlockCorrupt("ref snapshot does not parse", block=root.hex()) from cause
+        header, pages, overlay, total = _parse_root(root, data)
         firsts = tuple(page.first for page in pages)
-        overlay = data[at:] if magic == b"SGR2" else b""
-        rising = all(a < b for a, b in pairwise(firsts))
-        summed = sum(page.count for page in pages)
-        known = magic == b"SGR2" or (magic == b"SGRR" and at == len(data) and summed == total)
-        if not known or header.flags or len(overlay) != size or not rising or not (pages or size):
-            raise BlockCorrupt("ref snapshot is off", block=root.hex())
-        return cls(header.hash_kind, tuple(pages), firsts, overlay or None, total, blocks)
+        return cls(header.hash_kind, pages, firsts, overlay, total, blocks)
 
     # ---- reading ----
 
@@ -278,6 +260,38 @@ class RefSnapshot:
         if made.count != count:
             raise BlockCorrupt("ref snapshot has not as many refs as it says", refs=count)
         return made
+
+
+def _parse_root(
+    root: BlockId, data: bytes
+) -> tuple[BlockHeader, tuple[PageEntry, ...], bytes | None, int]:
+    """Return header, pages, overlay and count of refs in a root block; BlockCorrupt when it is off."""
+    header = parse_header(data, kind=BlockKind.REFS)
+    pages: list[PageEntry] = []
+    try:
+        magic, count, total = _ROOT_1.unpack_from(data, HEADER_SIZE)
+        at, size = HEADER_SIZE + _ROOT_1.size, 0
+        if magic == b"SGR2":
+            _, _, _, size = _ROOT.unpack_from(data, HEADER_SIZE)
+            at = HEADER_SIZE + _ROOT.size
+        for _ in range(count):
+            page, refs, length = _ROOT_PAGE.unpack_from(data, at)
+            at += _ROOT_PAGE.size + length
+            pages.append(PageEntry(BlockId(page), refs, data[at - length : at]))
+    except struct.error as cause:
+        raise BlockCorrupt("ref snapshot does not parse", block=root.hex()) from cause
+    overlay = data[at:] if magic == b"SGR2" else b""
+    rising = all(a.first < b.first for a, b in pairwise(pages))
+    summed = sum(page.count for page in pages)
+    known = magic == b"SGR2" or (magic == b"SGRR" and at == len(data) and summed == total)
+    if not known or header.flags or len(overlay) != size or not rising or not (pages or size):
+        raise BlockCorrupt("ref snapshot is off", block=root.hex())
+    return header, tuple(pages), overlay or None, total
+
+
+def snapshot_pages(root: BlockId, data: bytes) -> tuple[PageEntry, ...]:
+    """Return the pages that a root block names; BlockCorrupt when it is off."""
+    return _parse_root(root, data)[1]
 
 
 class _Writer:

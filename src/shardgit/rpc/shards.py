@@ -8,6 +8,7 @@ from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream, unary
+from shardgit.rpc.verifying import VerifyMethods
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.shards import list_shards
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
@@ -43,7 +44,7 @@ class PlanMethods:
                 yield shard_pb2.PlanRingResponse(progress=one)
 
 
-class ShardServicer(PlanMethods, BackupMethods, shard_pb2_grpc.ShardServiceServicer):
+class ShardServicer(PlanMethods, BackupMethods, VerifyMethods, shard_pb2_grpc.ShardServiceServicer):
     """ShardService; operations of one noun stand in a mixin of their own."""
 
     def __init__(self, store: Store) -> None:

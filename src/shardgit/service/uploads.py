@@ -112,6 +112,10 @@ class Uploads:
         since = _now_ms() - self._grace_ms
         return [one for one in self._rows(snapshot, repository) if one.record.time_ms >= since]
 
+    def fresh_ids(self, snapshot: JournalSnapshot, repository: RepositoryId) -> set[ObjectId]:
+        """Return the ids that a repository was given and whose time is not over. Errors: DataLoss."""
+        return {oid for one in self._fresh(snapshot, repository) for oid in self.ids(one.record)}
+
     @property
     def _grace_ms(self) -> int:
         return int(self._limits.upload_grace_s * 1_000)

@@ -1,0 +1,234 @@
+"""shard repair: copies put right from other copies, and what is derived made anew.
+
+It goes over the store as a verification does and mends what that finds, as it finds it: a copy that is damaged or
+missing is put again from another shard or from ``sources``; index and graph are made anew from segments. Nothing is
+deleted but bytes that match no id and that nothing names. What cannot be mended is listed, with the objects and refs
+that it takes along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardgit import telemetry
+from shardgit.blocks.block import verify_block
+from shardgit.errors import Conflict, DataLoss
+from shardgit.oid import BlockId, PoolId
+from shardgit.operate.damage import Damage, damage_of
+from shardgit.operate.findings import (
+    REPAIR_FROM,
+    Finding,
+    FindingKind,
+    Findings,
+    shown_repositories,
+)
+from shardgit.operate.operation import running
+from shardgit.operate.rebuild import rebuild_pool
+from shardgit.operate.store_files import BlockSource, StoreFiles
+from shardgit.operate.verifying import DERIVED, Suspect, Verification, Verifying
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardgit.operate.naming import Named
+    from shardgit.operate.operation import Control
+    from shardgit.service.store import Store
+
+KIND = "repair"
+ACTIONS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that was done, or would be with ``dry_run``."""
+
+    what: str
+    block: str | None = None
+    shard: int | None = None
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair did. ``left`` is what it could not mend, ``damage`` what is lost with it."""
+
+    actions: tuple[Action, ...]
+    action_count: int
+    left: tuple[Finding, ...]
+    left_counts: dict[str, int]
+    damage: tuple[Damage, ...]
+    dry_run: bool
+    seconds: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to mend."""
+        return not set(self.left_counts) - {FindingKind.STRAY.value}
+
+
+def repair_store(
+    store: Store,
+    *,
+    control: Control,
+    sources: Sequence[BlockSource] = (),
+    dry_run: bool = False,
+) -> Repair:
+    """Mend what can be mended while the store serves; ``dry_run`` only tells what that would be.
+
+    Safe to stop and to do again. Errors: Refused while another repair runs, Stopped, StorageFull.
+    """
+    with running(store, KIND), StoreFiles(store.scratch.parent) as files:
+        return _Repair(store, files, control, sources, dry_run=dry_run).run()
+
+
+class _Repair:
+    def __init__(
+        self,
+        store: Store,
+        files: StoreFiles,
+        control: Control,
+        sources: Sequence[BlockSource],
+        *,
+        dry_run: bool,
+    ) -> None:
+        self.store = store
+        self.files = files
+        self.control = control
+        self.sources = sources
+        self.dry_run = dry_run
+        self.actions: list[Action] = []
+        self.action_count = 0
+        self.stale: set[PoolId] = set()
+        self.lost: dict[BlockId, list[Named]] = {}
+        self.verifying = Verifying(files, control, mend=self.mend)
+
+    def run(self) -> Repair:
+        """Do all of it."""
+        found = self.verifying.run()
+        left = self._without_rebuilt(found)
+        return Repair(
+            actions=tuple(self.actions),
+            action_count=self.action_count,
+            left=tuple(left.kept),
+            left_counts=dict(left.counts),
+            damage=damage_of(self.store, self.lost, self.verifying.owners),
+            dry_run=self.dry_run,
+            seconds=found.seconds,
+        )
+
+    def did(self, action: Action) -> None:
+        """Note an action."""
+        telemetry.BLOCK_REPAIRS.labels("would" if self.dry_run else "done").inc()
+        self.action_count += 1
+        if len(self.actions) < ACTIONS_MAX:
+            self.actions.append(action)
+
+    # ---- blocks ----
+
+    def mend(self, suspect: Suspect, names: list[Named]) -> Suspect | None:
+        """Put right what is wrong with one block; returns what is left."""
+        block = suspect.block
+        bad = sorted({*suspect.missing, *suspect.damaged})
+        if bad and len(block) == 32:
+            data = self._whole(block)
+            if data is not None:
+                self._put(block, data, bad, suspect)
+            elif not names:
+                self._drop(suspect)
+            elif all(one.kind in DERIVED for one in names):
+                pools = {one.pool for one in names if one.pool is not None}
+                self.stale |= pools
+                suspect.missing, suspect.damaged = [], {}
+            else:
+                self.lost[block] = names
+        if suspect.wrong and names and all(one.kind in DERIVED for one in names):
+            self.stale |= {one.pool for one in names if one.pool is not None}
+            suspect.wrong = ""
+        if suspect.missing or suspect.damaged or suspect.strays or suspect.wrong:
+            return suspect
+        return None
+
+    def _whole(self, block: BlockId) -> bytes | None:
+        data = self.files.read(block)
+        for source in self.sources:
+            if data is not None:
+                break
+            try:
+                (data,) = source.get_many_sync([block])
+                if data is not None:
+                    verify_block(block, data)
+            except DataLoss:
+                data = None
+        return data
+
+    def _put(self, block: BlockId, data: bytes, bad: list[int], suspect: Suspect) -> None:
+        homes = self.files.homes(block)
+        for number in bad:
+            # A shard whose trees are damaged takes nothing: a write could make it worse.
+            if number not in self.verifying.sound:
+                continue
+            if number in homes:
+                if not self.dry_run:
+                    self.store.blocks.shards[number].put_verified_sync([(block, data)])
+                self.did(Action("copy put again", block.hex(), number))
+            elif number in suspect.damaged:
+                self._delete(number, block)
+            if number in suspect.missing:
+                suspect.missing.remove(number)
+            suspect.damaged.pop(number, None)
+
+    def _drop(self, suspect: Suspect) -> None:
+        """Delete bytes that match no id and that nothing names: they are a copy of nothing."""
+        for number in list(suspect.damaged):
+            if number in self.verifying.sound:
+                self._delete(number, suspect.block)
+                del suspect.damaged[number]
+
+    def _delete(self, number: int, block: BlockId) -> None:
+        if not self.dry_run:
+            self.store.blocks.shards[number].delete_many_sync([block])
+        self.did(Action("damaged bytes that nothing names were deleted", block.hex(), number))
+
+    # ---- what is derived ----
+
+    def _without_rebuilt(self, found: Verification) -> Findings:
+        """Make index and graph anew where they were off; returns the findings that are left."""
+        for finding in found.findings:
+            if finding.kind is FindingKind.INDEX and finding.pool is not None:
+                self.stale.add(PoolId(bytes.fromhex(finding.pool)))
+        lost_pools = {one.pool for names in self.lost.values() for one in names}
+        failed: dict[PoolId, str] = {}
+        for pool in sorted(self.stale):
+            if pool in lost_pools:
+                failed[pool] = "blocks that it is made from are lost"
+                continue
+            try:
+                self._rebuild(pool)
+            except (DataLoss, Conflict) as error:
+                failed[pool] = str(error)
+        left = Findings()
+        left.counts.update(found.counts)
+        for finding in found.findings:
+            failing = {pool.hex() for pool in failed}
+            if finding.kind is FindingKind.INDEX and finding.pool not in failing:
+                left.counts[FindingKind.INDEX] -= 1
+            else:
+                left.kept.append(finding)
+        for pool, why in failed.items():
+            text = f"index or graph cannot be made anew: {why}"
+            names = shown_repositories(self.verifying.owners.of_pool(pool))
+            left.add(
+                Finding(FindingKind.INDEX, text, REPAIR_FROM, pool=pool.hex(), repositories=names)
+            )
+        left.counts = +left.counts
+        return left
+
+    def _rebuild(self, pool: PoolId) -> None:
+        if self.dry_run:
+            self.did(Action("index or graph made anew", pool=pool.hex()))
+            return
+        pieces, graphs = rebuild_pool(self.store, pool, control=self.control)
+        if pieces or graphs:
+            what = f"{pieces} index pieces and {graphs} graph blocks made anew"
+            self.did(Action(what, pool=pool.hex()))
