@@ -272,7 +272,7 @@ async def shown(store: Store, version: int) -> AsyncGenerator[bytes, None]:
     service = FetchService(store, version=VERSION)
     terms = await service.terms(NAME)
     if version == 2:
-        yield advertise_v2(terms.kind, VERSION, terms.offer)
+        yield advertise_v2(terms.kind, VERSION, terms.offer, bundle_uri=terms.lists_bundles)
         return
     if version == 1:
         yield VERSION_1_LINE

@@ -39,6 +39,11 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             or disk.environment.get("GIT_TEST_SIDEBAND_ALL", "0") in ("1", "true"),
             "advertise_session_id": disk.flag("transfer.advertisesid"),
             "hidden_refs": hidden(disk, "uploadpack.hiderefs"),
+            # In protocol v2 git's server lets any object be wanted.
+            "hidden_wants": disk.flag("uploadpack.allowtipsha1inwant")
+            or disk.flag("uploadpack.allowanysha1inwant")
+            or "version=2" in disk.environment.get("GIT_PROTOCOL", ""),
+            **listed_bundles(disk),
         },
         "receive": {
             "deny_non_fast_forwards": disk.flag("receive.denynonfastforwards"),
@@ -66,6 +71,21 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             "ssh_signers": ssh_signers(disk),
         }
     return msgspec.convert(sections, RepositorySettings)
+
+
+def listed_bundles(disk: DiskRepository) -> dict[str, object]:
+    """Return the bundles that git's configuration lists."""
+    found: dict[str, dict[str, object]] = {}
+    if disk.flag("uploadpack.advertisebundleuris"):
+        for key, values in disk.config.items():
+            section, _, rest = key.partition(".")
+            name, _, field = rest.rpartition(".")
+            if section == "bundle" and field in ("uri", "filter", "creationtoken"):
+                value: object = int(values[-1]) if field == "creationtoken" else values[-1]
+                field = field.replace("creationtoken", "creation_token")
+                found.setdefault(name, {"id": name})[field] = value
+    mode = disk.value("bundle.mode", "all")
+    return {"listed_bundles": list(found.values()), "listed_bundles_mode": mode}
 
 
 def denied_filters(disk: DiskRepository) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from shardgit.journal.records import repository_key
 from shardgit.limits import DEFAULT
 from shardgit.node import create_store, open_store
 from shardgit.protocol.bundle_uri import bundle_list
-from shardgit.protocol.pktline import Mark, encode
+from shardgit.protocol.pktline import Mark, decode, encode, line
 from shardgit.service import bundles as module
 from shardgit.service.bundles import CLONED, Bundles
 from shardgit.service.importing import import_repository
@@ -70,7 +71,7 @@ def server(here: Path) -> Iterator[Server]:
 
 
 def ask(
-    server: Server, path: str, method: str = "GET", data: bytes | None = None, **headers: str
+    server: Server, path: str, method: str = "GET", data: bytes | None = None, Git_Protocol="version=2"ers: str
 ) -> tuple[int, dict[str, str], bytes]:
     named = {key.replace("_", "-"): value for key, value in headers.items()}
     method = "POST" if data is not None else method
@@ -164,6 +165,43 @@ def test_the_list_names_the_bundle_by_a_relative_uri(server: Server) -> None:
                 Content_Type="application/x-git-upload-pack-request",
             )
             assert (status, body) == (200, answer)
+
+
+def test_bundles_that_settings_list_are_listed_instead(
+    here: Path, server: Server, tmp_path: Path
+) -> None:
+    listed = [
+        {"id": "all", "uri": "https://cdn.example/all.bundle", "creation_token": 7},
+        {"id": "new", "uri": "https://cdn.example/new.bundle", "filter": "blob:none"},
+    ]
+    key, words = "fetch.listed_bundles", ("--data", str(here / "data"))
+    done = shardgit("repo", "config", "empty", key, json.dumps(listed), *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = ask(server, "/empty.git/info/refs?service=git-upload-pack", Git_Protocol="version=2")[2]
+    assert b"bundle-uri\n" in shown
+    body = line(b"command=bundle-uri\n") + b"0000"
+    answer = ask(
+        server,
+        "/empty.git/git-upload-pack",
+        data=body,
+        Content_Type="application/x-git-upload-pack-request",
+        Git_Protocol="version=2",
+    )[2]
+    assert [packet for packet in decode(answer) if isinstance(packet, bytes)] == [
+        b"bundle.version=1",
+        b"bundle.mode=all",
+        b"bundle.heuristic=creationToken",
+        b"bundle.all.uri=https://cdn.example/all.bundle",
+        b"bundle.all.creationtoken=7",
+        b"bundle.new.uri=https://cdn.example/new.bundle",
+        b"bundle.new.filter=blob:none",
+    ]
+    wrong = json.dumps([{"id": "a b", "uri": "https://x"}])
+    refused = shardgit("repo", "config", "empty", key, wrong, *words, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "listed bundle needs an id" in refused.stderr
+    done = shardgit("repo", "config", "empty", key, "--unset", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -349,6 +387,6 @@ async def test_what_the_spool_cannot_hold_is_not_listed_nor_made_again(
         for _ in range(2):
             with pytest.raises(LimitExceeded):
                 await routes.bundles.latest("demo")
-            assert [piece async for piece in routes.listed("demo")] == [bundle_list({})]
+            assert [piece async for piece in routes.listed("demo")] == [bundle_list([])]
         assert len(made) == 1
         assert list(routes.bundles.spool.folder.iterdir()) == []

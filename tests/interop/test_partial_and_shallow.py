@@ -262,6 +262,29 @@ def test_hidden_refs_are_not_shown_and_open_nothing(
         assert b"not our ref" in refused or b"couldn't find remote ref" in refused, refused
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_where_settings_allow_it_a_hidden_ref_is_fetched_by_the_id_it_names(
+    server: Server, source: Path, tmp_path: Path, version: str
+) -> None:
+    data = source.parent / "data"
+    options = ("-c", f"protocol.version={version}")
+    secret = git(source, "rev-parse", "refs/hidden/secret").decode().strip()
+    blob = git(source, "rev-parse", f"{secret}:hidden").decode().strip()
+    with open_store(data) as store:
+        Configuring(store).update("demo", {"fetch.hidden_wants": True})
+    try:
+        git(tmp_path, "init", "-q", "--bare", f"--object-format={_format(source)}", "c.git")
+        url = server.url("demo")
+        refused = git(tmp_path / "c.git", *options, "fetch", url, blob, check=False)
+        assert b"not our ref" in refused, refused
+        git(tmp_path / "c.git", *options, "fetch", "-q", url, f"{secret}:refs/heads/got")
+        git(tmp_path / "c.git", "fsck", "--connectivity-only")
+        assert git(tmp_path / "c.git", "rev-parse", "got").decode().strip() == secret
+    finally:
+        with open_store(data) as store:
+            Configuring(store).update("demo", {"fetch.hidden_wants": None})
+
+
 def test_refs_wanted_by_name(server: Server, source: Path, tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "--bare", f"--object-format={_format(source)}", "c.git")
     trace = tmp_path / "packets"

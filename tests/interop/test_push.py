@@ -66,6 +66,21 @@ def same(url: str, origin: Path, clone: Path) -> None:
     assert git(clone, *refs) == git(origin, *refs)
 
 
+def test_what_is_found_out_as_refs_move_is_told_as_well(server: Server, tmp_path: Path) -> None:
+    name = "aliased"
+    done = shardgit("repo", "create", name, "--server", server.grpc, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    origin, url = work(tmp_path, "sha1"), server.url(name)
+    git(origin, "push", "--quiet", url, "main")
+    words = ("ref", "update", name, "refs/heads/alias", "refs/heads/main", "--symbolic")
+    done = shardgit(*words, "--server", server.grpc, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    git(origin, "branch", "other", "HEAD~1")
+    refused = attempt(origin, "push", "--force", url, "other:main", "HEAD~2:alias")
+    assert refused.returncode == 1
+    assert "refusing inconsistent update between symref" in refused.stderr
+
+
 def test_first_and_later_pushes_arrive_whole(remote: tuple[str, str], tmp_path: Path) -> None:
     url, kind = remote
     origin = work(tmp_path, kind)

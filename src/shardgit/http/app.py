@@ -94,7 +94,7 @@ class GitHttp:
         version = protocol_version(request)
         headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
         if version == 2:
-            offered = await self.bundles.bundles.offered(name)
+            offered = terms.lists_bundles or await self.bundles.bundles.offered(name)
             offer = replace(terms.offer, packfile_uris=terms.packfile_uris)
             body = advertise_v2(terms.kind, self.version, offer, bundle_uri=offered)
             return web.Response(body=body, headers=headers)
@@ -122,7 +122,7 @@ class GitHttp:
             command = await self._command(request, reader)
             if command is None:
                 return web.Response(headers=headers)
-            if isinstance(command, BundleUriRequest):
+            if isinstance(command, BundleUriRequest) and not terms.lists_bundles:
                 source = self.bundles.listed(name)
             elif isinstance(command, Fetch):
                 uris = partial(self.bundles.uri_for, request)

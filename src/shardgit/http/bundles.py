@@ -8,7 +8,7 @@ from urllib.parse import quote
 from shardgit.errors import NotFound
 from shardgit.http.request import base_url, principal_of, repository_name
 from shardgit.http.static import send_file
-from shardgit.protocol.bundle_uri import bundle_list
+from shardgit.protocol.bundle_uri import ListedBundle, bundle_list
 from shardgit.service.access import Action, authorize
 from shardgit.service.static_packs import StaticPack, StaticPacks
 
@@ -101,10 +101,10 @@ class BundleRoutes:
 
     async def listed(self, name: str) -> AsyncGenerator[bytes, None]:
         """Return the answer to bundle-uri: the bundle's URI, once it is made."""
-        uris = {}
+        made = []
         if await self.bundles.offered(name):
             found = await self.bundles.at_hand(name)
             if found is not None:
                 found.file.close()
-                uris["clone"] = CLONE_BUNDLE
-        yield bundle_list(uris)
+                made = [ListedBundle("clone", CLONE_BUNDLE)]
+        yield bundle_list(made)

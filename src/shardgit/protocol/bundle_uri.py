@@ -10,7 +10,7 @@ from shardgit.protocol.pktline import FLUSH_BYTES, line
 from shardgit.protocol.upload_pack import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 CAPABILITY = b"bundle-uri"
 
@@ -25,13 +25,31 @@ def refuse_argument(text: bytes) -> InvalidArgument:
     return InvalidArgument(f"bundle-uri: unexpected argument: '{shown(text)}'")
 
 
-def bundle_list(uris: Mapping[str, str]) -> bytes:
-    """Return the answer: all of the bundles by id, none of which needs another.
+@dataclass(frozen=True, slots=True)
+class ListedBundle:
+    """A bundle by its id. A relative URI counts from the URL of the repository.
 
-    A relative URI counts from the URL of the repository.
+    ``filter`` is that of a partial bundle; ``token`` rises with age where bundles build on each other, 0 without.
     """
-    if not uris:
+
+    id: str
+    uri: str
+    filter: str = ""
+    token: int = 0
+
+
+def bundle_list(bundles: Sequence[ListedBundle], *, mode: str = "all") -> bytes:
+    """Return the answer. ``mode`` tells whether "all" are needed or "any" will do."""
+    if not bundles:
         return FLUSH_BYTES
-    lines = ["bundle.version=1", "bundle.mode=all"]
-    lines += [f"bundle.{name}.uri={uri}" for name, uri in uris.items()]
+    lines = ["bundle.version=1", f"bundle.mode={mode}"]
+    if any(one.token for one in bundles):
+        lines.append("bundle.heuristic=creationToken")
+    for one in bundles:
+        lines.append(f"bundle.{one.id}.uri={one.uri}")
+        if one.filter:
+            lines.append(f"bundle.{one.id}.filter={one.filter}")
+        if one.token:
+            # As git reads it: in small letters, whatever its documentation says.
+            lines.append(f"bundle.{one.id}.creationtoken={one.token}")
     return b"".join(line(text.encode()) for text in lines) + FLUSH_BYTES

@@ -138,7 +138,9 @@ class _Talk:
         """Answer commands until the client says good-bye or hangs up."""
         fetches, limits = self.host.fetches, self.host.limits
         terms = await fetches.terms(self.name)
-        yield advertise_v2(terms.kind, self.host.version, terms.offer)
+        yield advertise_v2(
+            terms.kind, self.host.version, terms.offer, bundle_uri=terms.lists_bundles
+        )
         while True:
             reader = RequestV2(terms.kind, limits=limits, offer=terms.offer)
             while (packet := await packets.next()) is not None and not reader.take(packet):

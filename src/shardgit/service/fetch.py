@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import telemetry
 from shardgit.errors import RefMissing, ShardgitError
-from shardgit.protocol.bundle_uri import BundleUriRequest, bundle_list
+from shardgit.protocol.bundle_uri import BundleUriRequest, ListedBundle, bundle_list
 from shardgit.protocol.object_info import ObjectInfoRequest
 from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shardgit.pool.transfer import Transfer
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.refs.ref import Ref
+    from shardgit.service.settings import FetchSettings
     from shardgit.service.static_packs import StaticPack
     from shardgit.service.store import Store
 
@@ -96,8 +97,13 @@ class FetchService:
             with self.store.journal.snapshot() as snapshot:
                 record = self.store.repository(snapshot, name)
             offer = offer_of(settings_of(record), session_id=self.session_id)
-            uris = settings_of(record).fetch.packfile_uris
-            return Terms(record.hash_kind, offer, packfile_uris=uris)
+            fetch = settings_of(record).fetch
+            return Terms(
+                record.hash_kind,
+                offer,
+                packfile_uris=fetch.packfile_uris,
+                lists_bundles=bool(fetch.listed_bundles),
+            )
 
         return await self.store.workers.run(look)
 
@@ -211,8 +217,22 @@ class FetchService:
         if isinstance(command, LsRefs):
             return self.ls_refs(name, command)
         if isinstance(command, BundleUriRequest):
-            return _no_bundles()  # an edge that serves files answers this itself
+            return self._listed_bundles(name)
         return self.fetch(name, command)
+
+    async def _listed_bundles(self, name: str) -> AsyncGenerator[bytes, None]:
+        """Answer with the bundles that settings list; of others an edge that serves files knows."""
+
+        def look() -> FetchSettings:
+            with self.store.journal.snapshot() as snapshot:
+                return settings_of(self.store.repository(snapshot, name)).fetch
+
+        fetch = await self.store.workers.run(look)
+        listed = [
+            ListedBundle(one.id, one.uri, one.filter, one.creation_token)
+            for one in fetch.listed_bundles
+        ]
+        yield bundle_list(listed, mode=fetch.listed_bundles_mode)
 
     async def session(self, name: str, request: Fetch) -> FetchSession:
         """Begin a fetch: wants are checked. Errors as FetchSession."""
@@ -277,10 +297,6 @@ class FetchService:
             yield band(2, b"Total %d (reused %d, rewritten %d)\n" % counts, room=room)
         if request.sideband:
             yield FLUSH_BYTES
-
-
-async def _no_bundles() -> AsyncGenerator[bytes, None]:
-    yield bundle_list({})
 
 
 class Answers:

@@ -62,9 +62,10 @@ class FetchSession(ShownLook):
         self.tags: list[ObjectId] = []
         self.wanted_refs: list[tuple[bytes, ObjectId]] = []
         self._without: list[ObjectId] = []
+        self._hidden_tips: set[ObjectId | None] = set()
         super().__init__(store, name)
         ids = dict.fromkeys([*request.wants, *(oid for _, oid in self.wanted_refs)])
-        self.wants = self.positions(list(ids))
+        self.wants = self._wanted(list(ids))
         for oid, position in zip(ids, self.wants, strict=True):
             if position < 0:
                 raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
@@ -76,6 +77,26 @@ class FetchSession(ShownLook):
         self._talk = NegotiationV0(request, self._enough)
         self.static: StaticPack | None = None  # a pack that the client fetches by its URI
 
+    def _wanted(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return the positions of wants, -1 for what may not be fetched."""
+        places = self.positions(ids)
+        hidden = self.hidden()
+        absent = {oid for oid, at in zip(ids, places, strict=True) if at < 0}
+        if not absent or not hidden or not settings_of(self.record).fetch.hidden_wants:
+            return places
+        with self.store.journal.snapshot() as snapshot:
+            refs = self.store.refs.list(snapshot, self.record)
+            self._hidden_tips = {
+                ref.target for ref in refs if ref.target in absent and hidden.hides(ref.name)
+            }
+        return [
+            whole if oid in self._hidden_tips else at
+            for oid, at, whole in zip(ids, places, self._anywhere(ids), strict=True)
+        ]
+
+    def _anywhere(self, ids: Sequence[ObjectId]) -> list[int]:
+        return self.view.positions(ids) if self.view is not None else [-1] * len(ids)
+
     def _check_shown(self, request: Fetch) -> None:
         """Refuse ids that no ref shows, in v0 and where settings say so."""
         if request.version == 2 or settings_of(self.record).fetch.allow_reachable_wants:
@@ -84,6 +105,7 @@ class FetchSession(ShownLook):
             refs = self.store.refs.list(snapshot, self.record)
             tips = {ref.target for ref in refs if not self.hidden().hides(ref.name)}
             head = self.store.refs.get(snapshot, self.record, b"HEAD")
+        tips |= self._hidden_tips
         for oid in request.wants:
             if oid not in tips and (head is None or oid != head.target):
                 raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")

@@ -20,6 +20,7 @@ class Terms:
     kind: HashKind
     offer: Offer
     packfile_uris: bool = False  # for an edge that serves files
+    lists_bundles: bool = False  # by hand; an edge that serves files may offer others
 
 
 def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:

@@ -410,7 +410,8 @@ def _not_committed(push: Push, error: ShardgitError) -> None:
 
 def _told(push: Push) -> list[bytes]:
     """Return what the engine has to say since the last time, on band 2; nothing for a client without side-bands."""
-    lines, push.told = push.told, []
+    lines = list(push.told)
+    push.told.clear()  # in place: all that judges the push writes there
     if not push.request.sideband:
         return []
     return [band(2, _printable(text) + b"\n") for text in lines]

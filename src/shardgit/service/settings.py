@@ -24,6 +24,7 @@ TEXT_MAX = 1_000
 PATTERN_MAX = 255
 HOOK_TIMEOUT_MAX_S = 3_600.0
 HOOKS_MAX = 32  # each post_receive hook is a step of the commit that sets or removes it
+_WORD = re.compile(r"[A-Za-z0-9-]+")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -92,6 +93,25 @@ class PromisorRemote(_Section, frozen=True):
             raise InvalidArgument("promisor remote needs a name and a URL", name=self.name)
 
 
+class ListedBundle(_Section, frozen=True):
+    """A bundle that stands somewhere else, as git's bundle.<id> keys describe it."""
+
+    id: str
+    uri: str
+    filter: str = ""
+    creation_token: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("listed_bundles", (self.id, self.uri, self.filter))
+        if not _WORD.fullmatch(self.id) or not self.uri:
+            raise InvalidArgument(
+                "listed bundle needs an id of letters, digits and '-', and a URI", id=self.id[:80]
+            )
+        if not 0 <= self.creation_token < 1 << 63:
+            raise InvalidArgument("setting is out of range", key="creation_token")
+
+
 FilterName = Literal["blob:none", "blob:limit", "tree", "sparse:oid", "object:type", "combine"]
 
 
@@ -111,6 +131,9 @@ class FetchSettings(_Section, frozen=True):
     promisors: tuple[PromisorRemote, ...] = ()  # shown to clients of protocol v2
     hidden_refs: tuple[str, ...] = ()  # as git's uploadpack.hideRefs
     bundle_uri: Literal["auto", "on", "off"] = "auto"  # git's is off: it has none to offer itself
+    listed_bundles: tuple[ListedBundle, ...] = ()  # by hand; instead of shardgit's own
+    listed_bundles_mode: Literal["all", "any"] = "all"  # as git's bundle.mode
+    hidden_wants: bool = False  # as git's uploadpack.allowTipSHA1InWant does for hidden refs
     packfile_uris: bool = False
     archive_unreachable: bool = False  # as git's uploadArchive.allowUnreachable, within the refs
 
@@ -118,6 +141,7 @@ class FetchSettings(_Section, frozen=True):
         """Check what the types do not."""
         _check_texts("hidden_refs", self.hidden_refs)
         _check_count("promisors", self.promisors)
+        _check_count("listed_bundles", self.listed_bundles)
         _check_count("denied_filters", self.denied_filters)
         if not -1 <= self.tree_depth_max < 1 << 63:
             raise InvalidArgument("setting is out of range", key="fetch.tree_depth_max")
