@@ -33,6 +33,7 @@
     |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
+    |   +-- BasesGone                 what a pack builds on was dropped while it was taken; send it again
     +-- Stopped                   ABORTED              an operation that was told to stop; it can go on
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
@@ -219,6 +220,10 @@ class Conflict(ShardgitError):
     """A compare-and-set lost against another writer."""
 
     code = "ABORTED"
+
+
+class BasesGone(Conflict):
+    """What a pack builds on was dropped by gc while the pack was being taken; sending it again works."""
 
 
 class Stopped(ShardgitError):

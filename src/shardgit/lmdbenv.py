@@ -285,6 +285,14 @@ class Environment:
         self._check()
         return int(self._environment.info()["last_txnid"])
 
+    def oldest_reader(self) -> int:
+        """Return the transaction that the oldest open snapshot of any process shows; the last one without any."""
+        self._check()
+        self._environment.reader_check()
+        last = self.last_transaction()
+        rows = [line.split() for line in self._environment.readers().splitlines()[1:]]
+        return min((int(row[2]) for row in rows if row[2] != "-"), default=last)
+
     def pages_used(self) -> tuple[int, int]:
         """Return (pages of live data, pages of the file)."""
         stat = self._environment.stat()

@@ -72,6 +72,10 @@ class _Job(Generic[T]):
                 with suppress(asyncio.CancelledError):
                     await self.after
             raise
+        finally:
+            # An error leads to the frames that it passed, hence through us to itself, and would keep all that they
+            # hold (leases among it) until Python looks for cycles.
+            del self.future
 
 
 class Workers:

@@ -55,6 +55,6 @@ def test_a_seed_replays_exactly() -> None:
     ],
 )
 def test_a_store_that_is_wrong_is_found_out(variant: str) -> None:
-    code, text = run("--seeds", "0:150", "--failures", "1", "--variant", variant)
+    code, text = run("--seeds", "0:400", "--failures", "1", "--variant", variant)
     assert code == 1, text
     assert "again: python tests/fault/sim/run.py --seed" in text

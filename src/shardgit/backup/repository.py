@@ -11,7 +11,7 @@ from shardgit.backup.choosing import choose_cut
 from shardgit.backup.deleted import find_deleted, undelete
 from shardgit.backup.restore import rewind_repository
 from shardgit.backup.revive import Revival
-from shardgit.backup.rewind import check_targets, refs_then
+from shardgit.backup.rewind import check_targets, reached_by, refs_then
 from shardgit.backup.source import CutSnapshot
 from shardgit.errors import (
     BackupMissing,
@@ -31,7 +31,6 @@ from shardgit.journal.records import (
     RepositoryRecord,
     allocate_repository,
     name_key,
-    pool_key,
     repository_key,
 )
 from shardgit.pool.grafts import NO_GRAFTS
@@ -172,6 +171,8 @@ def _copied(
         check_targets(store.view(pool), refs, origin.name)
         tips = pool.view.positions([ref.target for ref in refs if ref.target is not None])
         ends = with_lacking(pool.view, tips)
+        ended = replace(pool, view=pool.view.with_grafts(ends))
+        relied = store.rely(pool, lambda pool=ended, refs=refs: [reached_by(store, pool, refs)])  # type: ignore[misc]
         made = new_snapshot(refs, pool=origin.pool, hash_kind=origin.hash_kind)
         if made.blocks:
             store.blocks.put_many_sync(made.blocks)
@@ -187,8 +188,8 @@ def _copied(
                 Compare(name_key(wanted), 0),
                 number.condition,
                 Compare(repository_key(origin.id), own.revision if own else 0),
-                Compare(pool_key(origin.pool), pool.revision),
                 unchanged,
+                *relied[0],
             ],
             [
                 number.operation,
@@ -198,6 +199,7 @@ def _copied(
                 *store.graft_steps(record, NO_GRAFTS, ends),
                 *lfs,
                 *cursors,
+                *relied[1],
             ],
         ):
             return record, made.count

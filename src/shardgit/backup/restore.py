@@ -7,14 +7,14 @@ for which it is not opened; stopped at any point, the same call goes on.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.backup.bucket import sync_folder
 from shardgit.backup.deleted import deleted_repositories, undelete
 from shardgit.backup.restoring import KEY, RestoreState
-from shardgit.backup.rewind import check_targets, refs_then
+from shardgit.backup.rewind import check_targets, reached_by, refs_then
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.faultpoints import reach
 from shardgit.graph.shallow import with_lacking
@@ -29,9 +29,9 @@ from shardgit.journal.records import (
     repository_key,
 )
 from shardgit.oid import BlockId
+from shardgit.pool.condemned import CONDEMNED
 from shardgit.progress import Progress
 from shardgit.refs.log import LogNote
-from shardgit.refs.writer import RefWriter
 from shardgit.service.repositories import Repositories
 from shardgit.workers import Workers
 
@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     from shardgit.backup.cut import Cut
     from shardgit.backup.source import CutSnapshot
     from shardgit.backup.target import Span, Target
-    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.journal.interface import JournalSnapshot, Operation
     from shardgit.operate.operation import Control
     from shardgit.service.store import Store
 
 READERS = 4
 AHEAD = 6  # spans of up to 16 MiB that are read or wait to be put
 PUT_BYTES = 64 << 20  # blocks put with one fsync a shard
+ROUNDS_MAX = 64  # tries against other writers
 HAS_BATCH = 4_096
 
 
@@ -134,7 +135,7 @@ def rows_of(
 
     A store's id and ring are its own, and so are operations under way; pins and operations of the old store are gone.
     """
-    tables = {row.key[:1] for row in own} | {OPERATIONS, PINS}
+    tables = {row.key[:1] for row in own} | {OPERATIONS, PINS, CONDEMNED}
     mine = {row.key: row for row in own if row.key != KEY}
     if state is not None:
         mine[KEY] = Row(KEY, encode_operation(state), cut.facts.revision)
@@ -213,18 +214,29 @@ def rewind_repository(store: Store, record: RepositoryRecord, at_ms: int, note: 
 
     Errors: RepositoryMissing when it did not exist yet, LogPositionUnknown, DataLoss when objects of then are gone.
     """
-    with store.journal.snapshot() as snapshot:
-        then = refs_then(store.refs, snapshot, record, at_ms)
-        refs = list(then.refs(store.refs, snapshot, record))
-        head = then.head(store.refs, snapshot, record)
-        grafts, unchanged = store.grafts_row(snapshot, record)
-        view = store.view(store.pool(snapshot, record.pool, grafts))
-    check_targets(view, refs, record.name)
-    if view is not None:
-        tips = view.positions([ref.target for ref in refs if ref.target is not None])
-        steps = store.graft_steps(record, grafts, with_lacking(view, tips))
-        if steps and not store.try_commit([unchanged], steps):
-            raise Conflict("repository changed meanwhile", repository=record.name)
-    writer = RefWriter(store.refs, store.journal, store.workers)
-    writer.replace_all_sync(record, refs, head, note=note)
-    return len(refs)
+    for _ in range(ROUNDS_MAX):
+        with store.journal.snapshot() as snapshot:
+            then = refs_then(store.refs, snapshot, record, at_ms)
+            refs = list(then.refs(store.refs, snapshot, record))
+            head = then.head(store.refs, snapshot, record)
+            grafts, unchanged = store.grafts_row(snapshot, record)
+            pool = store.pool(snapshot, record.pool, grafts)
+            change = store.refs.replace_all(snapshot, record, refs, head, note)
+        view = store.view(pool)
+        check_targets(view, refs, record.name)
+        steps: Sequence[Operation] = ()
+        ended = pool
+        if view is not None:
+            tips = view.positions([ref.target for ref in refs if ref.target is not None])
+            ends = with_lacking(view, tips)
+            steps = store.graft_steps(record, grafts, ends)
+            ended = replace(pool, view=view.with_grafts(ends))
+        relied = store.rely(pool, lambda pool=ended, refs=refs: [reached_by(store, pool, refs)])  # type: ignore[misc]
+        reach("rewind.before_commit")
+        # commit point: before it the refs are as they were, after it as they had been, and history ends where it did.
+        if store.try_commit(
+            [*change.conditions, unchanged, *relied[0]],
+            [*change.operations, *steps, *relied[1]],
+        ):
+            return len(refs)
+    raise Conflict("repository changes too fast", repository=record.name)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardgit.pool.view import PoolView
     from shardgit.refs.ref import Ref
     from shardgit.refs.table import RefTable
+    from shardgit.service.store import PoolState, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +109,9 @@ def check_targets(view: PoolView | None, refs: Iterable[Ref], name: str) -> None
             if len(waiting) == 4_096:
                 look()
     look()
+
+
+def reached_by(store: Store, pool: PoolState, refs: Iterable[Ref]) -> bytes:
+    """Return the bitset over a pool's positions of all that refs reach."""
+    targets = sorted({ref.target for ref in refs if ref.target is not None})
+    return store.closure_of(pool.view, [at for at in pool.view.positions(targets) if at >= 0])

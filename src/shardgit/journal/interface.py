@@ -113,6 +113,10 @@ class Journal(Protocol):
         """Return the revision of the last commit, of any process; cheap: for every request."""
         ...
 
+    def oldest_snapshot(self) -> int:
+        """Return the revision of the oldest snapshot that is open in any process, ``revision`` when none is."""
+        ...
+
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """Commit from a thread."""
         ...

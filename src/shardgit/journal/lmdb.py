@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import lmdb
@@ -270,27 +271,23 @@ class LmdbJournal:
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
         future: Future[int] = Future()
-
-        def answer(outcome: int | BaseException) -> None:
-            if isinstance(outcome, int):
-                future.set_result(outcome)
-            else:
-                future.set_exception(outcome)
-
-        self._enqueue(conditions, operations, answer)
-        return future.result()
+        self._enqueue(conditions, operations, partial(_settled, future))
+        try:
+            return future.result()
+        finally:
+            # An error leads to this frame, hence by the future to itself, and would keep all that the frames above
+            # hold until Python looks for cycles.
+            del future
 
     async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
-
-        def answer(outcome: int | BaseException) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_tell, future, outcome)
-
-        self._enqueue(conditions, operations, answer)
-        return await future
+        self._enqueue(conditions, operations, partial(_settled_there, loop, future))
+        try:
+            return await future
+        finally:
+            del future  # as above
 
     def _write(self) -> None:
         """Take all that waits, apply it in one transaction, answer all after one fsync."""
@@ -306,11 +303,13 @@ class LmdbJournal:
                     break
                 group.append(more)
             self._commit_group(group)
+            # What failed leads to the frames of whoever waited, and all that these hold.
+            del first, group
             for listener in self._listeners:
                 listener()
 
     def _commit_group(self, group: list[_Waiting]) -> None:
-        answers: list[int | ShardgitError]
+        answers: list[int | BaseException]
         try:
             answers = self._apply_group(group)
         except (
@@ -327,8 +326,8 @@ class LmdbJournal:
         for waiting, answer in zip(group, answers, strict=True):
             waiting.answer(answer)
 
-    def _apply_group(self, group: list[_Waiting]) -> list[int | ShardgitError]:
-        failed: dict[int, ShardgitError] = {}
+    def _apply_group(self, group: list[_Waiting]) -> list[int | BaseException]:
+        failed: dict[int, BaseException] = {}
         wrote = False
         # commit point: a crash before the end of this block leaves nothing of the group, a crash
         # after it all of it, fsynced. Callers hear of it only after. A commit under way when the
@@ -340,7 +339,9 @@ class LmdbJournal:
                     for condition in waiting.conditions:
                         _check(transaction, condition)
                 except (Conflict, JournalCorrupt) as error:
-                    failed[number] = error
+                    # The error itself leads to this frame, hence to itself, and would keep all that its waiter's
+                    # frames hold until Python looks for cycles.
+                    failed[number] = _copy_of(error)
                     continue
                 for operation in waiting.operations:
                     wrote = _apply(transaction, operation, revision) or wrote
@@ -349,6 +350,11 @@ class LmdbJournal:
         # A transaction that changed nothing does not use its number up.
         made = revision if wrote else revision - 1
         return [failed.get(number, made) for number in range(len(group))]
+
+    def oldest_snapshot(self) -> int:
+        """See Journal."""
+        self._check_open()
+        return self._environment.oldest_reader()
 
     def stats(self) -> tuple[int, int]:
         """Return (live bytes, file bytes)."""
@@ -414,6 +420,20 @@ def _batch(rows: Iterator[Row]) -> list[Row]:
         some.append(row)
         size += len(row.value) + 64
     return some
+
+
+def _settled(future: Future[int], outcome: int | BaseException) -> None:
+    if isinstance(outcome, int):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)
+
+
+def _settled_there(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[int], outcome: int | BaseException
+) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_tell, future, outcome)
 
 
 def _tell(future: asyncio.Future[int], outcome: int | BaseException) -> None:

@@ -75,17 +75,27 @@ class MemoryJournal:
         self._state = _State({}, 0)
         self._lock = threading.Lock()
         self._closed = False
+        self._open: dict[int, int] = {}  # revisions of the open snapshots
 
     @contextmanager
     def snapshot(self) -> Iterator[JournalSnapshot]:
         """See Journal."""
         if self._closed:
             raise Unavailable("journal is closed")
-        opened = _Snapshot(self._state)
+        with self._lock:
+            opened = _Snapshot(self._state)
+            self._open[id(opened)] = opened.revision
         try:
             yield opened
         finally:
             opened.end()
+            with self._lock:
+                del self._open[id(opened)]
+
+    def oldest_snapshot(self) -> int:
+        """See Journal."""
+        with self._lock:
+            return min(self._open.values(), default=self._state.revision)
 
     def revision(self) -> int:
         """See Journal."""

@@ -264,6 +264,16 @@ def decode_counter(data: bytes) -> int:
     return int(_COUNTER.unpack(data)[1])
 
 
+def encode_deleted(deleted_ms: int, record: RepositoryRecord) -> bytes:
+    """Return the value of a deleted repository's row."""
+    return encode_counter(deleted_ms) + record.encode()
+
+
+def decode_deleted(data: bytes) -> tuple[int, bytes]:
+    """Return when a repository was deleted, and the value of its row as it was; JournalCorrupt when it is off."""
+    return decode_counter(data[: _COUNTER.size]), data[_COUNTER.size :]
+
+
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """A repository id and what makes it ours: both go into the commit that uses it."""

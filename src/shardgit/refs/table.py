@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from shardgit.blocks.interface import BlockStore
     from shardgit.errors import ShardgitError
-    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.journal.interface import JournalSnapshot, Row
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import BlockId
     from shardgit.refs.change import RefsChange, Shared
@@ -272,12 +272,15 @@ class RefTable:
                 return  # rows are deleted from the front only
             high = low
 
+    def entry(self, row: Row) -> LogEntry:
+        """Return the change-set in a log row."""
+        return decode_entry(int.from_bytes(row.key[-8:], "big"), row.value, self._log)
+
     def _entries(
         self, journal: JournalSnapshot, repository: RepositoryRecord, low: int, high: int
     ) -> Iterator[LogEntry]:
         for row in journal.range(log_key(repository.id, low), log_key(repository.id, high)):
-            sequence = int.from_bytes(row.key[-8:], "big")
-            yield decode_entry(sequence, row.value, self._log)
+            yield self.entry(row)
 
     # ---- planning ----
 

@@ -38,6 +38,7 @@ class Connectivity:
     ) -> None:
         self.intake = intake
         self.verdicts = verdicts
+        self.marks = b""  # what the commands that stand reach beyond what the repository has
         self._meant = meant  # commands by number, as policy sees them
         self._missing = missing
         self._roots = tuple(dict.fromkeys(roots))
@@ -90,6 +91,7 @@ class Connectivity:
             self._settle_grafts(marks)
             if not self.intake.incoming.complete:
                 self._drop_unreached(marks)
+        self.marks = marks
 
     def _drop_unreached(self, marks: bytes) -> None:
         grafts = self.intake.grafts

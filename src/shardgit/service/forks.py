@@ -50,6 +50,11 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
     the source all the time.
     """
     check_repository_name(target, max_bytes=store.limits.repository_name_max_bytes)
+    with store.lease():  # on the block that is put before the commit
+        return _fork(store, source, target, note)
+
+
+def _fork(store: Store, source: str, target: str, note: LogNote | None) -> RepositoryRecord:
     for _ in range(ROUNDS_MAX):
         with store.journal.snapshot() as snapshot:
             origin = store.repository(snapshot, source)

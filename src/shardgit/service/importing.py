@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
 from shardgit.errors import (
+    BasesGone,
     Conflict,
     MalformedInput,
     MalformedPack,
@@ -22,7 +23,7 @@ from shardgit.errors import (
     RepositoryMissing,
     ShardgitError,
 )
-from shardgit.graph.closure import bit
+from shardgit.graph.closure import bit, bits_of
 from shardgit.oid import hex_of
 from shardgit.operate.settle import settle
 from shardgit.pool.append import BlockBatch, run_bytes, write_recent, write_run
@@ -87,7 +88,10 @@ def import_repository(
     when another import or push into the repository won meanwhile.
     """
     begun = time.monotonic()
-    with opened(source, scratch=store.scratch, limits=store.limits) as origin:
+    with (
+        opened(source, scratch=store.scratch, limits=store.limits) as origin,
+        store.lease(),  # on the blocks that are put before the commit
+    ):
         job = _Import(store, name, origin, progress, overwrite=overwrite)
         job.run(use_index=use_index)
     return ImportResult(
@@ -120,6 +124,8 @@ class _Import:
         self.origin = origin
         self.progress = progress
         self.created = False
+        self._before: PoolState | None = None  # the pool of the round before,
+        self._known: Sequence[int] = ()  # and what was left out because it had that
         self.objects = self.objects_in_source = self.objects_unreachable = self.refs = (
             self.stored_bytes
         ) = 0
@@ -171,7 +177,8 @@ class _Import:
             pool = self.store.pool(snapshot, record.pool, ends)
             before, unchanged = self.store.grafts_row(snapshot, record)
         view = self.store.view(pool)
-        leave_out_known(ingest, view, compare=False)
+        known = leave_out_known(ingest, view, compare=False)
+        self._check_held(pool, known)
         incoming = Incoming(ingest, view, record.hash_kind, self.store.limits, grafts=ends)
         tips = [
             ref.target
@@ -188,6 +195,8 @@ class _Import:
         self.objects = ingest.objects_kept
         self.refs = len(refs)
         steps = self._write(record, pool, ingest, incoming) if self.objects else ([], [])
+        size = view.objects if view is not None else 0
+        relied = self.store.rely(pool, lambda: [marks, bits_of(known, size)])
         with self.store.journal.snapshot() as snapshot:
             self._check_untouched(snapshot, record)
             change = self.store.refs.replace_all(snapshot, record, refs, head, LogNote("", MESSAGE))
@@ -195,8 +204,13 @@ class _Import:
         # import is whole.
         faultpoints.reach("import.before_commit")
         done = self.store.try_commit(
-            [*change.conditions, unchanged, *steps[0]],
-            [*change.operations, *self.store.graft_steps(record, before, grafts), *steps[1]],
+            [*change.conditions, unchanged, *relied[0], *steps[0]],
+            [
+                *change.operations,
+                *self.store.graft_steps(record, before, grafts),
+                *relied[1],
+                *steps[1],
+            ],
         )
         faultpoints.reach("import.after_commit")
         return done
@@ -213,6 +227,16 @@ class _Import:
         now, then = ends.ids & reached, before.ids - reached
         few = len(now) + len(then) <= self.store.limits.grafts_max // 2
         return Grafts.of(now | then if few else now)
+
+    def _check_held(self, pool: PoolState, known: Sequence[int]) -> None:
+        """Raise BasesGone when the pool has lost what the round before left out because the pool had it."""
+        if self._before is not None and self._before.view.id != pool.view.id:
+            held = self._before.view.ids_at(self._known)
+            if any(at < 0 for at in pool.view.positions(held)):
+                raise BasesGone(
+                    "pool changed during the import; import again", repository=self.name
+                )
+        self._before, self._known = pool, known
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""
@@ -279,7 +303,7 @@ class _Import:
     def _write(
         self, record: RepositoryRecord, pool: PoolState, ingest: Ingest, incoming: Incoming
     ) -> tuple[list[Condition], list[Operation]]:
-        """Put every block of the new run; returns the steps that make it part of the pool.
+        """Put every block of the new run; returns the steps that make it part of the pool as it was looked at.
 
         The first run of a pool becomes its manifest at once; a later one is a recent, as a push is.
         """
@@ -308,8 +332,8 @@ class _Import:
         root_id, blocks = encode_manifest(manifest, pool=record.pool, embedded=batch.embedded)
         batch.put(blocks)
         self.stored_bytes = batch.stored_bytes
-        compare, put = self.store.next_pool(pool, root_id)
-        return [compare, *self.store.no_recents(pool)], [put]
+        _, put = self.store.next_pool(pool, root_id)
+        return self.store.no_recents(pool), [put]
 
 
 def _closure(incoming: Incoming, tips: Sequence[ObjectId]) -> bytes:

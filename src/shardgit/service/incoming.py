@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardgit._fastpack import tree_children
 from shardgit._graph import PoolGraph, Walk
 from shardgit.errors import LimitExceeded, ObjectCollision
+from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.view import late_links
@@ -26,6 +27,7 @@ HOPS_MAX = (
 )
 KNOWN_BATCH = 256  # objects compared at once
 BASES_BATCH = 64
+NOBODY = 255  # hops under a base that will not be there
 BATCH_BYTES = 64 << 20  # of objects read at once
 COMMIT, TREE, BLOB, TAG = 1, 2, 3, 4
 
@@ -37,8 +39,11 @@ def resolve_thin(
     *,
     threads: int,
     limits: Limits,
+    keep: bytes | None = None,
 ) -> None:
     """Resolve all families; deltas may have bases in the pool, where ``lookup`` finds them.
+
+    A delta on an object that ``keep``, a bitset over positions, lacks is laid out whole: its base is about to go.
 
     Errors: MalformedPack when a base is neither in the packs nor found, LimitExceeded when the
     bases are too much to hold.
@@ -58,7 +63,11 @@ def resolve_thin(
                 limit_bytes=limits.thin_bases_max_bytes,
             )
         for some in _batches(found, sizes, BASES_BATCH):
-            for base, hops in zip(view.read_positions(some), view.hops_at(some), strict=True):
+            far = [
+                hops if keep is None or bit(keep, at) else NOBODY
+                for at, hops in zip(some, view.hops_at(some), strict=True)
+            ]
+            for base, hops in zip(view.read_positions(some), far, strict=True):
                 ingest.add_base(base.id, base.type, base.data, hops)
     ingest.finish()
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock
-from shardgit.errors import DataLoss, LimitExceeded, RepositoryMissing, Unavailable
+from shardgit.errors import BasesGone, DataLoss, LimitExceeded, RepositoryMissing, Unavailable
+from shardgit.graph.closure import bits_of
+from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
 from shardgit.pool.append import write_recent
 from shardgit.pool.grafts import Grafts
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from shardgit._layout import Ingest
     from shardgit.journal.interface import Operation
     from shardgit.limits import Limits
-    from shardgit.oid import ObjectId
     from shardgit.pool.view import PoolView
     from shardgit.service.reading import Reading
     from shardgit.service.settings import RepositorySettings
@@ -54,6 +55,7 @@ class Intake:
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
+        self._lease = store.lease()  # on the blocks that are put before the commit
         self.look = Look(store, name)
         self.record = self.look.record
         self.settings: RepositorySettings = settings_of(self.record)
@@ -171,6 +173,20 @@ class Intake:
         if self.ingest.drop_positions(marks, self.incoming.first):
             self._lay_out()
 
+    def relied_on(self) -> list[bytes]:
+        """Return bitsets over the pool's positions of what the commit makes reachable, or keeps so, and of bases."""
+        known = bits_of(self.known, self.incoming.first)
+        bases = self.look.view.positions(self._bases()) if self.look.view is not None else []
+        return [
+            self.look.reachable,
+            self.look.uploaded.bits(),
+            known,
+            bits_of((at for at in bases if at >= 0), self.incoming.first),
+        ]
+
+    def _bases(self) -> list[ObjectId]:
+        return [ObjectId(oid) for oid in self.ingest.bases_alone()] if self.ingest else []
+
     def root(self) -> bytes:
         """Write what the push brings; returns the root of its recent, b"" when it brings nothing."""
         if not self._root and self.ingest is not None and self.incoming.objects:
@@ -228,16 +244,23 @@ class Intake:
     def renew(self) -> bool:
         """Look at the repository anew after another writer won; says whether the pool is another now.
 
-        Errors: RepositoryMissing.
+        Errors: RepositoryMissing, BasesGone.
         """
-        before = self.look.state.pool.view.id
+        before = self.look.state.pool.view
         look = Look(self.store, self.name)
         if look.record.id != self.record.id:  # the name is another's now
             raise RepositoryMissing("repository does not exist", repository=self.name)
         self.look = look
-        if self.look.state.pool.view.id == before:
+        if self.look.state.pool.view.id == before.id:
             return False
         if self.ingest is not None:
+            # What the pool had is left out of what is stored, and cannot be put back.
+            leaned_on = [*self._bases(), *before.ids_at(self.known)]
+            if any(at < 0 for at in self.look.positions_in_pool(leaned_on)):
+                raise BasesGone(
+                    "objects that the pack builds on were dropped meanwhile; send it again",
+                    repository=self.name,
+                )
             self._place()
         else:
             self._lay_out()
@@ -249,7 +272,7 @@ class Intake:
         Says whether the pool is another now. While another process settles it, ``waiting`` is the
         time after which to ask again; for ``limits.settle_wait_max_s`` in all, then it goes on as
         long as recents are not REFUSED_AT times too many.
-        Errors: RepositoryMissing, StorageFull, Unavailable; DataLoss where a damaged block is in
+        Errors: RepositoryMissing, BasesGone, StorageFull, Unavailable; DataLoss where a damaged block is in
         the settle's way.
         """
         waited, self.waiting = self.waiting, 0.0

@@ -6,7 +6,7 @@ See docs/formats/lfs.md.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.journal.leases import Lease
     from shardgit.oid import BlockId, RepositoryId
     from shardgit.service.store import Store
 
@@ -56,6 +57,7 @@ class LfsFile:
     oid: bytes
     record: LfsRecord
     list: PartList | None
+    lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -138,10 +140,11 @@ class LfsObjects:
         return await self.store.workers.run(self._open, name, oid)
 
     def _open(self, name: str, oid: bytes) -> LfsFile:
+        lease = self.store.lease()
         (record,) = self.find(name, [oid])
         if record is None:
             raise LfsObjectMissing("lfs object does not exist", oid=oid.hex(), repository=name)
-        return LfsFile(oid, record, self._list(oid, record))
+        return LfsFile(oid, record, self._list(oid, record), lease)
 
     def _list(self, oid: bytes, record: LfsRecord) -> PartList | None:
         if record.parts < 2 or record.root is None:
@@ -230,6 +233,7 @@ class _Upload:
         self.size = size
         self.taken = 0
         self.piece = self.store.limits.block_target_bytes - HEADER_SIZE
+        self._lease = self.store.lease()  # on the parts that are put before the commit
         with self.store.journal.snapshot() as snapshot:
             self.record = lfs_repository(self.store, snapshot, name)
         (seen,) = objects.find(name, [oid])
@@ -305,6 +309,9 @@ class _Upload:
             named = known is None or not self.objects.whole(self.oid, LfsRecord.decode(known.value))
             if named:
                 operations.append(Put(keys[2], made.encode()))
+            elif operations and known is not None:
+                # Written anew as it is, so that a gc which found that nobody sees it loses.
+                operations.append(Put(keys[2], known.value))
             # commit point: before it nothing names the parts, which drop or gc deletes; after it
             # the repository sees the object.
             faultpoints.reach("lfs.before_commit")

@@ -53,6 +53,10 @@ class Look:
             at if at >= 0 and bit(self.reachable, at) else -1 for at in self.view.positions(ids)
         ]
 
+    def positions_in_pool(self, ids: Sequence[ObjectId]) -> list[int]:
+        """Return positions in the pool, whoever reaches the object; -1 without. Never to be told to a client."""
+        return self.view.positions(ids) if self.view is not None else [-1] * len(ids)
+
     def owned(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return positions of what the repository reaches or was given by id of late, -1 for all else."""
         if self.view is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import (
     AlreadyExists,
+    BasesGone,
     Conflict,
     FsckRefused,
     InvalidArgument,
@@ -93,6 +94,7 @@ class Push(Intake):
         self._meant: dict[int, Command] = {}  # commands by number, as policy sees them
         self._sequence = self._revision = self._rounds = 0
         self._lost = False
+        self._marks = b""  # what the new tips reach beyond what the repository has
 
     # ---- checks ----
 
@@ -178,7 +180,9 @@ class Push(Intake):
         missing, roots = MISSING, self.request.shallow
         if roots and not self.settings.receive.shallow_update:
             missing, roots = "shallow update not allowed", ()  # git tells shallow clients apart
-        Connectivity(self, self.verdicts, self._meant, missing=missing, roots=roots).check()
+        connectivity = Connectivity(self, self.verdicts, self._meant, missing=missing, roots=roots)
+        connectivity.check()
+        self._marks = connectivity.marks
 
     def shown(self) -> Reading:
         """Return reads of the repository as it would be with what was pushed, for hooks."""
@@ -230,10 +234,15 @@ class Push(Intake):
         if change is None or not change.operations:
             return None  # all is refused, or all refs stand there already
         self._sequence = change.sequence
+        relied = self.store.rely(self.look.state.pool, self.relied_on)
         return Steps(
-            [*change.conditions, self.look.state.unchanged, *added[0]],
-            [*change.operations, *self.graft_steps(), *added[1]],
+            [*change.conditions, self.look.state.unchanged, *relied[0], *added[0]],
+            [*change.operations, *self.graft_steps(), *relied[1], *added[1]],
         )
+
+    def relied_on(self) -> list[bytes]:
+        """See Intake."""
+        return [*super().relied_on(), self._marks]
 
     def _begin(self) -> bool:
         """Prepare a try; False when no command is left."""
@@ -247,6 +256,8 @@ class Push(Intake):
                 self._look_again(self.make_room())
         except RepositoryMissing:
             self.verdicts.refuse_all(GONE)
+        except BasesGone as error:
+            self.verdicts.refuse_all(error.message)
         return bool(self.verdicts.standing())
 
     def lost(self) -> None:

@@ -15,7 +15,7 @@ from shardgit.refs.update import ANY, RefUpdate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit.journal.interface import Condition
+    from shardgit.journal.interface import Condition, Operation
     from shardgit.oid import ObjectId
     from shardgit.refs.log import LogChange, LogEntry, LogNote
     from shardgit.refs.ref import Ref
@@ -135,31 +135,38 @@ def restore_ref(
         was = ref_at(log_rows(store, name, ref), name, ref, time_ms=time_ms, back=back)
         if was is None:
             raise RefMissing("ref did not exist then", ref=shown, repository=name)
-        unchanged: list[Condition] = []
+        conditions: list[Condition] = []
+        operations: list[Operation] = []
         if was.target is not None:
-            unchanged = [_check_whole(store, name, was.target, shown)]
+            conditions, operations = _whole(store, name, was.target, shown)
         update = RefUpdate(ref, ANY, was.target, was.peeled, was.symbolic)
         with store.journal.snapshot() as snapshot:
             record = store.repository(snapshot, name)
             change = store.refs.update(snapshot, record, [update], note)
         # commit point: before it the ref is as it was, after it as it had been.
         faultpoints.reach("restore.before_commit")
-        if store.try_commit([*change.conditions, *unchanged], change.operations):
+        if store.try_commit([*change.conditions, *conditions], [*change.operations, *operations]):
             faultpoints.reach("restore.after_commit")
             return was, change.sequence
     raise Conflict("refs change too fast", repository=name)
 
 
-def _check_whole(store: Store, name: str, oid: ObjectId, ref: str) -> Condition:
-    """Raise ObjectMissing unless the pool has an object and all that it reaches; returns what that relies on."""
+def _whole(
+    store: Store, name: str, oid: ObjectId, ref: str
+) -> tuple[list[Condition], list[Operation]]:
+    """Return what a commit needs that names an object again.
+
+    ObjectMissing unless the pool has it and all that it reaches.
+    """
     with store.journal.snapshot() as snapshot:
         state = store.state(snapshot, name)
-        view = store.view(state.pool)
+    view = store.view(state.pool)
     (at,) = view.positions([oid]) if view is not None else (-1,)
     try:
         if view is not None and at >= 0:
-            store.closure_of(view, [at])
-            return state.unchanged
+            reached = store.closure_of(view, [at])
+            conditions, operations = store.rely(state.pool, lambda: [reached])
+            return [state.unchanged, *conditions], operations
     except DataLoss as cause:
         raise ObjectMissing(
             "the store no longer has all of it", oid=hex_of(oid), ref=ref, repository=name

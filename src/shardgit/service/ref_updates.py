@@ -62,6 +62,7 @@ def update_refs(
         with store.journal.snapshot() as snapshot:
             good = judge.policy(snapshot, good, failed)
             change, more = store.refs.plan(snapshot, judge.look.record, good, note)
+        relied = store.rely(judge.look.state.pool, judge.relied_on)
         failed |= more
         if failed and atomic:
             raise next(failed[each.name] for each in updates if each.name in failed)
@@ -70,7 +71,7 @@ def update_refs(
             # nothing names; after it all of the change, with its log row.
             conditions = [*change.conditions, judge.look.state.unchanged]
             faultpoints.reach("update.before_commit")
-            store.journal.commit_sync(conditions, change.operations)
+            store.journal.commit_sync([*conditions, *relied[0]], [*change.operations, *relied[1]])
             faultpoints.reach("update.after_commit")
         except Conflict:
             continue
@@ -85,6 +86,14 @@ class _Judge:
         self.look = look
         self.settings = settings_of(look.record)
         self.principal = principal
+        self._places: list[int] = []  # of the targets
+
+    def relied_on(self) -> list[bytes]:
+        """Return bitsets over the pool's positions of what the updates make reachable, or keep so."""
+        if self.look.view is None:
+            return []
+        reached = self.look.store.closure_of(self.look.view, self._places)
+        return [self.look.reachable, self.look.uploaded.bits(), reached]
 
     def targets(
         self, updates: Sequence[RefUpdate]
@@ -100,6 +109,7 @@ class _Judge:
                 failed[update.name] = error
         ids = list({update.new for update in good if update.new is not None})
         places = dict(zip(ids, self.look.owned(ids), strict=True))
+        self._places = [at for at in places.values() if at >= 0]
         out = []
         for update in good:
             if update.new is None:

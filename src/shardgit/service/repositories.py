@@ -13,7 +13,7 @@ from shardgit.journal.records import (
     NameRecord,
     RepositoryRecord,
     deleted_key,
-    encode_counter,
+    encode_deleted,
     name_key,
     repository_key,
 )
@@ -103,7 +103,6 @@ class Repositories:
             record = self.store.repository(snapshot, name)
             row = snapshot.get(name_key(name))
             change = self.store.refs.remark(snapshot, record, note or LogNote("", "delete"))
-        deleted_ms = encode_counter(clock.now_ms())
         # commit point: before it the repository is there, after it the name is free.
         faultpoints.reach("repository.before_delete")
         done = self.store.try_commit(
@@ -112,7 +111,7 @@ class Repositories:
                 *change.operations,
                 Delete(name_key(name)),
                 Delete(repository_key(record.id)),
-                Put(deleted_key(record.id), deleted_ms + record.encode()),
+                Put(deleted_key(record.id), encode_deleted(clock.now_ms(), record)),
             ],
         )
         faultpoints.reach("repository.after_delete")

@@ -16,6 +16,7 @@ from blake3 import blake3
 from shardgit import clock, faultpoints
 from shardgit.errors import (
     Conflict,
+    DataLoss,
     LimitExceeded,
     LogPositionUnknown,
     RefMissing,
@@ -26,6 +27,7 @@ from shardgit.graph.closure import Move, carried, closure, followed
 from shardgit.graph.closures import Closures
 from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
 from shardgit.journal.interface import Compare, Delete, Put
+from shardgit.journal.leases import Lease, Leases
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
     NameRecord,
@@ -41,6 +43,7 @@ from shardgit.journal.records import (
     serial_of,
 )
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
+from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.transfer import Entries, Trailers
 from shardgit.pool.view import PoolView
@@ -51,7 +54,7 @@ from shardgit.service.names import check_repository_name
 from shardgit.service.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from weakref import ReferenceType
 
@@ -77,16 +80,22 @@ REACH_KEY_BYTES = 512
 GRAFTS_CACHED = 128  # sets; one of the most commits takes about 2 MB
 WALKED_CACHED = 1_024  # repositories whose reach is followed along the log
 MOVES_MAX = 10_000
+CONDEMNED_CACHED = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool's record, the revision of its row, for compare-and-set, and its last recent, 0 without."""
+    """A pool's record, the revision of its row, for compare-and-set, and its last recent, 0 without.
+
+    As long as the state is held, gc deletes nothing that its view names.
+    """
 
     record: PoolRecord
     revision: int
     view: PoolView = field(compare=False, repr=False)
     last_recent: int = 0
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+    condemned: Condemned | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,12 @@ class _Walked:
         if self.manifest_id == view.manifest_id:
             return self.bits if self.last_recent <= view.last_recent else None
         before = self.view()
-        return carried(before, view, self.bits) if before is not None else None
+        if before is None:
+            return None
+        try:
+            return carried(before, view, self.bits)
+        except DataLoss:  # nobody holds a lease on what was before, and gc was there
+            return None
 
 
 class Store:
@@ -186,6 +200,7 @@ class Store:
         self.workers = workers
         self.limits = limits
         self.scratch = scratch
+        self.leases = Leases(scratch / "leases")
         self.trailers = Trailers()
         self.entries = Entries()
         self.closures = Closures()
@@ -198,6 +213,7 @@ class Store:
         self._reach_bytes = 0
         self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
         self._walked_bytes = 0
+        self._condemned: OrderedDict[PoolId, Condemned] = OrderedDict()
         self._lock = Lock()
 
     # ---- repositories ----
@@ -327,11 +343,40 @@ class Store:
         row = snapshot.get(pool_key(pool))
         if row is None:
             raise RepositoryMissing("pool does not exist", pool=pool.hex())
+        lease = self.leases.take(snapshot.revision)
         record = PoolRecord.decode(pool, row.value)
         line = self._line(record, grafts)
         with line.lock:
             view = self._view_of(snapshot, record, line, grafts)
-        return PoolState(record, row.revision, view, view.last_recent)
+        return PoolState(
+            record,
+            row.revision,
+            view,
+            view.last_recent,
+            lease,
+            self._condemned_in(snapshot, pool),
+        )
+
+    def _condemned_in(self, snapshot: JournalSnapshot, pool: PoolId) -> Condemned | None:
+        row = snapshot.get(condemned_key(pool))
+        if row is None:
+            return None
+        with self._lock:
+            known = self._condemned.get(pool)
+            if known is None or known.revision != row.revision:
+                record = CondemnedRecord.decode(row.value)
+                known = self._condemned[pool] = Condemned(record, row.revision, self.blocks)
+                while len(self._condemned) > CONDEMNED_CACHED:
+                    self._condemned.popitem(last=False)
+            return known
+
+    def lease(self) -> Lease:
+        """Return a lease on all that the journal names now, and on all blocks that are put from now on.
+
+        For what puts blocks, or reads them, without holding a pool's state meanwhile.
+        """
+        with self.journal.snapshot() as snapshot:
+            return self.leases.take(snapshot.revision)
 
     def view(self, pool: PoolState) -> PoolView | None:
         """Return the view of a pool's state, None while the pool is empty."""
@@ -581,12 +626,30 @@ class Store:
         )
 
     def next_recent(self, pool: PoolState, root: bytes) -> tuple[list[Condition], list[Operation]]:
-        """Return what a commit needs to add a recent to the pool as it stood: nobody else may have."""
+        """Return what a commit needs, beside what it relies on, to add a recent: nobody else may have."""
         key = recent_key(pool.record.id, pool.last_recent + 1)
-        return (
-            [Compare(pool_key(pool.record.id), pool.revision), Compare(key, 0)],
-            [Put(key, root)],
-        )
+        return [Compare(key, 0)], [Put(key, root)]
+
+    def rely(
+        self, pool: PoolState, on: Callable[[], Iterable[bytes]]
+    ) -> tuple[list[Condition], list[Operation]]:
+        """Return what a commit needs that makes something of a pool reachable: nothing of it may be gone by then.
+
+        ``on`` gives bitsets over the pool's positions, of all that will be reachable or that a delta needs. It is asked
+        while gc is at the pool only. Where gc is about to drop some of that, the commit takes it out of its hands.
+        """
+        key, condemned = condemned_key(pool.record.id), pool.condemned
+        conditions: list[Condition] = [
+            Compare(pool_key(pool.record.id), pool.revision),
+            Compare(key, condemned.revision if condemned else 0),
+        ]
+        if condemned is None:
+            return conditions, []
+        going = int.from_bytes(condemned.bits(pool.view), "little")
+        first = (1 << pool.view.objects) - 1  # what is new has positions behind these
+        if any(going & first & int.from_bytes(bits, "little") for bits in on()):
+            return conditions, [Delete(key)]
+        return conditions, []
 
     def no_recents(self, pool: PoolState) -> list[Condition]:
         """Return what makes a commit lose when the pool has got its first recent meanwhile."""
@@ -595,5 +658,6 @@ class Store:
     def close(self) -> None:
         """Close everything."""
         self.workers.close()
+        self.leases.close()
         self.journal.close()
         self.blocks.close()

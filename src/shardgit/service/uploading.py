@@ -70,6 +70,7 @@ class Uploading(Intake):
             steps: tuple[list[Condition], list[Operation]] = ([], [])
             if root:
                 steps = self.store.next_recent(pool, root)
+            relied = self.store.rely(pool, self.relied_on)
             with self.store.journal.snapshot() as snapshot:
                 conditions, operations = self.store.uploads.plan(snapshot, self.record, self._ids)
             try:
@@ -77,7 +78,7 @@ class Uploading(Intake):
                 # repository's own, fsynced.
                 faultpoints.reach("upload.before_commit")
                 revision = self.store.journal.commit_sync(
-                    [*conditions, *steps[0]], [*operations, *steps[1]]
+                    [*conditions, *relied[0], *steps[0]], [*operations, *relied[1], *steps[1]]
                 )
                 faultpoints.reach("upload.after_commit")
             except Conflict:

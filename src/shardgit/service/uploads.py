@@ -97,7 +97,7 @@ class Uploads:
         with self._lock:
             found = self._cached.get(key)
         if found is None:
-            made = Uploaded(self._fresh(snapshot, record.id), view, self)
+            made = Uploaded(self.fresh(snapshot, record.id), view, self)
             with self._lock:
                 found = self._cached.setdefault(key, made)
                 while len(self._cached) > CACHED:
@@ -108,7 +108,8 @@ class Uploads:
         rows = snapshot.range(*uploads_range(repository))
         return [Upload(row.key, UploadRecord.decode(row.value)) for row in rows]
 
-    def _fresh(self, snapshot: JournalSnapshot, repository: RepositoryId) -> list[Upload]:
+    def fresh(self, snapshot: JournalSnapshot, repository: RepositoryId) -> list[Upload]:
+        """Return the uploads that count still."""
         since = _now_ms() - self._grace_ms
         return [one for one in self._rows(snapshot, repository) if one.record.time_ms >= since]
 

@@ -13,7 +13,7 @@ from shardgit.operate import settle
 from shardgit.service.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shardgit.oid import BlockId, PoolId
     from shardgit.service.store import PoolState
@@ -32,10 +32,10 @@ def _replaced(owner: Any, name: str, other: object) -> Iterator[None]:
 @contextmanager
 def _pool_not_compared() -> Iterator[None]:
     """Pushes do not notice that a settle has swapped the manifest under them."""
-    before = Store.next_recent
+    before = Store.rely
 
-    def next_recent(self: Store, pool: PoolState, root: bytes) -> Any:
-        conditions, operations = before(self, pool, root)
+    def rely(self: Store, pool: PoolState, on: Callable[[], Iterable[bytes]]) -> Any:
+        conditions, operations = before(self, pool, on)
         kept = [
             one
             for one in conditions
@@ -43,7 +43,7 @@ def _pool_not_compared() -> Iterator[None]:
         ]
         return kept, operations
 
-    with _replaced(Store, "next_recent", next_recent):
+    with _replaced(Store, "rely", rely):
         yield
 
 
