@@ -91,6 +91,11 @@ class Limits:
     # fsck: files that git reads as configuration
     fsck_gitmodules_max_bytes: int = 16 * MIB  # some 130,000 submodules; git reads up to 512 MiB
     fsck_gitattributes_max_bytes: int = 16 * MIB  # git reads up to 100 MiB
+    # gc
+    gc_grace_s: float = 14 * 86_400.0  # how long what nothing reaches any more is kept
+    log_retention_s: float = 90 * 86_400.0  # of ref logs; moments before cannot be brought back
+    orphan_age_s: float = 2 * 3_600.0  # of blocks that nothing names; twice the longest request
+    gc_wait_s: float = 3_700.0  # for requests that may read what is to be deleted
 
 
 DEFAULT = Limits()

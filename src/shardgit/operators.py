@@ -18,8 +18,10 @@ from shardgit.backup.repository import RepositoryRestored
 from shardgit.backup.verify import BackupsVerified, Problem
 from shardgit.operate.damage import Damage
 from shardgit.operate.findings import Finding, FindingKind
+from shardgit.operate.gc import GcOptions, GcResult
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
 from shardgit.operate.repair import Action, Repair
+from shardgit.operate.undeleting import DeletedRepository, Undeleted
 from shardgit.operate.verify import RepositoryFinding, VerifyReport
 from shardgit.operate.verifying import Verification
 from shardgit.progress import Progress, Report, silent
@@ -281,6 +283,46 @@ def _finding(one: shard_pb2.Finding) -> Finding:
         object=one.object or None,
         repositories=tuple(one.repositories),
     )
+
+    # ---- deleted repositories ----
+
+    def deleted_repositories(self) -> list[DeletedRepository]:
+        """Return the deleted repositories that can be brought back, the one that was deleted first first."""
+        found = self.call("ListDeletedRepositories", shard_pb2.ListDeletedRepositoriesRequest())
+        return [_made(DeletedRepository, one) for one in found.repositories]
+
+    def undelete(self, name: str, *, number: int = 0, new_name: str = "") -> Undeleted:
+        """Bring a deleted repository back, by the name that it had or by its id."""
+        request = shard_pb2.UndeleteRepositoryRequest(name=name, id=number, new_name=new_name)
+        found = self.call("UndeleteRepository", request)
+        return Undeleted(_made(DeletedRepository, found.repository), found.name)
+
+    # ---- gc ----
+
+    def collect_garbage(
+        self,
+        options: GcOptions | None = None,
+        *,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> GcResult:
+        """Drop what nothing needs any more."""
+        options = options or GcOptions()
+        request = shard_pb2.CollectGarbageRequest(
+            pace=pace,
+            grace_s=options.grace_s,
+            log_retention_s=options.log_retention_s,
+            orphan_age_s=options.orphan_age_s,
+            wait_s=options.wait_s,
+            garbage_min=options.garbage_min,
+            repository=options.repository or "",
+            dry_run=options.dry_run,
+        )
+        (answer,) = self.stream("CollectGarbage", request, report)
+        found = _made(GcResult, answer.result)
+        return replace(
+            found, waiting_for=tuple(found.waiting_for), damaged=dict(answer.result.damaged)
+        )
 
 
 def _made(shape: type[T], message: Any) -> T:

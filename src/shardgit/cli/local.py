@@ -41,7 +41,7 @@ class LocalBackend:
 
     def create(self, name: str, kind: HashKind) -> RepositoryInfo:
         """See Backend."""
-        return self._repositories.create(name, kind, note=_note("create"))
+        return self._repositories.create(name, kind, note=note_of_user("create"))
 
     def repository(self, name: str) -> RepositoryInfo:
         """See Backend."""
@@ -63,17 +63,17 @@ class LocalBackend:
 
     def delete(self, name: str) -> None:
         """See Backend."""
-        self._repositories.delete(name, note=_note("delete"))
+        self._repositories.delete(name, note=note_of_user("delete"))
 
     def rename(self, name: str, new_name: str) -> RepositoryInfo:
         """See Backend."""
         return self._repositories.rename(
-            name, new_name, note=_note(f"rename from {name} to {new_name}")
+            name, new_name, note=note_of_user(f"rename from {name} to {new_name}")
         )
 
     def fork(self, source: str, target: str) -> RepositoryInfo:
         """See Backend."""
-        return self._repositories.fork(source, target, note=_note(f"fork of {source}"))
+        return self._repositories.fork(source, target, note=note_of_user(f"fork of {source}"))
 
     def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
         """See Backend."""
@@ -91,7 +91,7 @@ class LocalBackend:
 
     def update_ref(self, name: str, update: RefUpdate, message: str) -> None:
         """See Backend."""
-        note = _note(message or "update")
+        note = note_of_user(message or "update")
         principal = Principal(note.actor)
         update_refs(self._store, name, [update], atomic=True, note=note, principal=principal)
 
@@ -111,7 +111,7 @@ class LocalBackend:
 
     def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
         """See Backend."""
-        note = _note(message or "restore")
+        note = note_of_user(message or "restore")
         was, _ = restore_ref(
             self._store, name, ref, time_ms=when.time_ms, back=when.back, note=note
         )
@@ -146,7 +146,7 @@ class LocalBackend:
         return list_shards(self._store)
 
 
-def _note(message: str) -> LogNote:
+def note_of_user(message: str) -> LogNote:
     """Return the note of a change that whoever runs the command makes."""
     try:
         actor = pwd.getpwuid(os.getuid()).pw_name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli import backups, keys, objects, refs, repos, shards
+from shardgit.cli import backups, collecting, keys, objects, refs, repos, shards, undeleting
 from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
 from shardgit.cli.context import (
     FAILED,
@@ -52,6 +52,9 @@ app.add_typer(repos.app, name="repo")
 app.add_typer(refs.app, name="ref")
 app.add_typer(objects.app, name="object")
 app.add_typer(shards.app, name="shard")
+shards.app.command("gc")(collecting.gc)
+repos.app.command("deleted")(undeleting.deleted)
+repos.app.command("undelete")(undeleting.undelete)
 app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
 

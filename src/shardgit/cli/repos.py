@@ -138,7 +138,7 @@ def delete(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Delete a repository. Its objects stay in the store until gc, which comes later."""
+    """Delete a repository. It can be brought back (repo undelete) until gc drops it, 14 days later."""
     with failing(json=json), reached(server, data) as store:
         if not yes:
             if json or not sys.stdin.isatty():

@@ -53,8 +53,9 @@ def merged(
 ) -> Iterator[tuple[Ingest, int, bytes]]:
     """Resolve and lay out the objects of consecutive runs; gives the ingest, its segments and its graph stream.
 
-    ``keep`` is a bitset over pool positions: objects of the runs that it lacks are left out, and deltas on them
-    written whole. ``choose`` may give the objects other bases before they are laid out.
+    ``keep`` is a bitset over pool positions: objects of the runs that it lacks are left out, and deltas on what
+    it lacks, inside the runs or outside, are written whole. ``choose`` may give the objects other bases before they
+    are laid out.
     Errors: LimitExceeded when bases outside the runs take more than ``bases_max_bytes``.
     """
     limits = store.limits
@@ -71,7 +72,7 @@ def merged(
 
         threads = store.workers.threads
         room = replace(limits, thin_bases_max_bytes=bases_max_bytes)
-        resolve_thin(ingest, view, elsewhere, threads=threads, limits=room)
+        resolve_thin(ingest, view, elsewhere, threads=threads, limits=room, keep=keep)
         if keep is not None:
             _leave_out(ingest, view, runs, keep)
         if choose is not None:

@@ -43,7 +43,7 @@ def settle(store: Store, pool: PoolId) -> bool:
     What cannot be merged because a block is damaged is set aside as it is: the rest goes on.
     Errors: StorageFull, DataLoss.
     """
-    with _alone(store, pool) as free:
+    with settling_alone(store, pool) as free:
         if not free:
             return False
         for _ in range(2):
@@ -73,7 +73,7 @@ def settle(store: Store, pool: PoolId) -> bool:
         return False
 
 
-def _alone(store: Store, pool: PoolId) -> AbstractContextManager[bool]:
+def settling_alone(store: Store, pool: PoolId) -> AbstractContextManager[bool]:
     """Keep other processes and threads from settling the same pool: their work would be for nothing."""
     return holding(store.scratch / f"settle-{pool.hex()[:8]}.lock")
 
@@ -83,7 +83,7 @@ def settled_whole(store: Store, pool: PoolId, choose: Callable[[Ingest], None]) 
 
     None when it does not fit, or another settle is at it. Errors: StorageFull.
     """
-    with _alone(store, pool) as free:
+    with settling_alone(store, pool) as free:
         if not free:
             return None
         with store.journal.snapshot() as snapshot:

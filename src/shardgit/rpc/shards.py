@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
+from shardgit.rpc.collecting import GcMethods
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream, unary
 from shardgit.rpc.verifying import VerifyMethods
@@ -44,7 +45,9 @@ class PlanMethods:
                 yield shard_pb2.PlanRingResponse(progress=one)
 
 
-class ShardServicer(PlanMethods, BackupMethods, VerifyMethods, shard_pb2_grpc.ShardServiceServicer):
+class ShardServicer(
+    PlanMethods, BackupMethods, VerifyMethods, GcMethods, shard_pb2_grpc.ShardServiceServicer
+):
     """ShardService; operations of one noun stand in a mixin of their own."""
 
     def __init__(self, store: Store) -> None:

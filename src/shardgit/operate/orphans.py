@@ -1,0 +1,130 @@
+"""Deleting blocks that nothing names: not while they may be named yet, nor while somebody may read them still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shardgit import clock, faultpoints
+from shardgit.blocks.block import parse_header
+from shardgit.errors import DataLoss
+from shardgit.operate.named import named_blocks
+from shardgit.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardgit.oid import BlockId, PoolId
+    from shardgit.operate.named import Named
+    from shardgit.operate.operation import Control
+    from shardgit.service.store import Store
+
+DELETED_BATCH = 256
+POLL_S = 0.1
+PACE_EVERY = 1_024  # blocks looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What was deleted, and why other orphans were not: too young, awaited by ``holders``, or pinned."""
+
+    blocks: int = 0
+    size: int = 0
+    young_blocks: int = 0
+    waiting_blocks: int = 0
+    holders: tuple[str, ...] = ()
+    damaged: dict[str, str] = field(default_factory=dict)  # by pool in hex; what it lacks
+
+
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    id: BlockId
+    size: int
+
+
+def sweep(
+    store: Store,
+    *,
+    age_ms: int,
+    wait_s: float,
+    control: Control,
+    pool: PoolId | None = None,
+    dry_run: bool = False,
+) -> Swept:
+    """Delete the blocks that nothing names, those of one pool or of all.
+
+    A block is let live that is younger than ``age_ms`` or than the oldest lease: a push or import may be about to name
+    it. What nothing names any more is deleted once every request that began before has ended; after ``wait_s`` the rest
+    is left for the next time. Errors: Stopped.
+    """
+    # Leases first, then the journal: who ended in between has committed, and is seen.
+    now = clock.now_ms()
+    before_ms = min([now - age_ms, *(held.since_ms for held in store.leases.all())])
+    named = named_blocks(store, control=control)
+    orphans, young = _orphans(store, named, before_ms, pool, control)
+    damaged = {one.hex(): why for one, why in named.damaged.items()}
+    if not orphans or dry_run:
+        total = sum(one.size for one in orphans) if dry_run else 0
+        return Swept(len(orphans), total, young, damaged=damaged)
+    if named.pins:
+        return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
+    holders = _awaited(store, named.revision, wait_s, control)
+    if holders:
+        return Swept(0, 0, young, len(orphans), holders, damaged)
+    size = _delete(store, orphans, control)
+    return Swept(len(orphans), size, young, damaged=damaged)
+
+
+def _orphans(
+    store: Store, named: Named, before_ms: int, pool: PoolId | None, control: Control
+) -> tuple[list[_Orphan], int]:
+    found: list[_Orphan] = []
+    young = 0
+    for number, (block, size) in enumerate(store.blocks.scan_sync()):
+        if number % PACE_EVERY == 0:
+            control.report(Progress("looking for orphans", number, None, "blocks"))
+            control.pace(0)
+        if block in named.blocks:
+            continue
+        try:
+            header = store.blocks.use(block, parse_header)
+        except DataLoss:
+            continue  # its age cannot be told; verify tells of it
+        if header is None or header.pool in named.damaged or pool not in (None, header.pool):
+            continue
+        if header.created_ms >= before_ms:
+            young += 1
+            continue
+        found.append(_Orphan(block, size))
+    return found, young
+
+
+def _awaited(store: Store, revision: int, wait_s: float, control: Control) -> tuple[str, ...]:
+    """Wait until nobody looks at what was named before ``revision``; returns who still does after ``wait_s``."""
+    begun = clock.monotonic()
+    while True:
+        # Snapshots first: one that is open takes its lease before it ends.
+        old = store.journal.oldest_snapshot() < revision
+        holders = [held for held in store.leases.all() if held.revision < revision]
+        if not old and not holders:
+            return ()
+        waited = clock.monotonic() - begun
+        if waited >= wait_s:
+            return tuple(f"process {held.pid}" for held in holders) or ("a journal snapshot",)
+        control.report(Progress("waiting for requests", int(waited), None, "seconds"))
+        control.sleep(POLL_S)
+
+
+def _delete(store: Store, orphans: Sequence[_Orphan], control: Control) -> int:
+    size = 0
+    for at in range(0, len(orphans), DELETED_BATCH):
+        some = orphans[at : at + DELETED_BATCH]
+        control.report(Progress("deleting blocks", at, len(orphans), "blocks"))
+        faultpoints.reach("gc.before_delete")
+        # commit point: nothing names them, so it makes no difference to anybody how many are gone after a crash.
+        store.blocks.delete_many_sync([one.id for one in some])
+        faultpoints.reach("gc.after_delete")
+        size += sum(one.size for one in some)
+        control.pace(sum(one.size for one in some))
+    control.report(Progress("deleting blocks", len(orphans), len(orphans), "blocks"))
+    return size
