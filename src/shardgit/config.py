@@ -19,6 +19,7 @@ PREFIX = "SHARDGIT_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WORKERS_MAX = 256
 DRAIN_MAX_S = 3_600.0
+INTERVAL_MAX_S = 366 * 86_400.0
 # Variables that others read: the CLI, the build, the benches and faultpoints. Kubernetes sets SHARDGIT_PORT and
 # SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
 _NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|FAULT|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
@@ -39,6 +40,10 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
     drain_s: float = 30.0  # how long a stopping worker waits for its requests
+    maintenance: str = "on"  # "off": no worker settles, compacts or collects by itself
+    maintenance_interval_s: float = 60.0  # between two looks at what is due
+    maintenance_bytes_per_s: int = 32 << 20  # of what it reads and writes; 0: as load allows
+    gc_interval_s: float = 86_400.0  # between two collections of garbage
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
 
@@ -67,6 +72,16 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise InvalidArgument(
                     "hook target is no http://, https:// or grpc:// URL", target=target[:200]
                 )
+        if self.maintenance not in ("on", "off"):
+            raise InvalidArgument("maintenance is on or off", maintenance=self.maintenance[:50])
+        if not 1 <= self.maintenance_interval_s <= INTERVAL_MAX_S:
+            raise InvalidArgument(
+                "maintenance_interval_s is out of range", value=self.maintenance_interval_s
+            )
+        if not 60 <= self.gc_interval_s <= INTERVAL_MAX_S:
+            raise InvalidArgument("gc_interval_s is out of range", value=self.gc_interval_s)
+        if self.maintenance_bytes_per_s < 0:
+            raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
 

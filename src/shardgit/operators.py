@@ -269,21 +269,6 @@ class Operators:
             seconds=done.seconds,
         )
 
-
-def _finding(one: shard_pb2.Finding) -> Finding:
-    return Finding(
-        kind=FindingKind(one.kind),
-        what=one.what,
-        mend=one.mend,
-        shard=one.shard if one.HasField("shard") else None,
-        block=one.block or None,
-        page=one.page if one.HasField("page") else None,
-        row=one.row or None,
-        pool=one.pool or None,
-        object=one.object or None,
-        repositories=tuple(one.repositories),
-    )
-
     # ---- deleted repositories ----
 
     def deleted_repositories(self) -> list[DeletedRepository]:
@@ -323,6 +308,21 @@ def _finding(one: shard_pb2.Finding) -> Finding:
         return replace(
             found, waiting_for=tuple(found.waiting_for), damaged=dict(answer.result.damaged)
         )
+
+
+def _finding(one: shard_pb2.Finding) -> Finding:
+    return Finding(
+        kind=FindingKind(one.kind),
+        what=one.what,
+        mend=one.mend,
+        shard=one.shard if one.HasField("shard") else None,
+        block=one.block or None,
+        page=one.page if one.HasField("page") else None,
+        row=one.row or None,
+        pool=one.pool or None,
+        object=one.object or None,
+        repositories=tuple(one.repositories),
+    )
 
 
 def _made(shape: type[T], message: Any) -> T:

@@ -77,6 +77,34 @@ HOOK_SECONDS = Histogram(
     buckets=_BUCKETS,
     registry=REGISTRY,
 )
+MAINTENANCE = Counter(
+    "shardgit_maintenance_total",
+    "Jobs of the maintenance that had something to do, by outcome.",
+    ["job", "outcome"],
+    registry=REGISTRY,
+)
+MAINTENANCE_SECONDS = Counter(
+    "shardgit_maintenance_seconds_total",
+    "Time that jobs of the maintenance took.",
+    ["job"],
+    registry=REGISTRY,
+)
+GC_OBJECTS = Counter(
+    "shardgit_gc_dropped_objects_total",
+    "Unreachable objects that the maintenance's gc dropped.",
+    registry=REGISTRY,
+)
+GC_BYTES = Counter(
+    "shardgit_gc_freed_bytes_total",
+    "Bytes of the blocks that the maintenance's gc deleted.",
+    registry=REGISTRY,
+)
+GC_WAITING = Gauge(
+    "shardgit_gc_waiting_blocks",
+    "Blocks that the last gc left because requests, or a backup, may still read them.",
+    multiprocess_mode="livemostrecent",
+    registry=REGISTRY,
+)
 
 BLOCK_FALLBACKS = Counter(
     "shardgit_block_fallbacks_total",

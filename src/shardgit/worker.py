@@ -30,6 +30,8 @@ from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardgit.service.store import Store
     from shardgit.ssh.server import SshEdge
 
@@ -43,7 +45,7 @@ def run_worker(config: ServeConfig) -> int:
     telemetry.configure(level=config.log_level)
     _raise_file_limit()
     try:
-        with open_store(config.folder) as store:
+        with open_store(config.folder) as store, _maintaining(config, store):
             sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
             uvloop.run(_serve(config, store))
     except ShardgitError as error:
@@ -104,6 +106,29 @@ async def _serve(config: ServeConfig, store: Store) -> None:
                 acceptor.close()
                 await connections.idle(config.drain_s)
                 await runner.cleanup()
+
+
+@contextlib.contextmanager
+def _maintaining(config: ServeConfig, store: Store) -> Iterator[None]:
+    """Have the store maintained meanwhile, by this worker when it is its turn."""
+    if config.maintenance == "off":
+        yield
+        return
+    from shardgit.operate.maintenance import Maintenance, Plan
+
+    work = Maintenance(
+        store,
+        Plan(
+            interval_s=config.maintenance_interval_s,
+            gc_interval_s=config.gc_interval_s,
+            rate_bytes_s=config.maintenance_bytes_per_s,
+        ),
+    )
+    work.start()
+    try:
+        yield
+    finally:
+        work.stop()
 
 
 def _hook_policy(config: ServeConfig) -> HookPolicy:

@@ -1,0 +1,207 @@
+"""The maintenance of a store that is served: settles, compactions and gc, by one worker of all, at its own pace.
+
+Every worker has a thread for it; a lock in the store's scratch says whose turn it is, and the kernel gives it to the
+next when a worker dies. A round looks at the journal's small rows and does what pays:
+
+    settle      pools whose recents have lain for ``settle_age_s``: a quiet pool never fills up by itself
+    compact     pools whose manifest has changed, where compact.py says that it pays
+    gc          the whole store, once ``gc_interval_s`` have passed since the last one, whoever ran that
+
+What fails is logged and counted, and tried again in the next round.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardgit import clock, telemetry
+from shardgit.blocks.block import parse_header
+from shardgit.errors import Refused, ShardgitError, Stopped
+from shardgit.filelock import FileLock
+from shardgit.journal.interface import end_of
+from shardgit.journal.operations import read_operation
+from shardgit.journal.records import PoolRecord
+from shardgit.oid import PoolId
+from shardgit.operate.compact import compact, wants_compaction
+from shardgit.operate.gc import KIND, GcLast, GcOptions, GcResult, gc
+from shardgit.operate.operation import Control, Throttle, step_back, store_probe
+from shardgit.operate.settle import settle
+from shardgit.pool.view import PoolView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardgit.service.store import Store
+
+TURN_WAIT_S = 5.0
+GC_WAIT_S = 900.0  # for requests that read what goes; settles and compactions wait with it
+COMPACTIONS_MAX = 16  # of one round, so that gc gets its turn
+VIEWS_MAX = 1_000  # manifests that one round opens to see whether a compaction pays
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When what is done, and how fast: bytes a second, 0 for as fast as load allows."""
+
+    interval_s: float = 60.0
+    settle_age_s: float = 600.0
+    gc_interval_s: float = 86_400.0
+    rate_bytes_s: int = 32 << 20
+
+
+class Maintenance:
+    """The rounds of one process; ``start`` gives them a thread, ``stop`` ends it."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store = store
+        self.plan = plan
+        throttle = Throttle(float(plan.rate_bytes_s) or None, probe=store_probe(store))
+        self.control = Control(throttle=throttle)
+        self._known: dict[PoolId, int] = {}  # generations that a compaction would not pay for
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="shardgit-maintenance", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop at the next step, and wait for that."""
+        self.control.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        step_back()
+        turn = FileLock(self.store.scratch / "maintenance.lock")
+        try:
+            while not turn.try_take():
+                self.control.sleep(TURN_WAIT_S)
+            telemetry.log().info("maintenance_begun")
+            while True:
+                self.round()
+                self.control.sleep(self.plan.interval_s)
+        except Stopped:
+            pass
+        finally:
+            turn.release()
+
+    def round(self) -> None:
+        """Do what is due. Errors: Stopped."""
+        self._do("settle", self._settle)
+        self._do("compact", self._compact)
+        self._do("gc", self._gc)
+
+    def _do(self, job: str, work: Callable[[], int]) -> None:
+        begun = time.monotonic()
+        outcome = "done"
+        try:
+            if not work():
+                return
+        except Stopped:
+            raise
+        except Refused:
+            outcome = "busy"
+        except ShardgitError as error:
+            outcome = "failed"
+            telemetry.log().error("maintenance_failed", job=job, error=str(error), code=error.code)
+        except Exception:
+            outcome = "failed"
+            telemetry.log().exception("maintenance_failed", job=job)
+        telemetry.MAINTENANCE.labels(job, outcome).inc()
+        telemetry.MAINTENANCE_SECONDS.labels(job).inc(time.monotonic() - begun)
+
+    # ---- settles ----
+
+    def _settle(self) -> int:
+        done = 0
+        for pool in self._old_recents():
+            self.control.pace(0)
+            done += settle(self.store, pool)
+        return done
+
+    def _old_recents(self) -> list[PoolId]:
+        """Return the pools whose oldest recent has lain for long enough."""
+        before = clock.now_ms() - int(self.plan.settle_age_s * 1_000)
+        found: list[PoolId] = []
+        low = b"S"
+        with self.store.journal.snapshot() as snapshot:
+            while (row := next(snapshot.range(low, b"T", limit=1), None)) is not None:
+                pool = PoolId(row.key[1:17])
+                if parse_header(row.value).created_ms <= before:
+                    found.append(pool)
+                low = end_of(row.key[:17])
+        return found
+
+    # ---- compactions ----
+
+    def _compact(self) -> int:
+        done = looked = 0
+        with self.store.journal.snapshot() as snapshot:
+            pools = [
+                PoolRecord.decode(PoolId(row.key[1:]), row.value)
+                for row in snapshot.range(b"P", b"Q")
+            ]
+        self._known = {pool.id: self._known.get(pool.id, -1) for pool in pools}
+        for pool in pools:
+            if pool.manifest is None or self._known[pool.id] == pool.generation:
+                continue
+            if looked == VIEWS_MAX or done == COMPACTIONS_MAX:
+                break
+            looked += 1
+            self.control.pace(0)
+            if not self._pays(pool):
+                self._known[pool.id] = pool.generation
+                continue
+            made = compact(self.store, pool.id, control=self.control)
+            done += 1
+            telemetry.log().info(
+                "pool_compacted",
+                pool=made.pool,
+                runs_before=made.runs_before,
+                runs_after=made.runs_after,
+                objects=made.objects,
+                bytes_before=made.bytes_before,
+                bytes_after=made.bytes_after,
+            )
+        return done
+
+    def _pays(self, pool: PoolRecord) -> bool:
+        with self.store.lease():  # the view is not the store's, which would keep it
+            view = PoolView(
+                self.store.blocks, pool.hash_kind, pool.manifest, limits=self.store.limits
+            )
+            return wants_compaction(view)
+
+    # ---- gc ----
+
+    def _gc(self) -> int:
+        with self.store.journal.snapshot() as snapshot:
+            last = read_operation(snapshot, KIND, GcLast).record
+        if last is not None and clock.now_ms() - last.ended_ms < self.plan.gc_interval_s * 1_000:
+            return 0
+        done = gc(self.store, GcOptions(wait_s=GC_WAIT_S), control=self.control)
+        tell(done)
+        return 1
+
+
+def tell(done: GcResult) -> None:
+    """Log and count what a gc did."""
+    telemetry.GC_OBJECTS.inc(done.dropped_objects)
+    telemetry.GC_BYTES.inc(done.bytes_freed)
+    telemetry.GC_WAITING.set(done.blocks_waiting)
+    telemetry.log().info(
+        "gc_done",
+        pools=done.pools,
+        dropped_objects=done.dropped_objects,
+        blocks_deleted=done.blocks_deleted,
+        bytes_freed=done.bytes_freed,
+        blocks_waiting=done.blocks_waiting,
+        repositories_dropped=done.repositories_dropped,
+        seconds=round(done.seconds, 3),
+    )
+    for pool, why in done.damaged.items():
+        telemetry.log().error("gc_left_a_damaged_pool", pool=pool, error=why)
