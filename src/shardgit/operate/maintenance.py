@@ -82,8 +82,8 @@ class Maintenance:
                 self.control.sleep(TURN_WAIT_S)
             telemetry.log().info("maintenance_begun")
             while True:
-                self.round()
                 self.control.sleep(self.plan.interval_s)
+                self.round()
         except Stopped:
             pass
         finally:

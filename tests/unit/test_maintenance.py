@@ -1,0 +1,106 @@
+"""The maintenance of a served store: one process of all, what is due and nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from gcing import MAIN, assert_whole, commit, push
+
+from shardgit.config import ServeConfig
+from shardgit.errors import InvalidArgument
+from shardgit.filelock import FileLock
+from shardgit.journal.operations import read_operation
+from shardgit.limits import Limits
+from shardgit.node import create_store, open_store
+from shardgit.oid import HashKind
+from shardgit.operate.gc import KIND, GcLast
+from shardgit.operate.maintenance import Maintenance, Plan
+from shardgit.service.look import Look
+from shardgit.service.repositories import Repositories
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardgit.service.store import Store
+
+AT_ONCE = Plan(interval_s=0.05, settle_age_s=0, gc_interval_s=3_600, rate_bytes_s=0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    create_store(tmp_path / "data")
+    limits = Limits(recents_settle=10_000, recents_max=10_000, gc_grace_s=0, orphan_age_s=0)
+    with open_store(tmp_path / "data", limits=limits, threads=2) as opened:
+        opened.create_repository("demo", HashKind.SHA1)
+        yield opened
+
+
+def recents(store: Store) -> int:
+    return len(Look(store, "demo").state.pool.view.recents)
+
+
+def last_gc(store: Store) -> GcLast | None:
+    with store.journal.snapshot() as snapshot:
+        return read_operation(snapshot, KIND, GcLast).record
+
+
+def test_a_round_settles_quiet_pools_and_collects_when_it_is_due(store: Store) -> None:
+    mine = commit()
+    push(store, "demo", MAIN, None, mine, mine)
+    Maintenance(store, Plan(settle_age_s=3_600, gc_interval_s=3_600, rate_bytes_s=0)).round()
+    assert recents(store) == 1
+    first = last_gc(store)
+    assert first is not None
+    work = Maintenance(store, AT_ONCE)
+    work.round()
+    assert recents(store) == 0
+    assert last_gc(store) == first  # not due again
+    assert_whole(store, "demo", *mine.ids)
+
+
+def test_gc_of_a_round_drops_what_is_due(store: Store) -> None:
+    mine = commit()
+    push(store, "demo", MAIN, None, mine, mine)
+    Repositories(store).create("gone")
+    Repositories(store).delete("gone")
+    Maintenance(store, AT_ONCE).round()
+    with store.journal.snapshot() as snapshot:
+        assert not list(snapshot.range(b"D", b"E"))
+
+
+def test_only_one_process_has_its_turn(store: Store) -> None:
+    mine = commit()
+    push(store, "demo", MAIN, None, mine, mine)
+    other = FileLock(store.scratch / "maintenance.lock")
+    assert other.try_take()
+    work = Maintenance(store, AT_ONCE)
+    work.start()
+    time.sleep(0.3)
+    assert recents(store) == 1
+    work.stop()
+    other.release()
+    work = Maintenance(store, AT_ONCE)
+    work.start()
+    for _ in range(200):
+        if recents(store) == 0:
+            break
+        time.sleep(0.05)
+    work.stop()
+    assert recents(store) == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"maintenance": "perhaps"},
+        {"maintenance_interval_s": 0.0},
+        {"gc_interval_s": 1.0},
+        {"maintenance_bytes_per_s": -1},
+    ],
+)
+def test_impossible_settings_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgument):
+        ServeConfig(**given)  # type: ignore[arg-type]
