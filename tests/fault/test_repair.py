@@ -21,7 +21,7 @@ from shardgit.operate.block_sources import opened_source
 from shardgit.operate.findings import FindingKind
 from shardgit.operate.operation import Control, silent_control
 from shardgit.operate.repair import repair_store
-from shardgit.operate.settle import _alone, settle
+from shardgit.operate.settle import settle, settling_alone
 from shardgit.operate.verifying import verify_store
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
@@ -236,7 +236,7 @@ def test_the_index_of_a_recent_is_made_anew_too(tmp_path: Path, source: Path) ->
     with store_of(tmp_path / "s", work) as store:
         with store.journal.snapshot() as snapshot:
             pool = store.repository(snapshot, "demo").pool
-        with _alone(store, pool):  # so that the import does not settle
+        with settling_alone(store, pool):  # so that the import does not settle
             import_repository(store, "demo", str(source), overwrite=True)
         with store.journal.snapshot() as snapshot:
             view = store.state(snapshot, "demo").pool.view

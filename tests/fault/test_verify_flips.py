@@ -296,7 +296,7 @@ def test_a_verifier_sees_one_moment_while_others_write(tmp_path: Path, workers: 
         return count
 
     os.sched_yield()
-    writing = others._pool.submit(write)
+    writing = others.submit(write)
     try:
         with Scrub(folder) as scrub:
             for _ in range(25):

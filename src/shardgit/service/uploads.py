@@ -115,7 +115,7 @@ class Uploads:
 
     def fresh_ids(self, snapshot: JournalSnapshot, repository: RepositoryId) -> set[ObjectId]:
         """Return the ids that a repository was given and whose time is not over. Errors: DataLoss."""
-        return {oid for one in self._fresh(snapshot, repository) for oid in self.ids(one.record)}
+        return {oid for one in self.fresh(snapshot, repository) for oid in self.ids(one.record)}
 
     @property
     def _grace_ms(self) -> int:
