@@ -71,7 +71,7 @@ def server(here: Path) -> Iterator[Server]:
 
 
 def ask(
-    server: Server, path: str, method: str = "GET", data: bytes | None = None, Git_Protocol="version=2"ers: str
+    server: Server, path: str, method: str = "GET", data: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     named = {key.replace("_", "-"): value for key, value in headers.items()}
     method = "POST" if data is not None else method
