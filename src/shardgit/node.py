@@ -20,6 +20,7 @@ from shardgit.backup.restore import (
 from shardgit.backup.restoring import BLOCKS, REWIND, RestoreState, check_restored, restore_state
 from shardgit.backup.restoring import KIND as RESTORE
 from shardgit.backup.source import CutSnapshot
+from shardgit.blocks.identity import environment_of
 from shardgit.blocks.layout import (
     FORMAT_FILE,
     StoreLayout,
@@ -29,7 +30,7 @@ from shardgit.blocks.layout import (
 )
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
-from shardgit.errors import AlreadyExists, JournalCorrupt, Refused
+from shardgit.errors import AlreadyExists, JournalCorrupt, Refused, ShardMissing
 from shardgit.journal.interface import END, Compare, Put
 from shardgit.journal.lmdb import LmdbJournal
 from shardgit.journal.operations import put_operation
@@ -110,12 +111,14 @@ def open_store(
         if not restoring:
             with journal.snapshot() as snapshot:
                 check_restored(snapshot)
-        ring = _ring(journal, layout)
+        _check_journal(journal, layout)
+        rings = JournalRings(journal, folder, workers)
+        revision, ring = rings.now()
         shards: dict[int, ShardStore] = {}
-        for place in layout.shards:
-            shards[place.number] = ShardStore(place.path, workers)
-            opened.callback(shards[place.number].close)
-        blocks = RoutedStore(ring, shards, workers)
+        for shard in ring.shards:
+            shards[shard.number] = rings.open_shard(shard.number)
+            opened.callback(shards[shard.number].close)
+        blocks = RoutedStore(ring, shards, workers, source=rings, revision=revision)
         store = Store(
             journal=journal,
             blocks=blocks,
@@ -221,15 +224,51 @@ def equip_hooks(store: Store, policy: HookPolicy) -> Events:
     return store.events
 
 
-def _ring(journal: LmdbJournal, layout: StoreLayout) -> Ring:
-    """Return the ring, after a look whether the journal is this store's."""
+class JournalRings:
+    """The rings of a store's journal, for its blocks; see RingSource."""
+
+    def __init__(self, journal: LmdbJournal, folder: Path, workers: Workers) -> None:
+        self._journal = journal
+        self._folder = folder
+        self._workers = workers
+        self._looked_at = -1  # the journal's revision at the last look
+
+    def newer(self, known: int) -> tuple[int, Ring] | None:
+        """See RingSource."""
+        revision = self._journal.revision()
+        if revision == self._looked_at:
+            return None  # nothing at all was committed
+        with self._journal.snapshot() as snapshot:
+            row = snapshot.get(RING_KEY)
+        if row is None:
+            raise JournalCorrupt("journal has no ring")
+        if row.revision == known:
+            self._looked_at = revision
+            return None
+        return row.revision, Ring.decode(row.value)
+
+    def now(self) -> tuple[int, Ring]:
+        """Return the ring and its row's revision."""
+        found = self.newer(-1)
+        assert found is not None
+        return found
+
+    def open_shard(self, number: int) -> ShardStore:
+        """See RingSource."""
+        for place in open_layout(self._folder).shards:
+            if place.number == number:
+                return ShardStore(place.path, self._workers)
+        raise ShardMissing("the ring names a shard that the store has not", shard=number)
+
+
+def _check_journal(journal: LmdbJournal, layout: StoreLayout) -> None:
+    """Look whether the journal is this store's."""
     with journal.snapshot() as snapshot:
         store, ring = snapshot.get(STORE_KEY), snapshot.get(RING_KEY)
     if store is None or ring is None:
         raise JournalCorrupt("journal has no store id or no ring", path=str(layout.journal))
     if StoreRecord.decode(store.value).id != UUID(layout.store_id).bytes:
         raise Refused("journal belongs to another store", path=str(layout.journal))
-    return Ring.decode(ring.value)
 
 
 def check_readers(folder: Path) -> int:
@@ -239,7 +278,7 @@ def check_readers(folder: Path) -> int:
     """
     layout = open_layout(folder)
     freed = 0
-    for path in (layout.journal, *(place.path for place in layout.shards)):
+    for path in (layout.journal, *(environment_of(place.path) for place in layout.shards)):
         environment = Environment(path)
         try:
             freed += environment.reader_check()

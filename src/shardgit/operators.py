@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+import msgspec
 
 from shardgit.aio import MESSAGE_MAX_BYTES, error_of
 from shardgit.backup.create import BackupMade
@@ -19,8 +20,12 @@ from shardgit.backup.verify import BackupsVerified, Problem
 from shardgit.operate.damage import Damage
 from shardgit.operate.findings import Finding, FindingKind
 from shardgit.operate.gc import GcOptions, GcResult
+from shardgit.operate.membership import ShardChanged
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
+from shardgit.operate.rebalance import Rebalance
+from shardgit.operate.receipt import Receipt, ReceiptCheck, decode_receipt
 from shardgit.operate.repair import Action, Repair
+from shardgit.operate.shrinking import ShardCompacted, ShardsCompacted
 from shardgit.operate.undeleting import DeletedRepository, Undeleted
 from shardgit.operate.verify import RepositoryFinding, VerifyReport
 from shardgit.operate.verifying import Verification
@@ -28,10 +33,11 @@ from shardgit.progress import Progress, Report, silent
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 T = TypeVar("T")
+PIECE_BYTES = 512 << 10
 
 
 class Operators:
@@ -99,6 +105,77 @@ class Operators:
         )
         (answer,) = self.stream("PlanRing", request, report)
         return _plan(answer.result)
+
+    def add_shard(
+        self, path: str = "", *, weight: float = 1.0, zone: int | None = None
+    ) -> ShardChanged:
+        """Make a folder of the server's machine a shard."""
+        request = shard_pb2.AddShardRequest(path=path, weight=weight, zone=zone)
+        return _changed(self.call("AddShard", request).shard)
+
+    def set_weight(self, shard: int, weight: float) -> ShardChanged:
+        """Give a shard another weight, 0 to drain it."""
+        request = shard_pb2.SetShardWeightRequest(id=shard, weight=weight)
+        return _changed(self.call("SetShardWeight", request).shard)
+
+    def remove_shard(self, shard: int) -> ShardChanged:
+        """Take a drained and empty shard out of the store."""
+        return _changed(self.call("RemoveShard", shard_pb2.RemoveShardRequest(id=shard)).shard)
+
+    def rebalance(
+        self,
+        *,
+        abort: bool = False,
+        keep_s: float | None = None,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> Receipt:
+        """Move blocks to where the weights want them, or undo that; returns the receipt."""
+        request = shard_pb2.RebalanceRequest(pace=pace, abort=abort, keep_s=keep_s)
+        pieces = [answer.receipt for answer in self.stream("Rebalance", request, report)]
+        return decode_receipt(b"".join(pieces))
+
+    def rebalance_status(self) -> tuple[Rebalance | None, bool]:
+        """Return the last rebalance as it stands, and whether some process is at it."""
+        answer = self.call("GetRebalance", shard_pb2.GetRebalanceRequest())
+        if not answer.rebalance:
+            return None, answer.running
+        return msgspec.json.decode(answer.rebalance, type=Rebalance), answer.running
+
+    def compact_shards(
+        self,
+        shards: Sequence[int] = (),
+        *,
+        force: bool = False,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> ShardsCompacted:
+        """Copy live blocks of shards (all without ``shards``) into fresh files."""
+        request = shard_pb2.CompactShardsRequest(pace=pace, ids=shards, force=force)
+        (answer,) = self.stream("CompactShards", request, report)
+        return ShardsCompacted(tuple(_made(ShardCompacted, one) for one in answer.result.shards))
+
+    def check_receipt(
+        self, receipt: bytes, *, pace: shard_pb2.Pace | None = None, report: Report = silent
+    ) -> ReceiptCheck:
+        """Hold a receipt's file against the store as it is."""
+        pieces = [receipt[at : at + PIECE_BYTES] for at in range(0, len(receipt), PIECE_BYTES)]
+        requests = (
+            shard_pb2.CheckReceiptRequest(pace=pace, receipt=piece) for piece in pieces or [b""]
+        )
+        (answer,) = self.stream("CheckReceipt", requests, report)
+        one = answer.result
+        return ReceiptCheck(
+            operation=one.operation,
+            ok=one.ok,
+            partitions=one.partitions,
+            unchanged=one.unchanged,
+            blocks=one.blocks,
+            bytes=one.bytes,
+            gone=one.gone,
+            problems=one.problems,
+            bad=tuple(one.bad),
+        )
 
     # ---- backups; targets are folders of the server's machine, or URLs ----
 
@@ -323,6 +400,10 @@ def _finding(one: shard_pb2.Finding) -> Finding:
         object=one.object or None,
         repositories=tuple(one.repositories),
     )
+
+
+def _changed(one: shard_pb2.ShardChanged) -> ShardChanged:
+    return ShardChanged(one.id, one.path, one.zone, one.weight, one.epoch)
 
 
 def _made(shape: type[T], message: Any) -> T:

@@ -30,12 +30,13 @@ from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from shardgit.service.store import Store
     from shardgit.ssh.server import SshEdge
 
 BACKLOG = 1_024
+LOOK_EVERY_S = 1.0
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 REFUSED_EXIT = 3
 
@@ -86,7 +87,11 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
-    async with events.serving(drain_s=CLOSE_MAX_S / 2), connections.looking(runner.server):
+    async with (
+        _looking_around(store),
+        events.serving(drain_s=CLOSE_MAX_S / 2),
+        connections.looking(runner.server),
+    ):
         acceptor = await loop.create_server(
             connections, host, port, reuse_port=True, backlog=BACKLOG
         )
@@ -129,6 +134,27 @@ def _maintaining(config: ServeConfig, store: Store) -> Iterator[None]:
         yield
     finally:
         work.stop()
+
+
+@contextlib.asynccontextmanager
+async def _looking_around(store: Store) -> AsyncIterator[None]:
+    """Let the worker hear of other rings and compacted shards also while nobody asks it anything."""
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                await store.workers.run(store.blocks.look_around)
+            except ShardgitError as error:
+                telemetry.log().error("shards_not_seen", error=str(error))
+
+    task = asyncio.ensure_future(look())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def _hook_policy(config: ServeConfig) -> HookPolicy:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import time
+import unittest.mock
 import xml.etree.ElementTree as ElementTree
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from served import serving, shardgit, small_repository
+from served import clean_environment, git, serving, shardgit, small_repository
 
 from shardgit.cli.context import UsageRefused
 from shardgit.cli.operations import speed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -130,3 +136,128 @@ def test_rates_are_read_as_people_write_them() -> None:
     for text in ("", "0", "-1M", "1X", "M", "1e9", "9" * 40):
         with pytest.raises(UsageRefused):
             speed(text)
+
+
+class Full(Place):
+    """A store whose repository takes some twenty blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.source = small_repository(folder / "source")
+        chance = random.Random(5)
+        for number in range(20):
+            (self.source / f"{number}.bin").write_bytes(chance.randbytes(700_000))
+        git(self.source, "add", ".")
+        git(self.source, "commit", "--quiet", "-m", "large files")
+        self.ok("init", "data", "--shards", "2")
+        self.ok("repo", "import", "demo", "source")
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_disk_joins_and_another_leaves_while_git_clones_and_pushes(
+    tmp_path: Path, served: bool
+) -> None:
+    place = Full(tmp_path)
+    receipt = str(tmp_path / "receipt.json")
+    with serving(place.data, "--workers", "2") as server:
+        target = ["--server", server.grpc] if served else ["--data", str(place.data)]
+        url = f"http://{server.http}/demo.git"
+
+        def push_and_clone(name: str) -> None:
+            clone = tmp_path / name
+            git(tmp_path, "clone", "--quiet", url, str(clone))
+            git(clone, "fsck", "--strict")
+            (clone / name).write_bytes(random.Random(name).randbytes(900_000))
+            git(clone, "add", ".")
+            git(clone, "commit", "--quiet", "-m", name)
+            git(clone, "push", "--quiet", "origin", "HEAD:main")
+
+        push_and_clone("before")
+        added = place.json("shard", "add", "--path", str(tmp_path / "disk"), *target)
+        assert (added["id"], added["path"]) == (2, str(tmp_path / "disk"))
+        plan = place.json("shard", "plan", *target)
+        assert 0 < plan["moved_share"] <= 1 / 3 + 0.1  # some twenty blocks: each is 5%
+        keep = ["--keep", "2", "--throttle", "40MiB/s"]
+        words = ["shard", "rebalance", *keep, "--receipt", receipt, "--json", *target]
+        with running(tmp_path, *words) as mover:
+            push_and_clone("during")
+            out, err = mover.communicate(timeout=120)
+        assert (mover.returncode, err) == (0, "")
+        done = json.loads(out)
+        assert done["state"] == "done"
+        assert done == json.loads((tmp_path / "receipt.json").read_text())
+        assert place.json("shard", "rebalance", "--status", *target) == {
+            "rebalance": unittest.mock.ANY,
+            "running": False,
+        }
+        checked = place.json("shard", "receipt", receipt, *target)
+        assert (checked["ok"], checked["problems"]) == (True, 0)
+        assert "partitions are as they were moved" in place.ok("shard", "receipt", receipt, *target)
+        assert "no rebalance is under way" in place.fails("shard", "rebalance", "--abort", *target)
+        assert "drain it" in place.fails("shard", "remove", "0", *target)
+        place.ok("shard", "drain", "0", *target)
+        states = [one["state"] for one in place.json("shard", "list", *target)["shards"]]
+        assert states == ["draining", "active", "active"]
+        assert "moved" in place.ok("shard", "rebalance", "--keep", "0", *target)
+        states = [one["state"] for one in place.json("shard", "list", *target)["shards"]]
+        assert states == ["drained", "active", "active"]
+        place.ok("shard", "remove", "0", *target)
+        push_and_clone("after")
+        compacted = place.json("shard", "compact", "--all", "--force", *target)
+        assert [one["copied"] for one in compacted["shards"]] == [True, True]
+        push_and_clone("compacted")
+        assert place.ok("shard", "weight", "2", "1.5", *target)
+        assert "no such shard" in place.fails("shard", "weight", "0", "2", *target)
+        git(tmp_path, "clone", "--quiet", url, str(tmp_path / "last"))
+        git(tmp_path / "last", "fsck", "--strict")
+        assert (tmp_path / "last" / "during").exists()
+        wait_until(lambda: not mapped(place.data / "shards" / "000"))
+    assert list((place.data / "shards" / "000").iterdir()) == []
+
+
+@contextmanager
+def running(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shardgit", *words],
+        cwd=folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def mapped(folder: Path) -> bool:
+    """Say whether any process of ours still holds a file of a folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(folder) in (process / "maps").read_text():
+                return True
+    return False
+
+
+def test_commands_of_moves_refuse_words_that_make_no_sense(place: Place) -> None:
+    data = ["--data", str(place.data)]
+    assert "not both" in place.fails("shard", "rebalance", "--abort", "--status", *data, code=2)
+    assert "--all" in place.fails("shard", "compact", *data, code=2)
+    assert "above 0" in place.fails("shard", "add", "--weight", "0", *data, code=2)
+    assert "no rebalance has come to its end" in place.fails(
+        "shard", "rebalance", "--status", "--receipt", "r.json", *data
+    )
+    (place.folder / "other.json").write_text("{}")
+    assert "no receipt" in place.fails("shard", "receipt", "other.json", *data)
+    assert "no rebalance yet" in place.ok("shard", "rebalance", "--status", *data)

@@ -76,15 +76,17 @@ STORE_ROUNDS = 25  # a store is made anew after so many: judging costs by what i
 ROUND_S = 20.0
 CHORE_TIMES = 40
 TRIES_MAX = 8
+# Operators' work of seconds, killed at each of its points by test_rebalance_faults.py and test_shrinking.py.
+ELSEWHERE = {"rebalance", "ring", "shards", "shrink"}
 _HEAD = struct.Struct("<I")
 
 
 def points() -> list[str]:
-    """Return all fault points in the source."""
+    """Return all fault points in the source but for those of ELSEWHERE."""
     found: set[str] = set()
     for file in SOURCE.rglob("*.py"):
         found |= set(re.findall(r'reach\("([^"]+)"\)', file.read_text()))
-    return sorted(found)
+    return sorted(name for name in found if name.partition(".")[0] not in ELSEWHERE)
 
 
 class Mates:

@@ -16,6 +16,7 @@ from shardgit.journal.operations import operation_key, put_operation, read_opera
 from shardgit.node import create_store, open_store
 from shardgit.operate.operation import (
     BUSY_FLOOR_S,
+    PAUSE_BYTES,
     PAUSE_MAX_S,
     PAUSE_MIN_S,
     PROBE_EVERY_S,
@@ -85,13 +86,14 @@ def test_a_slow_store_makes_pauses_grow_to_a_bound_and_a_calm_one_ends_them() ->
         wait = 0.0
         for _ in range(count):
             clock.now += PROBE_EVERY_S
-            wait = throttle.wait_s(1)
+            wait = throttle.wait_s(PAUSE_BYTES)
         return wait
 
     assert probes(30) == 0
     took = 0.02
     assert probes(1) == PAUSE_MIN_S
     assert probes(10) == PAUSE_MAX_S
+    assert throttle.wait_s(100) == 0  # little work, little pause
     took = 0.001
     assert probes(10) == 0
     took = 0.02

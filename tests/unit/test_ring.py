@@ -81,7 +81,7 @@ def test_bytes_with_a_right_checksum_that_are_no_ring_are_refused(data: bytes) -
 
 def test_a_ring_of_a_newer_version_is_refused_by_name() -> None:
     with pytest.raises(StoreFormatUnknown):
-        Ring.decode(body_of(version=2))
+        Ring.decode(body_of(version=3))
 
 
 def test_one_shard_has_everything() -> None:

@@ -76,7 +76,7 @@ def test_each_block_lies_where_the_ring_says_and_nowhere_else(two: RoutedStore) 
 
 
 def test_readers_take_turns_over_the_replicas(two: RoutedStore) -> None:
-    first = [two._homes(block)[0] for block, _ in make_blocks(400)]
+    first = [two._routes.reads(block)[0] for block, _ in make_blocks(400)]
     assert all(60 < first.count(number) < 140 for number in range(4))
 
 
@@ -99,8 +99,8 @@ def test_a_block_that_one_replica_lost_is_read_from_the_other(two: RoutedStore) 
 def test_a_block_damaged_in_one_replica_is_read_from_the_other(two: RoutedStore) -> None:
     (block, data), *_ = make_blocks(1)
     two.put_many_sync([(block, data)])
-    for home in two._homes(block):
-        other = next(h for h in two._homes(block) if h != home)
+    for home in two._routes.reads(block):
+        other = next(h for h in two._routes.reads(block) if h != home)
         rot(two.shards[home], block, data[:-1] + b"!")
         with pytest.raises(BlockCorrupt):
             two.shards[home].get_many_sync([block])
@@ -112,7 +112,7 @@ def test_a_block_damaged_in_one_replica_is_read_from_the_other(two: RoutedStore)
 def test_a_damaged_copy_is_counted_and_put_right_behind_the_read(two: RoutedStore) -> None:
     (block, data), *_ = make_blocks(1)
     two.put_many_sync([(block, data)])
-    first, _ = two._homes(block)
+    first, _ = two._routes.reads(block)
     before = value_of(telemetry.BLOCK_FALLBACKS.labels("damaged"))
     rot(two.shards[first], block, data[:-1] + b"!")
     assert two.get_many_sync([block]) == [data]
@@ -142,7 +142,7 @@ def wait_for(done: Callable[[], bool]) -> None:
 async def test_data_loss_only_when_no_replica_has_it_whole(two: RoutedStore) -> None:
     (block, data), *_ = make_blocks(1)
     two.put_many_sync([(block, data)])
-    first, second = two._homes(block)
+    first, second = two._routes.reads(block)
     rot(two.shards[first], block, data[:-1] + b"!")
     two.shards[second].delete_many_sync([block])
     with pytest.raises(DataLoss):  # damaged here and missing there is not "not found"

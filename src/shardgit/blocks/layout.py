@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
+from shardgit.blocks.identity import (
+    ENVIRONMENT_PREFIX,
+    IDENTITY_FILE,
+    check_identity,
+    fsync,
+    read_identity,
+    write_durably,
+    write_identity,
+)
 from shardgit.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -33,9 +42,9 @@ if TYPE_CHECKING:
 
 FORMAT_FILE = "format"
 CREATING_FILE = "creating"
-IDENTITY_FILE = "shard.json"
 MAGIC = "shardgit store"
 VERSION = 1
+NUMBER_MAX = 4_095  # the ring's
 SHARDS_MAX = 100  # each reserves a map of 1 TiB, and a process has 128 TiB of addresses
 FILE_MAX_BYTES = 1 << 20
 _OF_A_SHARD = (IDENTITY_FILE, IDENTITY_FILE + ".new", "data.mdb", "lock.mdb")
@@ -98,11 +107,9 @@ def create_layout(
                 write_identity(place.path, store_id, place.number)
             fill(layout)
             _sync(layout)
-            rows = [{"number": p.number, "path": _stored_path(folder, p.path)} for p in places]
-            facts = json.dumps({"store": store_id, "shards": rows}, indent=2)
             # commit point: before it a crash leaves no store, after it a whole one.
             faultpoints.reach("store.before_create")
-            _write_durably(folder / FORMAT_FILE, f"{MAGIC} {VERSION}\n{facts}\n")
+            _write_format(layout, places)
             faultpoints.reach("store.after_create")
     except OSError as cause:
         if cause.errno in NO_SPACE:
@@ -135,7 +142,12 @@ def open_layout(folder: Path) -> StoreLayout:
     if not places or len({place.number for place in places}) != len(places):
         raise NotAStore("store's format file names no shard, or one twice", path=str(folder))
     for place in places:
-        check_identity(place.path, store_id, place.number)
+        try:
+            check_identity(place.path, store_id, place.number)
+        except Refused:
+            if _read(folder) != text:
+                return open_layout(folder)  # the shard has left while we looked
+            raise
     return StoreLayout(folder, store_id, places)
 
 
@@ -152,21 +164,94 @@ def initial_ring(layout: StoreLayout, *, replicas: int = 1, seed: int = 0) -> Ri
     return build(shards, replicas=replicas, seed=seed)
 
 
-def write_identity(path: Path, store_id: str, number: int) -> None:
-    """Write a shard's identity file."""
-    _write_durably(path / IDENTITY_FILE, json.dumps({"store": store_id, "shard": number}) + "\n")
+def add_place(layout: StoreLayout, path: Path, fill: Callable[[Path], None]) -> ShardPlace:
+    """Make a folder a shard of the store, under the next free number; ``fill`` puts an environment there.
 
+    A folder that a call before this one has made a shard, and that no ring names yet, is taken as it is. The caller
+    keeps others from changing the layout meanwhile.
 
-def check_identity(path: Path, store_id: str, number: int) -> None:
-    """Refuse a shard folder that is missing or belongs to another store or number."""
+    Errors: Refused when the folder holds something else, InvalidArgument, StorageFull.
+    """
+    known = [place.path for place in layout.shards]
+    for place in layout.shards:
+        if place.path.resolve() == path.resolve():
+            return place
+    number = max(place.number for place in layout.shards) + 1
+    if number > NUMBER_MAX or len(known) >= SHARDS_MAX:
+        raise InvalidArgument("a store has 1 to 100 shards", shards=len(known) + 1)
+    _check_apart(layout.folder, [*known, path])
     try:
-        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
-        raise Refused(
-            "shard is not there; is its disk mounted?", shard=number, path=str(path)
-        ) from cause
-    if facts != {"store": store_id, "shard": number}:
-        raise Refused("folder belongs to another shard or store", shard=number, path=str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        _clear_shard(path, layout.store_id)
+        _check_empty(path)
+        write_identity(path, layout.store_id, number)
+        fill(path)
+        for file in (path / "data.mdb", path, path.parent):
+            fsync(file)
+        place = ShardPlace(number, path)
+        # commit point: before it the folder is no shard of the store, and is cleared by the next try.
+        faultpoints.reach("shards.before_add")
+        _write_format(layout, (*layout.shards, place))
+        faultpoints.reach("shards.after_add")
+    except OSError as cause:
+        if cause.errno in NO_SPACE:
+            raise StorageFull("no space left for a shard", path=str(path)) from cause
+        raise Refused("shard was not made", path=str(path), cause=str(cause)) from cause
+    return place
+
+
+def drop_place(layout: StoreLayout, number: int) -> None:
+    """Take a shard out of the store and remove its files; the folder itself stays.
+
+    The caller has made sure that no ring names it. Stopped halfway it is safe to repeat.
+    """
+    rest = tuple(place for place in layout.shards if place.number != number)
+    for place in layout.shards:
+        if place.number == number:
+            # commit point: after it no process opens the shard any more.
+            faultpoints.reach("shards.before_drop")
+            _write_format(layout, rest)
+            faultpoints.reach("shards.after_drop")
+            _clear_shard(place.path, layout.store_id)
+
+
+def _clear_shard(path: Path, store_id: str) -> None:
+    """Remove the files of a shard of that store from a folder that its format file does not name."""
+    facts = read_identity(path)
+    if facts is not None and facts.get("store") == store_id:
+        _unlink_shard(path)
+
+
+def _unlink_shard(path: Path) -> None:
+    for own in [
+        *(path / name for name in _OF_A_SHARD if name != IDENTITY_FILE),
+        *path.glob("lock-*"),
+    ]:
+        own.unlink(missing_ok=True)
+    for environment in path.glob(f"{ENVIRONMENT_PREFIX}*"):
+        shutil.rmtree(environment, ignore_errors=True)
+    (path / IDENTITY_FILE).unlink(missing_ok=True)  # last: it says that the rest is ours
+
+
+def _write_format(layout: StoreLayout, places: Sequence[ShardPlace]) -> None:
+    rows = [
+        {"number": p.number, "path": _stored_path(layout.folder, p.path)}
+        for p in sorted(places, key=lambda place: place.number)
+    ]
+    facts = json.dumps({"store": layout.store_id, "shards": rows}, indent=2)
+    write_durably(layout.folder / FORMAT_FILE, f"{MAGIC} {VERSION}\n{facts}\n")
+
+
+def zone_of(layout: StoreLayout, path: Path, zones: dict[int, int]) -> int:
+    """Return the zone for a new shard: that of a shard on the same disk, else a new one.
+
+    ``zones`` are those of the shards that the ring names.
+    """
+    device = path.stat().st_dev
+    for place in layout.shards:
+        if place.number in zones and place.path.stat().st_dev == device:
+            return zones[place.number]
+    return max(zones.values(), default=-1) + 1
 
 
 def _places(
@@ -175,6 +260,12 @@ def _places(
     paths = shard_paths or [folder / "shards" / f"{number:03}" for number in range(shards)]
     if not 1 <= len(paths) <= SHARDS_MAX:
         raise InvalidArgument("a store has 1 to 100 shards", shards=len(paths))
+    _check_apart(folder, paths)
+    return tuple(ShardPlace(number, path) for number, path in enumerate(paths))
+
+
+def _check_apart(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse shard folders that lie in one another, or where the store keeps other things."""
     resolved = [path.resolve() for path in paths]
     own = {folder.resolve(), *(folder.resolve() / name for name in ("journal", "tmp", "shards"))}
     for number, path in enumerate(resolved):
@@ -184,7 +275,6 @@ def _places(
         nested = nested or any(other in path.parents for other in resolved[:number])
         if path in rest or inside or nested:
             raise InvalidArgument("shards and journal want a folder each", path=str(path))
-    return tuple(ShardPlace(number, path) for number, path in enumerate(paths))
 
 
 @contextmanager
@@ -241,13 +331,7 @@ def _clear_what_is_left(folder: Path, text: str) -> None:
             raise Refused("folder is not empty", path=str(folder)) from None
         return
     for path in map(Path, paths):
-        try:
-            facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
-        except (OSError, ValueError):
-            facts = None
-        if isinstance(facts, dict) and facts.get("store") == store_id:
-            for own in [*(path / name for name in _OF_A_SHARD), *path.glob("lock-*")]:
-                own.unlink(missing_ok=True)
+        _clear_shard(path, store_id)
     for name in _OF_A_STORE:
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -274,31 +358,10 @@ def _sync(layout: StoreLayout) -> None:
     for folder in folders:
         for file in (folder / "data.mdb", folder):
             if file.exists():
-                _fsync(file)
+                fsync(file)
 
 
 def _stored_path(folder: Path, path: Path) -> str:
     absolute = path.resolve()
     base = folder.resolve()
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    # commit point: before it the file is as it was, after it whole and new.
-    faultpoints.reach("file.before_replace")
-    fresh.replace(path)
-    faultpoints.reach("file.after_replace")
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

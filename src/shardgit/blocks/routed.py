@@ -6,7 +6,9 @@ import asyncio
 import heapq
 from array import array
 from collections import defaultdict
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardgit import telemetry
 from shardgit.blocks.block import partition_of, verify_block
@@ -26,6 +28,38 @@ S = TypeVar("S")
 T = TypeVar("T")
 WRITERS_MAX = 16
 REPAIRS_WAITING_MAX = 256
+SCAN_PARTITIONS = 1_024  # after so many a scan looks at the ring again
+
+
+class RingSource(Protocol):
+    """Where a routed store learns of another ring: the journal."""
+
+    def newer(self, known: int) -> tuple[int, Ring] | None:
+        """Return the ring as it is now and its row's revision, None while that is ``known``; cheap."""
+        ...
+
+    def open_shard(self, number: int) -> ShardStore:
+        """Open a shard that the ring names; ShardMissing when the store has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """A ring, its row's revision, and its shards: swapped whole."""
+
+    ring: Ring
+    revision: int
+    shards: Mapping[int, ShardStore]
+
+    def reads(self, block: BlockId) -> tuple[int, ...]:
+        """Return where a block may be, in the order to look: replicas take turns by id."""
+        partition = partition_of(block)
+        homes = self.ring.shards_of(partition)
+        every = self.ring.reads_of(partition)
+        if len(homes) == 1:
+            return every
+        first = block[2] % len(homes)
+        return homes[first:] + homes[:first] + every[len(homes) :]
 
 
 class RoutedStore(OnWorkers):
@@ -34,46 +68,105 @@ class RoutedStore(OnWorkers):
     A put is durable in every replica when it returns. When it fails, some shards may have their
     part of the batch and others not: nothing names these blocks yet, and putting them again is
     safe. A read takes the first replica that has the block whole; replicas take turns by id.
+
+    Another process may change the ring at any moment. No one is asked to wait for that: whoever has put or deleted
+    blocks, durably, looks whether the ring is still the same, and does it again where it is not; whoever misses a
+    block looks too (ADR 0010).
     """
 
-    def __init__(self, ring: Ring, shards: Mapping[int, ShardStore], workers: Workers) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        shards: Mapping[int, ShardStore],
+        workers: Workers,
+        *,
+        source: RingSource | None = None,
+        revision: int = 0,
+    ) -> None:
         missing = [shard.number for shard in ring.shards if shard.number not in shards]
         if missing:
             raise ShardMissing("the ring names a shard that is not open", shard=missing[0])
         self.workers = workers
-        self.ring = ring
-        self.shards = dict(shards)
+        self._routes = _Routes(ring, revision, dict(shards))
+        self._source = source
+        self._refreshing = Lock()
+        self._leaving: list[ShardStore] = []
         self._repairing: set[BlockId] = set()
         # Threads of their own: a put runs on a worker and waits, and a pool that waits for itself
         # stands still.
-        self._writers = Workers(min(len(self.shards), WRITERS_MAX))
+        self._writers = Workers(WRITERS_MAX)
 
-    def _homes(self, block: BlockId) -> tuple[int, ...]:
-        homes = self.ring.shards_of(partition_of(block))
-        if len(homes) == 1:
-            return homes
-        first = block[2] % len(homes)
-        return homes[first:] + homes[:first]
+    @property
+    def ring(self) -> Ring:
+        """The ring that this process goes by."""
+        return self._routes.ring
+
+    @property
+    def shards(self) -> Mapping[int, ShardStore]:
+        """The open shards by number."""
+        return self._routes.shards
+
+    @property
+    def ring_revision(self) -> int:
+        """The revision of the ring's row in the journal."""
+        return self._routes.revision
+
+    def refresh(self) -> bool:
+        """Take over the ring of the journal, and compacted shards; says whether the ring was another."""
+        return self._fresh(self._routes) is not None
+
+    def look_around(self) -> None:
+        """Do what keeps an idle process up to date: other rings, compacted shards, shards that left."""
+        self.refresh()
+        for shard in self._routes.shards.values():
+            shard.refresh()
+        with self._refreshing:
+            self._leaving = [shard for shard in self._leaving if not shard.idle()]
+
+    def _fresh(self, used: _Routes) -> _Routes | None:
+        """Return the routes to use in place of ``used``, None when these are right still."""
+        if self._source is None:
+            return None
+        with self._refreshing:
+            found = self._source.newer(self._routes.revision)
+            if found is not None:
+                revision, ring = found
+                named = {shard.number for shard in ring.shards}
+                shards = {n: shard for n, shard in self._routes.shards.items() if n in named}
+                for number in named - shards.keys():
+                    shards[number] = self._source.open_shard(number)
+                gone = [s for n, s in self._routes.shards.items() if n not in named]
+                self._routes = _Routes(ring, revision, shards)
+                for shard in gone:
+                    shard.retire()
+                self._leaving += gone
+            return None if self._routes is used else self._routes
 
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore. A job that meets DataLoss is run again over the next replica.
 
         DataLoss only when no replica has the block whole and one has it damaged.
         """
+        routes: _Routes | None = self._routes
         damaged: DataLoss | None = None
-        bad: list[int] = []
-        for home in self._homes(block):
-            try:
-                found = self.shards[home].use(block, lambda view: (job(view),))
-            except DataLoss as error:
-                damaged = damaged or error
+        while routes is not None:
+            damaged = None
+            bad: list[int] = []
+            for home in routes.reads(block):
+                try:
+                    found = routes.shards[home].use(block, lambda view: (job(view),))
+                except DataLoss as error:
+                    damaged = damaged or error
+                    bad.append(home)
+                    continue
+                except ShardMissing:
+                    continue
+                if found is not None:
+                    if bad and self._fresh(routes) is None:  # else the ring explains it
+                        self._fell_back(block, bad, home, "damaged" if damaged else "missing")
+                    return found[0]
                 bad.append(home)
-                continue
-            if found is not None:
-                if bad:
-                    self._fell_back(block, bad, home, "damaged" if damaged else "missing")
-                return found[0]
-            bad.append(home)
+            routes = self._fresh(routes)
         if damaged is not None:
             telemetry.BLOCK_FALLBACKS.labels("lost").inc()
             raise damaged
@@ -98,22 +191,25 @@ class RoutedStore(OnWorkers):
 
     def _put_right(self, block: BlockId, bad: Sequence[int], good: int) -> None:
         """Put a copy again where it was damaged or missing, from a shard that has it whole."""
-        (data,) = self.shards[good].get_many_sync([block])
+        routes = self._routes
+        if good not in routes.shards:
+            return
+        (data,) = routes.shards[good].get_many_sync([block])
         if data is None:
             return  # deleted meanwhile, here first
         verify_block(block, data)
-        homes = self.ring.shards_of(partition_of(block))
+        homes = routes.ring.shards_of(partition_of(block))
         for number in bad:
             if number not in homes:
                 continue
             try:
-                self.shards[number].put_verified_sync([(block, data)])
+                routes.shards[number].put_verified_sync([(block, data)])
             except ShardgitError:
                 telemetry.BLOCK_REPAIRS.labels("failed").inc()
                 raise
             # Whoever deletes a block deletes it everywhere; one that came in between must win.
-            if not self.shards[good].has_many_sync([block])[0]:
-                self.shards[number].delete_many_sync([block])
+            if not routes.shards[good].has_many_sync([block])[0]:
+                routes.shards[number].delete_many_sync([block])
             telemetry.BLOCK_REPAIRS.labels("done").inc()
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
@@ -124,7 +220,7 @@ class RoutedStore(OnWorkers):
         """See BlockStore. Shards are read side by side."""
         groups: dict[int, list[int]] = defaultdict(list)
         for position, block in enumerate(ids):
-            groups[self._homes(block)[0]].append(position)
+            groups[self._routes.reads(block)[0]].append(position)
         found: list[bytes | None] = [None] * len(ids)
 
         async def read(positions: list[int]) -> None:
@@ -144,43 +240,83 @@ class RoutedStore(OnWorkers):
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
         """See BlockStore. A block is here when any replica has it."""
         found = [False] * len(ids)
-        for turn in range(self.ring.replicas):
-            groups: dict[int, list[int]] = defaultdict(list)
-            for position, block in enumerate(ids):
-                if not found[position]:
-                    groups[self._homes(block)[turn]].append(position)
-            for home, positions in groups.items():
-                here = self.shards[home].has_many_sync([ids[p] for p in positions])
-                for position, is_here in zip(positions, here, strict=True):
-                    found[position] = is_here
+        routes: _Routes | None = self._routes
+        while routes is not None and not all(found):
+            homes = [routes.reads(block) for block in ids]
+            for turn in range(max(map(len, homes), default=0)):
+                groups: dict[int, list[int]] = defaultdict(list)
+                for position, every in enumerate(homes):
+                    if not found[position] and turn < len(every):
+                        groups[every[turn]].append(position)
+                for home, positions in groups.items():
+                    here = self._has(routes.shards[home], [ids[p] for p in positions])
+                    for position, is_here in zip(positions, here, strict=True):
+                        found[position] = is_here
+            if not all(found):
+                routes = self._fresh(routes)
         return found
+
+    def _has(self, shard: ShardStore, ids: Sequence[BlockId]) -> list[bool]:
+        try:
+            return shard.has_many_sync(ids)
+        except ShardMissing:
+            return [False] * len(ids)
 
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore. Durable in every replica on return."""
         for block, data in blocks:
             verify_block(block, data)
-        by_shard: dict[int, list[tuple[BlockId, bytes]]] = defaultdict(list)
-        for block, data in blocks:
-            for home in self._homes(block):
-                by_shard[home].append((block, data))
-        self._on_each(by_shard, lambda shard, batch: shard.put_verified_sync(batch))
+
+        def put(routes: _Routes) -> None:
+            by_shard: dict[int, list[tuple[BlockId, bytes]]] = defaultdict(list)
+            for block, data in blocks:
+                for home in routes.ring.writes_of(partition_of(block)):
+                    by_shard[home].append((block, data))
+            self._on_each(routes, by_shard, lambda shard, batch: shard.put_verified_sync(batch))
+
+        self._until_settled(put)
 
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
         """See BlockStore."""
-        by_shard: dict[int, list[BlockId]] = defaultdict(list)
-        for block in ids:
-            for home in self._homes(block):
-                by_shard[home].append(block)
-        self._on_each(by_shard, lambda shard, batch: shard.delete_many_sync(batch))
+
+        def delete(routes: _Routes) -> None:
+            by_shard: dict[int, list[BlockId]] = defaultdict(list)
+            for block in ids:
+                for home in routes.ring.reads_of(partition_of(block)):
+                    by_shard[home].append(block)
+            self._on_each(routes, by_shard, lambda shard, batch: shard.delete_many_sync(batch))
+
+        self._until_settled(delete)
+
+    def _until_settled(self, change: Callable[[_Routes], None]) -> None:
+        """Make a change, and again as often as the ring is another one once it is durable.
+
+        So what was put under a ring is there before the next ring is committed, or is put under that one too: whoever
+        commits a ring and then looks for blocks finds all of them.
+        """
+        routes: _Routes | None = self._routes
+        while routes is not None:
+            used = routes
+            try:
+                change(used)
+            except ShardgitError:
+                routes = self._fresh(used)
+                if routes is None:
+                    raise
+            else:
+                routes = self._fresh(used)
 
     def _on_each(
-        self, by_shard: Mapping[int, list[S]], job: Callable[[ShardStore, list[S]], None]
+        self,
+        routes: _Routes,
+        by_shard: Mapping[int, list[S]],
+        job: Callable[[ShardStore, list[S]], None],
     ) -> None:
         """Run a job on its shards side by side; raise the first error once all have ended."""
 
         def attempt(item: tuple[int, list[S]]) -> Exception | None:
             try:
-                job(self.shards[item[0]], item[1])
+                job(routes.shards[item[0]], item[1])
             except Exception as error:
                 return error
             return None
@@ -193,16 +329,22 @@ class RoutedStore(OnWorkers):
 
     def scan_sync(self, low: int = 0, high: int = PARTITIONS) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore. Replicas are told once; what the ring does not route to is not told."""
-        last = None
-        scans = [self._scan_routed(number, low, high) for number in sorted(self.shards)]
-        for block, size in heapq.merge(*scans):
-            if block != last:
-                yield block, size
-            last = block
+        for start in range(low, high, SCAN_PARTITIONS):
+            self.refresh()
+            routes = self._routes
+            stop = min(start + SCAN_PARTITIONS, high)
+            last = None
+            scans = [self._scan_routed(routes, n, start, stop) for n in sorted(routes.shards)]
+            for block, size in heapq.merge(*scans):
+                if block != last:
+                    yield block, size
+                last = block
 
-    def _scan_routed(self, number: int, low: int, high: int) -> Iterator[tuple[BlockId, int]]:
-        for block, size in self.shards[number].scan_sync(low, high):
-            if number in self.ring.shards_of(partition_of(block)):
+    def _scan_routed(
+        self, routes: _Routes, number: int, low: int, high: int
+    ) -> Iterator[tuple[BlockId, int]]:
+        for block, size in routes.shards[number].scan_sync(low, high):
+            if number in routes.ring.reads_of(partition_of(block)):
                 yield block, size
 
     def measure_sync(self) -> array[int]:
@@ -214,10 +356,11 @@ class RoutedStore(OnWorkers):
 
     def stats(self) -> dict[int, ShardStats]:
         """Return what each shard holds, by number."""
+        self.refresh()
         return {number: shard.stats() for number, shard in sorted(self.shards.items())}
 
     def close(self) -> None:
         """Close every shard; no call may be under way."""
         self._writers.close()
-        for shard in self.shards.values():
+        for shard in (*self.shards.values(), *self._leaving):
             shard.close()

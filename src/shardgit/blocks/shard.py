@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -12,8 +13,17 @@ import lmdb
 
 from shardgit import faultpoints
 from shardgit.blocks.block import verify_block
+from shardgit.blocks.identity import environment_of, identity_mark
 from shardgit.blocks.on_workers import OnWorkers
-from shardgit.errors import DataLoss, Internal, ShardgitError, StorageFull, Unavailable
+from shardgit.errors import (
+    DataLoss,
+    Internal,
+    Refused,
+    ShardgitError,
+    ShardMissing,
+    StorageFull,
+    Unavailable,
+)
 from shardgit.lmdbenv import PAGE_BYTES, Environment
 from shardgit.oid import BlockId
 
@@ -69,6 +79,40 @@ class _Seen:
         self._old.discard(block[:SEEN_BYTES])
 
 
+class _Missing:
+    """What a look for a block gives that is not here: a job may give None."""
+
+
+_MISSING = _Missing()
+
+
+class _Opened:
+    """One environment of a shard, and who is using it."""
+
+    __slots__ = ("active", "environment", "mark")
+
+    def __init__(self, environment: Environment, mark: tuple[int, int]) -> None:
+        self.environment = environment
+        self.mark = mark
+        # As long as many use it; appending and popping are atomic, and cheaper than a lock.
+        self.active: deque[None] = deque()
+
+
+def _open(folder: Path, *, create: bool = False) -> _Opened:
+    """Open the environment that the shard's identity names now."""
+    while True:
+        mark = identity_mark(folder)
+        try:
+            opened = _Opened(Environment(environment_of(folder), create=create), mark)
+        except DataLoss:
+            if identity_mark(folder) == mark:
+                raise
+            continue  # swapped by a compaction while we looked
+        if identity_mark(folder) == mark:
+            return opened
+        opened.environment.close()
+
+
 class ShardStore(OnWorkers):
     """Blocks in one LMDB environment; any number of processes may have it open.
 
@@ -76,6 +120,9 @@ class ShardStore(OnWorkers):
     keeps freed pages alive. ``bytes_max`` bounds the live bytes by our own counting: past it a put
     is StorageFull before anything is written, and so it is when too little of the disk would be
     left (RESERVE_BYTES). Deleting frees pages for later puts; the file stays as large as it was.
+
+    A compaction puts another environment in the place of this one, also under processes that have it open: who does
+    not find a block, or has the lock for writing, looks whether that happened.
     """
 
     def __init__(
@@ -83,36 +130,107 @@ class ShardStore(OnWorkers):
     ) -> None:
         self.workers = workers
         self.bytes_max = bytes_max
-        self._environment = Environment(folder, create=create)
+        self.folder = folder
+        self._opened = _open(folder, create=create)
+        self._before: list[_Opened] = []  # closed once nobody uses them any more
+        self._swapping = threading.Lock()
         # One writer a process; between processes LMDB's own lock orders them.
         self._writer = threading.Lock()
         self._seen = _Seen()
         self._closed = False
+        self._retired = False
 
     @property
-    def folder(self) -> Path:
-        """Where the environment lies."""
-        return self._environment.folder
+    def _environment(self) -> Environment:
+        return self._opened.environment
+
+    @contextmanager
+    def _using(self) -> Iterator[_Opened]:
+        """Give the environment, which is not closed before the block is left."""
+        while True:
+            if self._closed:
+                raise Internal("shard is closed", path=str(self.folder))
+            if self._retired:
+                raise ShardMissing("shard has left the store", path=str(self.folder))
+            opened = self._opened
+            opened.active.append(None)
+            if opened is self._opened and not self._retired:
+                break
+            opened.active.pop()
+        try:
+            yield opened
+        finally:
+            opened.active.pop()
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:
-        if self._closed:
-            raise Internal("shard is closed", path=str(self.folder))
-        try:
-            with self._environment.read() as transaction:
-                yield transaction
-        except lmdb.ReadersFullError as cause:
-            raise Unavailable("all reader slots are taken", path=str(self.folder)) from cause
-        except lmdb.Error as cause:
-            facts = {"path": str(self.folder), "cause": str(cause)}
-            raise DataLoss("shard's database is damaged", **facts) from cause
+        with self._using() as opened:
+            try:
+                with opened.environment.read() as transaction:
+                    yield transaction
+            except lmdb.ReadersFullError as cause:
+                raise Unavailable("all reader slots are taken", path=str(self.folder)) from cause
+            except lmdb.Error as cause:
+                facts = {"path": str(self.folder), "cause": str(cause)}
+                raise DataLoss("shard's database is damaged", **facts) from cause
+
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction | None]:
+        """Open a write transaction; gives None when the environment is not the shard's any more."""
+        with self._using() as opened, self._writer:
+            try:
+                with opened.environment.write() as transaction:
+                    # Compactions swap under this lock, so what is current now stays so to the commit.
+                    current = identity_mark(self.folder) == opened.mark
+                    yield transaction if current else None
+            except StorageFull:
+                # Others, the journal first, may need the room that the failed batch took.
+                with suppress(ShardgitError):
+                    opened.environment.trim()
+                raise
+
+    def refresh(self) -> bool:
+        """Take over the environment that a compaction has put in this one's place; says whether it did."""
+        with self._swapping:
+            self._close_idle()
+            if self._closed or self._retired or identity_mark(self.folder) == self._opened.mark:
+                return False
+            self._before.append(self._opened)
+            self._opened = _open(self.folder)
+            self._close_idle()
+            return True
+
+    def retire(self) -> None:
+        """Let no further use begin: the shard has left the store. ``idle`` says when all have ended."""
+        with self._swapping:
+            if not self._retired:
+                self._retired = True
+                self._before.append(self._opened)
+
+    def idle(self) -> bool:
+        """Close what is used no more; says whether a retired shard is closed whole."""
+        with self._swapping:
+            self._close_idle()
+            return self._retired and not self._before
+
+    def _close_idle(self) -> None:
+        for opened in self._before:
+            if not opened.active:
+                opened.environment.close()
+        self._before = [opened for opened in self._before if opened.active]
 
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore. The transaction lives as long as the job."""
+        found = self._use(block, job)
+        if isinstance(found, _Missing) and self.refresh():
+            found = self._use(block, job)
+        return None if isinstance(found, _Missing) else found
+
+    def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | _Missing:
         with self._reading() as transaction:
             view = transaction.get(block)
             if view is None:
-                return None
+                return _MISSING
             assert isinstance(view, memoryview)
             if block not in self._seen:
                 verify_block(block, view)
@@ -137,7 +255,37 @@ class ShardStore(OnWorkers):
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
         """See BlockStore."""
         with self._reading() as transaction:
-            return [transaction.get(block) is not None for block in ids]
+            found = [transaction.get(block) is not None for block in ids]
+        return found if all(found) or not self.refresh() else self.has_many_sync(ids)
+
+    def read_sync(self, block: BlockId) -> bytes | None:
+        """Return a copy of a block after a check of its bytes as they lie here now.
+
+        Errors: BlockCorrupt.
+        """
+        self._seen.discard(block)
+        return self.use(block, bytes)
+
+    def raw_sync(self, block: BlockId) -> bytes | None:
+        """Return a copy of a block's bytes unchecked, for who copies what is damaged as it is."""
+        with self._reading() as transaction:
+            found = transaction.get(block)
+            return None if found is None else bytes(found)
+
+    @contextmanager
+    def swapping(self) -> Iterator[lmdb.Transaction]:
+        """Keep every process from writing, while another environment is put in this one's place; see shrinking.py."""
+        with self._writing() as transaction:
+            if transaction is None:
+                raise Refused("shard's environment was swapped by another process")
+            yield transaction
+
+    def swap_in(self, fresh: Environment, write: Callable[[], None]) -> None:
+        """Write the identity file that names another environment, open already, and go on with that one."""
+        with self._swapping:  # a process may open an environment once
+            write()
+            self._before.append(self._opened)
+            self._opened = _Opened(fresh, identity_mark(self.folder))
 
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore. One fsynced transaction for the batch."""
@@ -151,15 +299,12 @@ class ShardStore(OnWorkers):
         A block that is here already is not written again, unless the bytes here are damaged:
         then this repairs it.
         """
-        if self._closed:
-            raise Internal("shard is closed", path=str(self.folder))
-        if not blocks:
-            return
-        with self._writer:
-            try:
-                # commit point: before it a crash leaves none of the batch, after it all of it is
-                # durable; either way nothing names these blocks before the journal does.
-                with self._environment.write() as transaction:
+        fresh: list[tuple[BlockId, bytes]] = []
+        while blocks:
+            # commit point: before it a crash leaves none of the batch, after it all of it is
+            # durable; either way nothing names these blocks before the journal does.
+            with self._writing() as transaction:
+                if transaction is not None:
                     fresh = [
                         (block, data)
                         for block, data in sorted(dict(blocks).items())
@@ -169,12 +314,10 @@ class ShardStore(OnWorkers):
                     for block, data in fresh:
                         transaction.put(block, data)
                     faultpoints.reach("shard.before_put")
+            if transaction is not None:
                 faultpoints.reach("shard.after_put")
-            except StorageFull:
-                # Others, the journal first, may need the room that the failed batch took.
-                with suppress(ShardgitError):
-                    self._environment.trim()
-                raise
+                break
+            self.refresh()
         for block, _ in fresh:
             self._seen.discard(block)  # read back and checked at its first touch
 
@@ -194,14 +337,17 @@ class ShardStore(OnWorkers):
 
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
         """See BlockStore."""
-        if self._closed:
-            raise Internal("shard is closed", path=str(self.folder))
-        # commit point: before it a crash leaves all of the batch, after it none.
-        with self._writer, self._environment.write() as transaction:
-            for block in ids:
-                transaction.delete(block)
-            faultpoints.reach("shard.before_delete")
-        faultpoints.reach("shard.after_delete")
+        while True:
+            # commit point: before it a crash leaves all of the batch, after it none.
+            with self._writing() as transaction:
+                if transaction is not None:
+                    for block in ids:
+                        transaction.delete(block)
+                    faultpoints.reach("shard.before_delete")
+            if transaction is not None:
+                faultpoints.reach("shard.after_delete")
+                break
+            self.refresh()
         for block in ids:
             self._seen.discard(block)
 
@@ -227,18 +373,22 @@ class ShardStore(OnWorkers):
 
     def stats(self) -> ShardStats:
         """Count what is here, from LMDB's own books."""
-        live, _ = self._environment.pages_used()
-        size = self._environment.file.stat().st_size
-        return ShardStats(self._environment.entries(), live * PAGE_BYTES, size)
+        self.refresh()
+        with self._using() as opened:
+            live, _ = opened.environment.pages_used()
+            size = opened.environment.file.stat().st_size
+            return ShardStats(opened.environment.entries(), live * PAGE_BYTES, size)
 
     def reader_check(self) -> int:
         """Free the reader slots of dead processes; returns how many there were."""
-        return self._environment.reader_check()
+        with self._using() as opened:
+            return opened.environment.reader_check()
 
     def close(self) -> None:
         """Close the environment; no read or write may be under way."""
         self._closed = True
-        self._environment.close()
+        for opened in [self._opened, *self._before]:
+            opened.environment.close()
 
 
 def _is_here(transaction: lmdb.Transaction, block: BlockId, data: bytes) -> bool:

@@ -134,6 +134,24 @@ def run_here(
     return done
 
 
+def on_store(
+    server: str | None,
+    data: Path | None,
+    *,
+    local: Callable[[Store], T],
+    remote: Callable[[Operators], T],
+) -> T:
+    """Do something short for operators on the store's folder, or through a server."""
+    address = server_address(server, data)
+    if address:
+        from shardgit.operators import Operators
+
+        with Operators(address) as client:
+            return remote(client)
+    with opened(data) as store:
+        return local(store)
+
+
 @contextmanager
 def _stopping(control: Control) -> Iterator[None]:
     """Let ctrl-C stop an operation in order; a second one does not wait for it."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardgit.progress import Progress, Report
 
 BAR_AFTER_S = 0.7  # what is quicker shows no bar
+LOAD_BAR_CELLS = 24
 
 
 def plain(value: Any) -> Any:
@@ -76,6 +77,14 @@ def human_bytes(count: float) -> str:
         if abs(count) < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} TiB"
+
+
+def load_bar(before: int, after: int, most: int) -> str:
+    """Return a bar of what stays (#), what leaves (-) and what comes (+)."""
+    if not most:
+        return ""
+    old, new = (round(LOAD_BAR_CELLS * size / most) for size in (before, after))
+    return "#" * min(old, new) + "-" * max(old - new, 0) + "+" * max(new - old, 0)
 
 
 @contextmanager

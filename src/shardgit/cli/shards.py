@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli import moves
 from shardgit.cli.context import (
     DataOption,
     JsonOption,
@@ -17,13 +18,19 @@ from shardgit.cli.context import (
     reached,
 )
 from shardgit.cli.operations import EagerOption, ThrottleOption, run_operation, speed
-from shardgit.cli.output import human_bytes, print_json, print_table
+from shardgit.cli.output import human_bytes, load_bar, print_json, print_table
 
 if TYPE_CHECKING:
     from shardgit.operate.planning import RingPlan
 
 app = typer.Typer(help="Look at the shards, and move data between them.", no_args_is_help=True)
-BAR_CELLS = 24
+app.command("add")(moves.add)
+app.command("drain")(moves.drain)
+app.command("weight")(moves.weight)
+app.command("remove")(moves.remove)
+app.command("rebalance")(moves.rebalance)
+app.command("receipt")(moves.receipt)
+app.command("compact")(moves.compact)
 
 
 @app.command("list")
@@ -149,7 +156,7 @@ def print_plan(plan: RingPlan) -> None:
                 human_bytes(one.bytes_after),
                 f"{one.share_after:.1%}",
                 f"{one.share_wanted:.1%}",
-                bar(one.bytes_before, one.bytes_after, most),
+                load_bar(one.bytes_before, one.bytes_after, most),
             ]
             for one in plan.shards
         ],
@@ -162,11 +169,3 @@ def print_plan(plan: RingPlan) -> None:
         f"{human_bytes(plan.moved_bytes)} of {human_bytes(plan.bytes)} would move"
         f" ({plan.moved_share:.1%}), {plan.moved_partitions} partitions"
     )
-
-
-def bar(before: int, after: int, most: int) -> str:
-    """Return a bar of what stays (#), what leaves (-) and what comes (+)."""
-    if not most:
-        return ""
-    old, new = (round(BAR_CELLS * size / most) for size in (before, after))
-    return "#" * min(old, new) + "-" * max(old - new, 0) + "+" * max(new - old, 0)

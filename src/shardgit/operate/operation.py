@@ -37,8 +37,9 @@ PROBES_MIN = 8
 CALM_PART = 4  # the baseline is the probe that a quarter of the last ones were under
 BUSY_FACTOR = 2.0
 BUSY_FLOOR_S = 0.0005  # below this a probe tells nothing
-PAUSE_MIN_S = 0.005
+PAUSE_MIN_S = 0.005  # a pause for each PAUSE_BYTES
 PAUSE_MAX_S = 1.0
+PAUSE_BYTES = 1 << 20
 PROBE_IDS = 8
 PROBE_SLEEP_S = 0.0005
 BURST_S = 0.25  # what a throttle forgives after a pause
@@ -48,8 +49,8 @@ NICE = 10
 class Throttle:
     """How fast an operation may go: by bytes a second, and by how the store answers meanwhile.
 
-    ``probe`` returns the seconds that a small use of the store took. When it takes twice as long as in calm, pauses
-    grow; they shrink again once it does not. Without a rate and a probe there is no pause.
+    ``probe`` returns the seconds that a small use of the store took. When it takes twice as long as in calm, the pause
+    behind each MiB grows, up to a second; it shrinks again once it does not. Without a rate and a probe there is none.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Throttle:
         self._probe = probe
         self._now = now
         self._free_at = now()  # when the bytes so far are paid for
+        self._owed_s = 0.0  # of pauses too short to be made
         self._probes: list[float] = []
         self._next_probe = now()
 
@@ -77,7 +79,10 @@ class Throttle:
         if self._probe is not None and now >= self._next_probe:
             self._next_probe = now + PROBE_EVERY_S
             self._judge(self._probe())
-        return max(wait, self.pause_s)
+        self._owed_s += self.pause_s * size_bytes / PAUSE_BYTES
+        if self._owed_s >= PAUSE_MIN_S:
+            wait, self._owed_s = max(wait, self._owed_s), 0.0
+        return wait
 
     def _judge(self, took: float) -> None:
         self._probes.append(took)

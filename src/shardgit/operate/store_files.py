@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardgit.blocks.block import partition_of
+from shardgit.blocks.identity import environment_of
 from shardgit.blocks.layout import open_layout
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.errors import DataLoss, Refused
@@ -42,7 +43,9 @@ class StoreFiles(OnWorkers):
     def __init__(self, folder: Path) -> None:
         self.layout = open_layout(folder)
         self.journal = Scrub(self.layout.journal)
-        self.shards = {place.number: Scrub(place.path) for place in self.layout.shards}
+        self.shards = {
+            place.number: Scrub(environment_of(place.path)) for place in self.layout.shards
+        }
         self.paths = {place.number: place.path for place in self.layout.shards}
         self.ring: Ring | None = None
         self._cached: OrderedDict[BlockId, bytes] = OrderedDict()
@@ -67,6 +70,12 @@ class StoreFiles(OnWorkers):
             return tuple(self.shards)
         return self.ring.shards_of(partition_of(block))
 
+    def may_keep(self, block: BlockId) -> tuple[int, ...]:
+        """Return the shards where a block is no stray: while blocks move, also those that it moves to or from."""
+        if self.ring is None:
+            return tuple(self.shards)
+        return self.ring.reads_of(partition_of(block))
+
     def read(self, block: BlockId) -> bytes | None:
         """Return a block that matches its id, from wherever it is."""
         return self.get_many_sync([block])[0]
@@ -80,7 +89,7 @@ class StoreFiles(OnWorkers):
         if found is not None:
             self._cached.move_to_end(block)
             return found
-        homes = [number for number in self.homes(block) if number in self.shards]
+        homes = [number for number in self.may_keep(block) if number in self.shards]
         for number in (*homes, *(other for other in self.shards if other not in homes)):
             with suppress(DataLoss, OSError):
                 (found,) = self.shards[number].get_many([block])

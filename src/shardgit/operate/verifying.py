@@ -383,7 +383,7 @@ class Verifying:
                 f"it is a {what}; what names it says {want.kind.name.lower()}"
                 f" of {want.length} bytes"
             )
-        if self.files.ring is not None and number not in self.files.homes(seen.id):
+        if self.files.ring is not None and number not in self.files.may_keep(seen.id):
             self._suspect(seen.id).strays.append(number)
 
     def _suspect(self, block: BlockId) -> Suspect:
@@ -450,10 +450,11 @@ class Verifying:
                 del suspect.damaged[number]
             elif number in suspect.missing:
                 suspect.missing.remove(number)
+        may_keep = self.files.may_keep(suspect.block)
         suspect.strays = [
             number
             for number in suspect.strays
-            if number not in homes and self._has(number, suspect.block)
+            if number not in may_keep and self._has(number, suspect.block)
         ]
         if not named:
             suspect.wrong = ""

@@ -1,4 +1,4 @@
-"""ShardService, for operators: what the shards hold, and long operations as streams of progress."""
+"""ShardService, for operators: what the shards hold and what the ring would move; the rest in mixins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
 from shardgit.rpc.collecting import GcMethods
 from shardgit.rpc.operations import stream_operation
+from shardgit.rpc.rebalance import RebalanceMethods
 from shardgit.rpc.status import stream, unary
 from shardgit.rpc.verifying import VerifyMethods
 from shardgit.service.access import ANONYMOUS, Action, authorize
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class PlanMethods:
-    """The methods that plan."""
+    """The method that plans."""
 
     store: Store
 
@@ -46,7 +47,12 @@ class PlanMethods:
 
 
 class ShardServicer(
-    PlanMethods, BackupMethods, VerifyMethods, GcMethods, shard_pb2_grpc.ShardServiceServicer
+    RebalanceMethods,
+    PlanMethods,
+    BackupMethods,
+    VerifyMethods,
+    GcMethods,
+    shard_pb2_grpc.ShardServiceServicer,
 ):
     """ShardService; operations of one noun stand in a mixin of their own."""
 

@@ -27,13 +27,16 @@ class ShardInfo:
 
 def list_shards(store: Store) -> list[ShardInfo]:
     """Return every shard of the ring by rising number."""
+    store.blocks.refresh()
     ring = store.blocks.ring
     partitions: Counter[int] = Counter()
     for row in ring.table:
         partitions.update(row)
     found = []
     for place in ring.shards:
-        shard = store.blocks.shards[place.number]
+        shard = store.blocks.shards.get(place.number)
+        if shard is None:
+            continue  # left meanwhile
         stats = shard.stats()
         found.append(
             ShardInfo(

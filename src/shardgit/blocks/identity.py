@@ -1,0 +1,89 @@
+"""A shard's identity file: whose it is, and in which folder its environment lies. See docs/formats/store.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from shardgit import faultpoints
+from shardgit.errors import Refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY_FILE = "shard.json"
+ENVIRONMENT_PREFIX = "env-"
+_ENVIRONMENT = re.compile(r"env-[0-9a-f]{16}")
+
+
+def write_identity(path: Path, store_id: str, number: int, *, environment: str = "") -> None:
+    """Write a shard's identity file, durably, in one step."""
+    facts: dict[str, Any] = {"store": store_id, "shard": number}
+    if environment:
+        facts["environment"] = environment
+    write_durably(path / IDENTITY_FILE, json.dumps(facts) + "\n")
+
+
+def check_identity(path: Path, store_id: str, number: int) -> None:
+    """Refuse a shard folder that is missing or belongs to another store or number."""
+    facts = read_identity(path)
+    if facts is None:
+        raise Refused("shard is not there; is its disk mounted?", shard=number, path=str(path))
+    facts.pop("environment", None)
+    if facts != {"store": store_id, "shard": number}:
+        raise Refused("folder belongs to another shard or store", shard=number, path=str(path))
+
+
+def environment_of(path: Path) -> Path:
+    """Return the folder of a shard's environment: the shard's own until it was compacted."""
+    facts = read_identity(path)
+    name = facts.get("environment") if facts else None
+    if name is None:
+        return path
+    if not isinstance(name, str) or not _ENVIRONMENT.fullmatch(name):
+        raise Refused("shard's identity file names an impossible folder", path=str(path))
+    return path / name
+
+
+def identity_mark(path: Path) -> tuple[int, int]:
+    """Return what changes when the identity file is replaced; cheap, one look at the folder entry."""
+    try:
+        found = (path / IDENTITY_FILE).stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_ino, found.st_mtime_ns)
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """Return what the identity file says, None without a whole one."""
+    with suppress(OSError, ValueError, RecursionError):
+        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
+        if isinstance(facts, dict):
+            return facts
+    return None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file by one with that text: after a crash it is the old one or the new one, whole."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    # commit point: before it the file is as it was, after it whole and new.
+    faultpoints.reach("file.before_replace")
+    fresh.replace(path)
+    faultpoints.reach("file.after_replace")
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,212 @@
+"""Shards copied into fresh files while others use them, and while the copier dies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+from moving import check_whole, full_store, opened, parts, placed
+from served import clean_environment, shardgit
+
+from shardgit import faultpoints
+from shardgit.blocks.identity import environment_of
+from shardgit.errors import BlockCorrupt, Refused, ShardMissing, Stopped
+from shardgit.node import check_readers
+from shardgit.operate.operation import Control, running, silent_control
+from shardgit.operate.shrinking import COMPACTING, compact_shards
+
+if TYPE_CHECKING:
+    from moving import Blocks
+
+CALM = silent_control()
+
+
+def half_empty(folder: Path) -> tuple[Path, Blocks]:
+    """Make a store of two shards whose files are more than half free; returns what is left in it."""
+    blocks = parts(400, most=20_000)
+    full_store(folder, blocks, shards=2)
+    gone = sorted(blocks)[::2] + sorted(blocks)[1::4]
+    with opened(folder) as store:
+        store.blocks.delete_many_sync(gone)
+    return folder, {b: data for b, data in blocks.items() if b not in set(gone)}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_free_space_goes_back_to_the_disk_and_nothing_else_changes(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    with opened(folder) as store:
+        with pytest.raises(ShardMissing):
+            compact_shards(store, [7], control=CALM)
+        with running(store, COMPACTING), pytest.raises(Refused):
+            compact_shards(store, control=CALM)
+        done = compact_shards(store, [0], control=CALM)
+        (one,) = done.shards
+        assert one.copied
+        assert one.file_after < 0.5 * one.file_before
+        assert one.file_after <= 1.2 * one.live_bytes
+        check_whole(store, blocks)
+        extra = parts(20, seed=2)
+        store.blocks.put_many_sync(list(extra.items()))
+        again = compact_shards(store, [0], control=CALM)
+        assert not again.shards[0].copied
+        assert [s.copied for s in compact_shards(store, force=True, control=CALM).shards] == [
+            True,
+            True,
+        ]
+        check_whole(store, blocks | extra)
+    for number in (0, 1):
+        shard = folder / "shards" / f"{number:03}"
+        assert files(shard) == [environment_of(shard).name, "shard.json"]
+    check_readers(folder)
+    with opened(folder) as store:
+        check_whole(store, blocks | extra)
+
+
+def test_what_is_put_deleted_and_read_meanwhile_is_right_behind_the_swap(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    late: Blocks = {}
+    gone: list[bytes] = []
+    with opened(folder) as store:
+        threads: list[Thread] = []
+
+        def put() -> None:
+            fresh = parts(10, seed=7, most=3_000)
+            store.blocks.put_many_sync(list(fresh.items()))
+            late.update(fresh)
+
+        def hook(name: str) -> None:
+            if name == "shrink.after_copy" and not gone:
+                gone.append(min(blocks))
+                extra = parts(10, seed=6, most=3_000)
+                store.blocks.put_many_sync(list(extra.items()))
+                late.update(extra)
+                store.blocks.delete_many_sync([min(blocks)])
+            if name == "shrink.before_swap":
+                # Waits for the lock of the old environment, and must write to the new one.
+                threads.append(Thread(target=put))
+                threads[-1].start()
+                time.sleep(0.1)
+                assert store.blocks.get_many_sync([max(blocks)]) == [blocks[max(blocks)]]
+
+        with faultpoints.listening(hook):
+            compact_shards(store, force=True, control=CALM)
+        for thread in threads:
+            thread.join()
+        assert len(late) == 20
+        left = {b: data for b, data in blocks.items() if b not in gone}
+        check_whole(store, left | late)
+    with opened(folder) as store:
+        check_whole(store, left | late)
+
+
+def test_a_copy_that_is_stopped_leaves_all_as_it_was(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    control = Control()
+
+    def hook(name: str) -> None:
+        if name == "shrink.after_copy":
+            control.stop()
+
+    with opened(folder) as store:
+        with faultpoints.listening(hook), pytest.raises(Stopped):
+            compact_shards(store, [0], control=control)
+        check_whole(store, blocks)
+        assert environment_of(folder / "shards" / "000") == folder / "shards" / "000"
+        compact_shards(store, [0], control=CALM)
+        check_whole(store, blocks)
+        assert len(files(folder / "shards" / "000")) == 2
+
+
+def test_a_damaged_block_is_copied_as_it_is(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    with opened(folder) as store:
+        victim = min(placed(store)[0])
+        shard = store.blocks.shards[0]
+        with shard._environment.write() as transaction:
+            transaction.put(victim, blocks[victim][:-1] + b"?")
+        (one,) = compact_shards(store, [0], control=CALM).shards
+        assert one.damaged == 1
+        with pytest.raises(BlockCorrupt):
+            shard.read_sync(victim)
+        shard.put_many_sync([(victim, blocks[victim])])
+        check_whole(store, blocks)
+
+
+@pytest.mark.parametrize(
+    "point", ["shrink.before_copy", "shrink.after_copy", "shrink.before_swap", "shrink.after_swap"]
+)
+def test_a_copier_that_is_killed_loses_nothing(tmp_path: Path, point: str) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    words = ("shard", "compact", "--all", "--force", "--json", "--data", str(folder))
+    done = shardgit(*words, cwd=tmp_path, environment={"SHARDGIT_FAULT": point})
+    assert done.returncode == -signal.SIGKILL
+    with opened(folder) as store:
+        check_whole(store, blocks)
+    done = shardgit(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [one["copied"] for one in json.loads(done.stdout)["shards"]] == [True, True]
+    with opened(folder) as store:
+        check_whole(store, blocks)
+    assert len(files(folder / "shards" / "000")) == 2
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from moving import parts
+from shardgit.node import open_store
+with open_store(Path(sys.argv[1]), threads=2) as store:
+    kept = {}
+    for turn in range(100_000):
+        fresh = parts(6, seed=1_000 + turn, most=3_000)
+        store.blocks.put_many_sync(list(fresh.items()))
+        gone = sorted(fresh)[:2]
+        store.blocks.delete_many_sync(gone)
+        kept |= {block: data for block, data in fresh.items() if block not in gone}
+        assert store.blocks.get_many_sync(list(kept)) == list(kept.values())
+        os.write(1, b"%d\\n" % turn)
+"""
+
+
+def test_a_writer_in_another_process_goes_on_over_many_swaps(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    told = tmp_path / "told"
+    with told.open("wb") as out:
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), str(Path(__file__).parent.parent)],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=clean_environment(),
+        )
+    try:
+        while not (told.exists() and told.stat().st_size):
+            time.sleep(0.05)
+            assert writer.poll() is None
+        with opened(folder) as store:
+            for _ in range(6):
+                compact_shards(store, force=True, control=CALM)
+        seen = told.stat().st_size
+        while told.stat().st_size == seen:
+            time.sleep(0.05)
+            assert writer.poll() is None
+    finally:
+        writer.kill()
+        errors = writer.communicate()[1]
+    assert errors == b""
+    with opened(folder) as store:
+        for turn in map(int, told.read_text().split()):
+            fresh = parts(6, seed=1_000 + turn, most=3_000)
+            kept = sorted(fresh)[2:]
+            assert store.blocks.get_many_sync(kept) == [fresh[block] for block in kept]
+        assert store.blocks.get_many_sync(list(blocks)) == list(blocks.values())
