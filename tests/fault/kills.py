@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import re
+import resource
 import select
 import shutil
 import signal
@@ -78,6 +79,8 @@ CHORE_TIMES = 40
 TRIES_MAX = 8
 # Operators' work of seconds, killed at each of its points by test_rebalance_faults.py and test_shrinking.py.
 ELSEWHERE = {"rebalance", "ring", "shards", "shrink"}
+TROUBLES = ("", "", "starve", "slow", "fail", "stop")
+ROOM_MAX_BYTES = 300_000
 _HEAD = struct.Struct("<I")
 
 
@@ -407,6 +410,7 @@ class Arena:
         self.named: Counter[str] = Counter()
         self.random_kills = 0
         self.survived = 0
+        self.troubles: Counter[str] = Counter()
         self.judged = 0
         self.acknowledged = 0
         self.unknown = 0
@@ -435,6 +439,8 @@ class Arena:
         while any(child.pipe is not None for child in children):
             now = time.monotonic()
             for child in children:
+                if child.pipe is not None and now > child.stop_at:
+                    child.stop()
                 if child.pipe is not None and (now > child.kill_at or now > until):
                     child.kill()
             waiting = [child for child in children if child.pipe is not None]
@@ -508,7 +514,9 @@ class _Child:
         self.arena = arena
         self.name = name
         self.by_us = False
-        self.kill_at = float("inf")
+        self.kill_at = self.stop_at = float("inf")
+        self.trouble = "" if name else arena.dice.choice(TROUBLES)
+        arena.troubles[self.trouble] += 1
         self.errors: list[str] = []
         self._held = b""
         self._status: int | None = None
@@ -519,7 +527,7 @@ class _Child:
         self.pid = os.fork()
         if not self.pid:
             os.close(reader)
-            _work(arena, name, seed, 1 + number * 100_000, writer)
+            _work(arena, name, seed, 1 + number * 100_000, writer, self.trouble)
         os.close(writer)
         self.pipe: int | None = reader
 
@@ -540,10 +548,17 @@ class _Child:
             self._held = self._held[_HEAD.size + size :]
             if message == "ready":
                 self.kill_at = time.monotonic() + self._wait_s
+                if self.trouble == "stop":
+                    self.stop_at = time.monotonic() + self._wait_s / 2
             elif isinstance(message, str):
                 self.errors.append(message)
             else:
                 self.arena.take(*message)
+
+    def stop(self) -> None:
+        """Let it stand still until it is killed."""
+        self.stop_at = float("inf")
+        os.kill(self.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         """Kill it now."""
@@ -559,7 +574,27 @@ class _Child:
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def _work(arena: Arena, name: str, seed: int, first: int, pipe: int) -> NoReturn:
+def _faults(name: str, trouble: str, dice: random.Random) -> list[Fault]:
+    """Return what shall happen at fault points."""
+    if name:
+        often = name.startswith(("journal", "shard"))
+        return [Fault(name, dice.randrange(1, 9) if often else dice.choice((1, 1, 2, 3)))]
+    places = ("journal.before_commit", "shard.before_put", "shard.after_put")
+    if trouble == "slow":
+        return [Fault(dice.choice(places), dice.randrange(1, 6), "sleep")]
+    if trouble == "fail":
+        return [Fault(place, dice.randrange(1, 6), "fail") for place in places[:2]]
+    return []
+
+
+def _starve(folder: Path, dice: random.Random) -> None:
+    """Let no file of this process grow past a little more than the largest has now."""
+    most = max(file.stat().st_size for file in folder.rglob("data.mdb"))
+    room = most + dice.randrange(ROOM_MAX_BYTES)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+
+def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: str) -> NoReturn:
     """Be a child: open the store and work until death, or the end of the work."""
     dice = random.Random(seed)
     mates = Mates(arena.history, seed, first, pipe)
@@ -580,12 +615,9 @@ def _work(arena: Arena, name: str, seed: int, first: int, pipe: int) -> NoReturn
                 for number, chore in enumerate([noun, "", ""])
             ]
             mates._send("ready")
-            count = (
-                dice.choice((1, 1, 2, 3))
-                if noun not in ("journal", "shard")
-                else dice.randrange(1, 9)
-            )
-            with faultpoints.listening(Faults([Fault(name, count)] if name else [])):
+            if trouble == "starve":
+                _starve(arena.data, dice)
+            with faultpoints.listening(Faults(_faults(name, trouble, dice))):
                 threads = [threading.Thread(target=run, args=(client,)) for client in clients]
                 for thread in threads:
                     thread.start()

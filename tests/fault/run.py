@@ -25,7 +25,8 @@ def kills(words: argparse.Namespace, folder: Path) -> None:
         print(f"{count:6} at {name}")
     print(
         f"{arena.kills} kills ({arena.random_kills} at random moments), {arena.survived} lived, {arena.judged} checks, "
-        f"{arena.acknowledged} changes acknowledged, {arena.unknown} cut off, {arena.stores} stores; "
+        f"{arena.acknowledged} changes acknowledged, {arena.unknown} cut off, {arena.stores} stores, "
+        f"{', '.join(f'{count} {what}' for what, count in arena.troubles.items() if what)}; "
         f"{time.monotonic() - begun:.0f} s, seed {words.seed}",
         flush=True,
     )
