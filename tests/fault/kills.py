@@ -34,11 +34,17 @@ from reference.gits import git
 
 import shardgit
 from shardgit import faultpoints
+from shardgit.backup.create import create_backup
+from shardgit.backup.prune import prune_backups
+from shardgit.backup.target import Target
+from shardgit.backup.verify import verify_backups
 from shardgit.errors import Conflict, ShardgitError
 from shardgit.faultpoints import Fault, Faults
 from shardgit.limits import Limits
-from shardgit.node import create_store, open_store
+from shardgit.node import create_store, open_store, restore_store
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.operation import silent_control
+from shardgit.operate.verify import verify_repository
 from shardgit.protocol.pktline import FLUSH_BYTES, line
 from shardgit.protocol.receive_pack import CommandResult
 from shardgit.refs.update import RefUpdate
@@ -53,6 +59,7 @@ from shardgit.service.keys import Keys, parse_public_key
 from shardgit.service.lfs import LfsObjects
 from shardgit.service.locks import Locks
 from shardgit.service.receive import ReceiveService
+from shardgit.service.repositories import Repositories
 from shardgit.service.spool import Spool
 
 if TYPE_CHECKING:
@@ -95,13 +102,14 @@ def points() -> list[str]:
 class Mates:
     """Where the clients of one child are; see client.Place. All that is told goes to the parent."""
 
-    def __init__(self, history: History, seed: int, first: int, pipe: int) -> None:
+    def __init__(self, history: History, seed: int, first: int, pipe: int, folder: Path) -> None:
         self.dice = random.Random(seed)
         self.history = history
         self.attempts: list[Attempt] = []
         self.uploads: list[Attempt] = []
         self.reads = 0
         self.limits = LIMITS
+        self.folder = folder
         self._numbers = itertools.count(first)
         self._pipe = pipe
         self._sent = set(history.objects)
@@ -189,7 +197,7 @@ class KilledClient(Client):
     def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
         if self.chore:
             self.left = CHORE_TIMES
-            return ((4, self.chores()[self.chore]), (1, self._push))
+            return ((4, self._chore()), (1, self._push))
         return (
             *super()._works(),
             (2, self._commit),
@@ -197,10 +205,16 @@ class KilledClient(Client):
             (1, self._export),
         )
 
+    def _chore(self) -> Callable[[Host], None]:
+        chores = self.chores()
+        return chores.get(self.chore) or chores[self.chore.partition(".")[0]]
+
     def chores(self) -> dict[str, Callable[[Host], None]]:
         """Return what reaches which points, by the noun in their name."""
         return {
+            "backup": self._backup,
             "commit": self._commit,
+            "compact": self._compact,
             "event": self._event,
             "export": self._export,
             "file": self._layout,
@@ -210,16 +224,24 @@ class KilledClient(Client):
             "key": self._keys,
             "lfs": self._lfs,
             "lock": self._locks,
+            "pin": self._backup,
+            "prune": self._prune,
             "push": self._push,
             "receive": self._push,
             "refs": self._writer,
             "repository": self._repository,
             "restore": self._restore,
+            "restore.after_blocks": self._restore_store,
+            "restore.after_journal": self._restore_store,
+            "restore.after_end": self._restore_store,
+            "restore.before_end": self._restore_store,
+            "restore.before_journal": self._restore_store,
             "settings": self._settings,
             "settle": self._settle,
             "shard": self._lfs,
             "spool": self._spool,
             "store": self._layout,
+            "undelete": self._undelete,
             "update": self._update,
             "upload": self._upload,
         }
@@ -227,7 +249,9 @@ class KilledClient(Client):
     def _deliver(
         self, process: Host, name: str, request: PushRequest, pack: bytes | None, attempt: Attempt
     ) -> Sequence[CommandResult]:
-        if self.chore == "push" or (self.chore != "receive" and self.dice.random() < 0.5):
+        if self.chore.startswith("push.") or (
+            not self.chore.startswith("receive.") and self.dice.random() < 0.5
+        ):
             return super()._deliver(process, name, request, pack, attempt)
         return asyncio.run(self._receive(process.store, name, request, pack or b"", attempt))
 
@@ -392,6 +416,33 @@ class KilledClient(Client):
 
         asyncio.run(take())
 
+    def _prune(self, process: Host) -> None:
+        folder = self.folder / "all-backups"
+        create_backup(process.store, str(folder), control=silent_control())
+        for keep in (2, 1):
+            self._push(process)
+            create_backup(process.store, str(folder), control=silent_control())
+            target = Target.open(str(folder))
+            prune_backups(target, keep=keep, waste=0.1, control=silent_control())
+        if verify_backups(Target.open(str(folder)), control=silent_control()).problems:
+            raise Wrong("a pruned backup is damaged")
+
+    def _restore_store(self, process: Host) -> None:
+        """Restore a backup as of a moment into a new store, on and on until it is done."""
+        made = create_backup(
+            process.store, str(self.folder / "all-backups"), control=silent_control()
+        )
+        folder = self.folder / f"again-{self.dice.randrange(1 << 40)}"
+        target = Target.open(str(self.folder / "all-backups"))
+        restore_store(
+            target, folder, backup=made.backup, at_ms=made.taken_ms, control=silent_control()
+        )
+        with open_store(folder, threads=1) as store:
+            for one in Repositories(store).list():
+                if verify_repository(store, one.name).bad:
+                    raise Wrong("a restored store is damaged")
+        shutil.rmtree(folder)
+
     def _layout(self, process: Host) -> None:
         del process
         folder = self.folder / f"store-{self.dice.randrange(1 << 40)}"
@@ -418,6 +469,7 @@ class Arena:
         self._rounds = 0
         self._made = 0
         self.data = folder / "none"
+        self.backups = folder / "backups"
         self.history = History(HashKind.SHA1)
         self.attempts: dict[int, Attempt] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -470,6 +522,8 @@ class Arena:
         shutil.rmtree(self.data, ignore_errors=True)
         self.stores += 1
         self.data = self.folder / f"data{self.stores}"
+        shutil.rmtree(self.backups, ignore_errors=True)
+        self.backups.mkdir()
         self.history = History(HashKind.SHA1)
         self.attempts = {}
 
@@ -495,16 +549,29 @@ class Arena:
         attempts = list(self.attempts.values())
 
         def check() -> None:
-            place = Mates(self.history, 0, 0, -1)
+            place = Mates(self.history, 0, 0, -1, self.backups)
             place.attempts = attempts
             place.uploads = [one for one in attempts if one.objects and one.done_ms]
             with open_store(self.data, threads=1, limits=LIMITS) as store:
                 judge(place, store)
+            made = [one for one in attempts if one.done and one.what.startswith("backup ")]
+            if made and self.judged % 4 == 0:
+                self._judge_backup(place, max(made, key=lambda one: one.begun))
 
         try:
             _in_child(check)
         except AssertionError as error:
             raise AssertionError(f"{error}\nstore: {self.data}") from None
+
+    def _judge_backup(self, place: Mates, newest: Attempt) -> None:
+        """Restore a backup that was acknowledged, and judge it like the store."""
+        folder = self.folder / "restored"
+        cut = newest.what.partition(" ")[2]
+        target = Target.open(str(self.backups / "backup"))
+        restore_store(target, folder, backup=cut, control=silent_control())
+        with open_store(folder, threads=1, limits=LIMITS) as store:
+            judge(place, store, before=newest.begun)
+        shutil.rmtree(folder)
 
 
 class _Child:
@@ -597,9 +664,8 @@ def _starve(folder: Path, dice: random.Random) -> None:
 def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: str) -> NoReturn:
     """Be a child: open the store and work until death, or the end of the work."""
     dice = random.Random(seed)
-    mates = Mates(arena.history, seed, first, pipe)
+    mates = Mates(arena.history, seed, first, pipe, arena.backups)
     try:
-        noun = name.partition(".")[0]
         with open_store(arena.data, threads=2, limits=LIMITS) as store:
             host = _Host(store)
 
@@ -612,7 +678,7 @@ def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: st
 
             clients = [
                 KilledClient(mates, 8, chore=chore, folder=arena.folder, seed=seed + number)
-                for number, chore in enumerate([noun, "", ""])
+                for number, chore in enumerate([name, "", ""])
             ]
             mates._send("ready")
             if trouble == "starve":

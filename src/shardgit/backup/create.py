@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blake3 import blake3
 
+from shardgit import clock
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, cut_name, encode_cut, new_cut_id
 from shardgit.backup.lease import writing
 from shardgit.backup.naming import Naming
@@ -98,7 +99,7 @@ def create_backup(store: Store, target: str, *, control: Control) -> BackupMade:
 
 
 def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return clock.now_ms()
 
 
 @dataclass(frozen=True, slots=True)

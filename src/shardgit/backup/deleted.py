@@ -95,6 +95,7 @@ def undelete(store: Store, gone: Deleted, name: str, note: LogNote) -> Repositor
     )
     if not done:
         raise Conflict("repository changed meanwhile; look again", repository=name)
+    reach("undelete.after_commit")
     return record
 
 

@@ -205,6 +205,7 @@ def rewind_store(store: Store, state: RestoreState, *, control: Control) -> None
     reach("restore.before_end")
     # commit point: before it the store is not opened, after it it is the restored one.
     store.journal.commit_sync([], [Delete(KEY)])
+    reach("restore.after_end")
 
 
 def rewind_repository(store: Store, record: RepositoryRecord, at_ms: int, note: LogNote) -> int:

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.errors import Conflict, JournalCorrupt
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 
@@ -71,9 +72,11 @@ class Pin:
                 if now_ms - PinRecord.decode(row.value).renewed_ms >= LEASE_MS
             ]
         # commit point: before it gc may delete what nothing names, after it nothing at all.
+        faultpoints.reach("pin.before_commit")
         self._revision = journal.commit_sync(
             [Compare(self._key, 0)], [Put(self._key, self._record.encode()), *stale]
         )
+        faultpoints.reach("pin.after_commit")
 
     def renew(self, now_ms: int) -> bool:
         """Say that we live, once RENEW_MS have gone by; False when the pin was taken from us."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from fault.sim.history import BLOB
 
+from shardgit.backup.create import create_backup
+from shardgit.backup.deleted import deleted_repositories, undelete
 from shardgit.errors import (
     Conflict,
     LimitExceeded,
@@ -18,6 +20,8 @@ from shardgit.errors import (
     ShardgitError,
     StorageFull,
 )
+from shardgit.operate.compact import compact
+from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
@@ -36,11 +40,12 @@ from shardgit.service.uploading import Uploading
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from fault.sim.history import History
 
     from shardgit.limits import Limits
-    from shardgit.oid import ObjectId, RepositoryId
+    from shardgit.oid import ObjectId, PoolId, RepositoryId
     from shardgit.protocol.receive_pack import CommandResult
     from shardgit.service.store import Store
 
@@ -88,6 +93,7 @@ class Place(Protocol):
     uploads: list[Attempt]
     reads: int
     limits: Limits
+    folder: Path  # for backups
 
     def number(self) -> int:
         """Return a number for the next attempt."""
@@ -152,7 +158,10 @@ class Client:
             (1, self._delete),
             (1, self._rename),
             (1, self._restore),
+            (1, self._undelete),
             (2, self._settle),
+            (1, self._compact),
+            (1, self._backup),
         )
 
     def create_first(self, process: Host) -> None:
@@ -388,6 +397,16 @@ class Client:
         with self._noting(attempt) as note:
             restore_ref(process.store, name, BRANCHES[0], back=self.dice.choice((1, 2)), note=note)
 
+    def _undelete(self, process: Host) -> None:
+        with process.store.journal.snapshot() as snapshot:
+            deleted = list(deleted_repositories(snapshot))
+        if not deleted:
+            self._delete(process)
+            return
+        attempt = self._attempt(process, "undelete", None)
+        with self._noting(attempt) as note:
+            undelete(process.store, self.dice.choice(deleted), f"again{attempt.number}", note)
+
     @contextmanager
     def _noting(self, attempt: Attempt) -> Iterator[LogNote]:
         """Try what is judged by its log row alone, or leaves none."""
@@ -397,10 +416,25 @@ class Client:
         self.world.tell(attempt)
 
     def _settle(self, process: Host) -> None:
+        settle(process.store, self._pool(process))
+
+    def _pool(self, process: Host) -> PoolId:
         name = self._some(process)
         with process.store.journal.snapshot() as snapshot:
-            pool = process.store.repository(snapshot, name).pool
-        settle(process.store, pool)
+            return process.store.repository(snapshot, name).pool
+
+    def _compact(self, process: Host) -> None:
+        pool = self._pool(process)
+        compact(process.store, pool, control=silent_control(), full=self.dice.random() < 0.5)
+
+    def _backup(self, process: Host) -> None:
+        attempt = self._attempt(process, "backup", None)
+        with self._trying(attempt):
+            made = create_backup(
+                process.store, str(self.world.folder / "backup"), control=silent_control()
+            )
+        attempt.what = f"backup {made.backup}"
+        self.world.tell(attempt)
 
 
 def judge_pack(world: Place, pack: bytes, ids: list[ObjectId]) -> None:

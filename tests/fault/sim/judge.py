@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 
-def judge(world: Place, store: Store) -> None:
-    """Raise Wrong, or what the store raises, unless all that was acknowledged is there whole, and nothing in part."""
+def judge(world: Place, store: Store, *, before: int | None = None) -> None:
+    """Raise Wrong, or what the store raises, unless all that was acknowledged is there whole, and nothing in part.
+
+    ``before``: the store is a backup's, and what was acknowledged later need not be there.
+    """
     told = {attempt.actor: attempt for attempt in world.attempts}
     entries: dict[RepositoryId, list[LogEntry]] = {}
     for info in Repositories(store).list():
@@ -35,8 +38,9 @@ def judge(world: Place, store: Store) -> None:
         _replay(info.name, log, refs)
         _told(log, told)
         _whole(world, store, info.name, refs)
-    _all_there(world, told, entries)
-    _uploaded(world, store, set(entries))
+    _all_there(world, told, entries, before)
+    if before is None:
+        _uploaded(world, store, set(entries))
 
 
 def _replay(name: str, log: list[LogEntry], refs: dict[bytes, ObjectId]) -> None:
@@ -145,13 +149,18 @@ def _whole(world: Place, store: Store, name: str, refs: dict[bytes, ObjectId]) -
 
 
 def _all_there(
-    world: Place, told: dict[str, Attempt], entries: dict[RepositoryId, list[LogEntry]]
+    world: Place,
+    told: dict[str, Attempt],
+    entries: dict[RepositoryId, list[LogEntry]],
+    before: int | None,
 ) -> None:
     """Check that every acknowledged change of a repository that is there stands in its log."""
     actors = {number: {entry.actor for entry in log} for number, log in entries.items()}
     lost = defaultdict(list)
     for attempt in world.attempts:
         if not attempt.done or attempt.repository not in actors:
+            continue
+        if before is not None and (attempt.ended or before) >= before:
             continue
         if all(old == new for old, new in attempt.changes.values()):
             continue

@@ -46,6 +46,7 @@ def run_seed(
         reads=world.reads,
         crashes=world.crashes,
         checks=world.checks,
+        backups_restored=world.restored,
         commits_lost=world.disk.lost,
         commits_unanswered=world.disk.unanswered,
     )

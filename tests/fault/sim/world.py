@@ -19,12 +19,15 @@ from fault.sim.disk import Disk, Rows, SimJournal, SimShard
 from fault.sim.history import History
 from fault.sim.scheduler import Process, Scheduler, SimLock
 
+import shardgit.operate.compact
 from shardgit import clock, faultpoints
+from shardgit.backup.source import CutSnapshot
+from shardgit.backup.target import Target
 from shardgit.blocks.routed import RoutedStore
 from shardgit.journal.interface import Row
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import Limits
-from shardgit.oid import HashKind
+from shardgit.oid import BlockId, HashKind
 from shardgit.refs.table import RefTable
 from shardgit.ring.ring import PARTITIONS, Ring, RingShard
 from shardgit.service.store import Store
@@ -81,14 +84,12 @@ class SimWorkers:
 class SimProcess(Process):
     """A simulated process with a store of its own."""
 
-    def __init__(self, name: str, world: World) -> None:
+    def __init__(self, name: str, world: World, disk: Disk | None = None) -> None:
         super().__init__(name)
+        disk = disk or world.disk
         self.workers = SimWorkers(world, self)
-        self.journal = SimJournal(world.disk, world.scheduler, self)
-        shards = {
-            number: SimShard(number, world.disk, world.scheduler, self)
-            for number in world.disk.shards
-        }
+        self.journal = SimJournal(disk, world.scheduler, self)
+        shards = {number: SimShard(number, disk, world.scheduler, self) for number in disk.shards}
         self.blocks = RoutedStore(world.ring, cast("Any", shards), cast("Any", self.workers))
         self.blocks._writers = cast("Any", self.workers)
         self.store = Store(
@@ -121,17 +122,19 @@ class World:
             recents_settle=self.dice.choice((2, 4, 4, 50)),
         )
         self.scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory()))
+        self.folder = self.scratch
         self.history = History(self.dice.choice((HashKind.SHA1,) * 7 + (HashKind.SHA256,)))
         self.attempts: list[Attempt] = []
         self.uploads: list[Attempt] = []
         self.reads = 0
         self.crashes = 0
         self.checks = 0
+        self.restored = 0
         self.crash_rate = self.dice.choice((0.0, 0.002, 0.004, 0.012))
         self.full = self.dice.choice((0.0, 0.0, 0.0, 0.03))
         self.processes: list[SimProcess] = []
         self.works: dict[str, list[Callable[[SimProcess], None]]] = {}
-        self.check: Callable[[World, Store], None] | None = None
+        self.check: Callable[..., None] | None = None
         self.scheduler.at_step = self._at_step
 
     # ---- see client.Place ----
@@ -185,7 +188,7 @@ class World:
         for process in processes:
             self.start(process.name, self.works[process.name])
 
-    def _check_all(self) -> None:
+    def _check_all(self, *, last: bool = False) -> None:
         """Check the disk as it is, with nobody else moving."""
         hook, self.scheduler.at_step = self.scheduler.at_step, None
         self.scheduler.quiet = True
@@ -194,10 +197,32 @@ class World:
             self.checks += 1
             if self.check is not None:
                 self.check(self, SimProcess("judge", self).store)
+                if last:
+                    self._check_backups()
         finally:
             self.scheduler.quiet = False
             self.scheduler.at_step = hook
             self.disk.full = full
+
+    def _check_backups(self) -> None:
+        """Restore the newest backup that was acknowledged, and judge it like the store."""
+        assert self.check is not None
+        made = [one for one in self.attempts if one.done and one.what.startswith("backup ")]
+        if not made:
+            return
+        self.restored += 1
+        newest = max(made, key=lambda one: one.begun)
+        target = Target.open(str(self.folder / "backup"))
+        target.load()
+        cut = target.cut(newest.what.partition(" ")[2])
+        snapshot = CutSnapshot(target, cut)
+        rows = {row.key: row for number in range(len(cut.chunks)) for row in snapshot.rows(number)}
+        disk = Disk({number: {} for number in self.disk.shards})
+        disk.rows = Rows(rows, cut.facts.revision)
+        process = SimProcess("restored", self, disk)
+        blocks = [BlockId(block) for block in cut.block_ids()]
+        process.blocks.put_many_sync([(block, target.get(block)) for block in blocks])
+        self.check(self, process.store, before=newest.begun)
 
     def _at_step(self, label: str) -> None:
         del label
@@ -231,7 +256,8 @@ class World:
             if not self.scheduler.failures:
                 self.disk.full = 0.0
                 checker = SimProcess("checker", self)
-                self.scheduler.spawn(checker, "check", self._check_all)
+                last = functools.partial(self._check_all, last=True)
+                self.scheduler.spawn(checker, "check", last)
                 self.scheduler.run()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -262,8 +288,10 @@ class _Threading:
 @functools.cache
 def _take_over() -> None:
     """Give shardgit's modules locks that the scheduler knows; once in a process, for good."""
+    shardgit.operate.compact.WANTED_BYTES = 500
     for name, module in list(sys.modules.items()):
-        if name.startswith("shardgit"):
+        # Backups are put by threads of their own.
+        if name.startswith("shardgit") and not name.startswith("shardgit.backup"):
             if getattr(module, "Lock", None) is threading.Lock:
                 module.Lock = SimLock  # type: ignore[attr-defined]
             if getattr(module, "threading", None) is threading:
