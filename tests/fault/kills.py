@@ -34,6 +34,7 @@ from reference.gits import git
 
 import shardgit
 from shardgit import faultpoints
+from shardgit.backup import revive
 from shardgit.backup.create import create_backup
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
@@ -80,6 +81,7 @@ LIMITS = Limits(
     recents_max_bytes=20_000,
     lfs_object_max_bytes=1 << 20,
 )
+revive.STEPS_MAX = 4  # so that small repositories take several commits
 STORE_ROUNDS = 25  # a store is made anew after so many: judging costs by what is there
 ROUND_S = 20.0
 CHORE_TIMES = 40
@@ -213,6 +215,7 @@ class KilledClient(Client):
         """Return what reaches which points, by the noun in their name."""
         return {
             "backup": self._backup,
+            "bucket": self._prune,
             "commit": self._commit,
             "compact": self._compact,
             "event": self._event,
@@ -236,6 +239,7 @@ class KilledClient(Client):
             "restore.after_end": self._restore_store,
             "restore.before_end": self._restore_store,
             "restore.before_journal": self._restore_store,
+            "revive": self._revive,
             "settings": self._settings,
             "settle": self._settle,
             "shard": self._lfs,

@@ -18,6 +18,7 @@ from shardgit.errors import (
     StorageFull,
     Unavailable,
 )
+from shardgit.faultpoints import reach
 from shardgit.lmdbenv import NO_SPACE
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class FolderBucket:
             fresh = self._write(data)
             target = self._place(name)
             # commit point: before it the object is not there, after it it is whole.
+            reach("bucket.before_put")
             fresh.replace(target)
+            reach("bucket.after_put")
             sync_folder(target.parent)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -94,7 +97,9 @@ class FolderBucket:
             try:
                 # commit point: before it the object is not there, after it it is whole. A link,
                 # not a rename: one that is there must stay.
+                reach("bucket.before_create")
                 target.hardlink_to(fresh)
+                reach("bucket.after_create")
             except FileExistsError:
                 return False
             finally:

@@ -149,4 +149,6 @@ def rewrite(
     target.indexes[:] = [name]
     target.unindexed.clear()
     # commit point: before it the old packs are there beside the new ones, after it only these.
+    reach("prune.before_packs")
     target.bucket.delete([pack.name for pack in (*packs, *drop)])
+    reach("prune.after_packs")

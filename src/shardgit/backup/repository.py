@@ -202,6 +202,7 @@ def _copied(
                 *relied[1],
             ],
         ):
+            reach("revive.after_copy")
             return record, made.count
         with store.journal.snapshot() as snapshot:
             if snapshot.get(name_key(wanted)) is not None:

@@ -183,6 +183,7 @@ class Revival:
             ],
         ):
             raise RepositoryExists("repository exists already", repository=name)
+        reach("revive.after_commit")
         return Revived(record, made.count, self.rebirth.blocks, self.rebirth.bytes)
 
     # ---- blocks ----
@@ -308,6 +309,7 @@ class Revival:
             gone = encode_counter(clock.now_ms()) + hidden.encode()
             try:
                 # commit point: before it blocks that nothing names, after it a deleted repository that is not whole.
+                reach("revive.before_stage")
                 revision = self.store.journal.commit_sync(
                     [number.condition],
                     [
@@ -320,6 +322,7 @@ class Revival:
                 )
             except Conflict:
                 continue
+            reach("revive.after_stage")
             return record, revision
         raise Conflict("repositories are made too fast", repository=name)
 

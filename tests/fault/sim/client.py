@@ -10,6 +10,8 @@ from fault.sim.history import BLOB
 
 from shardgit.backup.create import create_backup
 from shardgit.backup.deleted import deleted_repositories, undelete
+from shardgit.backup.repository import restore_repository
+from shardgit.backup.target import Target
 from shardgit.errors import (
     Conflict,
     LimitExceeded,
@@ -162,6 +164,7 @@ class Client:
             (2, self._settle),
             (1, self._compact),
             (1, self._backup),
+            (1, self._revive),
         )
 
     def create_first(self, process: Host) -> None:
@@ -399,7 +402,11 @@ class Client:
 
     def _undelete(self, process: Host) -> None:
         with process.store.journal.snapshot() as snapshot:
-            deleted = list(deleted_repositories(snapshot))
+            deleted = [
+                one
+                for one in deleted_repositories(snapshot)
+                if not one.record.name.startswith("\0")  # half restored: nobody finds these by name
+            ]
         if not deleted:
             self._delete(process)
             return
@@ -435,6 +442,27 @@ class Client:
             )
         attempt.what = f"backup {made.backup}"
         self.world.tell(attempt)
+
+    def _revive(self, process: Host) -> None:
+        """Bring a repository back under another name, from the newest backup."""
+        name = self._some(process)
+        attempt = self._attempt(process, f"revive {name}", None)
+        folder = self.world.folder / "backup"
+        target = Target.open(str(folder)) if folder.exists() else None
+        if target is None or not target.cut_ids():
+            self._backup(process)
+            return
+        of_backup = self.dice.random() < 0.5
+        with self._noting(attempt):
+            restore_repository(
+                process.store,
+                target,
+                name,
+                new_name=f"back{attempt.number}",
+                backup=target.cut_ids()[-1] if of_backup else None,
+                at_ms=None if of_backup else int(self.world.now_ms()) - self.dice.randrange(50),
+                control=silent_control(),
+            )
 
 
 def judge_pack(world: Place, pack: bytes, ids: list[ObjectId]) -> None:
