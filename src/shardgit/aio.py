@@ -696,13 +696,23 @@ class Repo:
                 return
 
     async def restore_ref(
-        self, ref: str | bytes, *, time_ms: int | None = None, back: int = 1, message: str = ""
+        self,
+        ref: str | bytes,
+        *,
+        time_ms: int | None = None,
+        back: int = 1,
+        message: str = "",
+        override: bool = False,
     ) -> RefChange:
-        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again."""
+        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again.
+
+        Protected refs and hooks count as for a push, unless they are overridden.
+        """
         request = ref_pb2.RestoreRefRequest(
             repository=self.name,
             ref=ref.encode() if isinstance(ref, str) else ref,
             message=message,
+            override=override,
         )
         if time_ms is not None:
             request.time_ms = time_ms

@@ -319,10 +319,21 @@ class Repo:
         return self._loop.iterate(self._repo.ref_log(ref, limit=limit))
 
     def restore_ref(
-        self, ref: str | bytes, *, time_ms: int | None = None, back: int = 1, message: str = ""
+        self,
+        ref: str | bytes,
+        *,
+        time_ms: int | None = None,
+        back: int = 1,
+        message: str = "",
+        override: bool = False,
     ) -> RefChange:
-        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again."""
-        work = self._repo.restore_ref(ref, time_ms=time_ms, back=back, message=message)
+        """Make a ref again what it was at a time, or ``back`` moves ago; returns what it is again.
+
+        Protected refs and hooks count as for a push, unless they are overridden.
+        """
+        work = self._repo.restore_ref(
+            ref, time_ms=time_ms, back=back, message=message, override=override
+        )
         return self._loop.run(work)
 
     def watch_refs(

@@ -158,6 +158,33 @@ def test_the_policy_of_pushes_holds(client: Client, work: Path) -> None:
     assert "deletion of the current branch" in str(refused.value)
 
 
+def test_restoring_obeys_the_rules_unless_they_are_overridden(
+    client: Client, work: Path, tmp_path: Path
+) -> None:
+    guarded = client.repo("guarded")
+    first, tip = commit(work, "main~1"), commit(work, "main")
+    guarded.update_refs([RefUpdate(b"refs/heads/back", None, first)])
+    guarded.update_refs([RefUpdate(b"refs/heads/back", first, tip)])
+    with pytest.raises(Refused, match="non-fast-forward"):
+        guarded.restore_ref(b"refs/heads/back", back=1)
+    assert guarded.restore_ref(b"refs/heads/back", back=1, override=True).new == first
+    rules = [{"pattern": "refs/heads/kept", "create": False, "advice": "ask the release team"}]
+    guarded.update_refs([RefUpdate(b"refs/heads/kept", None, tip)])
+    guarded.update_refs([RefUpdate(b"refs/heads/kept", tip, None)])
+    guarded.update_settings({"receive.protected_refs": rules})
+    with pytest.raises(Refused, match="ask the release team"):
+        guarded.restore_ref(b"refs/heads/kept", back=1)
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    hooks = [{"kind": "program", "event": "pre_receive", "target": str(hook)}]
+    guarded.update_settings({"receive.protected_refs": None, "hooks": hooks})
+    with pytest.raises(Refused):
+        guarded.restore_ref(b"refs/heads/kept", back=1)
+    assert guarded.restore_ref(b"refs/heads/kept", back=1, override=True).new == tip
+    guarded.update_settings({"hooks": None})
+
+
 def test_an_object_of_a_sibling_alone_is_no_target(
     client: Client, server: Server, repo: Repo, work: Path, tmp_path: Path
 ) -> None:

@@ -95,7 +95,9 @@ class Backend(Protocol):
     def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
         """Return change-sets, newest first: those of one ref, or all."""
 
-    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+    def restore_ref(
+        self, name: str, ref: bytes, when: When, message: str, *, override: bool = False
+    ) -> ChangeRow:
         """Make a ref again what it was."""
 
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:

@@ -14,7 +14,7 @@ from shardgit.service.access import Principal
 from shardgit.service.configuring import Configuring, view_of
 from shardgit.service.fetch import advertised
 from shardgit.service.reading import Reading
-from shardgit.service.ref_log import log_rows, restore_ref
+from shardgit.service.ref_log import log_rows, restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import PAGE, Repositories
 from shardgit.service.shards import list_shards
@@ -109,11 +109,15 @@ class LocalBackend:
                 len(entry.changes),
             )
 
-    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+    def restore_ref(
+        self, name: str, ref: bytes, when: When, message: str, *, override: bool = False
+    ) -> ChangeRow:
         """See Backend."""
         note = note_of_user(message or "restore")
+        update = restoring(self._store, name, ref, time_ms=when.time_ms, back=when.back)
+        principal = Principal(note.actor)
         was, _ = restore_ref(
-            self._store, name, ref, time_ms=when.time_ms, back=when.back, note=note
+            self._store, name, update, note=note, principal=principal, override=override
         )
         return _change(ref, None, was)
 

@@ -195,11 +195,17 @@ def restore(
         ),
     ],
     message: Annotated[str, typer.Option("--message", "-m", help="For the log.")] = "",
+    override: Annotated[
+        bool,
+        typer.Option("--override", help="Although the repository's rules or hooks forbid it."),
+    ] = False,
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a ref again what it was, also one that was deleted.
+
+    Protected refs stay protected, as from a push, unless they are overridden.
 
     \b
     Examples:
@@ -211,7 +217,7 @@ def restore(
         name, when = split_when(moment, datetime.now().astimezone())
         with reached(server, data) as store:
             said = message or f"restore {moment}"
-            change = store.restore_ref(repo, os.fsencode(name), when, said)
+            change = store.restore_ref(repo, os.fsencode(name), when, said, override=override)
         if json:
             print_json(_plain_change(change))
         else:

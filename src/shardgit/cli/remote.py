@@ -81,10 +81,16 @@ class RemoteBackend:
                 entry.change_count,
             )
 
-    def restore_ref(self, name: str, ref: bytes, when: When, message: str) -> ChangeRow:
+    def restore_ref(
+        self, name: str, ref: bytes, when: When, message: str, *, override: bool = False
+    ) -> ChangeRow:
         """See Backend."""
         repo = self._client.repo(name)
-        return _change(repo.restore_ref(ref, time_ms=when.time_ms, back=when.back, message=message))
+        return _change(
+            repo.restore_ref(
+                ref, time_ms=when.time_ms, back=when.back, message=message, override=override
+            )
+        )
 
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
         """See Backend."""

@@ -14,7 +14,7 @@ from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import paced, stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.push_hooks import ask_about_updates
-from shardgit.service.ref_log import log_page, restore_ref
+from shardgit.service.ref_log import log_page, restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.watching import Watches
 from shardgit.v1 import ref_pb2, ref_pb2_grpc
@@ -174,18 +174,34 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def RestoreRef(
         self, request: ref_pb2.RestoreRefRequest, context: grpc.aio.ServicerContext
     ) -> ref_pb2.RestoreRefResponse:
-        authorize(ANONYMOUS, Action.WRITE, request.repository)
+        action = Action.ADMIN if request.override else Action.WRITE
+        authorize(ANONYMOUS, action, request.repository)
         moment = request.WhichOneof("moment")
         if moment is None:
             raise InvalidArgument("restoring needs a moment")
-        ref, sequence = await self.store.workers.run(
-            restore_ref,
+        update = await self.store.workers.run(
+            restoring,
             self.store,
             request.repository,
             request.ref,
             time_ms=request.time_ms if moment == "time_ms" else None,
             back=request.back,
+        )
+        if not request.override:
+            allowed, refused = await ask_about_updates(
+                self.store, request.repository, [update], principal=ANONYMOUS
+            )
+            if refused:
+                raise refused[update.name]
+            (update,) = allowed
+        ref, sequence = await self.store.workers.run(
+            restore_ref,
+            self.store,
+            request.repository,
+            update,
             note=note_of(ANONYMOUS, context, request.message or "restore"),
+            principal=ANONYMOUS,
+            override=request.override,
         )
         restored = _change(LogChange(ref.name, None, ref))
         return ref_pb2.RestoreRefResponse(restored=restored, sequence=sequence)

@@ -11,14 +11,18 @@ from shardgit.errors import Conflict, DataLoss, ObjectMissing, RefMissing
 from shardgit.oid import hex_of
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.update import ANY, RefUpdate
+from shardgit.service.look import Look
+from shardgit.service.ref_updates import RefJudge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardgit.errors import ShardgitError
     from shardgit.journal.interface import Condition, Operation
     from shardgit.oid import ObjectId
     from shardgit.refs.log import LogChange, LogEntry, LogNote
     from shardgit.refs.ref import Ref
+    from shardgit.service.access import Principal
     from shardgit.service.store import Store
 
 CHANGES_SHOWN = 100  # of an entry, where all refs are asked for
@@ -114,40 +118,55 @@ def ref_at(
     raise RefMissing("ref log does not go back that far", ref=shown, repository=name)
 
 
-def restore_ref(
-    store: Store,
-    name: str,
-    ref: bytes,
-    *,
-    time_ms: int | None = None,
-    back: int = 0,
-    note: LogNote,
-) -> tuple[Ref, int]:
-    """Make a ref again what it was at a time, or ``back`` moves ago; returns it and its log row.
+def restoring(
+    store: Store, name: str, ref: bytes, *, time_ms: int | None = None, back: int = 0
+) -> RefUpdate:
+    """Return the update that makes a ref again what it was at a time, or ``back`` moves ago.
 
     What it named need not be reachable any more, but the pool must still have it whole. Errors:
-    RefMissing when the log does not tell, or when there was no such ref; ObjectMissing; Refused
-    when another ref is in the way; Conflict.
+    RefMissing when the log does not tell, or when there was no such ref; ObjectMissing.
     """
     shown = ref.decode("utf-8", "replace")
     check_ref_name(ref)
+    was = ref_at(log_rows(store, name, ref), name, ref, time_ms=time_ms, back=back)
+    if was is None:
+        raise RefMissing("ref did not exist then", ref=shown, repository=name)
+    if was.target is not None:
+        _whole(store, name, was.target, shown)
+    return RefUpdate(ref, ANY, was.target, was.peeled, was.symbolic)
+
+
+def restore_ref(
+    store: Store,
+    name: str,
+    update: RefUpdate,
+    *,
+    note: LogNote,
+    principal: Principal,
+    override: bool = False,
+) -> tuple[Ref, int]:
+    """Make an update of ``restoring`` come true; returns what the ref is again and its log row.
+
+    The repository's policy holds as for a push, unless it is overridden. Errors: Refused, also
+    when another ref is in the way; Conflict.
+    """
     for _ in range(ROUNDS_MAX):
-        was = ref_at(log_rows(store, name, ref), name, ref, time_ms=time_ms, back=back)
-        if was is None:
-            raise RefMissing("ref did not exist then", ref=shown, repository=name)
+        judge = RefJudge(Look(store, name), principal)
         conditions: list[Condition] = []
         operations: list[Operation] = []
-        if was.target is not None:
-            conditions, operations = _whole(store, name, was.target, shown)
-        update = RefUpdate(ref, ANY, was.target, was.peeled, was.symbolic)
+        if update.new is not None:
+            shown = update.name.decode("utf-8", "replace")
+            conditions, operations = _whole(store, name, update.new, shown)
         with store.journal.snapshot() as snapshot:
-            record = store.repository(snapshot, name)
-            change = store.refs.update(snapshot, record, [update], note)
+            failed: dict[bytes, ShardgitError] = {}
+            if not override and not judge.policy(snapshot, [update], failed):
+                raise failed[update.name]
+            change = store.refs.update(snapshot, judge.look.record, [update], note)
         # commit point: before it the ref is as it was, after it as it had been.
         faultpoints.reach("restore.before_commit")
         if store.try_commit([*change.conditions, *conditions], [*change.operations, *operations]):
             faultpoints.reach("restore.after_commit")
-            return was, change.sequence
+            return update.ref, change.sequence
     raise Conflict("refs change too fast", repository=name)
 
 

@@ -57,7 +57,7 @@ def update_refs(
     InvalidArgument. Errors always: RepositoryMissing, StorageFull.
     """
     for _ in range(ROUNDS_MAX):
-        judge = _Judge(Look(store, name), principal)
+        judge = RefJudge(Look(store, name), principal)
         good, failed = judge.targets(updates)
         with store.journal.snapshot() as snapshot:
             good = judge.policy(snapshot, good, failed)
@@ -79,7 +79,7 @@ def update_refs(
     raise Conflict("refs change too fast", repository=name)
 
 
-class _Judge:
+class RefJudge:
     """Tells which updates may be made. Errors go by name, into ``failed``."""
 
     def __init__(self, look: Look, principal: Principal) -> None:

@@ -33,7 +33,7 @@ from shardgit.service.access import Principal
 from shardgit.service.forks import fork
 from shardgit.service.look import Look, ShownLook
 from shardgit.service.push import Push
-from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_log import restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest
@@ -398,7 +398,10 @@ class Client:
         name = self._some(process)
         attempt = self._attempt(process, f"restore {name}", None)
         with self._noting(attempt) as note:
-            restore_ref(process.store, name, BRANCHES[0], back=self.dice.choice((1, 2)), note=note)
+            back = self.dice.choice((1, 2))
+            update = restoring(process.store, name, BRANCHES[0], back=back)
+            principal = Principal(attempt.actor)
+            restore_ref(process.store, name, update, note=note, principal=principal)
 
     def _undelete(self, process: Host) -> None:
         with process.store.journal.snapshot() as snapshot:
