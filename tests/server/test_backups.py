@@ -16,6 +16,7 @@ import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
 from typer.testing import CliRunner
 
+from shardgit import faultpoints
 from shardgit.backup.create import create_backup
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
@@ -429,3 +430,37 @@ def test_commands_back_up_list_verify_restore_and_prune(
         ).returncode
         == 0
     )
+
+
+class _Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "point", ["prune.before_cuts", "prune.before_index", "prune.after_index", "prune.before_packs"]
+)
+def test_a_prune_that_died_is_begun_again_and_loses_nothing(
+    tmp_path: Path, source: Path, point: str
+) -> None:
+    target = tmp_path / "backups"
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(source))
+        create_backup(store, str(target), control=silent_control())
+        Repositories(store).create("other")
+        create_backup(store, str(target), control=silent_control())
+
+    def die(name: str) -> None:
+        if name == point:
+            raise _Died
+
+    # The second prune writes the very pack that the first one left without an index.
+    for _ in range(2):
+        with faultpoints.listening(die), pytest.raises(_Died):
+            prune_backups(Target.open(str(target)), keep=1, waste=0.0, control=silent_control())
+    done = prune_backups(Target.open(str(target)), keep=1, waste=0.0, control=silent_control())
+    assert len(done.kept) == 1
+    found = verify_backups(Target.open(str(target)), deep=True, control=silent_control())
+    assert (found.backups, found.problems) == (1, ())
+    assert len(list((target / "indexes").iterdir())) == 1
+    restore_store(Target.open(str(target)), tmp_path / "new", control=silent_control())

@@ -71,6 +71,7 @@ def prune_backups(
             needed |= target.cut(name).blobs  # before anything goes: one that is damaged stops it
             renew()
         # commit point: each is a backup until it is deleted; what only it needs goes afterwards.
+        reach("prune.before_cuts")
         target.bucket.delete([cut_name(name) for name in gone])
         reach("prune.after_cuts")
         deleted, rewritten, freed = _clear(target, needed, waste, control, renew)
@@ -119,6 +120,10 @@ def rewrite(
     """
     if not packs and not drop:
         return
+    for pack in (
+        drop
+    ):  # first: a pack that is written now may be one of them, left by a prune that was killed
+        target.forget(pack)
     with Sender(target) as sender:
         for number, pack in enumerate(packs):
             control.report(Progress("rewriting packs", number, len(packs), "objects"))
@@ -138,11 +143,10 @@ def rewrite(
                     sender.add(entry.id, data[at : at + entry.length], entry.kind)
             control.pace(len(data))
             renew()
-        for pack in drop:
-            target.forget(pack)
         sender.flush()
     old = list(target.indexes)
     name, data = encode_index(list(target.packs.values()))
+    reach("prune.before_index")
     target.bucket.put(name, data)
     reach("prune.after_index")
     target.bucket.delete([one for one in old if one != name])
@@ -150,5 +154,5 @@ def rewrite(
     target.unindexed.clear()
     # commit point: before it the old packs are there beside the new ones, after it only these.
     reach("prune.before_packs")
-    target.bucket.delete([pack.name for pack in (*packs, *drop)])
+    target.bucket.delete([pack.name for pack in (*packs, *drop) if pack.id not in target.packs])
     reach("prune.after_packs")

@@ -114,14 +114,18 @@ class Target:
 
         A pack that is missing, cut short or whose footer is off is left out: what lay in it counts as missing.
         """
-        sizes = {name.rpartition("/")[2]: size for name, size in self.bucket.list("packs")}
-        for name, _ in self.bucket.list("indexes"):
+        # Indexes first: a prune that runs meanwhile writes new packs before it deletes old ones, so what an old index
+        # names and is gone is found in packs that are listed later.
+        named: list[Pack] = []
+        for name, _ in list(self.bucket.list("indexes")):
             data = self.bucket.get(name)
-            self.indexes.append(name)
-            for pack in decode_index(data) if data is not None else ():
-                size = sizes.get(pack.id.hex())
-                if size == pack.size:
-                    self.take(pack)
+            if data is not None:
+                self.indexes.append(name)
+                named += decode_index(data)
+        sizes = {name.rpartition("/")[2]: size for name, size in self.bucket.list("packs")}
+        for pack in named:
+            if sizes.get(pack.id.hex()) == pack.size:
+                self.take(pack)
         for name, size in sizes.items():
             pack_id = _pack_id(name)
             if pack_id is None or pack_id in self.packs:
