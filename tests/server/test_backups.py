@@ -17,12 +17,16 @@ from served import clean_environment, git, serving, shardgit, small_repository
 from typer.testing import CliRunner
 
 from shardgit import faultpoints
+from shardgit.backup import sending
 from shardgit.backup.create import create_backup
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
 from shardgit.backup.verify import verify_backups
 from shardgit.cli.main import app
 from shardgit.errors import AlreadyExists, BackupCorrupt, BackupMissing, Refused, StoreBusy
+from shardgit.journal.interface import END, Put
+from shardgit.journal.pins import fresh_pins
+from shardgit.limits import Limits
 from shardgit.node import create_store, open_store, restore_store
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
@@ -464,3 +468,69 @@ def test_a_prune_that_died_is_begun_again_and_loses_nothing(
     assert (found.backups, found.problems) == (1, ())
     assert len(list((target / "indexes").iterdir())) == 1
     restore_store(Target.open(str(target)), tmp_path / "new", control=silent_control())
+
+
+def test_a_journal_of_many_blobs_comes_back_row_by_row(tmp_path: Path, source: Path) -> None:
+    target = str(tmp_path / "backups")
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(source))
+        rand = random.Random(1)
+        # Public keys: rows that are easily made, and many.
+        for _ in range(30):
+            rows = [Put(b"K" + rand.randbytes(32), rand.randbytes(300)) for _ in range(100)]
+            store.journal.commit_sync([], rows)
+        with store.journal.snapshot() as snapshot:
+            before = {row.key: row for row in snapshot.range(b"\0", END)}
+        create_backup(store, target, control=silent_control())
+        assert len(Target.open(target).cut(Target.open(target).cut_ids()[0]).chunks) > 3
+        store.journal.commit_sync([], [Put(b"K" + rand.randbytes(32), b"one more")])
+        again = create_backup(store, target, control=silent_control())
+        assert 0 < again.sent_bytes < 600_000
+    opened = Target.open(target)
+    first = opened.cut_ids()[0]
+    assert not verify_backups(opened, deep=True, control=silent_control()).problems
+    restore_store(Target.open(target), tmp_path / "new", backup=first, control=silent_control())
+    with open_store(tmp_path / "new") as store, store.journal.snapshot() as snapshot:
+        after = {row.key: row for row in snapshot.range(b"\0", END)}
+    own = {key for key in before | after if key[:1] in {b"M", b"G"}}
+    assert {key: row for key, row in before.items() if key not in own} == {
+        key: row for key, row in after.items() if key not in own
+    }
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_a_killed_backup_sent_is_not_sent_again(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(sending, "PACK_BYTES", 300_000)
+    for number in range(6):
+        (source / f"noise{number}").write_bytes(random.Random(number).randbytes(200_000))
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "-m", "noise")
+    target = str(tmp_path / "backups")
+    create_store(tmp_path / "data")
+    seen: list[str] = []
+
+    def die(name: str) -> None:
+        if name == "backup.after_snapshot":
+            with store.journal.snapshot() as snapshot:
+                assert len(fresh_pins(snapshot, time.time_ns() // 1_000_000)) == 1
+        seen.append(name)
+        if name == "backup.after_pack" and seen.count(name) == times:
+            raise _Died
+
+    with open_store(tmp_path / "data", limits=Limits(block_target_bytes=100_000)) as store:
+        import_repository(store, "demo", str(source))
+        with faultpoints.listening(die), pytest.raises(_Died):
+            create_backup(store, target, control=silent_control())
+        assert Target.open(target).cut_ids() == []
+        left = Target.open(target)
+        left.load()
+        assert len(left.unindexed) >= times
+        there = sum(pack.size for pack in left.unindexed)
+        made = create_backup(store, target, control=silent_control())
+        assert made.sent_bytes <= made.block_bytes + made.row_bytes - there * 0.9
+        with store.journal.snapshot() as snapshot:
+            assert not fresh_pins(snapshot, 0)
+    assert not verify_backups(Target.open(target), deep=True, control=silent_control()).problems

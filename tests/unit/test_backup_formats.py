@@ -57,7 +57,7 @@ def blob(data: bytes, kind: BlobKind = BlobKind.BLOCK) -> tuple[PackEntry, bytes
 
 def samples() -> list[tuple[bytes, Callable[[bytes], object]]]:
     pack, data = encode_pack([blob(b"one"), blob(b"two" * 100, BlobKind.ROWS)])
-    made = [chunk for _, chunk in encode_rows(rows(20))]
+    made = [chunk for _, _, chunk in encode_rows(rows(20))]
     cut = Cut(
         FACTS, (RowsBlob(b"r" * 32, 20, b"a"), RowsBlob(b"s" * 32, 1, b"b")), b"a" * 32 + b"b" * 32
     )
@@ -109,8 +109,8 @@ def test_a_pack_gives_its_blobs_and_names_the_damaged_one() -> None:
 def test_rows_that_did_not_change_stay_in_the_same_blobs() -> None:
     before = rows(30_000)
     after = [row for row in before if row.key != before[15_000].key]
-    first = [data for _, data in encode_rows(before)]
-    second = {data for _, data in encode_rows(after)}
+    first = [data for _, _, data in encode_rows(before)]
+    second = {data for _, _, data in encode_rows(after)}
     assert len(first) > 10
     assert [row for data in first for row in decode_rows(data)] == before
     assert len([data for data in first if data not in second]) <= 2
@@ -122,11 +122,12 @@ def test_a_backup_answers_like_the_journal_it_was(tmp_path: Path) -> None:
     all_rows = rows(20_000, 3)
     chunks = []
     with Sender(target) as sender:
-        for first, data in encode_rows(all_rows):
+        for first, count, data in encode_rows(all_rows):
             name = blake3(data).digest()
             assert sender.add(name, data, BlobKind.ROWS)
             assert not sender.add(name, data, BlobKind.ROWS)
-            chunks.append(RowsBlob(name, len(decode_rows(data)), first))
+            assert len(decode_rows(data)) == count
+            chunks.append(RowsBlob(name, count, first))
         sender.write_index()
     snapshot = CutSnapshot(target, Cut(FACTS, tuple(chunks), b""))
     rand = random.Random(1)

@@ -186,8 +186,7 @@ class _Backup:
                 raise JournalCorrupt("journal has no store id")
             self._store_id = str(uuid.UUID(bytes=StoreRecord.decode(own.value).id))
             start = 0
-            for first, data in encode_rows(self._counted(snapshot.range(b"\0", END))):
-                rows = self._rows - sum(held.blob.rows for held in self._chunks[-1:])
+            for first, rows, data in encode_rows(self._counted(snapshot.range(b"\0", END))):
                 file.write(data)
                 name = blake3(data).digest()
                 self._chunks.append(_Held(RowsBlob(name, rows, first), start, len(data)))

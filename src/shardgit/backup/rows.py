@@ -25,8 +25,8 @@ MOST_BYTES = 4 << 20
 CUT_MASK = 0xFF
 
 
-def encode_rows(rows: Iterable[Row]) -> Iterator[tuple[bytes, bytes]]:
-    """Return (first key, blob) for all rows, which come by rising key."""
+def encode_rows(rows: Iterable[Row]) -> Iterator[tuple[bytes, int, bytes]]:
+    """Return (first key, count of rows, blob) for all rows, which come by rising key."""
     waiting: list[bytes] = []
     count = size = 0
     first = b""
@@ -34,7 +34,7 @@ def encode_rows(rows: Iterable[Row]) -> Iterator[tuple[bytes, bytes]]:
         data = _ROW.pack(len(row.key), len(row.value), row.revision)
         length = len(data) + len(row.key) + len(row.value)
         if waiting and size + length > MOST_BYTES:
-            yield first, _blob(count, waiting)
+            yield first, count, _blob(count, waiting)
             waiting, count, size = [], 0, 0
         if not waiting:
             first = row.key
@@ -42,10 +42,10 @@ def encode_rows(rows: Iterable[Row]) -> Iterator[tuple[bytes, bytes]]:
         count += 1
         size += length
         if size >= LEAST_BYTES and not zlib.crc32(row.key) & CUT_MASK:
-            yield first, _blob(count, waiting)
+            yield first, count, _blob(count, waiting)
             waiting, count, size = [], 0, 0
     if waiting:
-        yield first, _blob(count, waiting)
+        yield first, count, _blob(count, waiting)
 
 
 def _blob(count: int, parts: list[bytes]) -> bytes:
