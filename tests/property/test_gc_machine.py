@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from gcing import Made, assert_no_leak, assert_whole, collected, commit, in_pool, start
+from gcing import ME, Made, assert_no_leak, assert_whole, collected, commit, in_pool, start
 
 from shardgit.errors import ShardgitError
 from shardgit.limits import Limits
@@ -24,7 +24,7 @@ from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.undeleting import undelete_repository
 from shardgit.refs.log import LogNote
-from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_log import restore_ref, restoring
 from shardgit.service.repositories import Repositories
 from shardgit.service.uploading import put_objects
 
@@ -144,7 +144,9 @@ class Run:
     def restore(self) -> None:
         name, ref = self.name(), self.rand.choice(REFS)
         try:
-            was, _ = restore_ref(self.store, name, ref, back=1, note=NOTE)
+            was, _ = restore_ref(
+                self.store, name, restoring(self.store, name, ref, back=1), note=NOTE, principal=ME
+            )
         except ShardgitError:
             return  # no such ref, or gone after a gc: what it may say is tested elsewhere
         (found,) = [one for one in self.model.commits if one.id == was.target]

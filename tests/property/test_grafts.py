@@ -33,7 +33,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 from shardgit.service.reading import Reading
-from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_log import restore_ref, restoring
 from shardgit.service.repositories import Repositories
 
 if TYPE_CHECKING:
@@ -381,7 +381,8 @@ def test_the_ref_log_brings_back_history_as_it_ended(linear: Path, tmp_path: Pat
         import_repository(store, "whole", str(linear), overwrite=True)
         import_repository(store, "demo", str(other), overwrite=True)
         check(store, "demo", other)
-        restore_ref(store, "demo", b"refs/heads/main", back=1, note=LogNote("ann", "back"))
+        back = restoring(store, "demo", b"refs/heads/main", back=1)
+        restore_ref(store, "demo", back, note=LogNote("ann", "back"), principal=Principal("ann"))
         check(store, "demo", cut)
         check(store, "whole", linear)
 

@@ -8,6 +8,7 @@ import pytest
 from gcing import (
     AT_ONCE,
     MAIN,
+    ME,
     Made,
     assert_no_leak,
     assert_whole,
@@ -24,7 +25,7 @@ from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
 from shardgit.operate.settle import settle
 from shardgit.refs.log import LogNote
-from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_log import restore_ref, restoring
 from shardgit.service.repositories import Repositories
 from shardgit.service.uploading import put_objects
 
@@ -110,7 +111,13 @@ def test_the_grace_begins_when_an_object_becomes_unreachable_not_when_it_was_wri
     settled(store)
     later.ahead_ms = 40 * DAY_MS
     assert collected(store, without_grace(grace_s=14 * 86_400)).dropped_objects == 0
-    restore_ref(store, "demo", MAIN, back=1, note=LogNote("", "restore"))
+    restore_ref(
+        store,
+        "demo",
+        restoring(store, "demo", MAIN, back=1),
+        note=LogNote("", "restore"),
+        principal=ME,
+    )
     assert_whole(store, "demo", *old.ids)
 
 

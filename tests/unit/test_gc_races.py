@@ -30,7 +30,7 @@ from shardgit.operate import pool_gc
 from shardgit.operate.settle import settle
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
-from shardgit.service.ref_log import restore_ref
+from shardgit.service.ref_log import restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import Repositories
 from shardgit.service.uploading import put_objects
@@ -137,7 +137,12 @@ def test_a_push_on_top_of_what_is_condemned_keeps_it(store: Store, point: str) -
 @pytest.mark.parametrize("point", POINTS)
 def test_a_restored_ref_keeps_what_it_names(store: Store, point: str) -> None:
     _, lost = lost_commit(store)
-    with meanwhile(point, lambda: restore_ref(store, "demo", MAIN, back=1, note=NOTE)) as results:
+    with meanwhile(
+        point,
+        lambda: restore_ref(
+            store, "demo", restoring(store, "demo", MAIN, back=1), note=NOTE, principal=ME
+        ),
+    ) as results:
         collected(store)
     assert not isinstance(results[0], BaseException), results
     assert_whole(store, "demo", *lost.ids)
@@ -147,7 +152,9 @@ def test_a_ref_cannot_be_restored_to_what_was_dropped(store: Store) -> None:
     kept, _ = lost_commit(store)
 
     def restore() -> object:
-        return restore_ref(store, "demo", MAIN, back=1, note=NOTE)
+        return restore_ref(
+            store, "demo", restoring(store, "demo", MAIN, back=1), note=NOTE, principal=ME
+        )
 
     with meanwhile("gc.after_swap", restore) as results:
         assert collected(store).dropped_objects == 3
