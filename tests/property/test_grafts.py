@@ -20,6 +20,8 @@ from shardgit.graph.closure import bit
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.compact import compact
+from shardgit.operate.gc import GcOptions, gc
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.interop
 ME = Principal("tester")
+EVERYTHING = GcOptions(grace_s=0, log_retention_s=0, orphan_age_s=0, wait_s=0, garbage_min=0)
 KINDS = [HashKind.SHA1, HashKind.SHA256]
 
 
@@ -142,20 +145,20 @@ def test_a_shallow_repository_is_imported_read_and_exported(
         check(again, "demo", cut)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_repositories_of_one_pool_end_each_where_it_does(seed: int, tmp_path: Path) -> None:
-    """Forks that are deepened, cut elsewhere or made whole, in any order, over pushes and settles."""
+    """Forks that are deepened, cut elsewhere, made whole or deleted, in any order, over settles, compactions and gc."""
     rand = random.Random(100 + seed)
     kind = KINDS[seed % 2]
     origin = random_history(tmp_path / "origin.git", seed, kind.git_name)
     folders: dict[str, Path] = {}
     create_store(tmp_path / "data")
     with open_store(tmp_path / "data") as store:
-        for step in range(7):
+        for step in range(8):
             if not folders:
                 name = "r0"
             elif rand.random() < 0.6:
-                name = f"r{len(folders)}"
+                name = f"r{step}"
                 source = rand.choice(sorted(folders))
                 fork(store, source, name)
                 assert grafts(store, name) == grafts(store, source)
@@ -168,8 +171,19 @@ def test_repositories_of_one_pool_end_each_where_it_does(seed: int, tmp_path: Pa
                 shallow_copy(origin, folder, rand)
             import_repository(store, name, str(folder), overwrite=True)
             folders[name] = folder
-            if rand.random() < 0.4:
+            if len(folders) > 2 and rand.random() < 0.4:
+                gone = rand.choice(sorted(folders.keys() - {name}))
+                Repositories(store).delete(gone)
+                del folders[gone]
+            if rand.random() < 0.5:
                 settle_pool(store, name)
+            if rand.random() < 0.3:
+                with store.journal.snapshot() as snapshot:
+                    pool = store.repository(snapshot, name).pool
+                compact(store, pool, control=silent_control(), full=rand.random() < 0.5)
+            if rand.random() < 0.4:
+                done = gc(store, EVERYTHING, control=silent_control())
+                assert not done.damaged
             for each, place in folders.items():
                 check(store, each, place)
             check_walks(store, name, folder, rand)
