@@ -45,7 +45,9 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store, restore_store
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.operation import silent_control
+from shardgit.operate.repair import repair_store
 from shardgit.operate.verify import verify_repository
+from shardgit.operate.verifying import verify
 from shardgit.protocol.pktline import FLUSH_BYTES, line
 from shardgit.protocol.receive_pack import CommandResult
 from shardgit.refs.update import RefUpdate
@@ -230,6 +232,7 @@ class KilledClient(Client):
             "pin": self._backup,
             "prune": self._prune,
             "push": self._push,
+            "rebuild": self._rebuild,
             "receive": self._push,
             "refs": self._writer,
             "repository": self._repository,
@@ -248,6 +251,7 @@ class KilledClient(Client):
             "undelete": self._undelete,
             "update": self._update,
             "upload": self._upload,
+            "verify": self._verify,
         }
 
     def _deliver(
@@ -445,6 +449,28 @@ class KilledClient(Client):
             for one in Repositories(store).list():
                 if verify_repository(store, one.name).bad:
                     raise Wrong("a restored store is damaged")
+        shutil.rmtree(folder)
+
+    def _verify(self, process: Host) -> None:
+        found = verify(process.store, control=silent_control(), resume=self.dice.random() < 0.5)
+        if not found.clean:
+            raise Wrong(f"a verification found {found.counts}")
+
+    def _rebuild(self, process: Host) -> None:
+        """Lose an index in a store of its own, and have it made anew."""
+        del process
+        folder = self.folder / f"store-{self.dice.randrange(1 << 40)}"
+        create_store(folder, shards=2)
+        with open_store(folder, threads=1, limits=LIMITS) as made:
+            import_repository(made, "one", str(self.folder / "origin"))
+            with made.journal.snapshot() as snapshot:
+                view = made.state(snapshot, "one").pool.view
+            lost = [ref.id for run in view.runs for _, ref in run.record.index if not ref.inline]
+            made.blocks.delete_many_sync(lost)
+        with open_store(folder, threads=1, limits=LIMITS) as made:
+            repair_store(made, control=silent_control())
+            if verify_repository(made, "one").bad:
+                raise Wrong("a repaired store is damaged")
         shutil.rmtree(folder)
 
     def _layout(self, process: Host) -> None:
@@ -728,7 +754,7 @@ def _origin(folder: Path) -> None:
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")
     for number in range(4):
-        (folder / f"f{number}").write_text(f"{number}\n" * 50)
+        (folder / f"f{number}").write_text(random.Random(number).randbytes(3_000).hex())
         git(folder, "add", "-A")
         git(folder, "commit", "-qm", f"commit {number}")
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, faultpoints, telemetry
 from shardgit.blocks.block import BlockKind
 from shardgit.errors import Conflict, DataLoss, ShardMissing
 from shardgit.journal.interface import Compare
@@ -412,7 +412,9 @@ class Verifying:
         put = put_operation(KIND, self.state)
         try:
             # commit point: before it a verification that is resumed goes over the last part again.
+            faultpoints.reach("verify.before_checkpoint")
             self._revision = self.journal.commit_sync([Compare(put.key, self._revision)], [put])
+            faultpoints.reach("verify.after_checkpoint")
         except Conflict as error:
             raise Conflict("another verification has taken over") from error
 
