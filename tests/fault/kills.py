@@ -243,6 +243,7 @@ class KilledClient(Client):
             "restore.before_end": self._restore_store,
             "restore.before_journal": self._restore_store,
             "revive": self._revive,
+            "rewind": self._restore_store,
             "settings": self._settings,
             "settle": self._settle,
             "shard": self._lfs,

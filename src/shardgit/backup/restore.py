@@ -239,5 +239,6 @@ def rewind_repository(store: Store, record: RepositoryRecord, at_ms: int, note: 
             [*change.conditions, unchanged, *relied[0]],
             [*change.operations, *steps, *relied[1]],
         ):
+            reach("rewind.after_commit")
             return len(refs)
     raise Conflict("repository changes too fast", repository=record.name)
