@@ -44,6 +44,11 @@ def settings_from(disk: DiskRepository) -> RepositorySettings:
             or disk.flag("uploadpack.allowanysha1inwant")
             or "version=2" in disk.environment.get("GIT_PROTOCOL", ""),
             **listed_bundles(disk),
+            "listed_packs": [
+                dict(zip(("object", "pack", "uri"), value.split(" ", 2), strict=True))
+                for value in disk.values("uploadpack.blobpackfileuri")
+                if value.count(" ") >= 2
+            ],
         },
         "receive": {
             "deny_non_fast_forwards": disk.flag("receive.denynonfastforwards"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import subprocess
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,6 +117,59 @@ def test_what_the_uri_has_not_comes_inline(
     assert len(uris(packets)) == 1
     assert "Enumerating objects: 3, done." in told  # the note, its tree, its commit
     assert reachable(tmp_path / "c") == reachable(here / algorithm)
+
+
+@contextmanager
+def files(folder: Path) -> Iterator[str]:
+    """Serve a folder's files; gives the URL."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_object_whose_pack_settings_name_comes_from_there_when_it_is_wanted(
+    here: Path, server: Server, tmp_path: Path, algorithm: str
+) -> None:
+    source = here / algorithm
+    blob = git(source, "rev-parse", "HEAD:bulk").decode().strip()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    words = ("pack-objects", "-q", str(elsewhere / "bulk"))
+    pack = git(source, *words, stdin=blob.encode()).decode().strip()
+    with files(elsewhere) as base:
+        listed = {"object": blob, "pack": pack, "uri": f"{base}/bulk-{pack}.pack"}
+        with open_store(here / "data") as store:
+            name = f"listed-{algorithm}"
+            import_repository(store, name, str(source))
+            settings = json.dumps({"fetch": {"listed_packs": [listed]}})
+            configure(store, name, settings.encode())
+        _, packets = clone(tmp_path, "--bare", server.url(name))
+        assert uris(packets) == [listed["uri"]]
+        heads = ("rev-list", "--objects", "--branches", "--tags")
+        assert git(tmp_path / "c", *heads) == git(source, *heads)
+        # Not to who has it, wants none of it, or takes no such URI.
+        for number, (more, protocols) in enumerate(
+            (
+                (("--single-branch", "-b", "side"), "http"),
+                (("--filter=blob:none", "--bare"), "http"),
+                (("--bare",), "https"),
+            )
+        ):
+            (tmp_path / str(number)).mkdir()
+            _, packets = clone(tmp_path / str(number), *more, server.url(name), protocols=protocols)
+            assert uris(packets) == []
 
 
 def test_nobody_is_told_of_what_was_not_asked_for(

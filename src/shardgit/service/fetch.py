@@ -101,7 +101,7 @@ class FetchService:
             return Terms(
                 record.hash_kind,
                 offer,
-                packfile_uris=fetch.packfile_uris,
+                packfile_uris=fetch.packfile_uris or bool(fetch.listed_packs),
                 lists_bundles=bool(fetch.listed_bundles),
             )
 

@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, ObjectMissing, RefMissing
-from shardgit.graph.closure import bit, without
+from shardgit.graph.closure import bit, bits_of, without
 from shardgit.graph.selection import Sieve, selection
 from shardgit.graph.shallow import Boundary, moved, reached_grafts
 from shardgit.graph.sparse import Patterns
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.filter_spec import FilterKind
-from shardgit.protocol.packfile_uris import packfile_uris
+from shardgit.protocol.packfile_uris import PackUri, packfile_uris
 from shardgit.protocol.upload_pack import shown
 from shardgit.protocol.upload_pack_v0 import NegotiationV0, shallow_lines
 from shardgit.protocol.upload_pack_v2 import (
@@ -76,6 +76,7 @@ class FetchSession(ShownLook):
         self._weighed = (-1, False)  # commons at the last weighing, and how it ended
         self._talk = NegotiationV0(request, self._enough)
         self.static: StaticPack | None = None  # a pack that the client fetches by its URI
+        self._elsewhere: set[int] = set()  # objects that it fetches by URIs that settings name
 
     def _wanted(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return the positions of wants, -1 for what may not be fetched."""
@@ -233,6 +234,8 @@ class FetchSession(ShownLook):
         head += wanted_refs(self.wanted_refs, sideband_all=banded)
         if self.static is not None:
             head += packfile_uris([self.static.uri], sideband_all=banded)
+        elif request.uri_protocols:
+            head += packfile_uris(self._listed_packs(), sideband_all=banded)
         return head + section_line(b"packfile\n", sideband_all=banded), True
 
     def _negotiate_v0(self) -> tuple[bytes, bool]:
@@ -292,11 +295,13 @@ class FetchSession(ShownLook):
     def transfer(self) -> Transfer:
         """Plan the pack."""
         assert self.view is not None
-        wanted, have = self._selection()
+        wanted, have = self._selected
         if self.tags:
             wanted = self._with_tags(wanted)
         if self.static is not None:
             wanted = without(wanted, self.static.holds)
+        if self._elsewhere:
+            wanted = without(wanted, bits_of(self._elsewhere, self.view.objects))
         options = TransferOptions(
             ofs_delta=self.request.ofs_delta,
             thin=self.request.thin_pack,
@@ -310,6 +315,31 @@ class FetchSession(ShownLook):
             trailers=self.store.trailers,
             entries=self.store.entries,
         )
+
+    def _listed_packs(self) -> list[PackUri]:
+        """Return the packs that settings name, with objects that the client would be sent, and leave these out.
+
+        Haves are known by now.
+        """
+        listed = settings_of(self.record).fetch.listed_packs
+        found: list[PackUri] = []
+        if not listed or not self.request.sideband_all or self.view is None or not self.wants:
+            return found
+        wanted, _ = self._selected
+        size = self.record.hash_kind.size
+        for one in listed:
+            oid, pack = bytes.fromhex(one.object), bytes.fromhex(one.pack)
+            if len(oid) != size or one.uri.partition(":")[0] not in self.request.uri_protocols:
+                continue
+            (at,) = self.view.positions([ObjectId(oid)])
+            if at >= 0 and bit(wanted, at) and at not in self._elsewhere:
+                self._elsewhere.add(at)
+                found.append(PackUri(pack, one.uri))
+        return found
+
+    @cached_property
+    def _selected(self) -> tuple[bytes, bytes]:
+        return self._selection()
 
     def _selection(self) -> tuple[bytes, bytes]:
         """Return (what is to be sent, what the client surely has)."""

@@ -35,6 +35,7 @@ def offer_of(settings: RepositorySettings, *, session_id: bytes) -> Offer:
         reachable_wants=fetch.allow_reachable_wants,
         tip_wants=fetch.allow_reachable_wants or fetch.allow_tip_wants,
         sideband_all=fetch.allow_sideband_all,
+        packfile_uris=bool(fetch.listed_packs),
         session_id=session_id if fetch.advertise_session_id else b"",
         promisors=";".join(map(_promisor, fetch.promisors)).encode(),
     )

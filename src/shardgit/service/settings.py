@@ -112,6 +112,23 @@ class ListedBundle(_Section, frozen=True):
             raise InvalidArgument("setting is out of range", key="creation_token")
 
 
+class ListedPack(_Section, frozen=True):
+    """A pack with one object that stands somewhere else, as git's uploadpack.blobPackfileUri names it."""
+
+    object: str  # ids in hex
+    pack: str
+    uri: str
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("listed_packs", (self.uri,))
+        for oid in (self.object, self.pack):
+            if not _OID.fullmatch(oid):
+                raise InvalidArgument("not a full id", key="fetch.listed_packs", value=oid[:80])
+        if ":" not in self.uri:
+            raise InvalidArgument("listed pack needs a URI", uri=self.uri[:80])
+
+
 FilterName = Literal["blob:none", "blob:limit", "tree", "sparse:oid", "object:type", "combine"]
 
 
@@ -134,6 +151,7 @@ class FetchSettings(_Section, frozen=True):
     listed_bundles: tuple[ListedBundle, ...] = ()  # by hand; instead of shardgit's own
     listed_bundles_mode: Literal["all", "any"] = "all"  # as git's bundle.mode
     hidden_wants: bool = False  # as git's uploadpack.allowTipSHA1InWant does for hidden refs
+    listed_packs: tuple[ListedPack, ...] = ()  # by hand, beside shardgit's own
     packfile_uris: bool = False
     archive_unreachable: bool = False  # as git's uploadArchive.allowUnreachable, within the refs
 
@@ -142,6 +160,7 @@ class FetchSettings(_Section, frozen=True):
         _check_texts("hidden_refs", self.hidden_refs)
         _check_count("promisors", self.promisors)
         _check_count("listed_bundles", self.listed_bundles)
+        _check_count("listed_packs", self.listed_packs)
         _check_count("denied_filters", self.denied_filters)
         if not -1 <= self.tree_depth_max < 1 << 63:
             raise InvalidArgument("setting is out of range", key="fetch.tree_depth_max")
