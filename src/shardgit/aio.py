@@ -196,6 +196,8 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info) and info.domain == "shardgit":
                 return _named(info, text)
+    if code == "UNAVAILABLE" and text.startswith("failed to connect"):
+        return errors.Unavailable("no server answers there", cause=text.rpartition(": ")[2])
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.ShardgitError) and kind.code == code:
             return kind(text)

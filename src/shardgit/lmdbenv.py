@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lmdb
 
-from shardgit.errors import DataLoss, Internal, StorageFull, StoreBusy, Unavailable
+from shardgit.errors import DataLoss, Internal, Refused, StorageFull, StoreBusy, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,6 +200,12 @@ class Environment:
             if "already open" in str(cause):
                 raise StoreBusy(
                     "database is open already in this process", path=str(folder)
+                ) from cause
+            if str(cause).endswith((os.strerror(errno.EROFS), os.strerror(errno.EACCES))):
+                raise Refused(
+                    "database cannot be written to",
+                    path=str(folder),
+                    cause=str(cause).rpartition(": ")[2],
                 ) from cause
             raise DataLoss("database does not open", path=str(folder), cause=str(cause)) from cause
         self._pid = os.getpid()

@@ -87,7 +87,10 @@ def _connect(url: str, service: str) -> int:
     except grpc.RpcError as error:
         code = error.code()
         if code is grpc.StatusCode.UNAVAILABLE:
-            _say(f"{target}: {error.details()}")
+            told = str(error.details())
+            if told.startswith("failed to connect"):
+                told = f"no server answers there: {told.rpartition(': ')[2]}"
+            _say(f"{target}: {told}")
         elif code.name in _SILENT:
             _say(str(error.details()))
         return DIED_EXIT

@@ -156,3 +156,22 @@ def test_what_no_ref_reaches_any_more_is_restored_while_the_store_has_it(
     # Another repository of the pool never had it: its log cannot be made to tell of it.
     place.run("ref", "update", "demo", "refs/heads/stolen", lost, code=1)
     place.run("ref", "restore", "demo", "refs/heads/lost@{1}", code=1)
+
+
+def test_short_names_are_told_how_to_be_written(tmp_path: Path) -> None:
+    shardgit("init", "data", cwd=tmp_path)
+    for words in (
+        ("ref", "log", "demo", "main"),
+        ("ref", "get", "demo", "main"),
+        ("ref", "update", "demo", "main", "main~1"),
+        ("ref", "restore", "demo", "main@{1}"),
+    ):
+        done = shardgit(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "write refs/heads/NAME" in done.stderr
+
+
+def test_a_server_that_is_not_there_takes_one_short_line(tmp_path: Path) -> None:
+    done = shardgit("repo", "list", "--server", "127.0.0.1:1", cwd=tmp_path)
+    told = "shardgit: no server answers there (cause=Connection refused)\n"
+    assert (done.returncode, done.stderr) == (1, told)

@@ -20,7 +20,7 @@ from shardgit.cli.context import (
     failing,
 )
 from shardgit.cli.help import dress
-from shardgit.cli.output import print_json
+from shardgit.cli.output import plural, print_json
 
 if TYPE_CHECKING:
     from shardgit.config import ServeConfig
@@ -89,7 +89,7 @@ def init(
             print_json({"store": layout.store_id, "path": str(folder), "shards": paths})
         else:
             count = len(layout.shards)
-            typer.echo(f"made store {layout.store_id} with {count} shard(s) in {folder}")
+            typer.echo(f"made store {layout.store_id} with {plural(count, 'shard')} in {folder}")
 
 
 @app.command()
@@ -129,7 +129,7 @@ def serve(  # noqa: PLR0913, PLR0917
     with failing(json=json):
         from shardgit.blocks.layout import open_layout
         from shardgit.config import load_config
-        from shardgit.errors import InvalidArgument
+        from shardgit.errors import InvalidArgument, Refused
 
         flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "ssh": ssh}
         flags["admin"] = admin
@@ -139,6 +139,9 @@ def serve(  # noqa: PLR0913, PLR0917
         except InvalidArgument as error:
             raise UsageRefused(error.message, **error.facts) from error
         layout = open_layout(settled.folder)
+        for path in (layout.journal, *(place.path for place in layout.shards)):
+            if not os.access(path, os.W_OK):
+                raise Refused("store cannot be written to", path=str(path))
         if check:
             if json:
                 print_json({"store": layout.store_id, **_plain(settled)})

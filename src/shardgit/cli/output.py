@@ -68,6 +68,11 @@ def print_table(columns: list[str], rows: list[list[object]]) -> None:
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count of things in words."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def human_bytes(count: float) -> str:
     """Return a size as people read it."""
     if abs(count) < 1024:

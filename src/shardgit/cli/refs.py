@@ -73,7 +73,7 @@ def get(
       shardgit ref get demo HEAD --json
     """
     with failing(json=json), reached(server, data) as store:
-        found = store.ref(repo, os.fsencode(name))
+        found = store.ref(repo, _full(name))
         if json:
             print_json(_plain(found))
         elif found.target is not None:
@@ -126,23 +126,25 @@ def update(  # noqa: PLR0913, PLR0917 - options of a command
             raise UsageRefused("give what the ref shall be, or --delete")
         with reached(server, data) as store:
             if delete:
-                change = RefUpdate(os.fsencode(ref), _old(new), None)
+                change = RefUpdate(_full(ref), _old(new), None)
             elif symbolic:
                 change = RefUpdate(
-                    os.fsencode(ref),
+                    _full(ref),
                     ANY,
                     None,
                     symbolic=os.fsencode(new or ""),
                     old_symbolic=os.fsencode(old) if old is not None else None,
                 )
             else:
-                change = RefUpdate(os.fsencode(ref), _old(old), _target(store, repo, new or ""))
+                change = RefUpdate(_full(ref), _old(old), _target(store, repo, new or ""))
             store.update_ref(repo, change, message)
-            if json:
-                found = None if delete else store.ref(repo, os.fsencode(ref))
-                print_json(_plain(found) if found else {"deleted": ref})
-            else:
-                print_line(f"deleted {ref}" if delete else f"{ref} is now {new}")
+            found = None if delete else store.ref(repo, os.fsencode(ref))
+        if json:
+            print_json(_plain(found) if found else {"deleted": ref})
+        elif found is None:
+            print_line(f"deleted {ref}")
+        else:
+            print_line(f"{ref} is now {_value(found.target, found.symbolic if symbolic else None)}")
 
 
 @app.command()
@@ -165,7 +167,7 @@ def log(
       shardgit ref log demo refs/heads/main -n 5
     """
     with failing(json=json), reached(server, data) as store:
-        rows = store.ref_log(repo, os.fsencode(ref) if ref else None, limit or None)
+        rows = store.ref_log(repo, _full(ref) if ref else None, limit or None)
         if json:
             print_json_rows("entries", map(_plain_entry, rows))
             return
@@ -217,11 +219,20 @@ def restore(
         name, when = split_when(moment, datetime.now().astimezone())
         with reached(server, data) as store:
             said = message or f"restore {moment}"
-            change = store.restore_ref(repo, os.fsencode(name), when, said, override=override)
+            change = store.restore_ref(repo, _full(name), when, said, override=override)
         if json:
             print_json(_plain_change(change))
         else:
             print_line(f"{name} is again {_value(change.new, change.new_symbolic)}")
+
+
+def _full(ref: str) -> bytes:
+    """Return a ref's full name as the store has it."""
+    if ref != "HEAD" and not ref.startswith("refs/"):
+        raise UsageRefused(
+            "not a full ref name; write refs/heads/NAME, refs/tags/NAME or HEAD", ref=ref
+        )
+    return os.fsencode(ref)
 
 
 def _old(text: str | None) -> ObjectId | Old | None:

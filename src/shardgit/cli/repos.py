@@ -21,7 +21,14 @@ from shardgit.cli.context import (
     reached,
 )
 from shardgit.cli.operations import EagerOption, ThrottleOption, run_operation, speed
-from shardgit.cli.output import human_bytes, print_json, print_json_rows, print_table, progress_bar
+from shardgit.cli.output import (
+    human_bytes,
+    plural,
+    print_json,
+    print_json_rows,
+    print_table,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from shardgit.operate.verify import VerifyReport
@@ -93,7 +100,9 @@ def show(
         typer.echo(f"objects     {stats.objects:,} ({stats.reachable_objects:,} reachable)")
         typer.echo(f"refs        {stats.refs:,}")
         stored = human_bytes(stats.stored_bytes)
-        typer.echo(f"stored      {stored} in {stats.segments:,} segments, {stats.runs:,} runs")
+        typer.echo(
+            f"stored      {stored} in {plural(stats.segments, 'segment')} of {plural(stats.runs, 'run')}"
+        )
         typer.echo(f"generation  {stats.generation}")
 
 

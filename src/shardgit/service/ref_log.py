@@ -130,7 +130,9 @@ def restoring(
     check_ref_name(ref)
     was = ref_at(log_rows(store, name, ref), name, ref, time_ms=time_ms, back=back)
     if was is None:
-        raise RefMissing("ref did not exist then", ref=shown, repository=name)
+        raise RefMissing(
+            "ref did not exist then; its log has its moves", ref=shown, repository=name
+        )
     if was.target is not None:
         _whole(store, name, was.target, shown)
     return RefUpdate(ref, ANY, was.target, was.peeled, was.symbolic)
