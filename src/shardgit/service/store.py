@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from shardgit.errors import (
     DataLoss,
     LimitExceeded,
     LogPositionUnknown,
-    RefMissing,
     RepositoryExists,
     RepositoryMissing,
 )
@@ -47,7 +45,7 @@ from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.transfer import Entries, Trailers
 from shardgit.pool.view import PoolView
-from shardgit.refs.change import first_steps
+from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
@@ -211,7 +209,7 @@ class Store:
         self._grafts: OrderedDict[tuple[RepositoryId, int], Grafts] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._reach_bytes = 0
-        self._walked: OrderedDict[RepositoryId, _Walked] = OrderedDict()
+        self._walked: OrderedDict[tuple[RepositoryId, bytes], _Walked] = OrderedDict()
         self._walked_bytes = 0
         self._condemned: OrderedDict[PoolId, Condemned] = OrderedDict()
         self._lock = Lock()
@@ -473,27 +471,29 @@ class Store:
         view = self.view(state.pool)
         if view is None:
             return Reach(known=b"")
-        if hidden:
-            return self._reach_of_shown(snapshot, state, view, hidden)
-        key = (view.id, state.refs_key)
+        key = (view.id, state.refs_key + hidden.key if hidden else state.refs_key)
         record = state.record
         sequence = self.refs.head(snapshot, record).sequence
+        mine = (record.id, hidden.key if hidden else b"")
         with self._lock:
             known = self._reach.get(key)
-            earlier = self._walked.get(record.id)
+            earlier = self._walked.get(mine)
         if known is not None:
             return Reach(known=known)
         moves = None
         before = earlier.at(view, sequence) if earlier is not None else None
-        if earlier is not None and before is not None:
-            moves = self._moves(snapshot, record, earlier.sequence)
+        names, head = self._head(snapshot, record)
+        # HEAD is shown, whatever it leads to: who follows shown refs alone would miss that.
+        followable = not any(map(hidden.hides, names))
+        if earlier is not None and before is not None and followable:
+            moves = self._moves(snapshot, record, earlier.sequence, hidden)
         tips: set[ObjectId] = set()
-        head = self.refs.get(snapshot, record, b"HEAD")
-        if head is not None and head.symbolic is not None:
-            head = self.refs.get(snapshot, record, head.symbolic)
         if moves is None:
-            refs = self.refs.list(snapshot, record)
-            tips = {ref.target for ref in refs if ref.target is not None}
+            tips = {
+                ref.target
+                for ref in self.refs.list(snapshot, record)
+                if ref.target is not None and not hidden.hides(ref.name)
+            }
             if head is not None and head.target is not None:
                 tips.add(head.target)
 
@@ -508,21 +508,33 @@ class Store:
             found = _Walked(
                 weak(view), view.manifest_id, view.last_recent, view.grafts.key, sequence, bits
             )
-            self._keep_walked(record.id, found)
+            self._keep_walked(mine, found)
             return bits
 
         def snapshot_tips() -> set[ObjectId]:
             if tips or moves is None:
                 return tips
             with self.journal.snapshot() as now:  # what was deleted made the short way impossible
-                return self._tips_at(now, record, sequence)
+                return self._tips_at(now, record, sequence, hidden)
 
         return Reach(walk=walk)
 
-    def _keep_walked(self, repository: RepositoryId, walked: _Walked) -> None:
+    def _head(
+        self, snapshot: JournalSnapshot, record: RepositoryRecord
+    ) -> tuple[list[bytes], Ref | None]:
+        """Return the names over which HEAD leads to a ref, and that ref; None where it is unborn."""
+        names = [HEAD]
+        while len(names) <= self.limits.ref_symbolic_depth_max:
+            ref = self.refs.get(snapshot, record, names[-1])
+            if ref is None or ref.symbolic is None:
+                return names, ref
+            names.append(ref.symbolic)
+        return names, None
+
+    def _keep_walked(self, key: tuple[RepositoryId, bytes], walked: _Walked) -> None:
         with self._lock:
-            before = self._walked.pop(repository, None)
-            self._walked[repository] = walked
+            before = self._walked.pop(key, None)
+            self._walked[key] = walked
             self._walked_bytes += len(walked.bits) - (len(before.bits) if before else 0)
             while len(self._walked) > WALKED_CACHED or (
                 len(self._walked) > 1 and self._walked_bytes > WALKED_CACHED_BYTES
@@ -530,29 +542,14 @@ class Store:
                 _, gone = self._walked.popitem(last=False)
                 self._walked_bytes -= len(gone.bits)
 
-    def _reach_of_shown(
-        self, snapshot: JournalSnapshot, state: RepositoryState, view: PoolView, hidden: HiddenRefs
-    ) -> Reach:
-        key = (view.id, state.refs_key + hidden.key)
-        with self._lock:
-            known = self._reach.get(key)
-        if known is not None:
-            return Reach(known=known)
-        tips = {
-            ref.target
-            for ref in self.refs.list(snapshot, state.record)
-            if ref.target is not None and not hidden.hides(ref.name)
-        }
-        with suppress(RefMissing):  # HEAD is shown, whatever it points to
-            head = self.refs.resolve(snapshot, state.record, b"HEAD")
-            if head.target is not None:
-                tips.add(head.target)
-        return Reach(walk=lambda: self._walk_all(tips, view, key))
-
     def _tips_at(
-        self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
+        self,
+        snapshot: JournalSnapshot,
+        record: RepositoryRecord,
+        sequence: int,
+        hidden: HiddenRefs,
     ) -> set[ObjectId]:
-        """Return the refs' targets as they were behind a log row: what moved since is told by the log.
+        """Return the shown refs' targets as they were behind a log row: what moved since is told by the log.
 
         The log names whole values, so what a later state has or has lost is left out, exactly.
         """
@@ -561,20 +558,24 @@ class Store:
             for change in entry.changes:
                 then.setdefault(change.name, change.old)
         refs = [ref for ref in self.refs.list(snapshot, record) if ref.name not in then]
-        head = self.refs.get(snapshot, record, b"HEAD")
+        head = self.refs.get(snapshot, record, HEAD)
         if head is not None and head.name not in then:
             refs.append(head)
         refs += [ref for ref in then.values() if ref is not None]
-        return {ref.target for ref in refs if ref.target is not None}
+        return {ref.target for ref in refs if ref.target is not None and not hidden.hides(ref.name)}
 
     def _walk_all(self, tips: set[ObjectId], view: PoolView, key: tuple[bytes, bytes]) -> bytes:
         positions = [position for position in view.positions(sorted(tips)) if position >= 0]
         return self._cached(key, lambda: self.closure_of(view, positions))
 
     def _moves(
-        self, snapshot: JournalSnapshot, record: RepositoryRecord, sequence: int
+        self,
+        snapshot: JournalSnapshot,
+        record: RepositoryRecord,
+        sequence: int,
+        hidden: HiddenRefs,
     ) -> list[Move] | None:
-        """Return what became of each ref since a log entry; None when that is too much, or not known."""
+        """Return what became of each shown ref since a log entry; None when that is too much, or not known."""
         first: dict[bytes, ObjectId | None] = {}
         last: dict[bytes, ObjectId | None] = {}
         try:
@@ -582,6 +583,10 @@ class Store:
                 if len(entry.changes) + len(last) > MOVES_MAX:
                     return None
                 for change in entry.changes:
+                    if hidden and change.old is not None and change.old.symbolic is not None:
+                        return None  # HEAD may have led over it to what is hidden
+                    if hidden.hides(change.name):
+                        continue
                     first.setdefault(change.name, change.old.target if change.old else None)
                     last[change.name] = change.new.target if change.new else None
         except LogPositionUnknown:
