@@ -5,6 +5,9 @@ from typing import Self
 
 from typing_extensions import Buffer, disjoint_base
 
+def pack_stream(stream: Buffer) -> bytes: ...
+def unpack_stream(stream: bytes) -> bytes: ...
+
 @disjoint_base
 class Arrays: ...
 

@@ -16,6 +16,10 @@ from shardgit._fastpack import error_of, tree_children
 from shardgit.errors import Internal, LimitExceeded
 
 
+cdef enum:
+    OFFSET_WIDTH = 3  # a block has 8 MiB at most
+
+
 ctypedef struct Segment:
     uint32_t first  # position of its first object
     uint32_t count
@@ -25,6 +29,7 @@ ctypedef struct Segment:
     uint32_t big
     uint64_t raw
     uint64_t bytes
+    uint64_t largest  # object
     uint8_t type
     uint8_t hops
     uint8_t alone
@@ -291,7 +296,7 @@ cdef class Ingest(Resolver):
         return <uint64_t>s.entries_end + self._footer(s)
 
     cdef inline uint64_t _footer(self, Segment *s) noexcept nogil:
-        return s.count * (self.hash_size + 10) + <uint64_t>s.big * 8 + s.externals * (self.hash_size + 2) + TRAILER
+        return s.count * (self.hash_size + OFFSET_WIDTH + size_width(s.largest)) + <uint64_t>s.big * 8 + s.externals * (self.hash_size + 2) + TRAILER
 
     cdef Segment *_open_segment(self) noexcept nogil:
         if self.n_segments == 0 or self.segments[self.n_segments - 1].length:
@@ -352,6 +357,8 @@ cdef class Ingest(Resolver):
         self.kept += 1
         s.count += 1
         s.raw += o.raw
+        if o.raw > s.largest:
+            s.largest = o.raw
         s.bytes += length
         if o.raw >= EXTERNAL:
             s.big += 1
@@ -419,13 +426,13 @@ cdef class Ingest(Resolver):
         cdef uint8_t *to = out + HEADER
         cdef uint8_t *ids = out + s.entries_end
         cdef uint8_t *offsets = ids + n * h
-        cdef uint8_t *sizes = offsets + n * 4
-        cdef uint8_t *order = sizes + n * 4
-        cdef uint8_t *big = order + n * 2
+        cdef size_t width = size_width(s.largest)
+        cdef uint8_t *sizes = offsets + n * OFFSET_WIDTH
+        cdef uint8_t *big = sizes + n * width
         cdef uint8_t *ext_at = big + <size_t>s.big * 8
         cdef uint8_t *ext_id = ext_at + <size_t>s.externals * 2
         cdef uint8_t *end = ext_id + s.externals * h + <size_t>n_parts * 32
-        cdef uint32_t k, i, base, bigs = 0, externals = 0
+        cdef uint32_t k, i, base, size, bigs = 0, externals = 0
         cdef Object *o
         if <size_t>(end - out) + TRAILER != length or (s.alone != 0) != (n_parts != 0):
             return False
@@ -455,16 +462,14 @@ cdef class Ingest(Resolver):
                 memcpy(to, self.packs[o.pack].data + o.at + o.head, <size_t>o.body)
                 to += o.body
             memcpy(ids + k * h, self.ids + <size_t>i * h, h)
-            sg_put_u32(offsets + k * 4, o.place)
+            memcpy(offsets + k * OFFSET_WIDTH, &o.place, OFFSET_WIDTH)  # both are little-endian
+            size = <uint32_t>o.raw
             if o.raw >= EXTERNAL:
-                sg_put_u32(sizes + k * 4, <uint32_t>EXTERNAL | bigs)
+                size = <uint32_t>EXTERNAL | bigs
                 sg_put_u64(big + <size_t>bigs * 8, o.raw)
                 bigs += 1
-            else:
-                sg_put_u32(sizes + k * 4, <uint32_t>o.raw)
+            memcpy(sizes + k * width, &size, width)
         if to != out + s.entries_end or externals != s.externals:
-            return False
-        if not sort_ordinals(ids, h, s.count, order):
             return False
         if n_parts:
             memcpy(end - <size_t>n_parts * 32, parts, <size_t>n_parts * 32)
@@ -477,6 +482,7 @@ cdef class Ingest(Resolver):
         end[20] = s.type
         end[21] = 1 if s.alone else 0
         end[22] = s.hops if s.externals else 0
+        end[23] = <uint8_t>(OFFSET_WIDTH | width << 3)
         sg_put_u64(end + 24, s.raw)
         sg_put_u64(end + 32, s.bytes)
         memcpy(end + 44, b"SGSF", 4)
@@ -635,47 +641,9 @@ cdef class Ingest(Resolver):
         return number_generations(c, parent_start, parents, generation, known)
 
 
-cdef bint sort_ordinals(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
-    """Write the ordinals 0..n-1 as u16 in the order of their ids: radix over two bytes, then insertion."""
-    cdef uint32_t *starts
-    cdef uint32_t i, j, v, w
-    cdef const uint8_t *oid
-    if n <= SORT_SMALL:
-        for i in range(n):
-            sg_put_u16(order + <size_t>i * 2, <uint16_t>i)
-        sort_by_insertion(ids, h, n, order)
-        return True
-    starts = <uint32_t *>calloc(65537, 4)
-    if starts == NULL:
-        return False
-    for i in range(n):
-        starts[((<uint32_t>ids[i * h] << 8) | ids[i * h + 1]) + 1] += 1
-    for i in range(65536):
-        starts[i + 1] += starts[i]
-    for i in range(n):
-        v = (<uint32_t>ids[i * h] << 8) | ids[i * h + 1]
-        sg_put_u16(order + <size_t>starts[v] * 2, <uint16_t>i)
-        starts[v] += 1
-    free(starts)
-    sort_by_insertion(ids, h, n, order)
-    return True
-
-
-cdef void sort_by_insertion(const uint8_t *ids, size_t h, uint32_t n, uint8_t *order) noexcept nogil:
-    """Sort ordinals by id; quick where they are few or nearly in order."""
-    cdef uint32_t i, j, v, w
-    cdef const uint8_t *oid
-    for i in range(1, n):
-        v = sg_u16(order + <size_t>i * 2)
-        oid = ids + v * h
-        j = i
-        while j:
-            w = sg_u16(order + <size_t>(j - 1) * 2)
-            if memcmp(ids + w * h, oid, h) <= 0:
-                break
-            sg_put_u16(order + <size_t>j * 2, <uint16_t>w)
-            j -= 1
-        sg_put_u16(order + <size_t>j * 2, <uint16_t>v)
+cdef inline size_t size_width(uint64_t largest) noexcept nogil:
+    """Bytes that the size of each object of a segment takes."""
+    return 1 if largest < 0x100 else 2 if largest < 0x10000 else 3 if largest < 0x1000000 else 4
 
 
 cdef sg_status number_generations(uint32_t c, const uint8_t *start, const uint8_t *parents, uint8_t *out,

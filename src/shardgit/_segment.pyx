@@ -7,7 +7,7 @@ to accept a segment once before the others may touch it: they trust its footer.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from shardgit._kernel cimport *
 
@@ -20,6 +20,9 @@ cdef enum:
     TRAILER = 48
     PAYLOAD = 65515  # of a side-band-64k packet
     CACHE_BYTES = 33554432  # of objects made on the way, in one call
+    MARK_BITS = 12  # of a key in an index row: one miss in 250 looks at a footer in a run of 400,000 objects
+    INDEX_TRAILER = 32
+    ROW_SPARE = 8  # bytes behind the rows, so that each can be read as a u64
 
 
 ctypedef struct Foot:
@@ -39,6 +42,8 @@ ctypedef struct Foot:
     uint32_t n_big
     uint32_t n_ext
     uint32_t n_parts
+    uint32_t offset_width  # bytes
+    uint32_t size_width
     int type
     int flags
 
@@ -47,6 +52,7 @@ cdef bint foot_of(const uint8_t *data, size_t length, size_t h, Foot *f) noexcep
     """Place the footer's arrays; False when the lengths do not add up."""
     cdef const uint8_t *t
     cdef uint64_t need
+    cdef size_t order = 2
     if length < HEADER + TRAILER or length > 0x7FFFFFFF:
         return False
     t = data + length - TRAILER
@@ -62,24 +68,40 @@ cdef bint foot_of(const uint8_t *data, size_t length, size_t h, Foot *f) noexcep
     f.n_parts = sg_u32(t + 16)
     f.type = t[20]
     f.flags = t[21]
+    # Byte 23 was 0 when offsets and sizes took 4 bytes each, and the ordinals sorted by id stood behind them.
+    f.offset_width = 4
+    f.size_width = 4
+    if t[23]:
+        f.offset_width = t[23] & <uint32_t>7
+        f.size_width = <uint32_t>t[23] >> 3
+        order = 0
+    if not (1 <= f.offset_width <= 4 and 1 <= f.size_width <= 4) or (f.size_width < 4 and f.n_big):
+        return False
     if f.end < HEADER or f.end > length - TRAILER or f.n == 0 or f.n > 65535:
         return False
-    need = (<uint64_t>f.n * (h + 10) + <uint64_t>f.n_big * 8 + <uint64_t>f.n_ext * (h + 2) + <uint64_t>f.n_parts * 32)
+    need = (<uint64_t>f.n * (h + f.offset_width + f.size_width + order) + <uint64_t>f.n_big * 8 + <uint64_t>f.n_ext * (h + 2) + <uint64_t>f.n_parts * 32)
     if need != length - TRAILER - f.end:
         return False
     f.ids = data + f.end
     f.offsets = f.ids + f.n * h
-    f.sizes = f.offsets + <size_t>f.n * 4
-    f.order = f.sizes + <size_t>f.n * 4
-    f.big = f.order + <size_t>f.n * 2
+    f.sizes = f.offsets + <size_t>f.n * f.offset_width
+    f.order = NULL
+    if order:
+        f.order = f.sizes + <size_t>f.n * f.size_width
+    f.big = f.sizes + <size_t>f.n * f.size_width + <size_t>f.n * order
     f.ext_at = f.big + <size_t>f.n_big * 8
     f.ext_id = f.ext_at + <size_t>f.n_ext * 2
     f.parts = f.ext_id + f.n_ext * h
     return True
 
 
+cdef inline uint32_t narrow(const uint8_t *p, uint32_t width) noexcept nogil:
+    """A number of 1 to 4 bytes; 4 are read, and behind a footer's arrays stands its trailer."""
+    return sg_u32(p) & (<uint32_t>0xFFFFFFFF >> (32 - 8 * width))
+
+
 cdef inline uint32_t offset_at(const Foot *f, uint32_t k) noexcept nogil:
-    return sg_u32(f.offsets + <size_t>k * 4)
+    return narrow(f.offsets + <size_t>k * f.offset_width, f.offset_width)
 
 
 cdef inline uint32_t end_at(const Foot *f, uint32_t k) noexcept nogil:
@@ -87,7 +109,7 @@ cdef inline uint32_t end_at(const Foot *f, uint32_t k) noexcept nogil:
 
 
 cdef inline uint64_t size_at(const Foot *f, uint32_t k) noexcept nogil:
-    cdef uint32_t v = sg_u32(f.sizes + <size_t>k * 4)
+    cdef uint32_t v = narrow(f.sizes + <size_t>k * f.size_width, f.size_width)
     return sg_u64(f.big + <size_t>(v & ~<uint32_t>BIG) * 8) if v & BIG else v
 
 
@@ -116,7 +138,8 @@ cdef bint sound(const Foot *f) noexcept nogil:
         return False
     if f.flags & 1:
         return f.n == 1 and f.end == HEADER and offset_at(f, 0) == HEADER and f.n_ext == 0 and f.n_big <= 1 and (
-            not sg_u32(f.sizes) & BIG or sg_u32(f.sizes) == BIG and f.n_big == 1) and sg_u16(f.order) == 0
+            f.size_width < 4 or not sg_u32(f.sizes) & BIG or sg_u32(f.sizes) == BIG and f.n_big == 1) and (
+            f.order == NULL or sg_u16(f.order) == 0)
     for k in range(f.n):
         v = offset_at(f, k)
         if k == 0:
@@ -127,13 +150,13 @@ cdef bint sound(const Foot *f) noexcept nogil:
         last = v
         if end_at(f, k) > f.end or end_at(f, k) <= v:
             return False
-        v = sg_u32(f.sizes + <size_t>k * 4)
+        v = narrow(f.sizes + <size_t>k * f.size_width, f.size_width)
         if v & BIG and (v & ~<uint32_t>BIG) >= f.n_big:
             return False
-        v = sg_u16(f.order + <size_t>k * 2)
+        v = sg_u16(f.order + <size_t>k * 2) if f.order != NULL else 0
         if v >= f.n:
             return False
-        if k:
+        if k and f.order != NULL:
             a = f.ids + sg_u16(f.order + <size_t>(k - 1) * 2) * f.h
             b = f.ids + v * f.h
             if memcmp(a, b, f.h) >= 0:
@@ -199,7 +222,7 @@ def offsets_of(const uint8_t[::1] block not None, int hash_size):
     cdef Foot f
     cdef uint32_t k
     take_foot(block, hash_size, &f)
-    return [int(sg_u32(f.offsets + <size_t>k * 4)) - HEADER for k in range(f.n)]
+    return [int(offset_at(&f, k)) - HEADER for k in range(f.n)]
 
 
 def ids_at(const uint8_t[::1] block not None, int hash_size, ordinals not None):
@@ -237,24 +260,15 @@ def externals_of(const uint8_t[::1] block not None, int hash_size):
 
 
 def find(const uint8_t[::1] block not None, int hash_size, bytes oid not None):
-    """Return the ordinal of an id, -1 without: a binary search in the footer."""
+    """Return the ordinal of an id, -1 without, by looking at the footer's ids."""
     cdef Foot f
-    cdef uint32_t low = 0, high, middle, k = 0
-    cdef int order
+    cdef uint32_t k
     take_foot(block, hash_size, &f)
     if <size_t>len(oid) != f.h:
         return -1
-    high = f.n
-    while low < high:
-        middle = low + ((high - low) >> 1)
-        k = sg_u16(f.order + <size_t>middle * 2)
-        order = memcmp(f.ids + k * f.h, PyBytes_AS_STRING(oid), f.h)
-        if order == 0:
+    for k in range(f.n):
+        if memcmp(f.ids + k * f.h, PyBytes_AS_STRING(oid), f.h) == 0:
             return int(k)
-        if order < 0:
-            low = middle + 1
-        else:
-            high = middle
     return -1
 
 
@@ -281,40 +295,215 @@ def entry_at(const uint8_t[::1] block not None, int hash_size, uint32_t ordinal)
 
 # ---- index pieces ----
 
+ctypedef struct Piece:
+    const uint8_t *data
+    uint32_t n
+    # version 1: keys of 8 bytes, positions of 4
+    const uint8_t *keys
+    const uint8_t *positions
+    # version 2: buckets, and rows of bits in each
+    uint64_t first  # key at which bucket 0 begins
+    const uint8_t *starts
+    const uint8_t *rows
+    uint32_t buckets
+    uint32_t mark_bits
+    uint32_t position_bits
+    uint32_t shift
+    int version
+
+
+cdef bint piece_of(const uint8_t[::1] piece, Piece *x) noexcept nogil:
+    """Place the arrays of an index piece; False when the lengths do not add up."""
+    cdef size_t length = <size_t>piece.shape[0]
+    cdef const uint8_t *t
+    if length < HEADER + 16:
+        return False
+    x.data = &piece[0]
+    t = x.data + length
+    if memcmp(t - 4, b"SGIX", 4) == 0:
+        x.version = 1
+        x.n = sg_u32(t - 16)
+        x.keys = x.data + HEADER
+        x.positions = x.keys + <size_t>x.n * 8
+        return <uint64_t>x.n * 12 == length - HEADER - 16
+    if memcmp(t - 4, b"SGI2", 4) != 0 or length < HEADER + INDEX_TRAILER:
+        return False
+    x.version = 2
+    x.first = sg_u64(t - 32)
+    x.n = sg_u32(t - 24)
+    x.buckets = sg_u32(t - 20)
+    x.shift = (t - 16)[0]
+    x.mark_bits = (t - 15)[0]
+    x.position_bits = (t - 14)[0]
+    if not 1 <= x.mark_bits <= 24 or not 1 <= x.position_bits <= 32 or x.shift > 63 or x.shift < x.mark_bits:
+        return False
+    if x.buckets == 0 or x.buckets > length >> 2:
+        return False
+    x.starts = x.data + HEADER
+    x.rows = x.starts + (<size_t>x.buckets + 1) * 4
+    return (<uint64_t>x.buckets + 1) * 4 + ((<uint64_t>x.n * (x.mark_bits + x.position_bits) + 7) >> 3) + ROW_SPARE == (
+        length - HEADER - INDEX_TRAILER)
+
+
+cdef inline uint64_t row_at(const Piece *x, uint32_t k) noexcept nogil:
+    """Row ``k`` of a piece of version 2: its mark above its position."""
+    cdef uint32_t bits = x.mark_bits + x.position_bits
+    cdef uint64_t at = <uint64_t>k * bits
+    return (sg_u64(x.rows + (at >> 3)) >> (at & 7)) & ((<uint64_t>1 << bits) - 1)
+
+
+cdef inline uint32_t mark_at(const Piece *x, uint32_t k) noexcept nogil:
+    return <uint32_t>(row_at(x, k) >> x.position_bits)
+
+
+cdef inline uint32_t row_position(const Piece *x, uint32_t k) noexcept nogil:
+    if x.version == 1:
+        return sg_u32(x.positions + <size_t>k * 4)
+    return <uint32_t>(row_at(x, k) & ((<uint64_t>1 << x.position_bits) - 1))
+
+
+cdef uint32_t first_row(const Piece *x, uint64_t key) noexcept nogil:
+    """The first row that may have a key that is not below ``key``; of version 1 the first that has."""
+    cdef uint32_t low = 0, high = x.n, middle, mark = 0
+    cdef uint64_t bucket
+    if x.version == 2:
+        if key < x.first:
+            return 0
+        bucket = (key - x.first) >> x.shift
+        if bucket >= x.buckets:
+            return x.n
+        mark = <uint32_t>((key - x.first) >> (x.shift - x.mark_bits)) & ((<uint32_t>1 << x.mark_bits) - 1)
+        low = sg_u32(x.starts + bucket * 4)
+        high = sg_u32(x.starts + (bucket + 1) * 4)
+    while low < high:
+        middle = low + ((high - low) >> 1)
+        if (mark_at(x, middle) < mark) if x.version == 2 else (sg_u64be(x.keys + <size_t>middle * 8) < key):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef uint32_t end_row(const Piece *x, uint64_t key) noexcept nogil:
+    """The first row behind those that may have a key up to ``key``."""
+    cdef uint64_t step
+    if x.version == 1:
+        return x.n if key == ~<uint64_t>0 else first_row(x, key + 1)
+    if key < x.first:
+        return 0
+    step = <uint64_t>1 << (x.shift - x.mark_bits)
+    key = x.first + (((key - x.first) >> (x.shift - x.mark_bits)) << (x.shift - x.mark_bits))
+    return x.n if key > ~<uint64_t>0 - step else first_row(x, key + step)
+
+
+cdef bint sound_piece(const Piece *x) noexcept nogil:
+    cdef uint32_t i, k, low, high
+    if x.version == 1:
+        for i in range(1, x.n):
+            if sg_u64be(x.keys + <size_t>(i - 1) * 8) > sg_u64be(x.keys + <size_t>i * 8):
+                return False
+        return True
+    low = sg_u32(x.starts)
+    if low != 0 or sg_u32(x.starts + <size_t>x.buckets * 4) != x.n:
+        return False
+    for i in range(x.buckets):
+        low = sg_u32(x.starts + <size_t>i * 4)
+        high = sg_u32(x.starts + (<size_t>i + 1) * 4)
+        if low > high or high > x.n:
+            return False
+        for k in range(low + 1, high):
+            if mark_at(x, k - 1) > mark_at(x, k):
+                return False
+    return True
+
+
+cdef int take_piece(const uint8_t[::1] piece, Piece *x) except -1:
+    if not piece_of(piece, x):
+        raise BlockCorrupt("index piece is off", bytes=int(piece.shape[0]))
+    return 0
+
+
 def check_index(const uint8_t[::1] piece not None):
     """Raise BlockCorrupt unless an index piece is sound; returns its number of rows."""
-    cdef size_t length = <size_t>piece.shape[0]
-    cdef uint32_t n, i
-    cdef bint ok = True
-    if length < HEADER + 16 or memcmp(&piece[0] + length - 4, b"SGIX", 4) != 0:
-        raise BlockCorrupt("index piece is off", bytes=int(length))
-    n = sg_u32(&piece[0] + length - 16)
-    if <uint64_t>n * 12 != length - HEADER - 16:
-        raise BlockCorrupt("index piece has another length than it claims", rows=int(n))
+    cdef Piece x
+    cdef bint ok
+    take_piece(piece, &x)
     with nogil:
-        for i in range(1, n):
-            if sg_u64be(&piece[0] + HEADER + <size_t>(i - 1) * 8) > sg_u64be(&piece[0] + HEADER + <size_t>i * 8):
-                ok = False
-                break
+        ok = sound_piece(&x)
     if not ok:
-        raise BlockCorrupt("index piece is not sorted", rows=int(n))
-    return int(n)
+        raise BlockCorrupt("index piece is not sorted", rows=int(x.n))
+    return int(x.n)
+
+
+def index_payload(const uint8_t[::1] ids not None, const uint8_t[::1] positions not None, int hash_size):
+    """Return the payload of an index piece: ``ids`` flat and ascending, their ``positions`` as u32."""
+    cdef uint32_t n = <uint32_t>(ids.shape[0] // hash_size), i, bucket, at = 0, most = 1, mark
+    cdef uint32_t buckets, position_bits = 1
+    cdef uint64_t first, span, key, row, bit_at
+    cdef unsigned int shift = 63, mark_bits = MARK_BITS
+    cdef size_t length, rows_length
+    cdef uint8_t *to
+    cdef uint8_t *rows
+    if n == 0 or ids.shape[0] != <Py_ssize_t>n * hash_size or positions.shape[0] != <Py_ssize_t>n * 4:
+        raise Internal("one position for each id is wanted")
+    first = sg_u64be(&ids[0])
+    span = sg_u64be(&ids[<Py_ssize_t>(n - 1) * hash_size]) - first
+    if n < 1024:
+        mark_bits = 24  # there are few buckets then, and nobody counts the bytes
+    # Buckets of equal width: as many as there are 16 rows each, more or less.
+    while shift > mark_bits and (span >> (shift - 1)) < (<uint64_t>n >> 4):
+        shift -= 1
+    buckets = <uint32_t>(span >> shift) + 1
+    for i in range(n):
+        at = sg_u32(&positions[<Py_ssize_t>i * 4])
+        if at > most:
+            most = at
+    while position_bits < 32 and most >> position_bits:
+        position_bits += 1
+    rows_length = <size_t>((<uint64_t>n * (mark_bits + position_bits) + 7) >> 3) + ROW_SPARE
+    length = (<size_t>buckets + 1) * 4 + rows_length + INDEX_TRAILER
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+    to = <uint8_t *>PyBytes_AS_STRING(out)
+    with nogil:
+        memset(to, 0, length)
+        rows = to + (<size_t>buckets + 1) * 4
+        bucket = 0
+        for i in range(n):
+            key = sg_u64be(&ids[<Py_ssize_t>i * hash_size]) - first
+            while bucket <= <uint32_t>(key >> shift):
+                sg_put_u32(to + <size_t>bucket * 4, i)
+                bucket += 1
+            mark = <uint32_t>(key >> (shift - mark_bits)) & ((<uint32_t>1 << mark_bits) - 1)
+            row = <uint64_t>mark << position_bits | sg_u32(&positions[<Py_ssize_t>i * 4])
+            bit_at = <uint64_t>i * (mark_bits + position_bits)
+            sg_put_u64(rows + (bit_at >> 3), sg_u64(rows + (bit_at >> 3)) | row << (bit_at & 7))
+        while bucket <= buckets:
+            sg_put_u32(to + <size_t>bucket * 4, n)
+            bucket += 1
+        to += length - INDEX_TRAILER
+        sg_put_u64(to, first)
+        sg_put_u32(to + 8, n)
+        sg_put_u32(to + 12, buckets)
+        to[16] = <uint8_t>shift
+        to[17] = <uint8_t>mark_bits
+        to[18] = <uint8_t>position_bits
+        memcpy(to + 28, b"SGI2", 4)
+    return out
 
 
 def index_find(const uint8_t[::1] piece not None, const uint8_t[::1] ids not None, int hash_size,
                const int64_t[::1] which not None, int64_t[::1] out not None):
     """For each id number in ``which`` (into the flat ``ids``) write its run-local position to ``out``, -1 without.
 
-    Keys are prefixes: the caller compares the whole id. Where several rows have the key, the result is -2 - row and
-    the caller looks at ``index_rows``.
+    Rows know a part of the key: the caller compares the whole id. Where several rows may have it, the result is
+    -2 - row and the caller looks at ``index_rows``.
     """
-    cdef uint32_t n = sg_u32(&piece[0] + piece.shape[0] - 16)
-    cdef const uint8_t *keys = &piece[0] + HEADER
-    cdef const uint8_t *positions = keys + <size_t>n * 8
+    cdef Piece x
     cdef Py_ssize_t i
-    cdef uint32_t low, high, middle
+    cdef uint32_t low, high
     cdef uint64_t key
     cdef int64_t w
+    take_piece(piece, &x)
     if which.shape[0] != out.shape[0]:
         raise Internal("one result for each id is wanted")
     for i in range(which.shape[0]):
@@ -324,37 +513,49 @@ def index_find(const uint8_t[::1] piece not None, const uint8_t[::1] ids not Non
     with nogil:
         for i in range(which.shape[0]):
             key = sg_u64be(&ids[which[i] * hash_size])
-            low = 0
-            high = n
-            while low < high:
-                middle = low + ((high - low) >> 1)
-                if sg_u64be(keys + <size_t>middle * 8) < key:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low >= n or sg_u64be(keys + <size_t>low * 8) != key:
+            low = first_row(&x, key)
+            high = end_row(&x, key)
+            if low >= high:
                 out[i] = -1
-            elif low + 1 < n and sg_u64be(keys + (<size_t>low + 1) * 8) == key:
+            elif low + 1 < high:
                 out[i] = -2 - <int64_t>low
             else:
-                out[i] = sg_u32(positions + <size_t>low * 4)
+                out[i] = row_position(&x, low)
 
 
 def index_rows(const uint8_t[::1] piece not None, uint64_t low_key, uint64_t high_key, uint32_t limit):
-    """Return the positions of up to ``limit`` rows with low_key <= key <= high_key."""
-    cdef uint32_t n = sg_u32(&piece[0] + piece.shape[0] - 16)
-    cdef const uint8_t *keys = &piece[0] + HEADER
-    cdef uint32_t low = 0, high = n, middle
-    while low < high:
-        middle = low + ((high - low) >> 1)
-        if sg_u64be(keys + <size_t>middle * 8) < low_key:
-            low = middle + 1
-        else:
-            high = middle
+    """Return the positions of up to ``limit`` rows that may have a key with low_key <= key <= high_key."""
+    cdef Piece x
+    cdef uint32_t low, high
+    take_piece(piece, &x)
+    low = first_row(&x, low_key)
+    high = end_row(&x, high_key)
     out = []
-    while low < n and sg_u64be(keys + <size_t>low * 8) <= high_key and <uint32_t>len(out) < limit:
-        out.append(int(sg_u32(keys + <size_t>n * 8 + <size_t>low * 4)))
+    while low < high and <uint32_t>len(out) < limit:
+        out.append(int(row_position(&x, low)))
         low += 1
+    return out
+
+
+def index_entries(const uint8_t[::1] piece not None):
+    """Return all rows as (lowest, highest key that the object may have, position)."""
+    cdef Piece x
+    cdef uint32_t k, bucket = 0
+    cdef uint64_t low, high
+    take_piece(piece, &x)
+    out = []
+    for k in range(x.n):
+        if x.version == 1:
+            low = sg_u64be(x.keys + <size_t>k * 8)
+            high = low
+        else:
+            while bucket + 1 < x.buckets and sg_u32(x.starts + (<size_t>bucket + 1) * 4) <= k:
+                bucket += 1
+            low = x.first + (<uint64_t>bucket << x.shift) + (<uint64_t>mark_at(&x, k) << (x.shift - x.mark_bits))
+            high = low + ((<uint64_t>1 << (x.shift - x.mark_bits)) - 1)
+            if high < low:
+                high = ~<uint64_t>0
+        out.append((int(low), int(high), int(row_position(&x, k))))
     return out
 
 

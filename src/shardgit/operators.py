@@ -17,6 +17,7 @@ from shardgit.backup.cut import CutFacts
 from shardgit.backup.prune import BackupsPruned
 from shardgit.backup.repository import RepositoryRestored
 from shardgit.backup.verify import BackupsVerified, Problem
+from shardgit.operate.compact import Compacted
 from shardgit.operate.damage import Damage
 from shardgit.operate.findings import Finding, FindingKind
 from shardgit.operate.gc import GcOptions, GcResult
@@ -176,6 +177,19 @@ class Operators:
             problems=one.problems,
             bad=tuple(one.bad),
         )
+
+    def compact_repository(
+        self,
+        repository: str,
+        *,
+        full: bool = False,
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> Compacted:
+        """Write the pool of a repository anew."""
+        request = shard_pb2.CompactRepositoryRequest(pace=pace, repository=repository, full=full)
+        (answer,) = self.stream("CompactRepository", request, report)
+        return _made(Compacted, answer.result)
 
     # ---- backups; targets are folders of the server's machine, or URLs ----
 

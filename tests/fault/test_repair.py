@@ -265,7 +265,7 @@ def test_what_is_lost_is_listed_and_stays_data_loss(tmp_path: Path, source: Path
         assert not done.whole
         (damage,) = done.damage
         assert damage.block == segment.entry.ref.id.hex()
-        assert blob[:16] in damage.objects
+        assert any(blob.startswith(one) for one in damage.objects)
         assert len(damage.objects) == damage.object_count
         assert set(damage.refs) == {"demo refs/heads/main", "demo refs/heads/other"} or set(
             damage.refs

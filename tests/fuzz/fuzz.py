@@ -24,8 +24,8 @@ from blake3 import blake3
 from reference import broken
 from reference.packs import PackMaker, copy, delta, insert, object_id, varint
 
-from shardgit import _segment, fsck
-from shardgit._graph import PoolGraph, Walk
+from shardgit import _delta, _segment, fsck
+from shardgit._graph import PoolGraph, Walk, pack_stream, unpack_stream
 from shardgit._layout import Ingest
 from shardgit._packstream import PackStream
 from shardgit.blocks.block import BlockKind, block_id, new_header, verify_block
@@ -189,6 +189,8 @@ def indexes() -> list[bytes]:
         keys = sorted(rand.randbytes(8) for _ in range(count))
         positions = b"".join(struct.pack("<I", rand.randrange(1 << 31)) for _ in range(count))
         out.append(bytes(64) + b"".join(keys) + positions + struct.pack("<I8x4s", count, b"SGIX"))
+        ids = b"".join(key + bytes(12) for key in keys)
+        out.append(bytes(64) + _segment.index_payload(ids, positions, 20))
     return out
 
 
@@ -208,12 +210,13 @@ def graphs() -> list[bytes]:
     for pack in packs():
         ingest = resolve(pack)
         ingest.layout(target=1500, most=1 << 20, count_most=50)
-        out.append(ingest.graph())
+        out += [ingest.graph(), pack_stream(ingest.graph())]
     return out
 
 
 def run_graph(data: bytes) -> None:
     """Load a graph and walk it from everywhere."""
+    data = unpack_stream(data)
     graph = PoolGraph(1)
     graph.add_run(data, [n - 1 for n in range(len(PoolGraph.externals_of(data, 1)))])
     commits = [at for at in range(min(graph.objects, 500)) if graph.type_at(at) == 1]
@@ -230,6 +233,31 @@ def run_graph(data: bytes) -> None:
     graph.all_reach(commits[:3], commits[3:6])
     for at in range(min(graph.objects, 200)):
         graph.peel(at)
+
+
+def deltas() -> list[bytes]:
+    """Return sources and deltas, with the length of the source in front."""
+    rand = random.Random(7)
+    out = []
+    for size in (0, 15, 16, 100, 3_000):
+        source = bytes(rand.choice(b"abc \n") for _ in range(size))
+        target = source[size // 3 :] + b"something new\n" + source[: size // 2]
+        delta = _delta.encode(source, target)
+        assert delta is not None
+        out.append(struct.pack("<H", size) + source + delta)
+    return out
+
+
+def run_delta(data: bytes) -> None:
+    """Read the rest as a delta on the source, and as a target that a delta must make."""
+    size = struct.unpack_from("<H", data.ljust(2, b"\0"))[0]
+    source, rest = data[2 : 2 + size], data[2 + size :]
+    made = _delta.encode(source, rest)
+    assert made is not None
+    assert _delta.apply(source, made, len(rest)) == rest
+    short = _delta.encode(source, rest, len(made) // 2)
+    assert short is None or len(short) <= len(made) // 2
+    _delta.apply(source, rest, 1 << 20)
 
 
 def run_ring(data: bytes) -> None:
@@ -339,6 +367,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "segment": lambda: (segments(), run_segment, same),
     "index": lambda: (indexes(), run_index, same),
     "graph": lambda: (graphs(), run_graph, same),
+    "delta": lambda: (deltas(), run_delta, same),
     "ring": lambda: (
         [
             build([RingShard(n, zone=n) for n in range(count)], replicas=min(3, count)).encode()

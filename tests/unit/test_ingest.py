@@ -149,9 +149,14 @@ def test_segments_are_packs_that_git_accepts(history: tuple[Path, str], tmp_path
         footer_ids = [
             block[entries_end + i * size : entries_end + (i + 1) * size] for i in range(n)
         ]
-        order_at = entries_end + n * (size + 8)
-        order = struct.unpack_from(f"<{n}H", block, order_at)
-        assert [footer_ids[i] for i in order] == sorted(footer_ids)
+        width = block[-48 + 23] >> 3
+        assert block[-48 + 23] & 7 == 3
+        sizes_at = entries_end + n * (size + 3)
+        sizes = [
+            int.from_bytes(block[sizes_at + i * width : sizes_at + (i + 1) * width], "little")
+            for i in range(n)
+        ]
+        assert sizes == [got.size_at(got.find(oid)) for oid in footer_ids]
         seen.update(footer_ids)
         body += block[64:entries_end]
     assert seen == set(all_objects(folder))

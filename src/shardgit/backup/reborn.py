@@ -6,15 +6,14 @@ a block is never born twice, so a late delete of gc hits none of them, and their
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
 from shardgit.backup.restore import read_ahead
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, block_id, new_header, parse_header
 from shardgit.errors import BackupCorrupt
-from shardgit.oid import BlockId
+from shardgit.oid import BlockId, ObjectId
 from shardgit.pool.manifest import (
     ALONE,
     BlockRef,
@@ -25,7 +24,7 @@ from shardgit.pool.manifest import (
 )
 from shardgit.pool.parts import decode_parts
 from shardgit.pool.view import SEGMENT_TRAILER_BYTES
-from shardgit.pool.writer import INDEX_TRAILER
+from shardgit.pool.writer import index_blocks
 from shardgit.progress import Progress
 from shardgit.refs.snapshot import RefSnapshot, new_snapshot
 
@@ -208,27 +207,16 @@ class Rebirth:
         size = part.manifest.hash_kind.size
         serials = range(run.first_serial, run.first_serial + run.segments)
         by_serial = {entry.serial: entry for entry in part.manifest.segments}
-        rows: list[tuple[bytes, int]] = []
+        ids: list[ObjectId] = []
         for serial in serials:
             ref = by_serial[serial].ref
             data = embedded_block(part.root, ref) if ref.inline else self.read(ref.id)
             flat = _segment.ids_of(data, size)
-            rows += [
-                (flat[at : at + size], len(rows) + at // size) for at in range(0, len(flat), size)
-            ]
-        rows.sort()
-        room = (self._limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
+            ids += [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
         made = []
-        for at in range(0, len(rows), room):
-            some = rows[at : at + room]
-            keys = b"".join(oid[:8] for oid, _ in some)
-            positions = array("I", (position for _, position in some)).tobytes()
-            payload = keys + positions + INDEX_TRAILER.pack(len(some), b"SGIX")
-            length = HEADER_SIZE + len(payload)
-            head = new_header(BlockKind.INDEX, part.manifest.hash_kind, self._pool, length)
-            name = block_id(head + payload)
-            self._batch.take(name, head + payload)
-            made.append((keys[:8], BlockRef(name, length)))
+        for key, block in index_blocks(ids, self._pool, part.manifest.hash_kind, self._limits):
+            self._batch.take(block.id, block.data)
+            made.append((key, block.ref))
         return tuple(made)
 
     # ---- refs, LFS ----

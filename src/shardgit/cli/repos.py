@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.compacting import compact
 from shardgit.cli.context import (
     FAILED,
     DataOption,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TOLD_ON_OUTPUT = frozenset({"dangling", "missing", "broken_link", "unborn"})  # as git fsck does
 app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
+app.command()(compact)
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
 ]

@@ -212,6 +212,15 @@ def wants_compaction(view: PoolView) -> bool:
     return bool(_tail(view, full=False))
 
 
+def compact_repository(
+    store: Store, name: str, *, control: Control, full: bool = False
+) -> Compacted:
+    """Compact the pool of a repository. Errors: as ``compact``, and RepositoryMissing."""
+    with store.journal.snapshot() as snapshot:
+        pool = store.repository(snapshot, name).pool
+    return compact(store, pool, control=control, full=full)
+
+
 def compact(store: Store, pool: PoolId, *, control: Control, full: bool = False) -> Compacted:
     """Write the pool's tail of runs anew as one, or all of them with ``full``; nothing else waits for it.
 
@@ -222,32 +231,38 @@ def compact(store: Store, pool: PoolId, *, control: Control, full: bool = False)
     with running(store, f"compact-{pool.hex()[:8]}"):
         settle(store, pool)
         for _ in range(ROUNDS_MAX):
-            with store.journal.snapshot() as snapshot:
-                view = store.pool(snapshot, pool).view
-            before = len(view.manifest.runs)
-            runs = _tail(view, full=full)
-            if not runs:
-                return Compacted(pool.hex(), before, before, 0, 0, 0, 0)
-            bytes_before = bytes_of(view, runs)
-            control.check()
-            search = _Search(store, control)
-            if full and (size := settled_whole(store, pool, search.choose)) is not None:
-                return Compacted(
-                    pool.hex(), before, 1, view.objects, search.deltas, bytes_before, size
-                )
-            records = [run.record for run in runs]
-            try:
-                with reserving(store, pool, records):
-                    new = rewrite(store, view, runs, pool=pool, control=control)
-                    assert new is not None
-                    swap_runs(store, pool, records, new)
-            except Conflict:
-                continue
-            after = before - len(runs) + 1
-            return Compacted(
-                pool.hex(), before, after, new.objects, new.deltas, bytes_before, new.stored_bytes
-            )
+            done = _round(store, pool, control=control, full=full)
+            if done is not None:
+                return done
         raise Conflict("the pool's runs change faster than they are compacted", pool=pool.hex())
+
+
+def _round(store: Store, pool: PoolId, *, control: Control, full: bool) -> Compacted | None:
+    """Compact a pool as it is now; None when somebody else changed the runs meanwhile."""
+    with store.lease():  # what is read here and what is put stays
+        with store.journal.snapshot() as snapshot:
+            view = store.pool(snapshot, pool).view
+        before = len(view.manifest.runs)
+        runs = _tail(view, full=full)
+        if not runs:
+            return Compacted(pool.hex(), before, before, 0, 0, 0, 0)
+        bytes_before = bytes_of(view, runs)
+        control.check()
+        search = _Search(store, control)
+        if full and (size := settled_whole(store, pool, search.choose)) is not None:
+            return Compacted(pool.hex(), before, 1, view.objects, search.deltas, bytes_before, size)
+        records = [run.record for run in runs]
+        try:
+            with reserving(store, pool, records):
+                new = rewrite(store, view, runs, pool=pool, control=control)
+                assert new is not None
+                swap_runs(store, pool, records, new)
+        except Conflict:
+            return None
+        after = before - len(runs) + 1
+        return Compacted(
+            pool.hex(), before, after, new.objects, new.deltas, bytes_before, new.stored_bytes
+        )
 
 
 def bytes_of(view: PoolView, runs: Sequence[PlacedRun]) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
-from shardgit.blocks.block import HEADER_SIZE
 from shardgit.errors import DataLoss
 from shardgit.graph.closure import bit, closure
 from shardgit.journal.records import RepositoryRecord
@@ -24,12 +22,13 @@ if TYPE_CHECKING:
 
 OBJECTS_LISTED = 1_000
 REFS_TRIED = 200  # of one repository; a walk each
-_KEY_BYTES = 8
+
+_DIGITS = 16  # of a key
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A block that is lost. ``objects`` are ids, or the 16 digits of each that the index tells; the first of them.
+    """A block that is lost. ``objects`` are ids, or the first digits of each that the index tells; the first of them.
 
     ``refs`` reach one of these objects or something that cannot be told because of them, as "repository ref".
     """
@@ -96,7 +95,7 @@ def _segments(
 
 
 def _objects(view: PoolView, segment: PlacedSegment) -> list[str]:
-    """Return what the index tells of a lost segment's objects: the first 16 digits of their ids."""
+    """Return what the index tells of a lost segment's objects: the first digits of their ids, six or so."""
     found: dict[int, str] = {}
     for run in view.runs:
         local = segment.base - run.start
@@ -106,14 +105,14 @@ def _objects(view: PoolView, segment: PlacedSegment) -> list[str]:
         for _, ref in run.record.index:
             try:
                 piece = view.block(ref, run.root)
-                rows = _segment.check_index(piece)
+                _segment.check_index(piece)
             except DataLoss:
                 continue
-            behind = HEADER_SIZE + _KEY_BYTES * rows
-            for number, position in enumerate(array("I", piece[behind : behind + 4 * rows])):
+            for low, high, position in _segment.index_entries(piece):
                 if position in mine:
-                    at = HEADER_SIZE + _KEY_BYTES * number
-                    found[position] = piece[at : at + _KEY_BYTES].hex()
+                    found[position] = f"{low:016x}"[
+                        : _DIGITS - (-(-(low ^ high).bit_length() // 4))
+                    ]
     return [found[position] for position in sorted(found)]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
+from shardgit.blocks.block import BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, ShardgitError
 from shardgit.journal.records import PoolRecord, pool_key, recents_range, serial_of
 from shardgit.objects import object_id
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 BATCH_OBJECTS = 1_024
 BATCH_BYTES = 32 << 20
-INDEX_TRAILER_BYTES = 16
 KEY_BYTES = 8
 Step = tuple[int, int, int, list[Finding]]  # segments done, objects, bytes read, findings
 
@@ -103,26 +101,26 @@ def wrong_entries(view: PoolView, run: PlacedRun) -> Iterator[Finding]:
         try:
             piece = view.block(ref, run.root)
             parse_header(piece, kind=BlockKind.INDEX)
-            entries = _segment.check_index(piece)
+            _segment.check_index(piece)
         except DataLoss as error:
             whole = False
             if isinstance(error, BlockCorrupt):
                 yield Finding(FindingKind.INDEX, error.message, REPAIR, block=name)
             continue
-        behind = HEADER_SIZE + KEY_BYTES * entries
-        positions = array("I", piece[behind : behind + 4 * entries])
-        if piece[HEADER_SIZE : HEADER_SIZE + KEY_BYTES] != first:
+        entries = _segment.index_entries(piece)
+        if not entries or entries[0][0] != int.from_bytes(first, "big"):
             what = "piece begins with another key than the manifest says"
             yield Finding(FindingKind.INDEX, what, REPAIR, block=name)
         nowhere = others = 0
-        for number, position in enumerate(positions):
-            at = HEADER_SIZE + KEY_BYTES * number
+        for low, high, position in entries:
             if position >= count:
                 nowhere += 1
-            elif piece[at : at + KEY_BYTES] != ids[position * size : position * size + KEY_BYTES]:
-                others += 1
-            else:
+                continue
+            key = int.from_bytes(ids[position * size : position * size + KEY_BYTES], "big")
+            if low <= key <= high:
                 seen[position] = 1
+            else:
+                others += 1
         if nowhere or others:
             what = f"{nowhere} entries point nowhere, {others} to another object"
             yield Finding(FindingKind.INDEX, what, REPAIR, block=name)

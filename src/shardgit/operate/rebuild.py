@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
-from shardgit._graph import PoolGraph
+from shardgit._graph import PoolGraph, unpack_stream
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.errors import Conflict, DataLoss
 from shardgit.faultpoints import reach
@@ -25,7 +25,7 @@ from shardgit.operate.pool_check import ids_of_run, wrong_entries
 from shardgit.pool.append import BlockBatch
 from shardgit.pool.manifest import BlockRef, Manifest, RunRecord, SegmentEntry, encode_manifest
 from shardgit.pool.view import PoolView
-from shardgit.pool.writer import INDEX_TRAILER, NewBlock
+from shardgit.pool.writer import NewBlock, index_blocks
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ EXTERNAL = 0x8000_0000
 BATCH = 256
 COMMIT, TREE, TAG = 1, 2, 4
 _HEAD = struct.Struct("<4sHHIIIIIII28x")
-_KEY_BYTES = 8
 
 
 def rebuild_pool(store: Store, pool: PoolId, *, control: Control) -> tuple[int, int]:
@@ -120,16 +119,12 @@ class _Rebuild:
         record = run.record
         size = self.view.hash_kind.size
         flat = ids_of_run(self.view, run)
-        order = sorted(range(record.objects), key=lambda at: flat[at * size : (at + 1) * size])
-        room = (self.store.limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
-        count = -(-len(order) // room)
-        each = -(-len(order) // count)
+        ids = [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
         made: list[tuple[bytes, BlockRef]] = []
-        for start in range(0, len(order), each):
-            some = order[start : start + each]
-            keys = b"".join(flat[at * size : at * size + _KEY_BYTES] for at in some)
-            payload = keys + array("I", some).tobytes() + INDEX_TRAILER.pack(len(some), b"SGIX")
-            made.append((keys[:_KEY_BYTES], self._put(BlockKind.INDEX, payload)))
+        pool, limits = self.state.record.id, self.store.limits
+        for key, block in index_blocks(ids, pool, self.view.hash_kind, limits):
+            self.batch.add(block)
+            made.append((key, block.ref))
         self.pieces += len(made)
         return replace(record, index=tuple(made))
 
@@ -238,7 +233,9 @@ class _Rebuild:
 
     def _stored_stream(self, view: PoolView, run: PlacedRun) -> bytes | None:
         try:
-            return b"".join(view.block(ref, run.root)[HEADER_SIZE:] for ref in run.record.graph)
+            return unpack_stream(
+                b"".join(view.block(ref, run.root)[HEADER_SIZE:] for ref in run.record.graph)
+            )
         except DataLoss:
             return None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from blake3 import blake3
 
 from shardgit import _segment
-from shardgit._graph import PoolGraph
+from shardgit._graph import PoolGraph, unpack_stream
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
 from shardgit.limits import DEFAULT, Limits
@@ -631,7 +631,7 @@ class PoolView:
         return graph
 
     def _with_run(self, graph: PoolGraph, run: PlacedRun) -> PoolGraph:
-        stream = b"".join(self._graph_blocks(run))
+        stream = unpack_stream(b"".join(self._graph_blocks(run)))
         outside = PoolGraph.externals_of(stream, int(self.hash_kind))
         # What a link leads to was there before the run, so later runs need not be asked.
         return graph.extended(stream, self.positions([ObjectId(oid) for oid in outside]))

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shardgit import _graph, _segment
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.limits import DEFAULT, Limits
 from shardgit.pool.manifest import BlockRef, RunRecord, SegmentEntry
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 ALONE = 1
 EXTERNAL_BASES = 2
-INDEX_TRAILER = struct.Struct("<I8x4s")
+INDEX_ROW_BYTES = 7
+INDEX_SPARE_BYTES = 64
+GRAPH_PACKED_BYTES = 4_096  # a smaller graph is stored as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class RunWriter:
     def graph(self, stream: bytes) -> Iterator[NewBlock]:
         """Cut the graph stream into blocks."""
         room = self.limits.block_target_bytes - HEADER_SIZE
+        if len(stream) >= GRAPH_PACKED_BYTES:
+            stream = _graph.pack_stream(stream)
         for start in range(0, len(stream), room):
             block = self._block(BlockKind.GRAPH, stream[start : start + room])
             self._graph.append(block.ref)
@@ -141,14 +146,15 @@ def _index_pieces(
 ) -> Iterator[tuple[bytes, NewBlock]]:
     size = hash_kind.size
     total = len(positions) // 4
-    room = (limits.block_target_bytes - HEADER_SIZE - INDEX_TRAILER.size) // 12
+    # A row takes 12 bits of its key, a position of 32 bits at most and its part of a bucket.
+    room = (limits.block_target_bytes - HEADER_SIZE - INDEX_SPARE_BYTES) // INDEX_ROW_BYTES
     pieces = max(1, -(-total // room))
     each = -(-total // pieces) if total else 0
     for start in range(0, total, each or 1):
         stop = min(start + each, total)
-        keys = b"".join(ids[at * size : at * size + 8] for at in range(start, stop))
-        payload = keys + positions[4 * start : 4 * stop] + INDEX_TRAILER.pack(stop - start, b"SGIX")
-        yield keys[:8], _new_block(BlockKind.INDEX, hash_kind, pool, payload)
+        some = memoryview(ids)[start * size : stop * size]
+        payload = _segment.index_payload(some, memoryview(positions)[4 * start : 4 * stop], size)
+        yield bytes(some[:8]), _new_block(BlockKind.INDEX, hash_kind, pool, payload)
 
 
 def _new_block(kind: BlockKind, hash_kind: HashKind, pool: PoolId, payload: bytes) -> NewBlock:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
 from shardgit.rpc.collecting import GcMethods
+from shardgit.rpc.compacting import CompactMethods
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.rebalance import RebalanceMethods
 from shardgit.rpc.status import stream, unary
@@ -50,6 +51,7 @@ class ShardServicer(
     RebalanceMethods,
     PlanMethods,
     BackupMethods,
+    CompactMethods,
     VerifyMethods,
     GcMethods,
     shard_pb2_grpc.ShardServiceServicer,
