@@ -133,6 +133,12 @@ SCRUB_FINISHED = Gauge(
     multiprocess_mode="max",
     registry=REGISTRY,
 )
+BACKUP_TAKEN = Gauge(
+    "shardgit_backup_taken_timestamp_seconds",
+    "The moment that the newest backup of the store shows, in seconds since 1970.",
+    multiprocess_mode="max",
+    registry=REGISTRY,
+)
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from served import git, serving, shardgit, small_repository
 
+from shardgit import faultpoints
 from shardgit.backup.create import create_backup
+from shardgit.backup.deleted import deleted_repositories
+from shardgit.backup.last import last_backup
 from shardgit.backup.repository import RepositoryRestored, restore_repository
 from shardgit.backup.target import Target
 from shardgit.errors import (
@@ -234,6 +237,31 @@ def test_a_backup_brings_every_moment_of_its_log_back(history: History, tmp_path
         restored(history, "demo", new_name="early", at_ms=history.then[0][0] - 3_600_000)
     with pytest.raises(BackupMissing):
         restored(history, "never", at_ms=int(time.time() * 1000) + 60_000)
+
+
+def test_a_restore_that_died_is_no_deleted_repository_to_bring_back(history: History) -> None:
+    moved(history)
+    made = create_backup(history.store, str(history.target), control=silent_control())
+    with history.store.journal.snapshot() as snapshot:
+        last = last_backup(snapshot)
+    assert last is not None
+    assert (last.backup, last.taken_ms) == (made.backup, made.taken_ms)
+
+    def die(name: str) -> None:
+        if name == "revive.before_commit":
+            raise _Died
+
+    with faultpoints.listening(die), pytest.raises(_Died):
+        restored(history, "demo", new_name="again", backup=made.backup)
+    with history.store.journal.snapshot() as snapshot:
+        assert not list(deleted_repositories(snapshot))
+        assert next(snapshot.range(b"D", b"E"), None) is not None  # gc's
+    done = restored(history, "demo", new_name="again", backup=made.backup)
+    assert done.refs == len(history.then[-1][1])
+
+
+class _Died(Exception):
+    pass
 
 
 def lost(store: Store, name: str) -> None:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blake3 import blake3
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, cut_name, encode_cut, new_cut_id
+from shardgit.backup.last import KIND, LastBackup, note_backup
 from shardgit.backup.lease import writing
 from shardgit.backup.naming import Naming
 from shardgit.backup.pack import BlobKind
@@ -29,6 +30,7 @@ from shardgit.backup.target import Target
 from shardgit.errors import Conflict, DataLoss, JournalCorrupt, ShardgitError, StorageFull
 from shardgit.faultpoints import reach
 from shardgit.journal.interface import END
+from shardgit.journal.operations import OPERATIONS
 from shardgit.journal.pins import PINS, Pin
 from shardgit.journal.records import REPOSITORY_NAMES, STORE_KEY, StoreRecord
 from shardgit.lmdbenv import NO_SPACE
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 
 BATCH = 32  # blocks read at once
 ROUNDS = 4_096  # rows between two looks at the clock
-KIND = "backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,24 @@ class _Backup:
         if not self.target.bucket.create(cut_name(facts.id), data):
             raise Conflict("a backup of that id is there already", backup=facts.id)
         reach("backup.after_manifest")
+        # commit point: the backup is whole before it; after it the store knows when it was taken.
+        reach("backup.before_note")
+        self.store.journal.commit_sync(
+            [],
+            [
+                note_backup(
+                    LastBackup(
+                        self.target.bucket.where,
+                        facts.id,
+                        facts.taken_ms,
+                        facts.finished_ms,
+                        facts.sent_bytes,
+                    )
+                )
+            ],
+        )
+        telemetry.BACKUP_TAKEN.set(facts.taken_ms / 1_000)
+        reach("backup.after_note")
         return facts
 
     def _dump(self, file: BinaryIO) -> None:
@@ -196,8 +215,8 @@ class _Backup:
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            if row.key[:1] == PINS:
-                continue  # ours, and good for nothing later
+            if row.key[:1] in {PINS, OPERATIONS}:
+                continue  # good for nothing in a restored store
             self._rows += 1
             if row.key[:1] == REPOSITORY_NAMES:
                 self._repositories += 1

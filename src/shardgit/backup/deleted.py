@@ -54,6 +54,8 @@ def deleted_repositories(snapshot: JournalSnapshot) -> Iterator[Deleted]:
             raise JournalCorrupt("row of a deleted repository is cut short", key=row.key.hex())
         deleted_ms = decode_counter(row.value[:COUNTER_BYTES])
         record = RepositoryRecord.decode(row.value[COUNTER_BYTES:])
+        if record.name.startswith("\0"):
+            continue  # of a restore that was stopped: not whole, and gc's
         yield Deleted(record, deleted_ms, row.revision)
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
+from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
 from shardgit.errors import Refused, ShardgitError, Stopped
 from shardgit.filelock import FileLock
@@ -92,6 +94,7 @@ class Maintenance:
     def round(self) -> None:
         """Do what is due. Errors: Stopped."""
         self._do("settle", self._settle)
+        self._look_for_backups()
         self._do("compact", self._compact)
         self._do("gc", self._gc)
 
@@ -113,6 +116,13 @@ class Maintenance:
             telemetry.log().exception("maintenance_failed", job=job)
         telemetry.MAINTENANCE.labels(job, outcome).inc()
         telemetry.MAINTENANCE_SECONDS.labels(job).inc(time.monotonic() - begun)
+
+    def _look_for_backups(self) -> None:
+        """Tell when the store was backed up last, which commands of other processes do."""
+        with suppress(ShardgitError), self.store.journal.snapshot() as snapshot:
+            last = last_backup(snapshot)
+            if last is not None:
+                telemetry.BACKUP_TAKEN.set(last.taken_ms / 1_000)
 
     # ---- settles ----
 
