@@ -15,7 +15,6 @@ from shardgit.cli.context import (
     opened,
     server_address,
 )
-from shardgit.cli.local import note_of_user
 from shardgit.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -84,6 +83,7 @@ def undelete(
       shardgit repo undelete team/project --as team/project-old --id 42
     """
     with failing(json=json):
+        from shardgit.cli.local import note_of_user
         from shardgit.operate.undeleting import undelete_repository
 
         found = _asked(
