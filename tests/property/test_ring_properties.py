@@ -148,20 +148,48 @@ def test_one_of_n_equal_shards_moves_at_most_its_share_and_two_percent(
 RING = build([RingShard(n, n % 3, 1 + n % 2) for n in range(7)], replicas=3, seed=7).encode()
 
 
+OTHER = build([RingShard(n, n % 3) for n in range(8)], replicas=3, seed=8)
+MOVING = Ring.decode(RING).towards(OTHER.table)
+
+
+@settings(max_examples=20, deadline=None)
+@given(shapes(), shapes(), st.integers(1, 3))
+def test_what_is_put_under_one_ring_is_read_under_its_neighbours(
+    old: tuple[list[RingShard], int], new: tuple[list[RingShard], int], replicas: int
+) -> None:
+    one, other = ([replace(s, weight=s.weight or 1.0) for s in shape[0]] for shape in (old, new))
+    replicas = min(replicas, len(one), len(other))
+    before = build(one, replicas=replicas)
+    after = build(other, replicas=replicas, before=before)
+    copying = before.towards(after.table)
+    moved = copying.moved()
+    settled = moved.settled()
+    for at in range(0, PARTITIONS, 97):
+        was, will = set(before.shards_of(at)), set(after.shards_of(at))
+        assert set(before.writes_of(at)) == set(before.reads_of(at)) == was
+        assert set(copying.writes_of(at)) == set(copying.reads_of(at)) == was | will
+        assert set(moved.writes_of(at)) == will
+        assert set(moved.reads_of(at)) == was | will
+        assert set(settled.writes_of(at)) == set(settled.reads_of(at)) == will
+        assert copying.reads_of(at)[:replicas] == before.shards_of(at)
+        assert moved.reads_of(at)[:replicas] == after.shards_of(at)
+    assert [ring.epoch - before.epoch for ring in (copying, moved, settled)] == [1, 2, 3]
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_any_flipped_cut_or_added_byte_is_found(data: st.DataObject) -> None:
-    at = data.draw(st.one_of(st.integers(0, 200), st.integers(0, len(RING) - 1)))
+@given(st.data(), st.sampled_from([RING, MOVING.encode(), MOVING.moved().encode()]))
+def test_any_flipped_cut_or_added_byte_is_found(data: st.DataObject, whole: bytes) -> None:
+    at = data.draw(st.one_of(st.integers(0, 200), st.integers(0, len(whole) - 1)))
     what = data.draw(st.sampled_from(["flip", "cut", "add", "drop"]))
     if what == "flip":
         bit = 1 << data.draw(st.integers(0, 7))
-        broken = RING[:at] + bytes([RING[at] ^ bit]) + RING[at + 1 :]
+        broken = whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
     elif what == "cut":
-        broken = RING[:at]
+        broken = whole[:at]
     elif what == "add":
-        broken = RING[:at] + data.draw(st.binary(min_size=1, max_size=9)) + RING[at:]
+        broken = whole[:at] + data.draw(st.binary(min_size=1, max_size=9)) + whole[at:]
     else:
-        broken = RING[:at] + RING[at + 1 :]
+        broken = whole[:at] + whole[at + 1 :]
     try:
         Ring.decode(broken)
     except JournalCorrupt:
