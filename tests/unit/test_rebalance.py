@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moving import Blocks
 
     from shardgit.operate.rebalance import Rebalance
+    from shardgit.progress import Progress
     from shardgit.service.store import Store
 
 CALM = silent_control()
@@ -244,6 +245,25 @@ def test_an_abort_goes_back_to_the_shards_as_they_were(
         check_whole(store, blocks | extra)
         with pytest.raises(Refused, match="no rebalance"):
             abort(store, control=CALM)
+
+
+def test_progress_is_told_as_a_whole_and_for_each_shard_that_grows(
+    tmp_path: Path, blocks: Blocks
+) -> None:
+    told: list[Progress] = []
+    with opened(full_store(tmp_path / "s", blocks)) as store:
+        add_shard(store)
+        set_weight(store, 0, 2.0)
+        done = rebalance(store, control=Control(report=told.append), keep_s=0)
+        moved = receipt_of(store).partitions
+    last = {one.stage: one for one in told}
+    assert next(iter(last)) == "measuring"
+    assert last["copying"].done == last["copying"].total == done.bytes == done.total_bytes
+    grown = {one.id: one.bytes_after - one.bytes_before for one in done.shards}
+    for shard in (number for number, size in grown.items() if size > 0):
+        size = sum(one.bytes for one in moved if one.target == shard)
+        assert last[f"to shard {shard}"].done == size
+    assert not any(f"to shard {number}" in last for number, size in grown.items() if size <= 0)
 
 
 def test_one_rebalance_runs_at_a_time(tmp_path: Path, blocks: Blocks) -> None:

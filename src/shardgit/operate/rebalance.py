@@ -40,7 +40,7 @@ from shardgit.progress import Progress
 from shardgit.ring.ring import PARTITIONS, Phase, Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shardgit.journal.interface import Condition, Operation
     from shardgit.oid import BlockId
@@ -58,6 +58,7 @@ PREFIX_BYTES = 8  # of an id in a receipt: two blocks of a partition share them 
 DAMAGED_MAX = 1_000
 LOOK_COST_BYTES = 64
 WAIT_STEP_S = 0.5
+SHOW_S = 0.5  # between two looks at the shards that grow
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,8 @@ class _Run:
         self.control = control
         self.keep_s = keep_s
         self._in_flight = 0  # bytes copied since the last checkpoint
+        self._reached: dict[int, int] = {}  # bytes copied to each shard
+        self._shown_s = 0.0
         store.blocks.refresh()
         self.row = self._read()
 
@@ -355,20 +358,25 @@ class _Run:
 
     def _copy_all(self) -> None:
         copier = _Copier(self.store, self.store.blocks.ring, self._copied)
+        for one in (entry for group in groups(self.store) for entry in group.entries):
+            self._reached[one.target] = self._reached.get(one.target, 0) + one.bytes
         damaged: list[str] = []
-        group = _Waiting()
+        waiting = _Waiting()
         for again in sorted({int(text[:4], 16) for text in self.now.damaged}):
-            group.add(copier.gather(again, again + 1))
+            waiting.add(copier.gather(again, again + 1))
         for low in range(self.now.next_partition, PARTITIONS, STEP_PARTITIONS):
             high = min(low + STEP_PARTITIONS, PARTITIONS)
             for part in copier.gather(low, high):
-                group.add([part])
-                if group.full:
-                    self._checkpoint(part.partition + 1, copier.copy(group.parts, damaged), damaged)
-                    group = _Waiting()
+                waiting.add([part])
+                if waiting.full:
+                    self._checkpoint(
+                        part.partition + 1, copier.copy(waiting.parts, damaged), damaged
+                    )
+                    waiting = _Waiting()
             self.control.pace(LOOK_COST_BYTES)
             self._check_told()
-        self._checkpoint(PARTITIONS, copier.copy(group.parts, damaged), damaged)
+        self._checkpoint(PARTITIONS, copier.copy(waiting.parts, damaged), damaged)
+        self._show_shards()
         if damaged:
             raise DataLoss(
                 "damaged blocks cannot be moved; repair them, then go on with: shard rebalance",
@@ -376,13 +384,27 @@ class _Run:
                 count=len(damaged),
             )
 
-    def _copied(self, size_bytes: int) -> None:
-        """Tell progress, keep the pace and look for word from others, after each batch."""
+    def _copied(self, sizes: Mapping[int, int]) -> None:
+        """Tell progress, keep the pace and look for word from others, after each batch: bytes by target."""
+        size_bytes = sum(sizes.values())
         self._in_flight += size_bytes
+        for target, size in sizes.items():
+            self._reached[target] = self._reached.get(target, 0) + size
+        now = clock.monotonic()
+        if now - self._shown_s >= SHOW_S:
+            self._shown_s = now
+            self._show_shards()
         done = self.now.bytes + self._in_flight
         self.control.report(Progress("copying", done, max(self.now.total_bytes, done), "bytes"))
         self.control.pace(size_bytes + LOOK_COST_BYTES)
         self._check_told()
+
+    def _show_shards(self) -> None:
+        """Tell how far each shard is that grows."""
+        for one in self.now.shards:
+            if one.bytes_after > one.bytes_before:
+                done, total = self._reached.get(one.id, 0), one.bytes_after - one.bytes_before
+                self.control.report(Progress(f"to shard {one.id}", done, max(done, total), "bytes"))
 
     def _checkpoint(
         self, partition: int, entries: Sequence[MovedPartition], damaged: Sequence[str]
@@ -476,10 +498,12 @@ class _Waiting:
 class _Copier:
     """Copies partitions from the shards of a ring's table to those of its other one."""
 
-    def __init__(self, store: Store, ring: Ring, copied: Callable[[int], None]) -> None:
+    def __init__(
+        self, store: Store, ring: Ring, copied: Callable[[Mapping[int, int]], None]
+    ) -> None:
         self.ring = ring
         self.shards = store.blocks.shards
-        self.copied = copied  # told of each batch's bytes
+        self.copied = copied  # told of each batch's bytes, by target
 
     def gather(self, low: int, high: int) -> list[_Part]:
         """Return what is to be copied of partitions ``low`` to ``high`` - 1."""
@@ -514,7 +538,9 @@ class _Copier:
                     read_back = self._read_back(target, block)
                     copies[partition_of(block), target].add(block, data, read_back)
             self._drop_deleted(batch, copies)
-            self.copied(sum(len(d) for blocks in by_target.values() for _, d in blocks))
+            self.copied(
+                {to: sum(len(data) for _, data in blocks) for to, blocks in by_target.items()}
+            )
         entries = [
             copies[part.partition, to].entry(part.partition, part.homes, to)
             for part in parts
