@@ -10,6 +10,7 @@ import pytest
 from reference.gits import extend_history, make_history
 from reference.gits import git as run_git
 
+from shardgit import _segment
 from shardgit.graph.closure import bit
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
@@ -18,9 +19,12 @@ from shardgit.oid import HashKind, ObjectId, PoolId
 from shardgit.operate.compact import compact
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
+from shardgit.operate.verify import verify_repository
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.exporting import export_repository
+from shardgit.service.forks import fork
+from shardgit.service.importing import import_repository
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -120,3 +124,37 @@ def test_pushes_settles_and_compactions_keep_every_object(
     assert sorted(
         git(out, "rev-list", "--objects", "--all", "--no-object-names").split()
     ) == sorted(git(origin, "rev-list", "--objects", "HEAD", "--no-object-names").split())
+
+
+def test_a_parents_clones_stay_whole_segments_after_forks_pushed(tmp_path: Path) -> None:
+    origin = make_history(tmp_path / "origin", commits=60)
+    create_store(tmp_path / "data")
+    sizes = Limits(block_target_bytes=6_000, block_max_bytes=12_000)
+    with open_store(tmp_path / "data", limits=sizes) as store:
+        import_repository(store, "demo", str(origin))
+        fork(store, "demo", "mine")
+        old = git(origin, "rev-parse", "HEAD")
+        extend_history(origin, commits=12, rand=random.Random(5), first=500)
+        new = git(origin, "rev-parse", "HEAD")
+        push(store, "mine", origin, old, new)
+        compact(store, pool_of(store), control=silent_control(), full=True)
+        parent = Look(store, "demo")
+        assert parent.view is not None
+        assert len(parent.view.runs) == 1
+        counts = [
+            (sum(bit(parent.reachable, one.base + k) for k in range(one.entry.objects)), one)
+            for one in parent.view.segments
+        ]
+        assert all(count in (0, one.entry.objects) for count, one in counts)
+        assert any(count == 0 for count, _ in counts)
+        for count, one in counts:
+            if count and one.entry.flags & 2:
+                outside = parent.view.use_segment(
+                    one, lambda block: _segment.externals_of(block, 20)
+                )
+                at = parent.view.positions([ObjectId(oid) for oid in outside])
+                assert all(bit(parent.reachable, position) for position in at)
+        assert not verify_repository(store, "mine").bad
+        export_repository(store, "mine", tmp_path / "out.git")
+    git(tmp_path / "out.git", "fsck", "--strict", "--full")
+    assert git(tmp_path / "out.git", "rev-parse", "refs/heads/main") == new

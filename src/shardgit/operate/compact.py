@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 
 from shardgit import _delta, faultpoints
 from shardgit.errors import Conflict, StorageFull
+from shardgit.graph.closure import bit
+from shardgit.journal.records import RepositoryRecord
 from shardgit.lmdbenv import NO_SPACE
-from shardgit.oid import HashKind
+from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.operation import running
 from shardgit.operate.reserving import reserving
 from shardgit.operate.rewriting import level_of, merged
@@ -98,7 +100,7 @@ def rewrite(
     Errors: LimitExceeded when the runs are deltas on too much outside of them, StorageFull, Stopped.
     """
     try:
-        search = _Search(store, control)
+        search = _Search(store, control, _seen_by_root(store, view, pool))
         with merged(
             store,
             view,
@@ -296,12 +298,44 @@ def _tail(view: PoolView, *, full: bool) -> list[PlacedRun]:
     return runs[first:]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the first repository of a pool that has forks reaches: a bitset over a view's positions."""
+
+    view: PoolView
+    bits: bytes
+
+    def ranks(self, ingest: Ingest) -> bytes:
+        """Return 0 for each object that it reaches and 1 for the others, in the order of their ids."""
+        flat, size = ingest.sorted_ids(), self.view.hash_kind.size
+        ids = [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
+        return bytes(0 if at >= 0 and bit(self.bits, at) else 1 for at in self.view.positions(ids))
+
+
+def _seen_by_root(store: Store, view: PoolView, pool: PoolId) -> _Seen | None:
+    """Return what the oldest repository of a pool reaches; None where there is one alone, or the pool has moved on.
+
+    Its clones are the most, so they stay copies of whole segments, however many forks push.
+    """
+    with store.journal.snapshot() as snapshot:
+        records = (RepositoryRecord.decode(row.value) for row in snapshot.range(b"I", b"J"))
+        mine = sorted((one for one in records if one.pool == pool), key=lambda one: one.id)
+        if len(mine) < 2:
+            return None
+        state = store.state(snapshot, mine[0].name)
+        if state.pool.view.manifest_id != view.manifest_id:
+            return None
+        reach = store.reach_of(snapshot, state)
+    return _Seen(view, reach.bits())
+
+
 class _Search:
     """The choice of bases in one rewriting: threads, room for entries, progress."""
 
-    def __init__(self, store: Store, control: Control) -> None:
+    def __init__(self, store: Store, control: Control, seen: _Seen | None = None) -> None:
         self.store = store
         self.control = control
+        self.seen = seen
         self.deltas = 0
 
     def choose(self, ingest: Ingest) -> None:
@@ -318,6 +352,8 @@ class _Search:
                 hops_most=HOPS_MAX,
                 level=LEVEL,
             )
+            if self.seen is not None:
+                chooser.sights(self.seen.ranks(ingest))
             chooser.prepare()
             count = min(self.store.workers.threads, 32) if chooser.objects > 2_000 else 1
             threads = [
