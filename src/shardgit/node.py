@@ -163,7 +163,9 @@ def restore_store(
             raise AlreadyExists("a store exists there already", path=str(folder))
         if found.backup != (backup or found.backup) or (at_ms or found.at_ms) != found.at_ms:
             raise Refused(
-                "another backup is being restored there", backup=found.backup, at_ms=found.at_ms
+                "another backup is being restored there; without --backup and --at it goes on",
+                backup=found.backup,
+                at_ms=found.at_ms,
             )
     cut = target.cut(found.backup)
     brought, rows = 0, cut.facts.rows

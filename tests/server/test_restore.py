@@ -22,6 +22,7 @@ from shardgit.backup.target import Target
 from shardgit.errors import (
     BackupMissing,
     LogPositionUnknown,
+    Refused,
     RepositoryExists,
     RepositoryMissing,
 )
@@ -310,9 +311,22 @@ def test_a_whole_store_is_rewound(history: History, tmp_path: Path) -> None:
     Repositories(store).delete("goes")
     create_backup(store, str(history.target), control=silent_control())
     fresh = tmp_path / "fresh"
-    done = restore_store(
-        Target.open(str(history.target)), fresh, at_ms=at_ms, shards=3, control=silent_control()
-    )
+
+    def die(name: str) -> None:
+        if name == "restore.before_end":
+            raise _Died
+
+    with faultpoints.listening(die), pytest.raises(_Died):
+        restore_store(
+            Target.open(str(history.target)), fresh, at_ms=at_ms, shards=3, control=silent_control()
+        )
+    with pytest.raises(Refused), open_store(fresh):
+        pass
+    with pytest.raises(Refused):
+        restore_store(
+            Target.open(str(history.target)), fresh, at_ms=at_ms + 1, control=silent_control()
+        )
+    done = restore_store(Target.open(str(history.target)), fresh, control=silent_control())
     assert done.at_ms == at_ms
     with open_store(fresh) as copy:
         names = [one.name for one in Repositories(copy).list()]
