@@ -233,3 +233,20 @@ def test_old_log_rows_go_but_for_the_newest(store: Store, later: Later) -> None:
         rows = list(store.refs.log(snapshot, record))
     assert len(rows) == 100
     assert rows[0].sequence == 131
+
+
+def test_a_gc_of_one_network_leaves_all_others_alone(store: Store) -> None:
+    two(store)
+    for name in ("other", "deleted"):
+        store.create_repository(name, HashKind.SHA1)
+    lost, kept = commit(), commit()
+    push(store, "other", MAIN, None, lost, lost)
+    push(store, "other", MAIN, lost, kept, kept)
+    settled(store, "other")
+    Repositories(store).delete("deleted")
+    done = collected(store, without_grace(repository="demo"))
+    assert (done.pools, done.dropped_objects, done.repositories_dropped) == (1, 3, 0)
+    assert all(in_pool(store, "other", *lost.ids))
+    done = collected(store)
+    assert (done.dropped_objects, done.repositories_dropped) == (3, 1)
+    assert_no_leak(store)

@@ -54,7 +54,11 @@ def store(
     sizes = {}
     if request.param == "large":
         monkeypatch.setattr(pool_gc, "SMALL_OBJECTS", -1)
-        sizes = {"block_target_bytes": 2_000, "block_max_bytes": 6_000}
+        sizes = {
+            "block_target_bytes": 2_000,
+            "block_max_bytes": 6_000,
+            "recent_embedded_max_bytes": 0,  # pushes have blocks before their commit
+        }
     create_store(tmp_path / "data", shards=2)
     limits = Limits(recents_settle=10_000, recents_max=10_000, **sizes)
     with open_store(tmp_path / "data", limits=limits, threads=2) as opened:

@@ -60,7 +60,7 @@ def gc(  # noqa: PLR0913, PLR0917
     ] = None,
     repo: Annotated[
         str | None,
-        typer.Option("--repo", metavar="NAME", help="Objects and blocks of its fork network only."),
+        typer.Option("--repo", metavar="NAME", help="Of its fork network only."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would go; change nothing.")

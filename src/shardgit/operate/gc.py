@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from shardgit import clock
 from shardgit.errors import DataLoss, RepositoryMissing
 from shardgit.journal.operations import put_operation
+from shardgit.operate.condemning import Policy
 from shardgit.operate.operation import running
 from shardgit.operate.orphans import sweep
-from shardgit.operate.pool_gc import Collected, Policy, collect
+from shardgit.operate.pool_gc import Collected, collect
 from shardgit.operate.roots import Members
 from shardgit.operate.trimming import trim
 from shardgit.progress import Progress
@@ -31,7 +32,7 @@ GARBAGE_MIN = 0.1  # share of a run from which on it is written anew
 
 @dataclass(frozen=True, slots=True)
 class GcOptions:
-    """What gc shall do; None: what limits.py says. ``repository`` narrows objects and blocks down to its pool."""
+    """What gc shall do; None: what limits.py says. ``repository`` narrows all of it down to its pool."""
 
     grace_s: float | None = None
     log_retention_s: float | None = None
@@ -94,6 +95,7 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
             grace_ms=grace_ms,
             log_retention_ms=_ms(options.log_retention_s, limits.log_retention_s),
             control=control,
+            pool=only,
             dry_run=options.dry_run,
         )
         policy = Policy(grace_ms, options.garbage_min)

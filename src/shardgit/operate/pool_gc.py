@@ -15,21 +15,30 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from shardgit import _segment, clock, faultpoints
+from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, Refused
 from shardgit.journal.interface import Compare, Delete, Put
-from shardgit.oid import ObjectId
 from shardgit.operate.compact import replaced
+from shardgit.operate.condemning import (
+    Chosen,
+    Policy,
+    base_runs,
+    both_of,
+    bytes_of,
+    choose,
+    condemn,
+    garbage_of,
+    is_embedded,
+)
 from shardgit.operate.dropping import Rewritten, rewritten
 from shardgit.operate.reserving import reserving
-from shardgit.operate.roots import Members, kept, roots_of
+from shardgit.operate.roots import Members, roots_of
 from shardgit.operate.settle import settling_alone
 from shardgit.pool.append import BlockBatch
 from shardgit.pool.condemned import condemned_key, new_record, run_key, segments_of
-from shardgit.pool.manifest import EXTERNAL_BASES, encode_manifest
+from shardgit.pool.manifest import encode_manifest
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,25 +46,13 @@ if TYPE_CHECKING:
 
     from shardgit.oid import PoolId
     from shardgit.operate.operation import Control
-    from shardgit.pool.view import PlacedRun, PlacedSegment, PoolView
+    from shardgit.pool.view import PlacedRun, PoolView
     from shardgit.service.store import PoolState, Store
 
 ROUNDS_MAX = 4  # looks at a pool that others change all the time
 NARROWED_MAX = 8  # times that a published set is narrowed down
 LOCK_WAIT_S = 0.05
 SMALL_OBJECTS = 20_000  # a pool of so few is written anew faster than others change it
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What gc drops: what was unreachable for ``grace_ms``, from runs of which it is ``garbage_min`` or more.
-
-    Runs in which it takes ``garbage_min_bytes`` or more are written anew as well.
-    """
-
-    grace_ms: int
-    garbage_min: float = 0.1
-    garbage_min_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +70,6 @@ class Collected:
         """Return both together."""
         names = (field.name for field in fields(self))
         return Collected(*(getattr(self, name) + getattr(other, name) for name in names))
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """A group of consecutive runs to be written anew as one; ``keys`` tell them apart in later manifests."""
-
-    keys: tuple[bytes, ...]
-    objects: int  # condemned
-    size: int  # about as many bytes
 
 
 def collect(
@@ -140,13 +128,13 @@ class _PoolGc:
         lease = self.store.lease()  # on the blocks that are put before a swap
         try:
             state = self._look()
-            garbage = self._garbage(state)
-            chosen = self._choose(state.view, garbage)
+            garbage = garbage_of(state.view, self.roots)
+            chosen = choose(state.view, garbage, self.policy)
             found = Collected(
                 sum(bits.bit_count() for bits in garbage),
                 sum(
-                    _bytes_of(state.view, run, bits)
-                    for run, bits in zip(_base_runs(state.view), garbage, strict=True)
+                    bytes_of(state.view, run, bits)
+                    for run, bits in zip(base_runs(state.view), garbage, strict=True)
                 ),
             )
             again = False
@@ -173,10 +161,10 @@ class _PoolGc:
         return done, again
 
     @contextmanager
-    def _reserving(self, view: PoolView, chosen: Sequence[_Chosen]) -> Iterator[None]:
+    def _reserving(self, view: PoolView, chosen: Sequence[Chosen]) -> Iterator[None]:
         """Keep settles from merging what is chosen; a compaction that is at the pool is waited for."""
         keys = {key for one in chosen for key in one.keys}
-        records = [run.record for run in _base_runs(view) if run_key(view, run) in keys]
+        records = [run.record for run in base_runs(view) if run_key(view, run) in keys]
         with ExitStack() as held:
             while True:
                 try:
@@ -192,78 +180,6 @@ class _PoolGc:
                 self.store, snapshot, self.pool, self.members, self.policy.grace_ms
             )
             return self.store.pool(snapshot, self.pool)
-
-    # ---- what goes ----
-
-    def _garbage(self, state: PoolState) -> list[int]:
-        """Return for each run of the manifest the bitset, as a number, of what nothing reaches."""
-        keep = int.from_bytes(kept(state.view, self.roots), "little")
-        return [_rest_of(keep, run) for run in _base_runs(state.view)]
-
-    def _choose(self, view: PoolView, garbage: Sequence[int]) -> list[_Chosen]:
-        """Return what is worth to be written anew, the oldest first; all at once where one block holds the pool."""
-        runs = _base_runs(view)
-        found = []
-        for run, bits in zip(runs, garbage, strict=True):
-            size = _bytes_of(view, run, bits)
-            whole = sum(segment.entry.entry_bytes for segment in segments_of(view, run))
-            enough = size >= self.policy.garbage_min * whole or (
-                size >= self.policy.garbage_min_bytes
-            )
-            found.append(
-                _Chosen((run_key(view, run),), bits.bit_count(), size) if bits and enough else None
-            )
-        chosen = [one for one in found if one is not None]
-        if chosen and _embedded(view):
-            return [
-                _Chosen(
-                    tuple(run_key(view, run) for run in runs),
-                    sum(bits.bit_count() for bits in garbage),
-                    sum(one.size for one in chosen),
-                )
-            ]
-        return chosen
-
-    def _condemn(self, state: PoolState, keys: set[bytes]) -> dict[bytes, bytes]:
-        """Return what may go from the runs with ``keys``, when all other runs stay whole with all that they lead to."""
-        view = state.view
-        staying: list[range] = []
-        segments: list[PlacedSegment] = []
-        later: list[int] = []  # bases in newer runs, which go first: none is written today
-        runs = [(run, run_key(view, run)) for run in _base_runs(view)]
-        for run, key in runs:
-            mine = segments_of(view, run)
-            end = run.start + run.record.objects
-            if key in keys:
-                later += [at for at in self._bases_of(view, mine) if at >= end]
-            else:
-                staying.append(range(run.start, end))
-                segments += mine
-        for run in view.recents:
-            segments += segments_of(view, run)
-
-        def more() -> Iterator[int]:
-            for span in staying:
-                yield from span
-            yield from self._bases_of(view, segments)
-            yield from later
-
-        keep = int.from_bytes(kept(view, self.roots, more()), "little")
-        out = {}
-        for run, key in runs:
-            if key in keys and (bits := _rest_of(keep, run)):
-                out[key] = bits.to_bytes((run.record.objects + 7) // 8, "little")
-        return out
-
-    def _bases_of(self, view: PoolView, segments: Sequence[PlacedSegment]) -> list[int]:
-        """Return the positions of the bases outside of segments that their deltas need."""
-        size = view.hash_kind.size
-        names: set[ObjectId] = set()
-        for segment in segments:
-            if segment.entry.flags & EXTERNAL_BASES:
-                some = view.use_segment(segment, lambda block: _segment.externals_of(block, size))
-                names.update(ObjectId(oid) for oid in some)
-        return [at for at in view.positions(sorted(names)) if at >= 0]
 
     # ---- publishing ----
 
@@ -297,12 +213,12 @@ class _PoolGc:
             self.store.try_commit([Compare(key, self.revision)], [Delete(key)])
             self.revision = 0
 
-    def _collect(self, chosen: Sequence[_Chosen], *, locked: bool) -> bool:
+    def _collect(self, chosen: Sequence[Chosen], *, locked: bool) -> bool:
         """Publish, narrow down, write anew and swap; says whether others were faster."""
         keys = {key for one in chosen for key in one.keys}
         try:
             self.state = self._look()
-            self._publish(self._condemn(self.state, keys))
+            self._publish(condemn(self.state.view, self.roots, keys))
             if not self._narrow(keys):
                 return True
             if not self.condemned:
@@ -317,10 +233,10 @@ class _PoolGc:
         """Take out of the published set what became reachable before it was published, until nothing did."""
         for _ in range(NARROWED_MAX):
             self.state = self._look()
-            now = self._condemn(self.state, keys)
+            now = condemn(self.state.view, self.roots, keys)
             if self.condemned.keys() - now.keys() and not self._present(self.state.view):
                 return False  # a settle took a run into another one
-            both = {key: _both(bits, now.get(key, b"")) for key, bits in self.condemned.items()}
+            both = {key: both_of(bits, now.get(key, b"")) for key, bits in self.condemned.items()}
             both = {key: bits for key, bits in both.items() if any(bits)}
             if both == self.condemned:
                 return True
@@ -329,11 +245,11 @@ class _PoolGc:
 
     def _present(self, view: PoolView) -> bool:
         """Say whether every run with something condemned in it is there still."""
-        return self.condemned.keys() <= {run_key(view, run) for run in _base_runs(view)}
+        return self.condemned.keys() <= {run_key(view, run) for run in base_runs(view)}
 
     # ---- swapping ----
 
-    def _swap_all(self, chosen: Sequence[_Chosen], *, locked: bool) -> bool:
+    def _swap_all(self, chosen: Sequence[Chosen], *, locked: bool) -> bool:
         """Write each group anew and swap it in, the newest first; False when others were faster."""
         total = sum(one.objects for one in chosen)
         done = 0
@@ -347,7 +263,7 @@ class _PoolGc:
         self.control.report(Progress("dropping objects", total, total, "objects"))
         return True
 
-    def _rewrite(self, one: _Chosen) -> Rewritten | None:
+    def _rewrite(self, one: Chosen) -> Rewritten | None:
         with self.store.journal.snapshot() as snapshot:
             state = self.store.pool(snapshot, self.pool)
         runs = _found(state.view, one.keys)
@@ -359,20 +275,20 @@ class _PoolGc:
             segment.entry.entry_bytes for run in runs for segment in segments_of(state.view, run)
         )
         self.control.pace(size)
-        made = rewritten(self.store, state, runs, going, embed=_embedded(state.view))
+        made = rewritten(self.store, state, runs, going, embed=is_embedded(state.view))
         self.control.pace(made.stored_bytes)
         return made
 
     def _ours(self, state: PoolState) -> bool:
         return state.condemned is not None and state.condemned.revision == self.revision
 
-    def _swap(self, one: _Chosen, made: Rewritten, *, locked: bool) -> bool:
+    def _swap(self, one: Chosen, made: Rewritten, *, locked: bool) -> bool:
         if locked:
             return self._swap_now(one, made)
         with without_settles(self.store, self.pool, self.control):
             return self._swap_now(one, made)
 
-    def _swap_now(self, one: _Chosen, made: Rewritten) -> bool:
+    def _swap_now(self, one: Chosen, made: Rewritten) -> bool:
         with self.store.journal.snapshot() as snapshot:
             state = self.store.pool(snapshot, self.pool)
         view = state.view
@@ -380,7 +296,7 @@ class _PoolGc:
         # A run with condemned objects that was merged into another would link to what goes here.
         if runs is None or not self._ours(state) or not self._present(view):
             return False
-        order = _base_runs(view)
+        order = base_runs(view)
         batch = BlockBatch(self.store.blocks, embed=False)
         base = view.manifest
         if len(runs) < len(order):
@@ -410,56 +326,11 @@ class _PoolGc:
         return done
 
 
-def _base_runs(view: PoolView) -> list[PlacedRun]:
-    return list(view.runs[: len(view.runs) - len(view.recents)])
-
-
 def _found(view: PoolView, keys: Sequence[bytes]) -> list[PlacedRun] | None:
     """Return the runs with ``keys``, None unless they stand in a row."""
-    runs = _base_runs(view)
+    runs = base_runs(view)
     names = [run_key(view, run) for run in runs]
     if keys[0] not in names:
         return None
     at = names.index(keys[0])
     return runs[at : at + len(keys)] if tuple(names[at : at + len(keys)]) == tuple(keys) else None
-
-
-def _embedded(view: PoolView) -> bool:
-    """Say whether the manifest's root holds the blocks of its runs."""
-    return any(segment.ref.inline for segment in view.manifest.segments)
-
-
-def _rest_of(keep: int, run: PlacedRun) -> int:
-    """Return what a run has and ``keep`` has not, by run-local positions."""
-    whole = (1 << run.record.objects) - 1
-    return whole & ~(keep >> run.start)
-
-
-def _both(one: bytes, other: bytes) -> bytes:
-    found = int.from_bytes(one, "little") & int.from_bytes(other, "little")
-    return found.to_bytes(len(one), "little")
-
-
-def _bytes_of(view: PoolView, run: PlacedRun, bits: int) -> int:
-    """Return how many bytes the entries of the objects in a bitset over a run's positions take."""
-    size = 0
-    if not bits:
-        return 0
-    for segment in segments_of(view, run):
-        whole = (1 << segment.entry.objects) - 1
-        mine = bits >> (segment.base - run.start) & whole
-        if mine == whole:
-            size += segment.entry.entry_bytes
-        elif mine:
-            size += view.use_segment(segment, partial(_entries_size, view.hash_kind.size, mine))
-    return size
-
-
-def _entries_size(hash_size: int, bits: int, block: memoryview) -> int:
-    size = 0
-    for number, byte in enumerate(bits.to_bytes((bits.bit_length() + 7) // 8, "little")):
-        for ordinal in range(8 * number, 8 * number + 8) if byte else ():
-            if byte >> (ordinal & 7) & 1:
-                _, _, start, end = _segment.entry_at(block, hash_size, ordinal)
-                size += end - start
-    return size

@@ -55,10 +55,19 @@ class Trimmed:
 
 
 def trim(
-    store: Store, *, grace_ms: int, log_retention_ms: int, control: Control, dry_run: bool = False
+    store: Store,
+    *,
+    grace_ms: int,
+    log_retention_ms: int,
+    control: Control,
+    pool: PoolId | None = None,
+    dry_run: bool = False,
 ) -> Trimmed:
-    """Delete all rows whose time is over. Killed at any point, it goes on where it was when it is begun again."""
-    job = _Trim(store, clock.now_ms(), control, dry_run=dry_run)
+    """Delete the rows whose time is over, those of one pool's repositories or all.
+
+    Killed at any point, it goes on where it was when it is begun again.
+    """
+    job = _Trim(store, clock.now_ms(), control, pool, dry_run=dry_run)
     return Trimmed(
         repositories=job.deleted_repositories(grace_ms),
         log_rows=job.logs(max(log_retention_ms, grace_ms)),
@@ -71,10 +80,19 @@ def trim(
 class _Trim:
     """One pass. Each step takes a snapshot of its own, and compares what it deletes by."""
 
-    def __init__(self, store: Store, now_ms: int, control: Control, *, dry_run: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        now_ms: int,
+        control: Control,
+        pool: PoolId | None,
+        *,
+        dry_run: bool,
+    ) -> None:
         self.store = store
         self.now_ms = now_ms
         self.control = control
+        self.pool = pool
         self.dry_run = dry_run
 
     def _commit(self, conditions: list[Compare], operations: list[Operation]) -> bool:
@@ -94,8 +112,9 @@ class _Trim:
             sources = _sources(snapshot)
         gone = 0
         for row in rows:
-            deleted_ms, _ = decode_deleted(row.value)
-            if deleted_ms <= self.now_ms - grace_ms:
+            deleted_ms, value = decode_deleted(row.value)
+            mine = self.pool in (None, RepositoryRecord.decode(value).pool)
+            if mine and deleted_ms <= self.now_ms - grace_ms:
                 number = RepositoryId(int.from_bytes(row.key[1:], "big"))
                 gone += self.dry_run or self._drop(number, row, keep_lfs=number in sources)
         if not self.dry_run:
@@ -153,8 +172,8 @@ class _Trim:
     def logs(self, retention_ms: int) -> int:
         """Delete log rows older than the retention, from the front, all but the newest few."""
         with self.store.journal.snapshot() as snapshot:
-            numbers = [int.from_bytes(row.key[1:], "big") for row in snapshot.range(b"I", b"J")]
-        return sum(self._log(RepositoryId(number), retention_ms) for number in numbers)
+            numbers = [one.id for one in _records(snapshot) if self.pool in (None, one.pool)]
+        return sum(self._log(number, retention_ms) for number in numbers)
 
     def _log(self, number: RepositoryId, retention_ms: int) -> int:
         gone = 0
@@ -184,7 +203,8 @@ class _Trim:
     def uploads(self, grace_ms: int) -> int:
         """Delete the uploads that no longer count."""
         with self.store.journal.snapshot() as snapshot:
-            numbers = list(_numbers(snapshot, b"U"))
+            mine = {one.id for one in _records(snapshot) if self.pool in (None, one.pool)}
+            numbers = [number for number in _numbers(snapshot, b"U") if number in mine]
         gone = 0
         for number in numbers:
             with self.store.journal.snapshot() as snapshot:
@@ -204,6 +224,7 @@ class _Trim:
         """Delete the LFS objects that no repository of their pool sees."""
         with self.store.journal.snapshot() as snapshot:
             pools = sorted({row.key[2:18] for row in snapshot.range(b"Fo", b"Fp")})
+        pools = [raw for raw in pools if self.pool in (None, PoolId(raw))]
         gone = 0
         for raw in pools:
             pool = PoolId(raw)
@@ -229,7 +250,11 @@ class _Trim:
         """Delete pools without any repository: nobody can ever name one of theirs again."""
         with self.store.journal.snapshot() as snapshot:
             used = {record.pool for record in _records(snapshot)}
-            rows = [row for row in snapshot.range(b"P", b"Q") if PoolId(row.key[1:]) not in used]
+            rows = [
+                row
+                for row in snapshot.range(b"P", b"Q")
+                if PoolId(row.key[1:]) not in used and self.pool in (None, PoolId(row.key[1:]))
+            ]
         gone = 0
         for number, row in enumerate(rows):
             self.control.report(Progress("dropping pools", number, len(rows), "objects"))

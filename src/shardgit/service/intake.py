@@ -55,8 +55,9 @@ class Intake:
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
-        self._lease = store.lease()  # on the blocks that are put before the commit
         self.look = Look(store, name)
+        # Held when the look is another: blocks are put before the commit, however often that loses.
+        self._lease = self.look.state.pool.lease
         self.record = self.look.record
         self.settings: RepositorySettings = settings_of(self.record)
         self.told: list[str] = []  # lines for the user
