@@ -44,6 +44,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     maintenance_interval_s: float = 60.0  # between two looks at what is due
     maintenance_bytes_per_s: int = 32 << 20  # of what it reads and writes; 0: as load allows
     gc_interval_s: float = 86_400.0  # between two collections of garbage
+    scrub_interval_s: float = 7 * 86_400.0  # between two verifications of every byte
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
 
@@ -74,12 +75,12 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 )
         if self.maintenance not in ("on", "off"):
             raise InvalidArgument("maintenance is on or off", maintenance=self.maintenance[:50])
-        if not 1 <= self.maintenance_interval_s <= INTERVAL_MAX_S:
-            raise InvalidArgument(
-                "maintenance_interval_s is out of range", value=self.maintenance_interval_s
-            )
-        if not 60 <= self.gc_interval_s <= INTERVAL_MAX_S:
-            raise InvalidArgument("gc_interval_s is out of range", value=self.gc_interval_s)
+        intervals = {"maintenance_interval_s": 1, "gc_interval_s": 60, "scrub_interval_s": 60}
+        for name, least in intervals.items():
+            if not least <= getattr(self, name) <= INTERVAL_MAX_S:
+                raise InvalidArgument(
+                    "interval is out of range", key=name, value=getattr(self, name)
+                )
         if self.maintenance_bytes_per_s < 0:
             raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:

@@ -126,6 +126,7 @@ def _maintaining(config: ServeConfig, store: Store) -> Iterator[None]:
         Plan(
             interval_s=config.maintenance_interval_s,
             gc_interval_s=config.gc_interval_s,
+            scrub_interval_s=config.scrub_interval_s,
             rate_bytes_s=config.maintenance_bytes_per_s,
         ),
     )

@@ -104,3 +104,13 @@ def test_only_one_process_has_its_turn(store: Store) -> None:
 def test_impossible_settings_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):
         ServeConfig(**given)  # type: ignore[arg-type]
+
+
+def test_a_scrub_is_due_once_in_its_time(store: Store) -> None:
+    mine = commit(size=400_000)
+    push(store, "demo", MAIN, None, mine, mine)
+    work = Maintenance(store, AT_ONCE)
+    work.round()
+    assert work.scrub() == 1
+    assert work.scrub() == 0
+    assert Maintenance(store, Plan(scrub_interval_s=0, rate_bytes_s=0)).scrub() == 1

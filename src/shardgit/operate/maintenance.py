@@ -1,4 +1,4 @@
-"""The maintenance of a store that is served: settles, compactions and gc, by one worker of all, at its own pace.
+"""The maintenance of a store that is served: settles, compactions, gc and scrubs, by one worker of all, at its pace.
 
 Every worker has a thread for it; a lock in the store's scratch says whose turn it is, and the kernel gives it to the
 next when a worker dies. A round looks at the journal's small rows and does what pays:
@@ -6,6 +6,7 @@ next when a worker dies. A round looks at the journal's small rows and does what
     settle      pools whose recents have lain for ``settle_age_s``: a quiet pool never fills up by itself
     compact     pools whose manifest has changed, where compact.py says that it pays
     gc          the whole store, once ``gc_interval_s`` have passed since the last one, whoever ran that
+    scrub       every byte, once ``scrub_interval_s`` have passed; beside the others, as it may take days
 
 What fails is logged and counted, and tried again in the next round.
 """
@@ -31,6 +32,8 @@ from shardgit.operate.compact import compact, wants_compaction
 from shardgit.operate.gc import KIND, GcLast, GcOptions, GcResult, gc
 from shardgit.operate.operation import Control, Throttle, step_back, store_probe
 from shardgit.operate.settle import settle
+from shardgit.operate.verifying import KIND as SCRUB
+from shardgit.operate.verifying import VerifyState, verify
 from shardgit.pool.view import PoolView
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Plan:
     interval_s: float = 60.0
     settle_age_s: float = 600.0
     gc_interval_s: float = 86_400.0
+    scrub_interval_s: float = 7 * 86_400.0
     rate_bytes_s: int = 32 << 20
 
 
@@ -60,10 +64,13 @@ class Maintenance:
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store = store
         self.plan = plan
-        throttle = Throttle(float(plan.rate_bytes_s) or None, probe=store_probe(store))
-        self.control = Control(throttle=throttle)
+        self.control, self.scrubbing = (
+            Control(throttle=Throttle(float(plan.rate_bytes_s) or None, probe=store_probe(store)))
+            for _ in range(2)
+        )
         self._known: dict[PoolId, int] = {}  # generations that a compaction would not pay for
         self._thread: threading.Thread | None = None
+        self._scrubber = threading.Thread(target=self._scrub_on, name="shardgit-scrub", daemon=True)
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
@@ -73,8 +80,11 @@ class Maintenance:
     def stop(self) -> None:
         """Stop at the next step, and wait for that."""
         self.control.stop()
+        self.scrubbing.stop()
         if self._thread is not None:
             self._thread.join()
+        if self._scrubber.is_alive():
+            self._scrubber.join()
 
     def _run(self) -> None:
         step_back()
@@ -83,6 +93,7 @@ class Maintenance:
             while not turn.try_take():
                 self.control.sleep(TURN_WAIT_S)
             telemetry.log().info("maintenance_begun")
+            self._scrubber.start()
             while True:
                 self.control.sleep(self.plan.interval_s)
                 self.round()
@@ -123,6 +134,28 @@ class Maintenance:
             last = last_backup(snapshot)
             if last is not None:
                 telemetry.BACKUP_TAKEN.set(last.taken_ms / 1_000)
+
+    # ---- scrubs ----
+
+    def _scrub_on(self) -> None:
+        step_back()
+        with suppress(Stopped):
+            while True:
+                self.scrubbing.sleep(self.plan.interval_s)
+                self._do("scrub", self.scrub)
+
+    def scrub(self) -> int:
+        """Verify the store where that is due, from where the last one stopped."""
+        with self.store.journal.snapshot() as snapshot:
+            before = read_operation(snapshot, SCRUB, VerifyState).record
+        begun = before is not None and not before.finished_ms
+        last_ms = before.last_full_ms if before is not None else 0
+        if not begun and clock.now_ms() - last_ms < self.plan.scrub_interval_s * 1_000:
+            return 0
+        done = verify(self.store, control=self.scrubbing, resume=True)
+        if not done.clean:
+            telemetry.log().error("scrub_found_damage", findings=done.counts)
+        return 1
 
     # ---- settles ----
 

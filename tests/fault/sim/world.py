@@ -179,6 +179,7 @@ class World:
         self.crashes += 1
         for process in processes:
             process.dead = True
+            process.store.leases.close()  # as the kernel would end its process
             self.processes.remove(process)
             for attempt in self.attempts:
                 if attempt.process is process and attempt.ended is None:
