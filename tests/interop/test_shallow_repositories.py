@@ -144,6 +144,15 @@ def test_a_shallow_repository_is_imported_from_a_url(
         git(out, "fsck")
 
 
+def test_it_is_shown_to_be_shallow(server: Server, cut: Path, tmp_path: Path) -> None:
+    for name, ends in (("cut", len(shallow_ends(cut))), ("whole", 0)):
+        words = ("repo", "show", name, "--server", server.grpc)
+        done = shardgit(*words, "--json", cwd=tmp_path)
+        assert json.loads(done.stdout)["shallow_commits"] == ends
+        said = shardgit(*words, cwd=tmp_path).stdout
+        assert (f"history ends at {ends} commits" in said) == bool(ends)
+
+
 def test_a_shallow_repository_offers_no_bundle(server: Server, tmp_path: Path) -> None:
     for version in ("0", "2"):
         git(

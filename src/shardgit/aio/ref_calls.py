@@ -74,6 +74,7 @@ class RefCalls:
             answer.runs,
             answer.refs,
             answer.generation,
+            answer.shallow_commits,
         )
 
     async def update_refs(

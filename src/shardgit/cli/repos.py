@@ -100,6 +100,8 @@ def show(
             return
         typer.echo(f"{info.name}  ({info.hash_kind.git_name}, HEAD {info.head})")
         typer.echo(f"objects     {stats.objects:,} ({stats.reachable_objects:,} reachable)")
+        if stats.shallow_commits:
+            typer.echo(f"shallow     history ends at {stats.shallow_commits:,} commits")
         typer.echo(f"refs        {stats.refs:,}")
         stored = human_bytes(stats.stored_bytes)
         typer.echo(

@@ -284,6 +284,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
             runs=stats.runs,
             refs=stats.refs,
             generation=stats.generation,
+            shallow_commits=stats.shallow_commits,
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, RepositoryExists
+from shardgit.graph.closure import bit
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import (
     REPOSITORY_NAMES,
@@ -54,6 +55,7 @@ class RepositoryStats:
     runs: int
     refs: int
     generation: int
+    shallow_commits: int = 0  # at which its history ends, of those that refs reach
 
 
 class Repositories:
@@ -172,4 +174,5 @@ class Repositories:
             runs=len(view.runs),
             refs=refs,
             generation=view.manifest.generation,
+            shallow_commits=sum(bit(look.reachable, at) for at in view.cut),
         )
