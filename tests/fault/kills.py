@@ -44,7 +44,7 @@ from shardgit.faultpoints import Fault, Faults
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store, restore_store
 from shardgit.oid import HashKind, ObjectId
-from shardgit.operate.operation import silent_control
+from shardgit.operate.operation import Control, silent_control
 from shardgit.operate.repair import repair_store
 from shardgit.operate.verify import verify_repository
 from shardgit.operate.verifying import verify
@@ -114,6 +114,8 @@ class Mates:
         self.reads = 0
         self.limits = LIMITS
         self.folder = folder
+        self.rewinds = seed % 3 == 0
+        self.counts: Counter[str] = Counter()
         self._numbers = itertools.count(first)
         self._pipe = pipe
         self._sent = set(history.objects)
@@ -127,6 +129,9 @@ class Mates:
 
     def now_ms(self) -> float:
         return time.time() * 1_000
+
+    def control(self) -> Control:
+        return silent_control()
 
     def pause(self) -> None:
         time.sleep(0.001)
@@ -224,6 +229,7 @@ class KilledClient(Client):
             "export": self._export,
             "file": self._layout,
             "fork": self._fork,
+            "gc": self._gc,
             "import": self._import,
             "journal": self._push,
             "key": self._keys,

@@ -57,7 +57,25 @@ def simulation(words: argparse.Namespace, folder: Path) -> None:
     subprocess.run([sys.executable, str(program), seeds, f"--jobs={words.jobs}"], check=True)
 
 
-PARTS = {"simulation": simulation, "kills": kills, "server": server}
+def variants(words: argparse.Namespace, folder: Path) -> None:
+    """Look whether the simulation finds out every store that is wrong on purpose."""
+    del words, folder
+    from fault.sim.variants import VARIANTS
+
+    program = Path(__file__).parent / "sim" / "run.py"
+    for name in filter(None, VARIANTS):
+        done = subprocess.run(
+            [sys.executable, str(program), "--seeds=0:2000", "--failures=1", f"--variant={name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, f"{name} was not found out: {done.stdout}{done.stderr}"
+        seeds = done.stdout.rstrip().rpartition("\n")[2].partition(" ")[0]
+        print(f"{name}: found out after {seeds} seeds", flush=True)
+
+
+PARTS = {"variants": variants, "simulation": simulation, "kills": kills, "server": server}
 
 
 def main() -> int:

@@ -48,10 +48,10 @@ def test_a_seed_replays_exactly() -> None:
 @pytest.mark.parametrize(
     "variant",
     [
-        "pool-not-compared",
         "blocks-behind-the-commit",
         "answered-too-soon",
         "settle-takes-too-much",
+        "gc-knows-no-leases",
     ],
 )
 def test_a_store_that_is_wrong_is_found_out(variant: str) -> None:

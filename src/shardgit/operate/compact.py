@@ -230,7 +230,8 @@ def compact(store: Store, pool: PoolId, *, control: Control, full: bool = False)
     Errors: Refused when the pool is being compacted already, Conflict when another writer of runs won again and again,
     LimitExceeded, StorageFull, Stopped.
     """
-    with running(store, f"compact-{pool.hex()[:8]}"):
+    # The lease keeps gc from the blocks that are put before a swap names them.
+    with running(store, f"compact-{pool.hex()[:8]}"), store.lease():
         settle(store, pool)
         for _ in range(ROUNDS_MAX):
             done = _round(store, pool, control=control, full=full)

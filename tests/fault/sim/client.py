@@ -20,10 +20,13 @@ from shardgit.errors import (
     RepositoryExists,
     RepositoryMissing,
     ShardgitError,
+    Stopped,
     StorageFull,
 )
 from shardgit.operate.compact import compact
-from shardgit.operate.operation import silent_control
+from shardgit.operate.gc import GcOptions, gc
+from shardgit.operate.membership import set_weight
+from shardgit.operate.rebalance import abort, groups, rebalance
 from shardgit.operate.settle import settle
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
@@ -41,6 +44,7 @@ from shardgit.service.uploading import Uploading
 
 if TYPE_CHECKING:
     import random
+    from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
@@ -48,11 +52,12 @@ if TYPE_CHECKING:
 
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId, PoolId, RepositoryId
+    from shardgit.operate.operation import Control
     from shardgit.protocol.receive_pack import CommandResult
     from shardgit.service.store import Store
 
 BRANCHES = (b"refs/heads/main", b"refs/heads/main", b"refs/heads/a", b"refs/heads/b/c")
-READ_AT_ONCE = 5
+READ_AT_ONCE = 3
 
 Change = tuple["ObjectId | None", "ObjectId | None"]
 
@@ -96,6 +101,8 @@ class Place(Protocol):
     reads: int
     limits: Limits
     folder: Path  # for backups
+    rewinds: bool  # whether refs go back often, and gc is at it
+    counts: Counter[str]
 
     def number(self) -> int:
         """Return a number for the next attempt."""
@@ -106,6 +113,10 @@ class Place(Protocol):
         ...
 
     def now_ms(self) -> float: ...
+
+    def control(self) -> Control:
+        """Return what long operations are given."""
+        ...
 
     def pause(self) -> None:
         """Be slow."""
@@ -127,15 +138,21 @@ class Wrong(AssertionError):
 @contextmanager
 def expected() -> Iterator[None]:
     """Let the errors pass that a client may meet: lost races, a full disk, things gone."""
-    with suppress(Conflict, StorageFull, NotFound, Refused, RepositoryExists, LimitExceeded):
+    with suppress(
+        Conflict, StorageFull, NotFound, Refused, RepositoryExists, LimitExceeded, Stopped
+    ):
         yield
 
 
 class Client:
     """Does some things, one after another, each chosen by dice."""
 
-    def __init__(self, world: Place, steps: int) -> None:
+    def __init__(
+        self, world: Place, steps: int, *, gc_only: bool = False, moves_only: bool = False
+    ) -> None:
         self.world = world
+        self.moves_only = moves_only
+        self.gc_only = gc_only
         self.dice = world.dice
         self.left = steps
 
@@ -150,6 +167,19 @@ class Client:
                 work(process)
 
     def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
+        if self.moves_only:
+            return ((4, self._move), (1, self._abort))
+        if self.gc_only:
+            return ((4, self._gc), (1, self._settle))
+        if self.world.rewinds:  # one pool, much garbage, and gc at it all the time
+            return (
+                (10, self._push),
+                (4, self._update),
+                (6, self._fetch),
+                (1, self._upload),
+                (3, self._restore),
+                (1, self._settle),
+            )
         return (
             (10, self._push),
             (4, self._update),
@@ -163,6 +193,7 @@ class Client:
             (1, self._undelete),
             (2, self._settle),
             (1, self._compact),
+            (2, self._gc),
             (1, self._backup),
             (1, self._revive),
         )
@@ -226,14 +257,19 @@ class Client:
             if old is not None and chance < 0.08:
                 commands.append(Command(branch, old, None))
                 continue
-            if old is not None and chance < 0.2:  # back to an older one
+            if history.commits and chance > 0.97 - 0.3 * self.world.rewinds:
+                again = dice.choice(history.commits)  # whole, whatever of it is here still
+                new += sorted(history.closure(again))
+                commands.append(Command(branch, old, again))
+                continue
+            if old is not None and chance < 0.2 + 0.2 * self.world.rewinds:  # back to an older one
                 parents = list(history.objects[old].links[1:])
                 if parents:
                     commands.append(Command(branch, old, parents[0]))
                     continue
             start = old if old is not None or not refs else dice.choice(sorted(refs.values()))
             parents = [start] if start is not None else []
-            if parents and chance > 0.9:
+            if parents and chance > 0.6:
                 parents = list(dict.fromkeys([*parents, dice.choice(sorted(refs.values()))]))
             if parents:
                 bases += list(history.files_of(parents[0]).values())
@@ -327,7 +363,10 @@ class Client:
             bits = bytearray(-(-view.objects // 8))
             for at in positions:
                 bits[at >> 3] |= 1 << (at & 7)
-            pack = b"".join(Transfer(view, bytes(bits), options=TransferOptions()).chunks())
+            pack = b""
+            for piece in Transfer(view, bytes(bits), options=TransferOptions())._pieces():
+                pack += piece
+                world.pause()
             judge_pack(world, pack, ids)
             return
         for at in range(0, len(ids), READ_AT_ONCE):
@@ -435,13 +474,46 @@ class Client:
 
     def _compact(self, process: Host) -> None:
         pool = self._pool(process)
-        compact(process.store, pool, control=silent_control(), full=self.dice.random() < 0.5)
+        compact(process.store, pool, control=self.world.control(), full=self.dice.random() < 0.5)
+
+    def _gc(self, process: Host) -> None:
+        dice = self.dice
+        options = GcOptions(
+            grace_s=dice.choice((0.0, 0.0, 1.0, 3_600.0)),
+            orphan_age_s=dice.choice((0.0, 0.0, 60.0)),
+            wait_s=dice.choice((0.0, 0.5, 5.0)),
+            garbage_min=dice.choice((0.0, 0.1)),
+        )
+        done = gc(process.store, options, control=self.world.control())
+        self.world.counts["gc"] += 1
+        self.world.counts["objects_dropped"] += done.dropped_objects
+        self.world.counts["blocks_deleted"] += done.blocks_deleted
+        if done.damaged:
+            raise Wrong(f"gc found damage: {done.damaged}")
+
+    def _move(self, process: Host) -> None:
+        dice, store = self.dice, process.store
+        with expected():
+            number = dice.choice(sorted(store.blocks.shards))
+            set_weight(store, number, dice.choice((0.0, 1.0, 2.0)) if number else 1.0)
+        done = rebalance(store, control=self.world.control(), keep_s=dice.choice((0.0, 0.3)))
+        self.world.counts["rebalances"] += 1
+        self.world.counts["blocks_moved"] += done.blocks
+        for one in groups(store):
+            for entry in one.entries:
+                if entry.before != entry.after:
+                    raise Wrong("a receipt tells of a partition that was not moved whole")
+
+    def _abort(self, process: Host) -> None:
+        self.world.pause()
+        abort(process.store, control=self.world.control(), keep_s=0.0)
+        self.world.counts["aborts"] += 1
 
     def _backup(self, process: Host) -> None:
         attempt = self._attempt(process, "backup", None)
         with self._trying(attempt):
             made = create_backup(
-                process.store, str(self.world.folder / "backup"), control=silent_control()
+                process.store, str(self.world.folder / "backup"), control=self.world.control()
             )
         attempt.what = f"backup {made.backup}"
         self.world.tell(attempt)
@@ -464,7 +536,7 @@ class Client:
                 new_name=f"back{attempt.number}",
                 backup=target.cut_ids()[-1] if of_backup else None,
                 at_ms=None if of_backup else int(self.world.now_ms()) - self.dice.randrange(50),
-                control=silent_control(),
+                control=self.world.control(),
             )
 
 

@@ -269,6 +269,19 @@ class SimShard:
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         return [self.use(block, bytes) for block in ids]
 
+    def read_sync(self, block: BlockId) -> bytes | None:
+        self._seen.discard(block)
+        return self.use(block, bytes)
+
+    def refresh(self) -> bool:
+        return False
+
+    def retire(self) -> None:
+        """Nobody reads it any more."""
+
+    def idle(self) -> bool:
+        return True
+
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
         self._switch("has")
         return [block in self._blocks for block in ids]

@@ -34,6 +34,7 @@ class History:
 
     kind: HashKind
     objects: dict[ObjectId, Made] = field(default_factory=dict)
+    commits: list[ObjectId] = field(default_factory=list)
     _closures: dict[ObjectId, frozenset[ObjectId]] = field(default_factory=dict)
 
     def add(self, kind: int, data: bytes, links: Iterable[ObjectId] = ()) -> ObjectId:
@@ -86,6 +87,7 @@ class History:
         who = b"A <a@b.c> %d +0000" % (1_700_000_000 + len(self.objects))
         lines += [b"author " + who, b"committer " + who, b"", word.encode() + b"\n"]
         new += [tree, self.add(COMMIT, b"\n".join(lines), [tree, *parents])]
+        self.commits.append(new[-1])
         return list(dict.fromkeys(new))
 
     def pack(self, dice: random.Random, ids: Iterable[ObjectId], bases: list[ObjectId]) -> bytes:

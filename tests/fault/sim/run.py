@@ -34,6 +34,10 @@ def run_seed(
     dice = world.dice
     for number in range(dice.choice((1, 2, 2, 3))):
         clients = [Client(world, dice.choice((3, 6))) for _ in range(dice.choice((1, 2, 3)))]
+        if world.rewinds:
+            clients.append(Client(world, 6, gc_only=True))
+        if world.moves and number < 2:
+            clients.append(Client(world, 4, moves_only=True))
         world.start(f"p{number}", [*clients])
     with varied(variant):
         world.run(Client(world, 0).create_first)
@@ -47,6 +51,7 @@ def run_seed(
         crashes=world.crashes,
         checks=world.checks,
         backups_restored=world.restored,
+        **world.counts,
         commits_lost=world.disk.lost,
         commits_unanswered=world.disk.unanswered,
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fault.sim.disk import SimJournal, SimShard
 
 from shardgit.journal.interface import Compare
+from shardgit.journal.leases import Held, Leases
 from shardgit.journal.records import pool_key, recents_range
-from shardgit.operate import settle
+from shardgit.operate import orphans, settle
 from shardgit.service.store import Store
 
 if TYPE_CHECKING:
@@ -103,6 +104,41 @@ def _settle_takes_too_much() -> Iterator[None]:
 
 
 @contextmanager
+def _gc_waits_for_nobody() -> Iterator[None]:
+    """gc deletes what requests that began before may read still."""
+
+    def awaited(*_: object) -> tuple[str, ...]:
+        return ()
+
+    with _replaced(orphans, "_awaited", awaited):
+        yield
+
+
+@contextmanager
+def _gc_knows_no_leases() -> Iterator[None]:
+    """gc deletes what a push under way has put and is about to name, and what requests read."""
+
+    def nobody(self: Leases) -> Iterator[Held]:
+        del self
+        return iter(())
+
+    with _replaced(Leases, "all", nobody):
+        yield
+
+
+@contextmanager
+def _condemned_not_compared() -> Iterator[None]:
+    """Who relies on what gc has condemned does not say so."""
+
+    def rely(self: Store, pool: PoolState, on: Callable[[], Iterable[bytes]]) -> Any:
+        del self, on
+        return [Compare(pool_key(pool.record.id), pool.revision)], []
+
+    with _replaced(Store, "rely", rely):
+        yield
+
+
+@contextmanager
 def _no_variant() -> Iterator[None]:
     yield
 
@@ -113,6 +149,9 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "blocks-behind-the-commit": _blocks_behind_the_commit,
     "answered-too-soon": _answered_too_soon,
     "settle-takes-too-much": _settle_takes_too_much,
+    "gc-waits-for-nobody": _gc_waits_for_nobody,
+    "gc-knows-no-leases": _gc_knows_no_leases,
+    "condemned-not-compared": _condemned_not_compared,
 }
 
 

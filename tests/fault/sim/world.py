@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from array import array
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,15 +20,23 @@ from fault.sim.disk import Disk, Rows, SimJournal, SimShard
 from fault.sim.history import History
 from fault.sim.scheduler import Process, Scheduler, SimLock
 
+import shardgit.blocks.routed
 import shardgit.operate.compact
+import shardgit.operate.planning
+import shardgit.operate.rebalance
 from shardgit import clock, faultpoints
+from shardgit.backup.naming import Naming
 from shardgit.backup.source import CutSnapshot
 from shardgit.backup.target import Target
+from shardgit.blocks.block import partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.journal.interface import Row
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import Limits
+from shardgit.node import JournalRings
 from shardgit.oid import BlockId, HashKind
+from shardgit.operate.gc import GcOptions, gc
+from shardgit.operate.operation import Control
 from shardgit.refs.table import RefTable
 from shardgit.ring.ring import PARTITIONS, Ring, RingShard
 from shardgit.service.store import Store
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 
     from fault.sim.client import Attempt
 
+    from shardgit.blocks.shard import ShardStore
     from shardgit.oid import ObjectId
     from shardgit.service.look import Look
 
@@ -48,6 +58,7 @@ LIMITS = Limits(
     recents_max_bytes=20_000,
 )
 CRASHES_MAX = 4
+LONG_MS = 40 * 86_400_000.0
 
 
 class SimWorkers:
@@ -81,6 +92,22 @@ class SimWorkers:
         """Nothing is held."""
 
 
+class SimControl(Control):
+    """Waits in simulated time."""
+
+    def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            clock.sleep(seconds)
+        self.check()
+
+
+class SimRings(JournalRings):
+    """The rings of the simulated journal; all shards are open from the start."""
+
+    def open_shard(self, number: int) -> ShardStore:
+        raise AssertionError(number)
+
+
 class SimProcess(Process):
     """A simulated process with a store of its own."""
 
@@ -90,7 +117,14 @@ class SimProcess(Process):
         self.workers = SimWorkers(world, self)
         self.journal = SimJournal(disk, world.scheduler, self)
         shards = {number: SimShard(number, disk, world.scheduler, self) for number in disk.shards}
-        self.blocks = RoutedStore(world.ring, cast("Any", shards), cast("Any", self.workers))
+        row = disk.rows.rows[RING_KEY]
+        self.blocks = RoutedStore(
+            Ring.decode(row.value),
+            cast("Any", shards),
+            cast("Any", self.workers),
+            source=SimRings(cast("Any", self.journal), world.scratch, cast("Any", self.workers)),
+            revision=row.revision,
+        )
         self.blocks._writers = cast("Any", self.workers)
         self.store = Store(
             journal=cast("Any", self.journal),
@@ -100,6 +134,10 @@ class SimProcess(Process):
             limits=world.limits,
             scratch=world.scratch,
         )
+
+    def forget(self) -> None:
+        """Let go of its leases, as the kernel tells of a process that is gone."""
+        self.store.leases.close()
 
 
 class World:
@@ -121,15 +159,22 @@ class World:
             recent_embedded_max_bytes=self.dice.choice((0, 900, 900, 100_000)),
             recents_settle=self.dice.choice((2, 4, 4, 50)),
         )
+        self.rewinds = self.dice.random() < 0.3
+        if self.rewinds:  # so that little lies in one block
+            self.limits = dataclasses.replace(
+                self.limits, block_target_bytes=1_500, recent_embedded_max_bytes=0
+            )
         self.scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=_memory()))
         self.folder = self.scratch
         self.history = History(self.dice.choice((HashKind.SHA1,) * 7 + (HashKind.SHA256,)))
         self.attempts: list[Attempt] = []
         self.uploads: list[Attempt] = []
         self.reads = 0
+        self.moves = count > 1 and self.dice.random() < 0.12
         self.crashes = 0
         self.checks = 0
         self.restored = 0
+        self.counts: Counter[str] = Counter()
         self.crash_rate = self.dice.choice((0.0, 0.002, 0.004, 0.012))
         self.full = self.dice.choice((0.0, 0.0, 0.0, 0.03))
         self.processes: list[SimProcess] = []
@@ -148,8 +193,13 @@ class World:
     def now_ms(self) -> float:
         return self.scheduler.now
 
+    def control(self) -> Control:
+        return SimControl()
+
     def pause(self) -> None:
         self.scheduler.switch("client is slow")
+        if self.dice.random() < (0.6 if self.rewinds else 0.2):
+            self.scheduler.sleep(self.dice.choice((0.05, 0.3)))
 
     def tell(self, attempt: Attempt) -> None:
         """Everybody sees it."""
@@ -179,7 +229,7 @@ class World:
         self.crashes += 1
         for process in processes:
             process.dead = True
-            process.store.leases.close()  # as the kernel would end its process
+            process.forget()
             self.processes.remove(process)
             for attempt in self.attempts:
                 if attempt.process is process and attempt.ended is None:
@@ -197,9 +247,12 @@ class World:
         try:
             self.checks += 1
             if self.check is not None:
-                self.check(self, SimProcess("judge", self).store)
+                judge = SimProcess("judge", self)
+                self.check(self, judge.store)
+                judge.forget()
                 if last:
                     self._check_backups()
+                    self._check_space()
         finally:
             self.scheduler.quiet = False
             self.scheduler.at_step = hook
@@ -224,6 +277,45 @@ class World:
         blocks = [BlockId(block) for block in cut.block_ids()]
         process.blocks.put_many_sync([(block, target.get(block)) for block in blocks])
         self.check(self, process.store, before=newest.begun)
+
+    def _check_space(self) -> None:
+        """Let all time be over and collect: of what was garbage nothing is left, at once.
+
+        What the gc itself has written and replaced is too young for it, and goes with the next one.
+        """
+        assert self.check is not None
+        for process in self.processes:
+            process.forget()  # they have ended
+        self.scheduler.now += LONG_MS
+        before = {block for block, _ in SimProcess("before", self).blocks.scan_sync()}
+        for again in (False, True):
+            process = SimProcess("gc", self)
+            done = gc(
+                process.store,
+                GcOptions(grace_s=0.0, orphan_age_s=0.0, wait_s=1.0, garbage_min=0.0),
+                control=self.control(),
+            )
+            named: set[BlockId] = set()
+            naming = Naming(process.store.blocks)
+            with process.store.journal.snapshot() as snapshot:
+                for row in snapshot.range(b"\0", b"\xff"):
+                    named.update(naming.of(row))
+            process.forget()
+            found = {block for block, _ in process.blocks.scan_sync()}
+            left = found - named if again else (found & before) - named
+            homes = [
+                block
+                for block in named
+                if not any(
+                    block in self.disk.shards[home]
+                    for home in process.blocks.ring.reads_of(partition_of(block))
+                )
+            ]
+            assert not homes, f"{len(homes)} blocks lie where the ring does not look"
+            assert named <= found, f"{len(named - found)} named blocks are gone after {done}"
+            assert not left, f"{len(left)} blocks that nothing names are left after {done}"
+            self.scheduler.now += 1_000
+        self.check(self, SimProcess("after", self).store)
 
     def _at_step(self, label: str) -> None:
         del label
@@ -286,10 +378,34 @@ class _Threading:
         return getattr(threading, name)
 
 
+_decode = Ring.decode
+
+
+@functools.cache
+def _decoded(data: bytes) -> Ring:
+    return _decode(data)
+
+
+def _cheap_build(shards: Sequence[RingShard], *, before: Ring, seed: int = 0, **_: object) -> Ring:
+    """Return a ring that the real builder might have made, a thousand times as fast."""
+    full = [shard.number for shard in shards if shard.weight > 0]
+    row = array("H", bytes(2 * PARTITIONS))
+    for low in range(0, PARTITIONS, 1_024):
+        home = full[(low // 1_024 + before.epoch) % len(full)]
+        row[low : low + 1_024] = array("H", [home]) * 1_024
+    return Ring(before.epoch + 1, seed, tuple(shards), (row,))
+
+
 @functools.cache
 def _take_over() -> None:
     """Give shardgit's modules locks that the scheduler knows; once in a process, for good."""
     shardgit.operate.compact.WANTED_BYTES = 500
+    shardgit.operate.rebalance.STEP_PARTITIONS = 8_192
+    shardgit.operate.rebalance.GROUP_BYTES = 3_000
+    shardgit.operate.planning.STEP_PARTITIONS = 32_768
+    setattr(shardgit.operate.planning, "build", _cheap_build)  # noqa: B010
+    shardgit.blocks.routed.SCAN_PARTITIONS = 16_384
+    setattr(Ring, "decode", _decoded)  # noqa: B010
     for name, module in list(sys.modules.items()):
         # Backups are put by threads of their own.
         if name.startswith("shardgit") and not name.startswith("shardgit.backup"):
