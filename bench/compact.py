@@ -129,6 +129,8 @@ def pushes(source: Path, scratch: Path, count: int) -> None:
         view = Look(store, "demo").view
         assert view is not None
         print(f"{len(line):,} pushes: {len(view.runs)} runs, {compactions} compactions")
+        compact(store, pool_of(store), control=silent_control(), full=True)
+        full_cpu, full_bytes = clone_cost(store)
     tip = git(source, "rev-parse", "HEAD").strip().decode()
     git(scratch / "whole.git", "update-ref", "refs/heads/main", tip)
     git(scratch / "whole.git", "repack", "-adfq", "--window=10", "--depth=50")
@@ -137,6 +139,9 @@ def pushes(source: Path, scratch: Path, count: int) -> None:
         fresh_cpu, fresh_bytes = clone_cost(store)
     print(f"clone after pushes: {pushed_cpu * 1000:.1f} ms of CPU, {pushed_bytes:,} bytes")
     print(f"clone, fresh:       {fresh_cpu * 1000:.1f} ms of CPU, {fresh_bytes:,} bytes")
+    print(f"clone, compacted:   {full_cpu * 1000:.1f} ms of CPU, {full_bytes:,} bytes (--full)")
+    ratios = f"{full_cpu / fresh_cpu:.3f} of the CPU, {full_bytes / fresh_bytes:.3f}"
+    print(f"ratio, compacted:   {ratios} of the bytes")
     ratios = f"{pushed_cpu / fresh_cpu:.3f} of the CPU, {pushed_bytes / fresh_bytes:.3f}"
     print(f"ratio:              {ratios} of the bytes")
 

@@ -16,7 +16,8 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId, PoolId
-from shardgit.operate.compact import compact
+from shardgit.operate import compact as compacting
+from shardgit.operate.compact import compact, wants_compaction
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
@@ -158,3 +159,32 @@ def test_a_parents_clones_stay_whole_segments_after_forks_pushed(tmp_path: Path)
         export_repository(store, "mine", tmp_path / "out.git")
     git(tmp_path / "out.git", "fsck", "--strict", "--full")
     assert git(tmp_path / "out.git", "rev-parse", "refs/heads/main") == new
+
+
+def test_a_compaction_is_wanted_once_the_tail_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "WANTED_BYTES", 500)
+    origin = make_history(tmp_path / "origin", commits=30)
+    create_store(tmp_path / "data")
+    sizes = Limits(block_target_bytes=6_000, block_max_bytes=12_000)
+    with open_store(tmp_path / "data", limits=sizes) as store:
+        import_repository(store, "demo", str(origin))
+        old = git(origin, "rev-parse", "HEAD")
+        for step in range(4):
+            extend_history(origin, commits=1, rand=random.Random(step), first=600 + step)
+            new = git(origin, "rev-parse", "HEAD")
+            push(store, "demo", origin, old, new)
+            assert settle(store, pool_of(store))
+            old = new
+        before = Look(store, "demo").view
+        assert before is not None
+        assert wants_compaction(before)
+        done = compact(store, pool_of(store), control=silent_control())
+        after = Look(store, "demo").view
+        assert after is not None
+        # The large run of the import is left alone, the small ones behind it are one now.
+        assert (done.runs_before, done.runs_after) == (len(before.runs), 2)
+        assert after.runs[0].record.graph == before.runs[0].record.graph
+        assert not wants_compaction(after)
+        assert not verify_repository(store, "demo").bad

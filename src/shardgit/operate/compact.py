@@ -5,7 +5,7 @@ bases in other segments, trees that are told against whatever their pusher had. 
 consecutive runs, walks the history from the newest commit on, chooses bases anew among objects of like paths
 (``_delta.Chooser``) and writes one run: commits by recency, trees and blobs as the walk meets them, families whole.
 
-Which runs: the shortest tail that is larger than half of the run before it, so that each byte is written O(log n)
+Which runs: all from the first on that is not twice as large as what follows it, so that each byte is written O(log n)
 times as the pool grows. The manifest is swapped by compare-and-set, and only the runs that were written anew are
 replaced: pushes and settles go on meanwhile. Stopped or killed, a compaction has done whole steps and leaves blocks
 that nothing names.
@@ -50,7 +50,9 @@ WINDOW = 10  # objects that each is tried against, as git does
 DEPTH = 50
 LEVEL = 9  # of deflate; 12 is 1.5 % smaller and takes twice the time of all the rest
 GROWTH = 2  # a run is written anew once what came after it is more than a GROWTH-th of it
-WANTED_BYTES = 4 << 20  # less than this behind the last compacted run is not worth a compaction
+# A tail of less is not worth a compaction: 500 small pushes made a clone of 10 MB 31 % larger, so it is kept small.
+WANTED_BYTES = 512 << 10
+WANTED_PART = 32  # of the pool
 ROUNDS_MAX = 16
 TICK_S = 0.1
 
@@ -283,18 +285,16 @@ def bytes_of(view: PoolView, runs: Sequence[PlacedRun]) -> int:
 
 
 def _tail(view: PoolView, *, full: bool) -> list[PlacedRun]:
-    """Return the runs to write anew: the shortest tail that outweighs half of the run before it; [] for none."""
+    """Return the runs to write anew: all from the first on that what follows outweighs by half; [] for none."""
     runs = list(view.runs[: len(view.manifest.runs)])
     if full or not runs:
         return runs
     sizes = [bytes_of(view, [run]) for run in runs]
-    first, total = len(runs), 0
-    for at in range(len(runs) - 1, -1, -1):
-        if first < len(runs) and sizes[at] > GROWTH * total:
-            break
-        total += sizes[at]
-        first = at
-    if len(runs) - first < 2 or total < WANTED_BYTES:
+    first, total = 0, sum(sizes)
+    while first < len(runs) and sizes[first] > GROWTH * (total - sizes[first]):
+        total -= sizes[first]
+        first += 1
+    if len(runs) - first < 2 or total < max(WANTED_BYTES, sum(sizes) // WANTED_PART):
         return []
     return runs[first:]
 
