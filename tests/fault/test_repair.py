@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from served import clean_environment, git
 
 from shardgit.blocks.block import BlockKind, parse_header, partition_of
 from shardgit.blocks.layout import initial_ring, open_layout
-from shardgit.errors import DataLoss, ShardMissing, Stopped
+from shardgit.errors import DataLoss, ShardMissing, Stopped, StoreBusy
 from shardgit.journal.interface import Put
 from shardgit.journal.records import RING_KEY
 from shardgit.lmdbenv import PAGE_BYTES
@@ -20,15 +22,15 @@ from shardgit.node import create_store, open_store
 from shardgit.operate.block_sources import opened_source
 from shardgit.operate.findings import FindingKind
 from shardgit.operate.operation import Control, silent_control
-from shardgit.operate.repair import repair_store
+from shardgit.operate.repair import remake_shards, repair_store
 from shardgit.operate.settle import settle, settling_alone
+from shardgit.operate.shrinking import compact_shards
 from shardgit.operate.verifying import verify_store
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from shardgit.oid import BlockId
     from shardgit.operate.repair import Repair
@@ -374,3 +376,93 @@ def test_a_settled_pool_verifies_clean(tmp_path: Path, source: Path) -> None:
             pool = store.repository(snapshot, "demo").pool
         settle(store, pool)
         assert verified(store, objects=True).clean
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from shardgit.node import open_store
+with open_store(Path(sys.argv[1])):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def page_of_blocks(file: Path) -> int:
+    """Return a leaf page that leads to blocks."""
+    data = file.read_bytes()
+    found = -1
+    for page in range(2, len(data) // PAGE_BYTES):
+        flags = int.from_bytes(data[page * PAGE_BYTES + 10 :][:2], "little")
+        lower = int.from_bytes(data[page * PAGE_BYTES + 12 :][:2], "little")
+        number = int.from_bytes(data[page * PAGE_BYTES :][:8], "little")
+        if flags == 2 and number == page and lower > 20:
+            found = page
+    assert found > 0
+    return found
+
+
+def test_a_shard_with_damaged_trees_is_made_anew_from_its_blocks(
+    tmp_path: Path, source: Path
+) -> None:
+    folder = tmp_path / "s"
+    with store_of(folder, source) as store:
+        before = everything(store)
+    file = folder / "shards" / "001" / "data.mdb"
+    page = page_of_blocks(file)
+    with file.open("r+b") as opened:
+        opened.seek(page * PAGE_BYTES + 14)
+        opened.write(b"\xff\xff")
+    found = verify_store(folder, control=silent_control())
+    assert found.counts[FindingKind.PAGE] > 0
+    assert found.counts[FindingKind.LOST] > 0
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"open\n"
+    with pytest.raises(StoreBusy):
+        remake_shards(folder, control=silent_control())
+    holder.communicate()
+    assert [one.shard for one in remake_shards(folder, control=silent_control(), dry_run=True)] == [
+        1
+    ]
+    (one,) = remake_shards(folder, control=silent_control())
+    # No tree leads to any of them any more; all lie in the file still.
+    assert one.shard == 1
+    # Among them may be what was deleted: gc's.
+    assert one.blocks + one.salvaged >= len([1 for number, _ in before if number == 1])
+    assert one.kept is not None
+    assert Path(one.kept).exists()
+    assert remake_shards(folder, control=silent_control()) == ()
+    with open_store(folder) as store:
+        assert verified(store, objects=True).clean
+        assert everything(store).items() >= before.items()
+        assert_git_is_content(store, tmp_path / "out.git", source)
+
+
+def test_a_lost_disk_is_filled_again_from_the_other_replicas(tmp_path: Path, source: Path) -> None:
+    folder = tmp_path / "s"
+    with store_of(folder, source, replicas=2) as store:
+        before = everything(store)
+    (folder / "shards" / "002" / "data.mdb").unlink()
+    with pytest.raises(DataLoss), open_store(folder):
+        pass
+    (one,) = remake_shards(folder, control=silent_control())
+    assert (one.shard, one.blocks, one.kept) == (2, 0, None)
+    with open_store(folder) as store:
+        assert repaired(store).whole
+        assert everything(store) == before
+        assert verified(store).clean
+
+
+def test_a_compacted_shard_verifies_clean_and_is_repaired(tmp_path: Path, source: Path) -> None:
+    with store_of(tmp_path / "s", source, replicas=2) as store:
+        compact_shards(store, force=True, control=silent_control())
+        assert verified(store).clean
+        block = blocks_of(store, BlockKind.SEGMENT)[0]
+        store.blocks.shards[store.blocks.ring.shards_of(partition_of(block))[0]].delete_many_sync(
+            [block]
+        )
+        assert repaired(store).whole
+        assert verified(store).clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -283,7 +284,7 @@ def test_a_verifier_sees_one_moment_while_others_write(tmp_path: Path, workers: 
     folder = tmp_path / "shard"
     held = made_shard(folder, workers, chance)
     shard = ShardStore(folder, workers)
-    others = Workers(1)
+    others = ThreadPoolExecutor(1)
     stop = False
 
     def write() -> int:
@@ -304,5 +305,5 @@ def test_a_verifier_sees_one_moment_while_others_write(tmp_path: Path, workers: 
     finally:
         stop = True
         assert writing.result() > 0
-        others.close()
+        others.shutdown()
         shard.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,16 +107,17 @@ def _unopenable(data: Path | None) -> Path | None:
 def _closed(folder: Path, shard: int | None, *, objects: bool, json: bool) -> Verification:
     from shardgit.operate.verifying import verify_store
 
-    return run_here(
+    done: Verification = run_here(
         None,
         local=lambda control: verify_store(folder, control=control, shard=shard, objects=objects),
         remote=_never,
         show=_show_verified,
         json=json,
     )
+    return done
 
 
-def _never(*_: object) -> Verification:
+def _never(*_: object) -> Any:
     raise ShardgitError("a server's store opens")
 
 
@@ -161,6 +162,8 @@ def repair(
                 if source is not None and address is None
                 else []
             )
+            if address is None:
+                _remake(data, dry_run=dry_run, quiet=json)
             done = run_operation(
                 server,
                 data,
@@ -176,6 +179,28 @@ def repair(
             )
         if not done.whole:
             raise typer.Exit(FAILED)
+
+
+def _remake(data: Path | None, *, dry_run: bool, quiet: bool) -> None:
+    """Make shards anew whose own pages are damaged; a store that has one may not even open."""
+    from shardgit.operate.repair import remake_shards
+
+    folder = data_folder(data)
+    made = run_here(
+        None,
+        local=lambda control: remake_shards(folder, control=control, dry_run=dry_run),
+        remote=_never,
+    )
+    for one in made if not quiet else ():
+        text = "would be made anew" if dry_run else f"made anew with {one.blocks:,} blocks"
+        if one.salvaged:
+            text += f" and {one.salvaged:,} that its trees had lost"
+        if one.kept:
+            text += f"; the damaged file is kept: {one.kept}"
+        typer.echo(f"shard {one.shard}: {text}")
+    if made and dry_run:
+        typer.echo("what blocks are missing is known once that is done")
+        raise typer.Exit(FAILED)
 
 
 def _show_verified(done: Verification) -> None:

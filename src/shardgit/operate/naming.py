@@ -17,6 +17,7 @@ from shardgit.journal.lfs_records import LfsRecord
 from shardgit.journal.records import PoolRecord, RefsHead, RepositoryRecord, serial_of
 from shardgit.journal.uploads import UploadRecord
 from shardgit.oid import BlockId, HashKind, PoolId
+from shardgit.pool.condemned import CONDEMNED, CONDEMNED_FLAG, CondemnedRecord
 from shardgit.pool.manifest import ALONE, PAGE_FLAG, BlockRef, decode_manifest, embedded_block
 from shardgit.pool.parts import decode_parts
 from shardgit.refs.log import LOG_FLAG, named_blocks
@@ -24,7 +25,7 @@ from shardgit.refs.page import PAGE_FLAG as REFS_PAGE_FLAG
 from shardgit.refs.snapshot import snapshot_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from shardgit.journal.interface import Row
     from shardgit.pool.manifest import Manifest
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     Read = Callable[[BlockId], bytes | None]
     """Returns a block that matches its id, None where there is none whole."""
 
-NAMING_TABLES = frozenset(b"PSHLUF")
 _POOL_BYTES = 16
 _UPLOAD_FLAG = 1
 _DELETED_BYTES = 8  # when, before the record of a deleted repository
@@ -104,6 +104,11 @@ def named_by(row: Row, read: Read) -> Iterator[Named]:
             yield from _of_log(row, read)
         elif table == b"U":
             yield from _of_uploads(row)
+        elif table == CONDEMNED:
+            for block in CondemnedRecord.decode(row.value).blocks:
+                pool = PoolId(row.key[1:])
+                what = "condemned set"
+                yield Named(block, BlockKind.PART, row.key, what, pool, flags=CONDEMNED_FLAG)
         elif row.key[:2] == b"Fo":
             yield from _of_lfs(row, read)
     except ShardgitError as error:
@@ -230,8 +235,3 @@ def _of_lfs(row: Row, read: Read) -> Iterator[Named]:
     if data is not None:
         for part in decode_parts(data).parts:
             yield Named(part, BlockKind.PART, row.key, f"part of {what}", pool, flags=0)
-
-
-def rows_that_name(rows: Iterable[Row]) -> Iterator[Row]:
-    """Return the rows of the tables that name blocks."""
-    return (row for row in rows if row.key[:1] and row.key[0] in NAMING_TABLES)

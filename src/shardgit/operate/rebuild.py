@@ -53,12 +53,15 @@ def rebuild_pool(store: Store, pool: PoolId, *, control: Control) -> tuple[int, 
     """
     for _ in range(ATTEMPTS):
         with store.journal.snapshot() as snapshot:
+            # Keeps what is put until the commit that names it, and what is read.
+            lease = store.leases.take(snapshot.revision)
             state = store.pool(snapshot, pool)
             rows = list(snapshot.range(*recents_range(pool)))
-        try:
-            return _Rebuild(store, state, rows, control).run()
-        except Conflict:
-            continue
+        with lease:
+            try:
+                return _Rebuild(store, state, rows, control).run()
+            except Conflict:
+                continue
     raise Conflict("pool changed each time while its index was made anew", pool=pool.hex())
 
 

@@ -25,11 +25,13 @@ from shardgit.operate.findings import (
 )
 from shardgit.operate.operation import running
 from shardgit.operate.rebuild import rebuild_pool
+from shardgit.operate.remake import Remade, remake_shard
 from shardgit.operate.store_files import BlockSource, StoreFiles
 from shardgit.operate.verifying import DERIVED, Suspect, Verification, Verifying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from shardgit.operate.naming import Named
     from shardgit.operate.operation import Control
@@ -80,6 +82,33 @@ def repair_store(
     """
     with running(store, KIND), StoreFiles(store.scratch.parent) as files:
         return _Repair(store, files, control, sources, dry_run=dry_run).run()
+
+
+def remake_shards(folder: Path, *, control: Control, dry_run: bool = False) -> tuple[Remade, ...]:
+    """Make the databases of shards anew whose own pages are damaged or whose file is gone; before the store is opened.
+
+    Errors: StoreBusy while a process has such a shard open, DataLoss when the journal is damaged too, StorageFull,
+    Stopped.
+    """
+    with StoreFiles(folder) as files:
+        looking = Verifying(files, control)
+        looking.check_files()
+        broken = [number for number in files.shards if number not in looking.sound]
+        if not broken:
+            return ()
+        if any(one.shard is None for one in looking.findings.kept):
+            raise DataLoss("journal is damaged; restore the store from a backup", path=str(folder))
+        if dry_run:
+            return tuple(Remade(number, 0, 0, None) for number in broken)
+        looking.read_ring()
+        made = []
+        for number in broken:
+
+            def belongs(block: BlockId, number: int = number) -> bool:
+                return number in files.homes(block)
+
+            made.append(remake_shard(number, files.shards[number], belongs, control=control))
+        return tuple(made)
 
 
 class _Repair:

@@ -93,6 +93,7 @@ class Scrub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.closed = False  # whether the process keeps LMDB away from the file
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scrub:
@@ -170,19 +171,16 @@ class Scrub:
             yield ScrubbedRows(tuple(whole), tuple(bad), _faults(facts))
             start = _next(facts)
 
-    def salvage(self) -> Iterator[tuple[BlockId, int, int]]:
-        """Return (id, first page, length) of what looks like a block anywhere in the file."""
+    def salvage(self) -> Iterator[tuple[BlockId, bytes]]:
+        """Return what looks like a block anywhere in the file, by the id that its bytes give."""
         page: int | None = 2
         while page is not None:
             facts, _ = self._ask("salvage", page=page, most=BATCH_BYTES)
-            for block, first, length in facts["found"]:
-                yield BlockId(bytes.fromhex(block)), first, length
+            for block, first, skip, length in facts["found"]:
+                there, data = self._ask("at", page=first, skip=skip, length=length)
+                if there["found"]:
+                    yield BlockId(bytes.fromhex(block)), data
             page = facts["next"]
-
-    def at(self, page: int, length: int) -> bytes | None:
-        """Return a value that begins in a page, None when the file ends before it."""
-        facts, data = self._ask("at", page=page, length=length)
-        return data if facts["found"] else None
 
     # ---- the process ----
 
@@ -210,7 +208,10 @@ class Scrub:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shardgit.operate.scrubber", str(self.folder)],
+                [
+                    *(sys.executable, "-P", "-m", "shardgit.operate.scrubber", str(self.folder)),
+                    *(["closed"] if self.closed else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

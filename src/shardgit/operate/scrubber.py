@@ -1,6 +1,6 @@
 """The process that reads an LMDB file which may be damaged; operate/scrub.py starts and asks it.
 
-``python -m shardgit.operate.scrubber FOLDER`` reads a request a line from standard input, JSON, and
+``python -m shardgit.operate.scrubber FOLDER [closed]`` reads a request a line from standard input, JSON, and
 answers each with a line of JSON on standard output and as many bytes behind it as its ``bytes``
 says. It ends with its input. Nothing of the file is mapped but by LMDB itself, which only pins the
 pages of a moment: should that kill the process, whoever asked goes on.
@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,13 +43,14 @@ Answer = tuple[dict[str, Any], bytes]
 class Scrubber:
     """Answers requests about one environment's file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, closed: bool = False) -> None:
         self._handle = os.open(folder / "data.mdb", os.O_RDONLY)
         self._file = PageFile(self._handle)
-        try:
-            self._environment: Environment | None = Environment(folder)
-        except ShardgitError:
-            self._environment = None  # LMDB itself refuses the file; nobody else opens it either
+        self._environment: Environment | None = None
+        if not closed:
+            # Where LMDB itself refuses the file, nobody else opens it either.
+            with suppress(ShardgitError):
+                self._environment = Environment(folder)
 
     @contextmanager
     def _pinned(self) -> Iterator[Meta | None]:
@@ -198,45 +199,57 @@ class Scrubber:
         return {**facts, "bad": bad, "faults": _plain(faults)}, b"".join(found)
 
     def salvage(self, page: int, most: int) -> Answer:
-        """Return the ids of whole blocks that lie in pages from ``page`` on, in whatever state the trees are.
+        """Return what looks like a block in pages from ``page`` on, in whatever state the trees are.
 
-        Large blocks only: those with pages of their own. Each comes as (id, first page, length).
+        Each comes as (BLAKE3 of its bytes, page, where in it, length): whether it is the block that it was, only one
+        who knows its id can tell.
         """
-        found: list[list[object]] = []
+        found: list[tuple[str, int, int, int]] = []
         end = self._file.pages
         read = 0
         while page < end and read < most:
-            try:
-                head = self._file.read(page, HEADER_BYTES + HEADER_SIZE)
-            except PageDamaged:
-                page += 1
-                continue
-            _, _, flags, _ = _OVERFLOW_HEADER.unpack_from(head)
-            read += len(head)
             step = 1
-            if flags == OVERFLOW and head[HEADER_BYTES : HEADER_BYTES + 4] == MAGIC:
-                length = int.from_bytes(head[HEADER_BYTES + 8 : HEADER_BYTES + 16], "little")
-                data = self._whole(page, length)
-                if data is not None:
+            data = self._file.read(page, PAGE_BYTES)
+            read += PAGE_BYTES
+            _, _, flags, _ = _OVERFLOW_HEADER.unpack_from(data)
+            if flags == OVERFLOW:
+                length = _length_at(data, HEADER_BYTES)
+                whole = self._whole(page, HEADER_BYTES, length)
+                if whole is not None:
                     read += length
-                    found.append([blake3(data).hexdigest(), page, length])
+                    found.append((blake3(whole).hexdigest(), page, HEADER_BYTES, length))
                     step = -(-(HEADER_BYTES + length) // PAGE_BYTES)
+            else:
+                at = data.find(MAGIC)
+                while at >= 0:
+                    length = _length_at(data, at)
+                    if HEADER_SIZE <= length <= PAGE_BYTES - at:
+                        block = data[at : at + length]
+                        found.append((blake3(block).hexdigest(), page, at, length))
+                    at = data.find(MAGIC, at + 1)
             page += step
         return {"next": page if page < end else None, "found": found, "read": read}, b""
 
-    def _whole(self, page: int, length: int) -> bytes | None:
-        """Return what a block's header claims lies there; whether it is the block its id must tell."""
+    def _whole(self, page: int, skip: int, length: int) -> bytes | None:
+        """Return as many bytes as a block's header claims to have; None when it cannot."""
         if not HEADER_SIZE <= length <= BLOCK_MAX_BYTES:
             return None
         try:
-            return self._file.read(page, length, HEADER_BYTES)
+            return self._file.read(page, length, skip)
         except PageDamaged:
             return None
 
-    def at(self, page: int, length: int) -> Answer:
-        """Return the bytes of a value that begins in a page."""
-        data = self._whole(page, length)
+    def at(self, page: int, skip: int, length: int) -> Answer:
+        """Return bytes from somewhere in a page on."""
+        data = self._whole(page, skip, length)
         return {"found": data is not None}, data or b""
+
+
+def _length_at(data: bytes, at: int) -> int:
+    """Return the length that a block's header claims; 0 when there is none."""
+    if data[at : at + len(MAGIC)] != MAGIC:
+        return 0
+    return int.from_bytes(data[at + 8 : at + 16], "little")
 
 
 def _within(leaf: Leaf, key: bytes, begin: bytes, behind: bytes) -> bool:
@@ -250,9 +263,9 @@ def _plain(faults: list[Fault]) -> list[dict[str, Any]]:
     return [{"page": fault.page, "what": fault.what} for fault in faults[:FAULTS_MAX]]
 
 
-def serve(folder: Path, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more."""
-    scrubber = Scrubber(folder)
+def serve(folder: Path, requests: IO[bytes], answers: IO[bytes], *, closed: bool = False) -> None:
+    """Answer requests until there are no more; ``closed``: without LMDB, so nobody may write meanwhile."""
+    scrubber = Scrubber(folder, closed=closed)
     jobs: dict[str, Callable[..., Answer]] = {
         "walk": scrubber.walk,
         "blocks": scrubber.blocks,
@@ -270,4 +283,4 @@ def serve(folder: Path, requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer)
+    serve(Path(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer, closed="closed" in sys.argv[2:])

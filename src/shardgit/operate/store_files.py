@@ -59,13 +59,22 @@ class StoreFiles(OnWorkers):
         for shard in self.shards.values():
             shard.close()
 
+    def refresh(self) -> None:
+        """Look whether shards were compacted meanwhile: their blocks lie in another database then."""
+        for place in self.layout.shards:
+            with suppress(Refused):
+                folder = environment_of(place.path)
+                if folder != self.shards[place.number].folder:
+                    self.shards[place.number].close()
+                    self.shards[place.number] = Scrub(folder)
+
     def rows(self, low: bytes = b"", high: bytes = END) -> Iterator[Row]:
         """Return the whole rows of the journal with low <= key < high by rising key."""
         for some in self.journal.rows(low, high):
             yield from some.whole
 
     def homes(self, block: BlockId) -> tuple[int, ...]:
-        """Return the shards that must have a block: by the ring, or all without one."""
+        """Return the shards that must have a block: by the ring, or all without one. Others may have it, too."""
         if self.ring is None:
             return tuple(self.shards)
         return self.ring.shards_of(partition_of(block))

@@ -283,9 +283,7 @@ class Verifying:
         """Check the journal's rows, and note which blocks they name."""
         for row in self._each_row(tell=tell):
             self.rows += 1
-            if row.key == RING_KEY:
-                with suppress(DataLoss):
-                    self.files.ring = Ring.decode(row.value)
+            self._take_ring(row)
         # The ring first: blocks that name others are looked for where they must be.
         for row in self._each_row(tell=False):
             try:
@@ -299,6 +297,16 @@ class Verifying:
             except DataLoss as error:
                 if tell:
                     self.found(Finding(FindingKind.BROKEN, str(error), RESTORE, row=row.key.hex()))
+
+    def read_ring(self) -> None:
+        """Read the ring alone."""
+        for row in self.files.rows(RING_KEY, RING_KEY + b"\0"):
+            self._take_ring(row)
+
+    def _take_ring(self, row: Row) -> None:
+        if row.key == RING_KEY:
+            with suppress(DataLoss):
+                self.files.ring = Ring.decode(row.value)
 
     def _each_row(self, *, tell: bool) -> Iterator[Row]:
         try:
@@ -336,6 +344,7 @@ class Verifying:
             self.checkpoint()
 
     def _check_range(self, start: bytes, end: bytes, wanted: list[bytes]) -> None:
+        self.files.refresh()
         whole: dict[bytes, set[int]] = defaultdict(set)
         for number in self.numbers:
             for seen in self._read_shard(number, start, end):
@@ -421,12 +430,12 @@ class Verifying:
     def _confirm(self) -> None:
         begun = clock.monotonic()
         suspects, self._suspects = self._suspects, {}
+        self.files.refresh()
         named: dict[bytes, list[Named]] = defaultdict(list)
         for row in self._each_row(tell=False):
             with suppress(DataLoss):
                 self.owners.take(row)
-                if row.key == RING_KEY:
-                    self.files.ring = Ring.decode(row.value)
+                self._take_ring(row)
                 for one in named_by(row, self.files.read):
                     if one.block in suspects:
                         named[one.block].append(one)
