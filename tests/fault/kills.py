@@ -206,6 +206,15 @@ class KilledClient(Client):
     def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
         if self.chore:
             self.left = CHORE_TIMES
+            if self.chore.startswith("gc."):  # which needs garbage of every kind
+                return (
+                    (4, self._gc),
+                    (4, self._push),
+                    (2, self._update),
+                    (2, self._create),
+                    (2, self._delete),
+                    (1, self._settle),
+                )
             return ((4, self._chore()), (1, self._push))
         return (
             *super()._works(),
@@ -702,6 +711,7 @@ def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: st
     """Be a child: open the store and work until death, or the end of the work."""
     dice = random.Random(seed)
     mates = Mates(arena.history, seed, first, pipe, arena.backups)
+    mates.rewinds = mates.rewinds or name.startswith("gc.")
     try:
         with open_store(arena.data, threads=2, limits=LIMITS) as store:
             host = _Host(store)
