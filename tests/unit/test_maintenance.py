@@ -17,6 +17,8 @@ from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
 from shardgit.operate.gc import KIND, GcLast
 from shardgit.operate.maintenance import Maintenance, Plan
+from shardgit.operate.operation import silent_control
+from shardgit.operate.verifying import verify
 from shardgit.service.look import Look
 from shardgit.service.repositories import Repositories
 
@@ -114,3 +116,10 @@ def test_a_scrub_is_due_once_in_its_time(store: Store) -> None:
     assert work.scrub() == 1
     assert work.scrub() == 0
     assert Maintenance(store, Plan(scrub_interval_s=0, rate_bytes_s=0)).scrub() == 1
+
+
+def test_a_deleted_repository_is_no_damage(store: Store) -> None:
+    mine = commit()
+    push(store, "demo", MAIN, None, mine, mine)
+    Repositories(store).delete("demo")
+    assert verify(store, control=silent_control()).findings == ()

@@ -14,7 +14,13 @@ from shardgit import _segment
 from shardgit.blocks.block import BlockKind, parse_header
 from shardgit.errors import DataLoss, ShardgitError
 from shardgit.journal.lfs_records import LfsRecord
-from shardgit.journal.records import PoolRecord, RefsHead, RepositoryRecord, serial_of
+from shardgit.journal.records import (
+    PoolRecord,
+    RefsHead,
+    RepositoryRecord,
+    decode_deleted,
+    serial_of,
+)
 from shardgit.journal.uploads import UploadRecord
 from shardgit.oid import BlockId, HashKind, PoolId
 from shardgit.pool.condemned import CONDEMNED, CONDEMNED_FLAG, CondemnedRecord
@@ -35,7 +41,6 @@ if TYPE_CHECKING:
 
 _POOL_BYTES = 16
 _UPLOAD_FLAG = 1
-_DELETED_BYTES = 8  # when, before the record of a deleted repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Owners:
             record = RepositoryRecord.decode(row.value)
             self.names[record.id] = record.name
         elif row.key[:1] == b"D":
-            record = RepositoryRecord.decode(row.value[_DELETED_BYTES:])
+            record = RepositoryRecord.decode(decode_deleted(row.value)[1])
             self.names[record.id] = f"{record.name} (deleted)"
         else:
             return
