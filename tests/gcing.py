@@ -106,9 +106,13 @@ def collected(store: Store, options: GcOptions = AT_ONCE) -> GcResult:
 
 
 def assert_no_leak(store: Store) -> None:
-    """The blocks that are there are those that the journal names, exactly."""
-    named = named_blocks(store, control=silent_control()).blocks
-    assert {block for block, _ in store.blocks.scan_sync()} == named
+    """The blocks that are there are those that the journal names, exactly.
+
+    But for those that a settle that was killed has put out of a root that stands still.
+    """
+    named = named_blocks(store, control=silent_control())
+    there = {block for block, _ in store.blocks.scan_sync()}
+    assert named.blocks <= there <= named.blocks | named.embedded
 
 
 def assert_whole(store: Store, name: str, *ids: ObjectId) -> None:

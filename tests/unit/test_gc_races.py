@@ -25,8 +25,11 @@ from shardgit import faultpoints
 from shardgit.errors import ObjectMissing
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
+from shardgit.objects import ObjectType, object_id
 from shardgit.oid import HashKind
 from shardgit.operate import pool_gc
+from shardgit.operate.operation import Control
+from shardgit.operate.orphans import sweep
 from shardgit.operate.settle import settle
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from shardgit.progress import Progress
     from shardgit.service.store import Store
 
 NEVER = Limits(recents_settle=10_000, recents_max=10_000)
@@ -294,3 +298,55 @@ def test_objects_that_are_reachable_again_and_again_left_stay_while_they_are_nee
     assert_whole(store, "demo", *kept.ids)
     push(store, "demo", b"refs/heads/top", None, top, lost, top)
     assert_whole(store, "demo", *kept.ids, *lost.ids, *top.ids)
+
+
+def test_what_no_ref_reaches_keeps_what_it_links_to(store: Store) -> None:
+    kept, lost = lost_commit(store)
+    blob = object_id(ObjectType.BLOB, [lost.objects[0][1]], len(lost.objects[0][1]), HashKind.SHA1)
+    tree = b"100644 other\0" + blob
+    oid = object_id(ObjectType.TREE, [tree], len(tree), HashKind.SHA1)
+    stray = Made(oid, ((ObjectType.TREE, tree),), frozenset({oid}))
+    top = commit(kept)
+    with meanwhile(
+        "gc.before_swap", lambda: push(store, "demo", MAIN, kept, top, top, stray)
+    ) as results:
+        collected(store)
+    assert not isinstance(results[0], BaseException), results
+    assert in_pool(store, "demo", oid, blob) == [True, True]
+    collected(store)
+    settled(store)
+    collected(store)
+    assert in_pool(store, "demo", oid, blob) == [False, False]
+    assert_whole(store, "demo", *kept.ids, *top.ids)
+
+
+def test_blocks_that_a_settle_puts_out_of_a_root_stay(store: Store) -> None:
+    old = commit(size=250_000)
+    push(store, "demo", MAIN, None, old, old)
+    settled(store)
+    new = commit(old, size=300_000)  # with it the pool is more than one block
+    push(store, "demo", MAIN, old, new, new)
+    looked = threading.Event()
+    sweeps: list[threading.Thread] = []
+
+    def waits(progress: Progress) -> None:
+        if progress.stage == "waiting for requests":
+            looked.set()
+
+    def run() -> None:
+        sweep(store, age_ms=0, wait_s=60, control=Control(report=waits))
+        looked.set()
+
+    def reached(name: str) -> None:
+        if name == "settle.before_commit":
+            store.create_repository("another", HashKind.SHA1)  # gc looks at a later revision
+            sweeps.append(threading.Thread(target=run))
+            sweeps[0].start()
+            assert looked.wait(60)
+
+    with faultpoints.listening(reached):
+        settled(store)
+    sweeps[0].join(60)
+    assert_whole(store, "demo", *old.ids, *new.ids)
+    collected(store)
+    assert_no_leak(store)

@@ -30,11 +30,16 @@ KEY_BYTES = 9  # of a table's letter and a repository's id
 
 @dataclass(slots=True)
 class Named:
-    """What the journal names at ``revision``. Of ``damaged`` pools not all can be told."""
+    """What the journal names at ``revision``. Of ``damaged`` pools not all can be told.
+
+    Blocks that roots have inside are ``embedded``. A settle, compaction or gc puts them out as they are, hence as old
+    as they are, before its commit names them; it loses unless the roots are still those that were looked at here.
+    """
 
     revision: int
     pins: list[str] = field(default_factory=list)  # who wants that no block is deleted
     blocks: set[BlockId] = field(default_factory=set)
+    embedded: set[BlockId] = field(default_factory=set)
     damaged: dict[PoolId, str] = field(default_factory=dict)
 
 
@@ -154,8 +159,7 @@ class _Naming:
         try:
             manifest = decode_manifest(root, read=page)
             for ref in manifest.blocks():
-                if not ref.inline:
-                    blocks.add(ref.id)
+                (self.found.embedded if ref.inline else blocks).add(ref.id)
             for segment in manifest.segments:
                 if segment.flags & ALONE:
                     blocks.update(self._parts(root, segment.ref, manifest.hash_kind))

@@ -84,7 +84,7 @@ def _orphans(
         if number % PACE_EVERY == 0:
             control.report(Progress("looking for orphans", number, None, "blocks"))
             control.pace(0)
-        if block in named.blocks:
+        if block in named.blocks or block in named.embedded:
             continue
         try:
             header = store.blocks.use(block, parse_header)

@@ -159,6 +159,9 @@ class Incoming:
         self.segments = 0
         self.stream = b""
         self.complete = True  # nothing that is new links to what is not there
+        self.links: Sequence[
+            int
+        ] = ()  # positions in the pool that new objects link to, -1 for what it lacks
         self.graph = view.graph() if view else PoolGraph(int(kind))
         if ingest is not None:
             self._place(ingest, limits)
@@ -177,6 +180,7 @@ class Incoming:
             for oid, position in zip(outside, known, strict=True)
             if position >= 0 and self.graph.type_at(position) == COMMIT
         }
+        self.links = known
         self.complete = all(position >= 0 for position in known)
         self.stream = ingest.graph(generations)
         if ingest.objects_kept:

@@ -175,14 +175,17 @@ class Intake:
             self._lay_out()
 
     def relied_on(self) -> list[bytes]:
-        """Return bitsets over the pool's positions of what the commit makes reachable, or keeps so, and of bases."""
+        """Return bitsets over the pool's positions of what the commit makes reachable, or keeps so, and of bases.
+
+        Links of new objects that no ref reaches are among it: what is stored must never lead to what is not there.
+        """
         known = bits_of(self.known, self.incoming.first)
         bases = self.look.view.positions(self._bases()) if self.look.view is not None else []
         return [
             self.look.reachable,
             self.look.uploaded.bits(),
             known,
-            bits_of((at for at in bases if at >= 0), self.incoming.first),
+            bits_of((at for at in [*bases, *self.incoming.links] if at >= 0), self.incoming.first),
         ]
 
     def _bases(self) -> list[ObjectId]:
