@@ -7,6 +7,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from gcing import MAIN, assert_whole, commit
+from gcing import push as pushed
 from reference.gits import extend_history, make_history
 from reference.gits import git as run_git
 
@@ -188,3 +190,16 @@ def test_a_compaction_is_wanted_once_the_tail_has_grown(
         assert after.runs[0].record.graph == before.runs[0].record.graph
         assert not wants_compaction(after)
         assert not verify_repository(store, "demo").bad
+
+
+def test_a_machine_of_many_cores_compacts(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", threads=64) as store:
+        store.create_repository("demo", HashKind.SHA1)
+        made = [commit(size=20)]
+        while 3 * len(made) < 2_100:  # fewer objects are looked at by one thread
+            made.append(commit(made[-1], size=20))
+        pushed(store, "demo", MAIN, None, made[-1], *made)
+        pool = Look(store, "demo").record.pool
+        assert compact(store, pool, control=silent_control(), full=True).objects == 3 * len(made)
+        assert_whole(store, "demo", *made[-1].ids)

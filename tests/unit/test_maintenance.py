@@ -9,15 +9,17 @@ import pytest
 from gcing import MAIN, assert_whole, commit, push
 
 from shardgit.config import ServeConfig
-from shardgit.errors import InvalidArgument
+from shardgit.errors import DataLoss, InvalidArgument
 from shardgit.filelock import FileLock
 from shardgit.journal.operations import read_operation
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
+from shardgit.operate import maintenance
 from shardgit.operate.gc import KIND, GcLast
 from shardgit.operate.maintenance import Maintenance, Plan
 from shardgit.operate.operation import silent_control
+from shardgit.operate.settle import settle
 from shardgit.operate.verifying import verify
 from shardgit.service.look import Look
 from shardgit.service.repositories import Repositories
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from shardgit.oid import PoolId
     from shardgit.service.store import Store
 
 AT_ONCE = Plan(interval_s=0.05, settle_age_s=0, gc_interval_s=3_600, rate_bytes_s=0)
@@ -123,3 +126,26 @@ def test_a_deleted_repository_is_no_damage(store: Store) -> None:
     push(store, "demo", MAIN, None, mine, mine)
     Repositories(store).delete("demo")
     assert verify(store, control=silent_control()).findings == ()
+
+
+def test_a_pool_that_fails_keeps_no_other_from_its_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create_repository("other", HashKind.SHA1)
+    for name in ("demo", "other"):
+        mine = commit()
+        push(store, name, MAIN, None, mine, mine)
+    seen: list[PoolId] = []
+    first: list[PoolId] = []
+
+    def failing(store: Store, pool: PoolId) -> bool:
+        seen.append(pool)
+        if not first:
+            first.append(pool)
+            raise DataLoss("block is missing")
+        return settle(store, pool)
+
+    monkeypatch.setattr(maintenance, "settle", failing)
+    Maintenance(store, AT_ONCE).round()
+    assert len(seen) == 2
+    assert recents(store) + len(Look(store, "other").state.pool.view.recents) == 1

@@ -28,7 +28,7 @@ from shardgit.lmdbenv import NO_SPACE
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.operation import running
 from shardgit.operate.reserving import reserving
-from shardgit.operate.rewriting import level_of, merged
+from shardgit.operate.rewriting import THREADS_MAX, level_of, merged
 from shardgit.operate.settle import settle, settled_whole
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import encode_manifest
@@ -356,7 +356,7 @@ class _Search:
             if self.seen is not None:
                 chooser.sights(self.seen.ranks(ingest))
             chooser.prepare()
-            count = min(self.store.workers.threads, 32) if chooser.objects > 2_000 else 1
+            count = min(self.store.workers.threads, THREADS_MAX) if chooser.objects > 2_000 else 1
             threads = [
                 threading.Thread(target=chooser.search, name=f"deltas-{number}")
                 for number in range(count)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import clock
-from shardgit.errors import DataLoss, RepositoryMissing
+from shardgit.errors import DataLoss, RepositoryMissing, StorageFull
 from shardgit.journal.operations import put_operation
 from shardgit.operate.condemning import Policy
 from shardgit.operate.operation import running
@@ -82,6 +82,7 @@ class GcLast:
 def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> GcResult:
     """Drop what nothing needs any more, while the store is served.
 
+    Without room to write runs anew it deletes the blocks that nothing names all the same.
     Errors: Refused when another gc runs, RepositoryMissing, Stopped, StorageFull.
     """
     options = options or GcOptions()
@@ -99,7 +100,9 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
             dry_run=options.dry_run,
         )
         policy = Policy(grace_ms, options.garbage_min)
-        pools, total, damaged = _objects(store, only, policy, control, dry_run=options.dry_run)
+        pools, total, damaged, full = _objects(
+            store, only, policy, control, dry_run=options.dry_run
+        )
         swept = sweep(
             store,
             age_ms=_ms(options.orphan_age_s, limits.orphan_age_s),
@@ -108,6 +111,8 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
             pool=only,
             dry_run=options.dry_run,
         )
+    if full is not None:
+        raise full  # what there was to delete without writing is deleted
     done = GcResult(
         dry_run=options.dry_run,
         pools=pools,
@@ -138,7 +143,7 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
 
 def _objects(
     store: Store, only: PoolId | None, policy: Policy, control: Control, *, dry_run: bool
-) -> tuple[int, Collected, dict[str, str]]:
+) -> tuple[int, Collected, dict[str, str], StorageFull | None]:
     members = Members()
     with store.journal.snapshot() as snapshot:
         members.look(snapshot)
@@ -156,7 +161,9 @@ def _objects(
             continue  # the pool went with its last repository
         except DataLoss as error:
             damaged[pool.hex()] = str(error)  # what is left of it may be needed to repair it
-    return len(pools), total, damaged
+        except StorageFull as error:
+            return number, total, damaged, error
+    return len(pools), total, damaged, None
 
 
 def _pool_of(store: Store, name: str | None) -> PoolId | None:

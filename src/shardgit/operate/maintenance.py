@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
 from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
-from shardgit.errors import Refused, ShardgitError, Stopped
+from shardgit.errors import Refused, ShardgitError, Stopped, StorageFull
 from shardgit.filelock import FileLock
 from shardgit.journal.interface import end_of
 from shardgit.journal.operations import read_operation
@@ -37,7 +37,7 @@ from shardgit.operate.verifying import VerifyState, verify
 from shardgit.pool.view import PoolView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shardgit.service.store import Store
 
@@ -56,6 +56,28 @@ class Plan:
     gc_interval_s: float = 86_400.0
     scrub_interval_s: float = 7 * 86_400.0
     rate_bytes_s: int = 32 << 20
+
+
+class Failures:
+    """What went wrong with some pools of a round: the others have their turn all the same."""
+
+    def __init__(self) -> None:
+        self.first: ShardgitError | None = None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Keep an error of a pool's for the end. Stopped and StorageFull end the round."""
+        try:
+            yield
+        except (Stopped, StorageFull):
+            raise
+        except ShardgitError as error:
+            self.first = self.first or error
+
+    def raise_first(self) -> None:
+        """Raise what was met first, for it to be logged and counted."""
+        if self.first is not None:
+            raise self.first
 
 
 class Maintenance:
@@ -161,9 +183,12 @@ class Maintenance:
 
     def _settle(self) -> int:
         done = 0
+        failed = Failures()
         for pool in self._old_recents():
             self.control.pace(0)
-            done += settle(self.store, pool)
+            with failed.set_aside():
+                done += settle(self.store, pool)
+        failed.raise_first()
         return done
 
     def _old_recents(self) -> list[PoolId]:
@@ -183,6 +208,7 @@ class Maintenance:
 
     def _compact(self) -> int:
         done = looked = 0
+        failed = Failures()
         with self.store.journal.snapshot() as snapshot:
             pools = [
                 PoolRecord.decode(PoolId(row.key[1:]), row.value)
@@ -196,21 +222,26 @@ class Maintenance:
                 break
             looked += 1
             self.control.pace(0)
-            if not self._pays(pool):
-                self._known[pool.id] = pool.generation
-                continue
-            made = compact(self.store, pool.id, control=self.control)
-            done += 1
-            telemetry.log().info(
-                "pool_compacted",
-                pool=made.pool,
-                runs_before=made.runs_before,
-                runs_after=made.runs_after,
-                objects=made.objects,
-                bytes_before=made.bytes_before,
-                bytes_after=made.bytes_after,
-            )
+            with failed.set_aside():
+                done += self._compact_one(pool)
+        failed.raise_first()
         return done
+
+    def _compact_one(self, pool: PoolRecord) -> int:
+        if not self._pays(pool):
+            self._known[pool.id] = pool.generation
+            return 0
+        made = compact(self.store, pool.id, control=self.control)
+        telemetry.log().info(
+            "pool_compacted",
+            pool=made.pool,
+            runs_before=made.runs_before,
+            runs_after=made.runs_after,
+            objects=made.objects,
+            bytes_before=made.bytes_before,
+            bytes_after=made.bytes_after,
+        )
+        return 1
 
     def _pays(self, pool: PoolRecord) -> bool:
         with self.store.lease():  # the view is not the store's, which would keep it

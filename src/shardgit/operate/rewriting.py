@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 32 << 20  # of entries held at once; more go through a file
 LEVEL_0_BYTES = 8 << 20  # a run of up to so many bytes is of level 0, of up to 8 times as many of 1
 LEVEL_MAX = 12
+THREADS_MAX = 32  # an ingest has room for the edges of 64 threads: those that resolve, and those that choose bases
 
 
 def level_of(size: int) -> int:
@@ -70,7 +71,7 @@ def merged(
             # What is merged is not a base from outside, though the pool has it still.
             return [-1 if any(at in span for span in own) else at for at in view.positions(ids)]
 
-        threads = store.workers.threads
+        threads = min(store.workers.threads, THREADS_MAX)
         room = replace(limits, thin_bases_max_bytes=bases_max_bytes)
         resolve_thin(ingest, view, elsewhere, threads=threads, limits=room, keep=keep)
         if keep is not None:
