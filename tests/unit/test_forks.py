@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha1
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shardgit.errors import Conflict, InvalidRepositoryName, RepositoryExists, RepositoryMissing
+from shardgit.errors import (
+    Conflict,
+    InvalidArgument,
+    InvalidRepositoryName,
+    RepositoryExists,
+    RepositoryMissing,
+)
 from shardgit.journal.records import log_range, refs_head_key
 from shardgit.node import create_store, open_store
+from shardgit.objects import ObjectType
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.settle import settle
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.refs.writer import RefWriter
 from shardgit.service.configuring import Configuring
 from shardgit.service.forks import fork
+from shardgit.service.look import Look
+from shardgit.service.reading import Reading
 from shardgit.service.repositories import Repositories
 from shardgit.service.settings import settings_of
+from shardgit.service.uploading import put_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -204,3 +217,27 @@ async def test_two_forks_of_one_name_make_one(store: Store) -> None:
     )
     refused = [one for one in outcomes if isinstance(one, RepositoryExists | Conflict)]
     assert len(refused) == 5
+
+
+def test_a_short_id_is_found_however_many_of_a_siblings_objects_start_so(store: Store) -> None:
+    store.create_repository("base", HashKind.SHA1)
+    fork(store, "base", "other")
+    blobs: dict[bytes, bytes] = {}
+    for number in count():
+        data = b"%d" % number
+        name = sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).digest()
+        if name[:2] == b"\xab\xcd":
+            blobs[name] = data
+            if len(blobs) == 20:
+                break
+    *theirs, mine = sorted(blobs)
+    put_objects(store, "other", [(ObjectType.BLOB, blobs[name]) for name in theirs])
+    put_objects(store, "base", [(ObjectType.BLOB, blobs[mine])])
+    for settled in (False, True):
+        if settled:
+            assert settle(store, Look(store, "base").record.pool)
+        reading = Reading(store, "base")
+        assert reading.infos([ObjectId(mine)])[0] is not None
+        assert reading.resolve("abcd") == reading.position(ObjectId(mine))
+        with pytest.raises(InvalidArgument, match="ambiguous"):
+            Reading(store, "other").resolve("abcd")

@@ -435,19 +435,25 @@ class PoolView:
                 out[position] = ObjectInfo(ObjectId(oid), segment.entry.type, length)
         return [out[position] for position in positions]
 
-    def find_prefix(self, prefix: str, *, limit: int = 16) -> list[ObjectId]:
-        """Return up to ``limit`` ids whose hex starts with ``prefix`` (4 digits or more)."""
+    def find_prefix(
+        self, prefix: str, among: Callable[[int], bool], *, limit: int = 16
+    ) -> list[ObjectId]:
+        """Return up to ``limit`` ids whose hex starts with ``prefix`` (4 digits or more), of objects ``among``.
+
+        That says of a position whether it counts. What does not count has no part in the limit either.
+        """
         low = int(prefix[:16].ljust(16, "0"), 16)
         high = int(prefix[:16].ljust(16, "f"), 16)
         found: list[ObjectId] = []
         for oid, at in list(self._overlay.positions.items()):
-            if at < self.objects and oid.hex().startswith(prefix):
+            if at < self.objects and oid.hex().startswith(prefix) and among(at):
                 found.append(ObjectId(oid))
         for run in self._indexed:
             for key, ref in run.record.index:
                 if int.from_bytes(key, "big") <= high:
                     rows = _segment.index_rows(self._piece(ref, run.root), low, high, 4096)
-                    ids = self.ids_at([run.start + row for row in rows])
+                    places = [run.start + row for row in rows if among(run.start + row)]
+                    ids = self.ids_at(places)
                     found += [oid for oid in ids if oid.hex().startswith(prefix)]
             if len(found) >= limit:
                 break

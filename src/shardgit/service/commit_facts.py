@@ -42,8 +42,7 @@ class CommitReading(ShownReading):
         length = least or max(ABBREVIATION_MIN, -(-count.bit_length() // 2))
         text = hex_of(oid)
         while length < len(text):
-            found = self._pool.find_prefix(text[:length])
-            if sum(at >= 0 for at in self.positions(found)) <= 1:
+            if len(self._pool.find_prefix(text[:length], self.owns, limit=2)) <= 1:
                 break
             length += 1
         return text[:length].encode()

@@ -108,7 +108,7 @@ class Reading(Look):
     def _abbreviated(self, text: str) -> int:
         if len(text) == 2 * self.record.hash_kind.size:
             return self.position(ObjectId(bytes.fromhex(text)))
-        found = self._pool.find_prefix(text) if self.view is not None else []
+        found = self._pool.find_prefix(text, self.owns) if self.view is not None else []
         positions = [at for at in self.positions(found) if at >= 0]
         if not positions:
             raise ObjectMissing("no object starts with that", id=text, repository=self.record.name)
