@@ -350,3 +350,18 @@ def test_blocks_that_a_settle_puts_out_of_a_root_stay(store: Store) -> None:
     assert_whole(store, "demo", *old.ids, *new.ids)
     collected(store)
     assert_no_leak(store)
+
+
+@pytest.mark.parametrize("point", ["gc.after_publish", "gc.before_swap"])
+def test_a_push_whose_target_lost_its_last_ref_meanwhile_keeps_it(store: Store, point: str) -> None:
+    kept, lost = commit(), commit()
+    push(store, "demo", b"refs/heads/kept", None, kept, kept)
+    push(store, "demo", b"refs/heads/lost", None, lost, lost)
+    settled(store)
+    waiting = start(store, "demo", OTHER, None, lost)
+    push(store, "demo", b"refs/heads/lost", lost, None)
+    with meanwhile(point, waiting.commit) as results:
+        collected(store, without_grace(wait_s=0))  # the push holds a lease
+    assert not isinstance(results[0], BaseException), results
+    assert waiting.outcome().results[0].error is None
+    assert_whole(store, "demo", *kept.ids, *lost.ids)

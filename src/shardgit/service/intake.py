@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import BasesGone, DataLoss, LimitExceeded, RepositoryMissing, Unavailable
-from shardgit.graph.closure import bits_of
+from shardgit.graph.closure import bits_of, union
 from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
 from shardgit.pool.append import write_recent
@@ -63,6 +63,7 @@ class Intake:
         self.told: list[str] = []  # lines for the user
         self.ingest: Ingest | None = None
         self.known: list[int] = []  # positions of what came and the pool had
+        self._had = b""  # what the repository had at looks before that showed the same pool: it was judged by that
         self.waiting = 0.0  # s until room may be asked for again; 0: there is room
         self._until: float | None = None  # how long it is waited for
         self.grafts = self.look.state.pool.view.grafts  # the repository's, once this is committed
@@ -182,6 +183,7 @@ class Intake:
         known = bits_of(self.known, self.incoming.first)
         bases = self.look.view.positions(self._bases()) if self.look.view is not None else []
         return [
+            self._had,
             self.look.reachable,
             self.look.uploaded.bits(),
             known,
@@ -250,13 +252,15 @@ class Intake:
 
         Errors: RepositoryMissing, BasesGone.
         """
-        before = self.look.state.pool.view
+        before, had = self.look.state.pool.view, self.look
         look = Look(self.store, self.name)
         if look.record.id != self.record.id:  # the name is another's now
             raise RepositoryMissing("repository does not exist", repository=self.name)
         self.look = look
         if self.look.state.pool.view.id == before.id:
+            self._had = union(self._had, had.reachable, had.uploaded.bits())
             return False
+        self._had = b""
         if self.ingest is not None:
             # What the pool had is left out of what is stored, and cannot be put back.
             leaned_on = [*self._bases(), *before.ids_at(self.known)]
