@@ -141,7 +141,8 @@ class Revival:
     def run(self, name: str, at_ms: int | None, message: str) -> Revived:
         """Bring it. Errors: BackupCorrupt, RepositoryMissing, LogPositionUnknown, RepositoryExists, StorageFull."""
         try:
-            return self._run(name, at_ms, message)
+            with self.store.lease():  # on the blocks that are put before the rows, however long that takes
+                return self._run(name, at_ms, message)
         finally:
             with suppress(ShardgitError):
                 self._pin.drop()
