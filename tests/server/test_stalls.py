@@ -81,3 +81,37 @@ async def test_who_is_slow_gets_all(
             with suppress(TimeoutError):
                 await asyncio.sleep(0.1)
     assert size == 32 << 20
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_request_that_has_no_end_is_cut(tmp_path: Path, *, asks: bool) -> None:
+    create_store(tmp_path / "data", shards=1)
+    with open_store(tmp_path / "data", limits=Limits(request_time_max_s=1)) as store:
+        Repositories(store).create("demo")
+        ids = put_objects(store, "demo", [(3, b"text")])
+        turns = 0
+
+        async def forever() -> AsyncIterator[object_pb2.GetObjectsRequest]:
+            nonlocal turns
+            async for one in asked([]):
+                yield one
+            while True:  # it is never silent for long
+                await asyncio.sleep(0.1)
+                if asks:
+                    turns += 1
+                    data = object_pb2.GetObjectsRequest.Data(ids=ids)
+                    yield object_pb2.GetObjectsRequest(data=data)
+
+        async with serving_rpc(store) as address, grpc.aio.insecure_channel(address) as channel:
+            call = object_pb2_grpc.ObjectServiceStub(channel).GetObjects(forever())  # type: ignore[no-untyped-call]
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                async with asyncio.timeout(20):
+                    while await call.read() is not grpc.aio.EOF:
+                        pass
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "takes too long" in (ended.value.details() or "")
+            async with asyncio.timeout(20):
+                while active():
+                    await asyncio.sleep(0.1)
+        assert not list(store.leases.all())
+        assert bool(turns) is asks

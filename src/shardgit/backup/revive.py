@@ -141,7 +141,9 @@ class Revival:
     def run(self, name: str, at_ms: int | None, message: str) -> Revived:
         """Bring it. Errors: BackupCorrupt, RepositoryMissing, LogPositionUnknown, RepositoryExists, StorageFull."""
         try:
-            with self.store.lease():  # on the blocks that are put before the rows, however long that takes
+            with (
+                self.store.lease()
+            ):  # on the blocks that are put before the rows, however long that takes
                 return self._run(name, at_ms, message)
         finally:
             with suppress(ShardgitError):

@@ -123,7 +123,7 @@ class RebalanceMethods:
         pieces: list[bytes] = []
         pace: shard_pb2.Pace | None = None
         held = 0
-        async for request in paced(requests, self.store.limits.client_pause_max_s):
+        async for request in paced(requests, self.store.limits):
             pace = pace or request.pace
             pieces.append(request.receipt)
             held += len(request.receipt)

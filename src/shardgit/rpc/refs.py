@@ -11,7 +11,7 @@ from shardgit.refs.log import LogChange
 from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
-from shardgit.rpc.status import paced, stream, unary
+from shardgit.rpc.status import bounded_stream, paced, stream, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.push_hooks import ask_about_updates
 from shardgit.service.ref_log import log_page, restore_ref, restoring
@@ -43,7 +43,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         self.store = store
         self._watches = Watches(store, stopping=stopping)
 
-    @stream
+    @bounded_stream
     async def ListRefs(
         self, request: ref_pb2.ListRefsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[ref_pb2.ListRefsResponse]:
@@ -96,7 +96,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
 
     # ---- changing ----
 
-    @stream
+    @bounded_stream
     async def UpdateRefs(
         self,
         requests: AsyncIterator[ref_pb2.UpdateRefsRequest],
@@ -106,7 +106,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         updates: list[RefUpdate] = []
         size = 0
         limits = self.store.limits
-        async for request in paced(requests, limits.client_pause_max_s):
+        async for request in paced(requests, limits):
             if request.WhichOneof("part") == "header":
                 if header is not None:
                     raise InvalidArgument("stream has two headers")

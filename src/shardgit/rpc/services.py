@@ -8,7 +8,7 @@ from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import HashKind, ObjectId
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
-from shardgit.rpc.status import paced, stream, unary
+from shardgit.rpc.status import bounded_stream, paced, unary
 from shardgit.rpc.writes import CommitWrites, ObjectWrites
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.reading import CommitInfo, Reading
@@ -67,14 +67,14 @@ def _ids(reading: Reading, raw: Sequence[bytes]) -> list[ObjectId]:
 class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
     """ObjectService."""
 
-    @stream
+    @bounded_stream
     async def GetObjects(
         self, requests: AsyncIterator[object_pb2.GetObjectsRequest], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
         reading: Reading | None = None
         in_order = False
         asked = 0
-        async for request in paced(requests, self.store.limits.client_pause_max_s):
+        async for request in paced(requests, self.store.limits):
             if request.WhichOneof("part") == "header":
                 if reading is not None:
                     raise InvalidArgument("stream has two headers")
@@ -147,7 +147,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         async for piece in self._pull(pieces):
             yield object_pb2.GetObjectsResponse(data=piece)
 
-    @stream
+    @bounded_stream
     async def GetObject(
         self, request: object_pb2.GetObjectRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.GetObjectResponse]:
@@ -161,7 +161,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         async for piece in self._pull(pieces):
             yield object_pb2.GetObjectResponse(data=piece)
 
-    @stream
+    @bounded_stream
     async def GetObjectInfo(
         self, request: object_pb2.GetObjectInfoRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.GetObjectInfoResponse]:
@@ -176,7 +176,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
                 sizes=[one.size if one else 0 for one in found],
             )
 
-    @stream
+    @bounded_stream
     async def ListObjects(
         self, request: object_pb2.ListObjectsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.ListObjectsResponse]:
@@ -316,7 +316,7 @@ class Commits(CommitWrites, _Service, commit_pb2_grpc.CommitServiceServicer):
         (info,) = await self._run(reading.commits, [position])
         return commit_pb2.GetCommitResponse(commit=_commit(info))
 
-    @stream
+    @bounded_stream
     async def ListCommits(
         self, request: commit_pb2.ListCommitsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[commit_pb2.ListCommitsResponse]:
@@ -343,7 +343,7 @@ class Commits(CommitWrites, _Service, commit_pb2_grpc.CommitServiceServicer):
             ids=await self._run(reading.merge_bases, request.a, request.b)
         )
 
-    @stream
+    @bounded_stream
     async def GetTree(
         self, request: commit_pb2.GetTreeRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[commit_pb2.GetTreeResponse]:
@@ -355,7 +355,7 @@ class Commits(CommitWrites, _Service, commit_pb2_grpc.CommitServiceServicer):
             ]
             yield commit_pb2.GetTreeResponse(entries=entries)
 
-    @stream
+    @bounded_stream
     async def ReadPath(
         self, request: commit_pb2.ReadPathRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[commit_pb2.ReadPathResponse]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from shardgit.limits import Limits
     from shardgit.service.store import Store
 
 DOMAIN = "shardgit"
@@ -61,14 +62,19 @@ def _cut(text: str, most: int) -> str:
     return text if len(raw) <= most else raw[: most - 3].decode("utf-8", "ignore") + "..."
 
 
-async def paced(requests: AsyncIterator[T], pause_s: float) -> AsyncGenerator[T, None]:
-    """Return a client's messages; Unavailable when it lets us wait for the next one too long."""
+async def paced(requests: AsyncIterator[T], limits: Limits) -> AsyncGenerator[T, None]:
+    """Return a client's messages; Unavailable when it lets us wait for the next one, or for all, too long."""
     source = aiter(requests)
+    pause_s, whole_s = limits.client_pause_max_s, limits.request_time_max_s
+    loop = asyncio.get_running_loop()
+    end = loop.time() + whole_s
     while True:
         try:
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout_at(min(loop.time() + pause_s, end)):
                 request = await anext(source, None)
         except TimeoutError:
+            if loop.time() >= end:
+                raise Unavailable("request takes too long", seconds=whole_s) from None
             raise Unavailable("client sent nothing for too long", seconds=pause_s) from None
         if request is None:
             return
@@ -115,7 +121,19 @@ class _Serves(Protocol):
     store: Store
 
 
-def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def bounded_stream(
+    method: Callable[..., AsyncIterator[Any]],
+) -> Callable[..., AsyncIterator[Any]]:
+    """Wrap a method as ``stream`` does; a request ends after ``limits.request_time_max_s``, as on the other edges.
+
+    For all that reads blocks at a client's pace: gc waits for it.
+    """
+    return stream(method, bounded=True)
+
+
+def stream(
+    method: Callable[..., AsyncIterator[Any]], *, bounded: bool = False
+) -> Callable[..., AsyncIterator[Any]]:
     """Wrap a method that answers with a stream: an async generator.
 
     A client that does not take an answer for ``limits.client_stall_max_s``, and longer for a large
@@ -127,7 +145,10 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
         self: _Serves, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Any]:
         with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
-            stall = _Stall(self.store.limits.client_stall_max_s, context)
+            limits = self.store.limits
+            stall = _Stall(limits.client_stall_max_s, context)
+            if bounded:
+                stall.end_all_after(limits.request_time_max_s)
             try:
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:
@@ -144,7 +165,7 @@ def stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIter
             except Exception:
                 await context.abort_with_status(_unexpected(seen, method.__name__))
             finally:
-                stall.end()
+                stall.close()
 
     return wrapped
 
@@ -163,11 +184,22 @@ class _Stall:
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._whole: asyncio.TimerHandle | None = None
+
+    def end_all_after(self, seconds: float) -> None:
+        """Bound the call as a whole."""
+        self._whole = self._loop.call_later(seconds, self._cut, "request takes too long")
+
+    def close(self) -> None:
+        """Take note that the call has ended."""
+        self.end()
+        if self._whole is not None:
+            self._whole.cancel()
 
     def begin(self, answer: Any) -> None:
         """Take note that an answer goes out."""
         seconds = self._most_s + answer.ByteSize() / SLOWEST_BYTES_PER_S
-        self._timer = self._loop.call_later(seconds, self._cut)
+        self._timer = self._loop.call_later(seconds, self._cut, "client took nothing for too long")
 
     def end(self) -> None:
         """Take note that it was taken."""
@@ -175,16 +207,16 @@ class _Stall:
             self._timer.cancel()
             self._timer = None
 
-    def _cut(self) -> None:
-        telemetry.log().info("client_stalled", edge="grpc", peer=self._context.peer())
-        telling = self._loop.create_task(self._tell(), name="stalled-call")
+    def _cut(self, why: str) -> None:
+        telemetry.log().info("client_stalled", edge="grpc", peer=self._context.peer(), why=why)
+        telling = self._loop.create_task(self._tell(why), name="stalled-call")
         _telling.add(telling)
         telling.add_done_callback(_telling.discard)
         if self._task is not None:
             self._loop.call_soon(self._task.cancel)  # behind the status: it goes out first
 
-    async def _tell(self) -> None:
-        error = Unavailable("client took nothing for too long")
+    async def _tell(self, why: str) -> None:
+        error = Unavailable(why)
         with contextlib.suppress(Exception):  # raised in any case: it would end a handler
             await self._context.abort_with_status(status_of(error))
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit.errors import InvalidArgument, LimitExceeded
-from shardgit.rpc.status import paced, stream
+from shardgit.rpc.status import bounded_stream, paced
 from shardgit.service.access import ANONYMOUS, Principal
 from shardgit.service.conversation import GitService
 from shardgit.service.names import name_in_path
@@ -45,7 +45,7 @@ def _carried(service: GitService, response: type[_R]) -> Callable[..., AsyncIter
                 yield response(data=piece)
 
     method.__name__ = response.DESCRIPTOR.name.removesuffix("Response")
-    return stream(method)
+    return bounded_stream(method)
 
 
 class Transport(transport_pb2_grpc.TransportServiceServicer):
@@ -67,7 +67,7 @@ class Transport(transport_pb2_grpc.TransportServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> AsyncGenerator[bytes, None]:
         """Hold a conversation; its bytes come in pieces that fit into a message."""
-        requests = paced(requests, self.conversations.limits.client_pause_max_s)
+        requests = paced(requests, self.conversations.limits)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")

@@ -9,7 +9,7 @@ from shardgit import version
 from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import ObjectId
 from shardgit.protocol.upload_pack import Fetch
-from shardgit.rpc.status import paced, stream, unary
+from shardgit.rpc.status import bounded_stream, paced, unary
 from shardgit.service.access import ANONYMOUS, Action, authorize
 from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
@@ -35,12 +35,12 @@ class ObjectWrites:
 
     store: Store
 
-    @stream
+    @bounded_stream
     async def PutObjects(
         self, requests: AsyncIterator[object_pb2.PutObjectsRequest], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[object_pb2.PutObjectsResponse]:
         run, store = self.store.workers.run, self.store
-        requests = paced(requests, store.limits.client_pause_max_s)
+        requests = paced(requests, store.limits)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
@@ -80,7 +80,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
         self, requests: AsyncIterator[pack_pb2.StorePackRequest], _: grpc.aio.ServicerContext
     ) -> pack_pb2.StorePackResponse:
         run, store = self.store.workers.run, self.store
-        requests = paced(requests, store.limits.client_pause_max_s)
+        requests = paced(requests, store.limits)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
@@ -102,7 +102,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
             stored = await run(upload.upload)
         return pack_pb2.StorePackResponse(objects=stored.objects, new_objects=stored.new_objects)
 
-    @stream
+    @bounded_stream
     async def FetchPack(
         self, request: pack_pb2.FetchPackRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pack_pb2.FetchPackResponse]:
@@ -143,7 +143,7 @@ class CommitWrites:
         self, requests: AsyncIterator[commit_pb2.CreateCommitRequest], _: grpc.aio.ServicerContext
     ) -> commit_pb2.CreateCommitResponse:
         limits = self.store.limits
-        requests = paced(requests, limits.client_pause_max_s)
+        requests = paced(requests, limits)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
