@@ -18,6 +18,7 @@ from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
 from shardgit.service.look import Look
+from shardgit.service.uploading import put_objects
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,4 +157,22 @@ def test_a_push_goes_on_when_the_other_has_settled(tmp_path: Path) -> None:
         taken.wait()
         assert pusher.push() == [None]
         other.join()
+        assert len(Look(store, "demo").state.pool.view.recents) == 1
+
+
+def test_uploads_wait_as_pushes_do(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    limits = Limits(recents_settle=10_000, recents_max=3, settle_wait_max_s=0.2)
+    with open_store(tmp_path / "data", limits=limits) as store:
+        store.create_repository("demo")
+        lock = store.scratch / f"settle-{pool_of(store).hex()[:8]}.lock"
+        with holding(lock) as held:
+            assert held
+            for number in range(12):
+                begun = time.monotonic()
+                put_objects(store, "demo", [(3, b"%d" % number)])
+                assert (time.monotonic() - begun >= 0.2) is (number >= 3)
+            with pytest.raises(Unavailable, match="is being settled; try again"):
+                put_objects(store, "demo", [(3, b"one more")])
+        put_objects(store, "demo", [(3, b"one more")])
         assert len(Look(store, "demo").state.pool.view.recents) == 1

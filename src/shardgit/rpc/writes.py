@@ -16,7 +16,7 @@ from shardgit.service.composing import FileChange
 from shardgit.service.fetch import FetchService, advertised
 from shardgit.service.pack_spool import PackSpool
 from shardgit.service.upload_spool import UploadSpool
-from shardgit.service.uploading import Uploading, pack_most_bytes
+from shardgit.service.uploading import Uploading, pack_most_bytes, uploaded
 from shardgit.v1 import commit_pb2, object_pb2, pack_pb2, pack_pb2_grpc
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ObjectWrites:
             new = 0
             if packs:
                 await run(upload.take_all, [(pack, None) for pack in packs])
-                new = (await run(upload.upload)).new_objects
+                new = (await uploaded(upload)).new_objects
             flat = b"".join(spool.ids)
         room = IDS_BYTES // kind.size * kind.size
         yield object_pb2.PutObjectsResponse(ids=flat[:room], new_objects=new)
@@ -99,7 +99,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
             if spool.refused is not None:
                 raise spool.refused
             await run(lambda: upload.take(*spool.pack()))
-            stored = await run(upload.upload)
+            stored = await uploaded(upload)
         return pack_pb2.StorePackResponse(objects=stored.objects, new_objects=stored.new_objects)
 
     @bounded_stream

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints
+from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, Refused
 from shardgit.oid import ObjectId, hex_of
 from shardgit.service.intake import Intake
@@ -62,8 +63,14 @@ class Uploading(Intake):
                 )
 
     def upload(self) -> Stored:
-        """Make all objects durable, in one commit. Errors: Refused, Conflict, StorageFull, Unavailable."""
+        """Make all objects durable, in one commit. Errors: Refused, Conflict, StorageFull, Unavailable.
+
+        Waits for room; ``uploaded`` does so without a thread.
+        """
         self.make_room()
+        while self.waiting:
+            clock.sleep(self.waiting)
+            self.make_room()
         for _ in range(ROUNDS_MAX):
             self.check()
             pool, root = self.look.state.pool, self.root()
@@ -88,6 +95,16 @@ class Uploading(Intake):
                 self.adopt(revision)
             return Stored(len(self._ids), self.incoming.objects)
         raise Conflict("store is busy with other writers; upload again", repository=self.name)
+
+
+async def uploaded(upload: Uploading) -> Stored:
+    """Have an upload made durable; no worker waits where it has to wait for room."""
+    run = upload.store.workers.run
+    await run(upload.make_room)
+    while upload.waiting:
+        await asyncio.sleep(upload.waiting)
+        await run(upload.make_room)
+    return await run(upload.upload)
 
 
 def pack_most_bytes(upload: Uploading) -> int:
