@@ -91,16 +91,15 @@ class Workers:
         self._closed = False
 
     def _submit(self, job: Callable[[], object]) -> None:
-        if len(self._running) < self.threads or self._closed:
-            with self._lock:
-                if self._closed:
-                    raise RuntimeError("workers are closed")
-                if len(self._running) < self.threads:
-                    name = f"shardgit_{len(self._running)}"
-                    thread = Thread(target=self._work, name=name, daemon=True)
-                    thread.start()
-                    self._running.append(thread)
-        self._jobs.put(job)
+        with self._lock:  # a job behind those that end the threads would never run
+            if self._closed:
+                raise RuntimeError("workers are closed")
+            if len(self._running) < self.threads:
+                name = f"shardgit_{len(self._running)}"
+                thread = Thread(target=self._work, name=name, daemon=True)
+                thread.start()
+                self._running.append(thread)
+            self._jobs.put(job)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -165,7 +164,7 @@ class Workers:
             if key in self._later or self._closed:
                 return
             self._later.add(key)
-        self._behind.submit(self._run_later, key, job)
+            self._behind.submit(self._run_later, key, job)
 
     def _run_later(self, key: Hashable, job: Callable[[], object]) -> None:
         with self._lock:
