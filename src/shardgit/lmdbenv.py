@@ -64,8 +64,9 @@ def check_size(file: Path) -> None:
 def raise_transaction(file: Path, transaction: int) -> None:
     """Make ``transaction``, or the number behind it, that of a closed environment's last commit.
 
-    The number stands in the newer of the two meta pages, and its last bit says which page that is. Nobody may have the
-    environment open. Errors: DataLoss without a valid meta page, Internal when the number would fall.
+    The number stands in the newer of the two meta pages, and its last bit says which page that is; the older one gets
+    the number before, as if the two had followed. Nobody may have the environment open. Errors: DataLoss without a
+    valid meta page, Internal when the number would fall.
     """
     with file.open("r+b") as opened:
         found: list[tuple[int, int]] = []
@@ -80,8 +81,9 @@ def raise_transaction(file: Path, transaction: int) -> None:
         if transaction < last or last & 1 != number:
             raise Internal("transaction number would fall", last=last, wanted=transaction)
         raised = transaction + ((transaction ^ last) & 1)
-        opened.seek(number * PAGE_BYTES + _META.size - 8)
-        opened.write(struct.pack("<Q", raised))
+        for _, page in found:
+            opened.seek(page * PAGE_BYTES + _META.size - 8)
+            opened.write(struct.pack("<Q", raised if page == number else raised - 1))
         opened.flush()
         os.fsync(opened.fileno())
 

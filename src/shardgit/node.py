@@ -23,6 +23,7 @@ from shardgit.backup.source import CutSnapshot
 from shardgit.blocks.identity import environment_of
 from shardgit.blocks.layout import (
     FORMAT_FILE,
+    ShardPlace,
     StoreLayout,
     create_layout,
     initial_ring,
@@ -245,7 +246,7 @@ class JournalRings:
         if row is None:
             raise JournalCorrupt("journal has no ring")
         if row.revision == known:
-            self._looked_at = revision
+            self._looked_at = snapshot.revision  # which may be older: see Journal.revision
             return None
         return row.revision, Ring.decode(row.value)
 
@@ -261,6 +262,14 @@ class JournalRings:
             if place.number == number:
                 return ShardStore(place.path, self._workers)
         raise ShardMissing("the ring names a shard that the store has not", shard=number)
+
+    def is_open_shard(self, number: int, shard: ShardStore) -> bool:
+        """See RingSource."""
+        try:
+            places = open_layout(self._folder).shards
+        except Refused:  # some shard's disk is away, which is no reason to drop the others
+            return True
+        return ShardPlace(number, shard.folder) in places
 
 
 def _check_journal(journal: LmdbJournal, layout: StoreLayout) -> None:

@@ -161,7 +161,7 @@ class Supervisor:
         async with self._readers:  # an environment is open once in a process
             try:
                 freed = await asyncio.to_thread(check_readers, self.config.folder)
-            except ShardgitError as error:
+            except (ShardgitError, OSError) as error:  # a shard that leaves at that moment
                 telemetry.log().error("reader_check_failed", error=str(error))
             else:
                 telemetry.log().info("readers_freed", count=freed)

@@ -278,6 +278,27 @@ def test_what_is_lost_is_listed_and_stays_data_loss(tmp_path: Path, source: Path
             view.read([bytes.fromhex(blob)])  # type: ignore[list-item]
 
 
+def test_damaged_bytes_stay_while_what_names_them_may_come_back(
+    tmp_path: Path, source: Path
+) -> None:
+    with store_of(tmp_path / "s", source) as store:
+        with store.journal.snapshot() as snapshot:
+            manifest = store.state(snapshot, "demo").pool.record.manifest
+        assert manifest is not None
+        segment = blocks_of(store, BlockKind.SEGMENT)[0]
+        (whole,) = store.blocks.get_many_sync([manifest])
+        assert whole is not None
+        (home,) = store.blocks.ring.shards_of(partition_of(segment))
+        store.blocks.delete_many_sync([manifest])
+        rot(store, home, segment)
+        assert not repaired(store).whole
+        assert store.blocks.shards[home].has_many_sync([segment]) == [True]
+        store.blocks.put_many_sync([(manifest, whole)])
+        done = repaired(store)
+        assert [one.block for one in done.damage] == [segment.hex()]
+        assert store.blocks.shards[home].has_many_sync([segment]) == [True]
+
+
 def test_a_verification_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from shardgit import faultpoints
 from shardgit.backup import sending
+from shardgit.backup.choosing import choose_cut
 from shardgit.backup.create import create_backup
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
@@ -31,6 +32,7 @@ from shardgit.node import create_store, open_store, restore_store
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
+from shardgit.operate.verifying import verify_store
 from shardgit.service.configuring import Configuring
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
@@ -244,6 +246,28 @@ def _judged(target: Path) -> bool:
         return bool(verify_backups(opened, deep=True, control=silent_control()).problem_count)
     except (BackupCorrupt, Refused):
         return True
+
+
+def test_stores_that_share_a_target_are_told_apart(tmp_path: Path) -> None:
+    target = str(tmp_path / "backups")
+    made: list[str] = []
+    for number in (0, 1, 0):
+        folder = tmp_path / f"s{number}"
+        if not folder.exists():
+            create_store(folder)
+        with open_store(folder) as store:
+            store.create_repository(f"r{len(made)}")
+            made.append(create_backup(store, target, control=silent_control()).backup)
+    with pytest.raises(Refused, match="several stores"):
+        restore_store(Target.open(target), tmp_path / "new", control=silent_control())
+    restore_store(Target.open(target), tmp_path / "new", backup=made[1], control=silent_control())
+    with open_store(tmp_path / "new") as store:
+        found = verify_store(tmp_path / "new", control=silent_control(), journal=store.journal)
+        assert found.findings == ()
+        assert [one.name for one in Repositories(store).list()] == ["r1"]
+    opened = Target.open(target)
+    own = opened.cut(made[1]).facts.store
+    assert choose_cut(opened, store=own).facts.id == made[1]
 
 
 def test_prune_lets_go_of_what_only_old_backups_need(tmp_path: Path, source: Path) -> None:

@@ -22,7 +22,9 @@ from shardgit.backup.pack import (
     decode_index,
     encode_index,
     encode_pack,
+    pack_name,
 )
+from shardgit.backup.prune import rewrite
 from shardgit.backup.rows import decode_rows, encode_rows
 from shardgit.backup.sending import Sender
 from shardgit.backup.source import CutSnapshot
@@ -37,6 +39,7 @@ from shardgit.errors import (
     StoreFormatUnknown,
 )
 from shardgit.journal.interface import Row
+from shardgit.operate.operation import silent_control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,3 +212,35 @@ def test_create_never_replaces(tmp_path: Path) -> None:
     assert list(bucket.list("a")) == [("a/b", 1)]
     bucket.delete(["a/b", "a/c"])
     assert not list(bucket.list("a"))
+
+
+def test_what_is_damaged_keeps_its_pack_until_it_is_dropped(tmp_path: Path) -> None:
+    target = Target.open(str(tmp_path / "b"), make=True)
+    blobs = [blob(bytes([n]) * 1_000) for n in range(4)]
+    with Sender(target) as sender:
+        for entry, data in blobs:
+            sender.add(entry.id, data, entry.kind)
+        sender.write_index()
+    (pack,) = target.packs.values()
+    file = tmp_path / "b" / pack_name(pack.id)
+    wrong = bytearray(file.read_bytes())
+    wrong[0] ^= 1  # of the frame, which no blob needs
+    wrong[wrong.index(blobs[1][1]) + 500] ^= 1
+    file.write_bytes(bytes(wrong))
+
+    def written_anew(*, drop_damaged: bool) -> list[bool]:
+        rewrite(
+            target,
+            [pack],
+            lambda one: one != blobs[3][0].id,
+            control=silent_control(),
+            renew=lambda: None,
+            drop_damaged=drop_damaged,
+        )
+        return [entry.id in target for entry, _ in blobs]
+
+    assert written_anew(drop_damaged=False) == [True] * 4
+    assert file.read_bytes() == wrong
+    assert written_anew(drop_damaged=True) == [True, False, True, False]
+    assert [target.get(blobs[n][0].id) for n in (0, 2)] == [blobs[n][1] for n in (0, 2)]
+    assert not file.exists()

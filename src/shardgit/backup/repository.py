@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from shardgit import clock
 from shardgit.backup.choosing import choose_cut
@@ -26,9 +27,11 @@ from shardgit.graph.shallow import with_lacking
 from shardgit.journal.cursor_records import HookCursor, cursor_key, split_cursor_key
 from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.journal.records import (
+    STORE_KEY,
     NameRecord,
     RefsHead,
     RepositoryRecord,
+    StoreRecord,
     allocate_repository,
     name_key,
     repository_key,
@@ -230,7 +233,10 @@ def _from_backup(
     at_ms: int | None,
     control: Control,
 ) -> RepositoryRestored:
-    cut, snapshot, record = _found(target, name, backup, at_ms)
+    with store.journal.snapshot() as rows:
+        row = rows.get(STORE_KEY)
+    own = str(UUID(bytes=StoreRecord.decode(row.value).id)) if row is not None else ""
+    cut, snapshot, record = _found(target, name, backup, at_ms, own)
     revival = Revival(store, target, cut, snapshot, record, control=control)
     restored = revival.run(wanted, at_ms, f"restore of {name}{_as_of(at_ms)} from {cut.facts.id}")
     return RepositoryRestored(
@@ -247,11 +253,14 @@ def _from_backup(
 
 
 def _found(
-    target: Target, name: str, backup: str | None, at_ms: int | None
+    target: Target, name: str, backup: str | None, at_ms: int | None, own: str
 ) -> tuple[Cut, CutSnapshot, RepositoryRecord]:
-    """Return a backup and the repository in it: the chosen one, or without a moment the newest that has the name."""
+    """Return a backup and the repository in it: the chosen one, or without a moment the newest that has the name.
+
+    ``own`` is the id of the store that it comes into.
+    """
     if backup is not None or at_ms is not None:
-        cut = choose_cut(target, backup=backup, at_ms=at_ms)
+        cut = choose_cut(target, backup=backup, at_ms=at_ms, store=own)
         snapshot = CutSnapshot(target, cut)
         record = _in_cut(snapshot, name, at_ms)
         if record is None:
@@ -259,12 +268,17 @@ def _found(
                 "backup has no such repository at that moment", repository=name, backup=cut.facts.id
             )
         return cut, snapshot, record
-    for one in reversed(target.cut_ids()):
-        cut = target.cut(one)
-        snapshot = CutSnapshot(target, cut)
-        record = _in_cut(snapshot, name, None)
-        if record is not None:
-            return cut, snapshot, record
+    newest = target.cut_ids()[::-1]
+    # Those of the store itself first: others that share the target may have a repository of that name, too.
+    for is_own in (True, False):
+        for one in newest:
+            if (target.facts(one).store == own) is not is_own:
+                continue
+            cut = target.cut(one)
+            snapshot = CutSnapshot(target, cut)
+            record = _in_cut(snapshot, name, None)
+            if record is not None:
+                return cut, snapshot, record
     raise RepositoryMissing("no backup has such a repository", repository=name)
 
 

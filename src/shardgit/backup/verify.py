@@ -82,7 +82,7 @@ def verify_backups(
     before = len([blob for blob in needed if blob in target])
     if bad and drop_damaged:
         with writing(target.bucket) as renew:
-            rewrite(target, bad, lambda _: True, control=control, renew=renew)
+            rewrite(target, bad, lambda _: True, control=control, renew=renew, drop_damaged=True)
     return BackupsVerified(
         target.bucket.where,
         len(ids),

@@ -42,6 +42,10 @@ class RingSource(Protocol):
         """Open a shard that the ring names; ShardMissing when the store has none."""
         ...
 
+    def is_open_shard(self, number: int, shard: ShardStore) -> bool:
+        """Say whether an open shard is still that of its number: one that was removed leaves it to the next."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Routes:
@@ -120,8 +124,11 @@ class RoutedStore(OnWorkers):
         self.refresh()
         for shard in self._routes.shards.values():
             shard.refresh()
+        # Not under the lock, for which every put waits: closing the last handle of a file that was removed gives its
+        # bytes back to the disk.
+        closed = [shard for shard in self._leaving if shard.idle()]
         with self._refreshing:
-            self._leaving = [shard for shard in self._leaving if not shard.idle()]
+            self._leaving = [shard for shard in self._leaving if shard not in closed]
 
     def _fresh(self, used: _Routes) -> _Routes | None:
         """Return the routes to use in place of ``used``, None when these are right still."""
@@ -132,10 +139,15 @@ class RoutedStore(OnWorkers):
             if found is not None:
                 revision, ring = found
                 named = {shard.number for shard in ring.shards}
-                shards = {n: shard for n, shard in self._routes.shards.items() if n in named}
+                before = self._routes.shards
+                shards = {
+                    n: shard
+                    for n, shard in before.items()
+                    if n in named and self._source.is_open_shard(n, shard)
+                }
+                gone = [shard for n, shard in before.items() if n not in shards]
                 for number in named - shards.keys():
                     shards[number] = self._source.open_shard(number)
-                gone = [s for n, s in self._routes.shards.items() if n not in named]
                 self._routes = _Routes(ring, revision, shards)
                 for shard in gone:
                     shard.retire()

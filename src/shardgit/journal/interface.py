@@ -110,7 +110,11 @@ class Journal(Protocol):
         ...
 
     def revision(self) -> int:
-        """Return the revision of the last commit, of any process; cheap: for every request."""
+        """Return the revision of the last commit, of any process; cheap: for every request.
+
+        A commit that is under way may be told some milliseconds before a snapshot shows it. Whoever notes how far it
+        has looked notes the revision of its snapshot.
+        """
         ...
 
     def oldest_snapshot(self) -> int:

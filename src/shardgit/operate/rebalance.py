@@ -378,11 +378,7 @@ class _Run:
         self._checkpoint(PARTITIONS, copier.copy(waiting.parts, damaged), damaged)
         self._show_shards()
         if damaged:
-            raise DataLoss(
-                "damaged blocks cannot be moved; repair them, then go on with: shard rebalance",
-                blocks=damaged[:8],
-                count=len(damaged),
-            )
+            raise _damage(damaged)
 
     def _copied(self, sizes: Mapping[int, int]) -> None:
         """Tell progress, keep the pace and look for word from others, after each batch: bytes by target."""
@@ -409,6 +405,8 @@ class _Run:
     def _checkpoint(
         self, partition: int, entries: Sequence[MovedPartition], damaged: Sequence[str]
     ) -> None:
+        if len(damaged) > DAMAGED_MAX:
+            raise _damage(damaged)  # a row that leaves some out would let them be forgotten
         now = self.now
         record = replace(
             now,
@@ -416,7 +414,7 @@ class _Run:
             groups=now.groups + bool(entries),
             blocks=now.blocks + sum(one.blocks for one in entries),
             bytes=now.bytes + sum(one.bytes for one in entries),
-            damaged=tuple(damaged[:DAMAGED_MAX]),
+            damaged=tuple(damaged),
         )
         # commit point: before it a run copies these partitions again; after it behind them.
         faultpoints.reach("rebalance.before_checkpoint")
@@ -451,6 +449,14 @@ class _Run:
         faultpoints.reach("rebalance.before_settle")
         self._save(record, ring=ring)
         faultpoints.reach("rebalance.after_settle")
+
+
+def _damage(damaged: Sequence[str]) -> DataLoss:
+    return DataLoss(
+        "damaged blocks cannot be moved; repair them, then go on with: shard rebalance",
+        blocks=damaged[:8],
+        count=len(damaged),
+    )
 
 
 def loads_by_shard(now: Rebalance) -> tuple[dict[int, int], dict[int, int]]:

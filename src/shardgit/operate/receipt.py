@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from shardgit.errors import BlockCorrupt, DataLoss, InvalidArgument, Refused
-from shardgit.journal.interface import end_of
-from shardgit.journal.records import STORE_KEY, PoolRecord, StoreRecord
-from shardgit.oid import PoolId
+from shardgit.errors import BlockCorrupt, InvalidArgument, Refused
+from shardgit.journal.records import STORE_KEY, StoreRecord
+from shardgit.operate.named import named_blocks
 from shardgit.operate.rebalance import (
     PREFIX_BYTES,
     MovedPartition,
@@ -22,12 +21,9 @@ from shardgit.operate.rebalance import (
     groups,
     status,
 )
-from shardgit.pool.view import PoolView
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from shardgit.blocks.shard import ShardStore
     from shardgit.oid import BlockId
     from shardgit.operate.operation import Control
@@ -66,7 +62,7 @@ class ReceiptCheck:
     """A receipt held against the store.
 
     ``ok`` when every block of it is whole in all of its homes, or is wanted no more. ``gone`` counts blocks that were
-    deleted since and that no pool names; ``bad`` says what is wrong, in SHOWN_MAX lines at most.
+    deleted since and that nothing names; ``bad`` says what is wrong, in SHOWN_MAX lines at most.
     """
 
     operation: str
@@ -229,31 +225,17 @@ class _Check:
         """Tell blocks that nobody names any more from those that are lost."""
         if not self._missing:
             return
-        named = {(int.from_bytes(b[:2], "big"), bytes(b[:PREFIX_BYTES])) for b in self._named()}
+        named = named_blocks(self.store, control=self.control)
+        prefixes = {bytes(block[:PREFIX_BYTES]) for block in named.blocks}
         for at, prefix in self._missing:
-            if (at, prefix) in named:
-                self._problem(f"block {prefix.hex()}...: lost, and a pool names it")
+            if prefix in prefixes:
+                self._problem(
+                    f"block {prefix.hex()}...: lost from partition {at:04x}, and is named"
+                )
             else:
                 self.gone += 1
-
-    def _named(self) -> Iterable[BlockId]:
-        """Return the blocks that the manifests of all pools name, and the manifests."""
-        with self.store.journal.snapshot() as snapshot:
-            rows = list(snapshot.range(b"P", end_of(b"P")))
-        pools = [PoolRecord.decode(PoolId(row.key[1:]), row.value) for row in rows]
-        for pool in pools:
-            self.control.check()
-            if pool.manifest is None:
-                continue
-            yield pool.manifest
-            try:
-                view = PoolView(
-                    self.store.blocks, pool.hash_kind, pool.manifest, limits=self.store.limits
-                )
-            except DataLoss as error:
-                self._problem(f"pool {pool.id.hex()}: {error.message}")
-                continue
-            yield from (ref.id for ref in view.manifest.blocks())
+        for pool, why in sorted(named.damaged.items()):
+            self._problem(f"pool {pool.hex()}: what it names cannot be told: {why}")
 
     def _problem(self, text: str) -> None:
         self.problems += 1

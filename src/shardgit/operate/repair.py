@@ -2,7 +2,8 @@
 
 It goes over the store as a verification does and mends what that finds, as it finds it: a copy that is damaged or
 missing is put again from another shard or from ``sources``; index and graph are made anew from segments. Nothing is
-deleted but bytes that match no id and that nothing names. What cannot be mended is listed, with the objects and refs
+deleted but bytes that match no id and that nothing names, and that only while all that names blocks can be read. What
+cannot be mended is listed, with the objects and refs
 that it takes along.
 """
 
@@ -163,6 +164,8 @@ class _Repair:
             data = self._whole(block)
             if data is not None:
                 self._put(block, data, bad, suspect)
+            elif not names and self.verifying.blind:
+                pass  # what names it may be what is lost, and comes back from a backup
             elif not names:
                 self._drop(suspect)
             elif all(one.kind in DERIVED for one in names):

@@ -182,6 +182,7 @@ class Verifying:
         self.rows = 0
         self.resumed = False
         self.sound: set[int] = set()  # shards whose pages are as they must be
+        self.blind = False  # at the last look not all that leads to blocks could be read
         self._begun = clock.monotonic()
         self._revision = 0
         self._wanted: dict[bytes, _Want] = {}
@@ -311,11 +312,13 @@ class Verifying:
     def _each_row(self, *, tell: bool) -> Iterator[Row]:
         try:
             for some in self.files.journal.rows():
+                self.blind = self.blind or bool(some.bad)
                 self.control.pace(sum(len(row.value) for row in some.whole))
                 for key, what in some.bad if tell else ():
                     self.found(Finding(FindingKind.ROW, what, RESTORE, row=key.hex()))
                 yield from some.whole
         except (DataLoss, OSError) as error:
+            self.blind = True
             if tell and not self.findings.counts[FindingKind.FILE]:
                 self.found(Finding(FindingKind.FILE, f"journal cannot be read: {error}", RESTORE))
 
@@ -432,13 +435,16 @@ class Verifying:
         suspects, self._suspects = self._suspects, {}
         self.files.refresh()
         named: dict[bytes, list[Named]] = defaultdict(list)
+        self.blind = False
         for row in self._each_row(tell=False):
-            with suppress(DataLoss):
+            try:
                 self.owners.take(row)
                 self._take_ring(row)
-                for one in named_by(row, self.files.read):
+                for one in named_by(row, self._read_on):
                     if one.block in suspects:
                         named[one.block].append(one)
+            except DataLoss:
+                self.blind = True
         for raw in sorted(suspects):
             suspect = suspects[raw]
             names = named.get(raw, [])
@@ -449,6 +455,11 @@ class Verifying:
             if left is not None:
                 self._tell(left, names)
         self._confirm_s = clock.monotonic() - begun
+
+    def _read_on(self, block: BlockId) -> bytes | None:
+        data = self.files.read(block)
+        self.blind = self.blind or data is None
+        return data
 
     def _look_again(self, suspect: Suspect, *, named: bool) -> None:
         """Drop what has changed meanwhile: a block that was put, deleted or moved while we read on."""

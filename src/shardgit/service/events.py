@@ -209,7 +209,7 @@ class Events:
                     pending = True
                     if cursor.next_ms <= now_ms:
                         found.append((repository, hook))
-        self._revision, self._pending = revision, pending
+        self._revision, self._pending = snapshot.revision, pending
         return found
 
     async def _tell_all(self, key: tuple[RepositoryId, bytes]) -> None:

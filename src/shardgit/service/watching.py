@@ -93,8 +93,7 @@ class Watches:
                 try:
                     now = journal.revision()
                     if now != revision or self._changed.keys() - self._seen.keys():
-                        await self._look()
-                        revision = now
+                        revision = await self._look()
                 except ShardgitError:  # those who wait look for themselves at the heartbeat
                     revision = -1
                     await asyncio.sleep(self._poll_s)
@@ -104,20 +103,23 @@ class Watches:
         for event in self._changed.values():
             event.set()
 
-    async def _look(self) -> None:
+    async def _look(self) -> int:
+        """Wake those whose repositories have moved; returns the revision that was looked at."""
         wanted = list(self._changed)
 
-        def heads() -> list[int]:
+        def look() -> tuple[int, list[int]]:
             with self.store.journal.snapshot() as snapshot:
                 rows = [snapshot.get(refs_head_key(repository)) for repository in wanted]
-            return [row.revision if row else 0 for row in rows]
+            return snapshot.revision, [row.revision if row else 0 for row in rows]
 
-        for repository, head in zip(wanted, await self.store.workers.run(heads), strict=True):
+        revision, heads = await self.store.workers.run(look)
+        for repository, head in zip(wanted, heads, strict=True):
             event = self._changed.get(repository)
             if event is not None and self._seen.get(repository) != head:
                 self._seen[repository] = head
                 event.set()  # wakes all who wait now; each of them reads what it has not seen
                 self._changed[repository] = asyncio.Event()
+        return revision
 
     async def watch(
         self,

@@ -107,6 +107,9 @@ class SimRings(JournalRings):
     def open_shard(self, number: int) -> ShardStore:
         raise AssertionError(number)
 
+    def is_open_shard(self, number: int, shard: ShardStore) -> bool:
+        return True
+
 
 class SimProcess(Process):
     """A simulated process with a store of its own."""
