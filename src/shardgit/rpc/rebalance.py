@@ -77,8 +77,16 @@ class RebalanceMethods:
         self, request: shard_pb2.RemoveShardRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.RemoveShardResponse:
         authorize(ANONYMOUS, Action.ADMIN, None)
-        done = await self.store.workers.run(membership.remove_shard, self.store, request.id)
-        return shard_pb2.RemoveShardResponse(shard=_changed(done))
+
+        def job(control: Control) -> ShardChanged:
+            return membership.remove_shard(self.store, request.id, control=control)
+
+        # Not one of the workers' threads, and at the store's pace: it may have many strays to sweep.
+        answer = shard_pb2.RemoveShardResponse()
+        async for one in stream_operation(self.store, shard_pb2.Pace(), job):
+            if isinstance(one, membership.ShardChanged):
+                answer = shard_pb2.RemoveShardResponse(shard=_changed(one))
+        return answer
 
     @stream
     async def Rebalance(
