@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -456,6 +458,42 @@ def test_a_shard_with_damaged_trees_is_made_anew_from_its_blocks(
         assert verified(store, objects=True).clean
         assert everything(store).items() >= before.items()
         assert_git_is_content(store, tmp_path / "out.git", source)
+
+
+REMAKER = """
+import sys
+from pathlib import Path
+from shardgit.operate.operation import silent_control
+from shardgit.operate.repair import remake_shards
+remake_shards(Path(sys.argv[1]), control=silent_control())
+"""
+
+
+@pytest.mark.parametrize("point", ["remake.before_replace", "remake.after_replace"])
+def test_making_a_shard_anew_is_killed_and_begun_again(
+    tmp_path: Path, source: Path, point: str
+) -> None:
+    folder = tmp_path / "s"
+    with store_of(folder, source) as store:
+        before = everything(store)
+    numbers = [number for number, _ in before]
+    broken = max(range(3), key=numbers.count)
+    file = folder / "shards" / f"{broken:03}" / "data.mdb"
+    page = page_of_blocks(file)
+    with file.open("r+b") as opened:
+        opened.seek(page * PAGE_BYTES + 14)
+        opened.write(b"\xff\xff")
+    killed = subprocess.run(
+        [sys.executable, "-c", REMAKER, str(folder)],
+        env={**os.environ, "SHARDGIT_FAULT": point},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = remake_shards(folder, control=silent_control())
+    assert len(left) == (point == "remake.before_replace")
+    with open_store(folder) as store:
+        assert verified(store, objects=True).clean
+        assert everything(store).items() >= before.items()
 
 
 def test_a_lost_disk_is_filled_again_from_the_other_replicas(tmp_path: Path, source: Path) -> None:

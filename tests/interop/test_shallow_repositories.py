@@ -127,7 +127,7 @@ def test_pushes_from_shallow_and_whole_clones(
     git(tmp_path / "again", "fsck")
     done = shardgit("repo", "verify", name, "--json", "--data", str(data), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["bad"] == []
+    assert json.loads(done.stdout)["findings"] == []
 
 
 def test_a_shallow_repository_is_imported_from_a_url(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from shardgit import errors
+
+_ADDRESS = re.compile(r"\bipv[46]:(\S+?):? ")
 
 
 def error_of(call: grpc.RpcError) -> errors.ShardgitError:
@@ -26,7 +29,11 @@ def error_of(call: grpc.RpcError) -> errors.ShardgitError:
             if detail.Unpack(info) and info.domain == "shardgit":
                 return _named(info, text)
     if code == "UNAVAILABLE" and text.startswith("failed to connect"):
-        return errors.Unavailable("no server answers there", cause=text.rpartition(": ")[2])
+        where = _ADDRESS.search(text)
+        facts = {"server": where[1]} if where else {}
+        return errors.Unavailable(
+            "no server answers there", **facts, cause=text.rpartition(": ")[2]
+        )
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.ShardgitError) and kind.code == code:
             return kind(text)
