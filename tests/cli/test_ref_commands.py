@@ -173,5 +173,5 @@ def test_short_names_are_told_how_to_be_written(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there_takes_one_short_line(tmp_path: Path) -> None:
     done = shardgit("repo", "list", "--server", "127.0.0.1:1", cwd=tmp_path)
-    told = "shardgit: no server answers there (cause=Connection refused)\n"
+    told = "shardgit: no server answers there (server=127.0.0.1:1, cause=Connection refused)\n"
     assert (done.returncode, done.stderr) == (1, told)
