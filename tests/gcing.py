@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit.graph.closure import bit
+from shardgit.journal.interface import END
 from shardgit.objects import ObjectType, object_id
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.gc import GcOptions, gc
 from shardgit.operate.named import named_blocks
+from shardgit.operate.naming import Following
 from shardgit.operate.operation import silent_control
 from shardgit.pack.builder import PackBuilder
 from shardgit.protocol.receive_pack import Command, PushRequest
@@ -23,6 +25,7 @@ from shardgit.service.push import Push
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from shardgit.oid import BlockId
     from shardgit.operate.gc import GcResult
     from shardgit.service.push import Pushed
     from shardgit.service.store import Store
@@ -106,13 +109,22 @@ def collected(store: Store, options: GcOptions = AT_ONCE) -> GcResult:
 
 
 def assert_no_leak(store: Store) -> None:
-    """The blocks that are there are those that the journal names, exactly.
+    """The blocks that are there are those that the journal names, exactly; gc and verify agree on which these are.
 
     But for those that a settle that was killed has put out of a root that stands still.
     """
     named = named_blocks(store, control=silent_control())
+    assert {block for _, block in followed(store)} == named.blocks
     there = {block for block, _ in store.blocks.scan_sync()}
     assert named.blocks <= there <= named.blocks | named.embedded
+
+
+def followed(store: Store) -> set[tuple[bytes, BlockId]]:
+    """Return the blocks that rows lead to as verify and backups follow them, each with the table of its row."""
+    following = Following(store.blocks)
+    with store.journal.snapshot() as snapshot:
+        rows = list(snapshot.range(b"\0", END))
+    return {(row.key[:1], block) for row in rows for block in following.of(row)}
 
 
 def assert_whole(store: Store, name: str, *ids: ObjectId) -> None:

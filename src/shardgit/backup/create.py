@@ -22,7 +22,6 @@ from shardgit import clock, telemetry
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, cut_name, encode_cut, new_cut_id
 from shardgit.backup.last import KIND, LastBackup, note_backup
 from shardgit.backup.lease import writing
-from shardgit.backup.naming import Naming
 from shardgit.backup.pack import BlobKind
 from shardgit.backup.rows import decode_rows, encode_rows
 from shardgit.backup.sending import Sender
@@ -34,7 +33,9 @@ from shardgit.journal.operations import OPERATIONS
 from shardgit.journal.pins import PINS, Pin
 from shardgit.journal.records import REPOSITORY_NAMES, STORE_KEY, StoreRecord
 from shardgit.lmdbenv import NO_SPACE
+from shardgit.operate.naming import Following
 from shardgit.operate.operation import running
+from shardgit.pool.condemned import CONDEMNED
 from shardgit.progress import Progress
 from shardgit.version import VERSION
 
@@ -215,7 +216,7 @@ class _Backup:
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            if row.key[:1] in {PINS, OPERATIONS}:
+            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED}:
                 continue  # good for nothing in a restored store
             self._rows += 1
             if row.key[:1] == REPOSITORY_NAMES:
@@ -226,7 +227,7 @@ class _Backup:
 
     def _named(self, file: BinaryIO) -> dict[BlockId, None]:
         """Return the blocks that the rows lead to, each once; those of a pool are neighbours."""
-        naming = Naming(self.store.blocks)
+        naming = Following(self.store.blocks)
         found: dict[BlockId, None] = {}
         done = 0
         for held in self._chunks:

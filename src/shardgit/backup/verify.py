@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.backup.lease import writing
-from shardgit.backup.naming import Naming
 from shardgit.backup.pack import check_pack
 from shardgit.backup.prune import rewrite
 from shardgit.backup.source import BackupBlocks, CutSnapshot
 from shardgit.errors import BackupMissing, DataLoss
+from shardgit.operate.naming import Following
 from shardgit.progress import Progress
 from shardgit.workers import Workers
 
@@ -165,7 +165,7 @@ class _Verify:
         led: set[bytes] = set()
         workers = Workers(1)
         blocks = BackupBlocks(self.target, workers)
-        naming = Naming(blocks)
+        naming = Following(blocks)
         snapshot = CutSnapshot(self.target, cut)
         total = sum(chunk.rows for chunk in cut.chunks)
         done = 0

@@ -33,6 +33,7 @@ from shardgit.refs.snapshot import snapshot_pages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardgit.blocks.interface import BlockStore
     from shardgit.journal.interface import Row
     from shardgit.pool.manifest import Manifest
 
@@ -122,6 +123,32 @@ def named_by(row: Row, read: Read) -> Iterator[Named]:
         raise DataLoss("row leads to what cannot be read", cause=str(error)) from error
     except (struct.error, ValueError, IndexError) as error:
         raise DataLoss("row leads to what does not parse", cause=str(error)) from error
+
+
+class Following:
+    """Follows rows to the blocks of a store or a backup that has them all. Errors: DataLoss when one is missing.
+
+    A ref snapshot that rows share, as forks do, is followed once.
+    """
+
+    def __init__(self, blocks: BlockStore) -> None:
+        self._blocks = blocks
+        self._snapshots: set[BlockId] = set()
+
+    def of(self, row: Row) -> Iterator[BlockId]:
+        """Return the blocks behind a row, perhaps one twice; a root stands before what it names."""
+        for named in named_by(row, self._read):
+            yield named.block
+
+    def _read(self, block: BlockId) -> bytes | None:
+        if block in self._snapshots:
+            return None  # what it leads to was told
+        (data,) = self._blocks.get_many_sync([block])
+        if data is None:
+            raise DataLoss("a block that the journal leads to is missing", block=block.hex())
+        if parse_header(data).kind is BlockKind.REFS:
+            self._snapshots.add(block)
+        return data
 
 
 def _of_pool(row: Row, read: Read) -> Iterator[Named]:

@@ -25,7 +25,6 @@ import shardgit.operate.compact
 import shardgit.operate.planning
 import shardgit.operate.rebalance
 from shardgit import clock, faultpoints
-from shardgit.backup.naming import Naming
 from shardgit.backup.source import CutSnapshot
 from shardgit.backup.target import Target
 from shardgit.blocks.block import partition_of
@@ -36,6 +35,7 @@ from shardgit.limits import Limits
 from shardgit.node import JournalRings
 from shardgit.oid import BlockId, HashKind
 from shardgit.operate.gc import GcOptions, gc
+from shardgit.operate.naming import Following
 from shardgit.operate.operation import Control
 from shardgit.refs.table import RefTable
 from shardgit.ring.ring import PARTITIONS, Ring, RingShard
@@ -299,7 +299,7 @@ class World:
                 control=self.control(),
             )
             named: set[BlockId] = set()
-            naming = Naming(process.store.blocks)
+            naming = Following(process.store.blocks)
             with process.store.journal.snapshot() as snapshot:
                 for row in snapshot.range(b"\0", b"\xff"):
                     named.update(naming.of(row))
