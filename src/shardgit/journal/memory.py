@@ -21,42 +21,50 @@ from shardgit.journal.interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
 
 
 @dataclass(frozen=True)  # no slots: the sorted keys are kept with it
-class _State:
+class Rows:
+    """The rows of a journal at one revision; never changed."""
+
     rows: dict[bytes, Row]
     revision: int
 
     @cached_property
-    def keys(self) -> list[bytes]:
+    def _keys(self) -> list[bytes]:
         return sorted(self.rows)
 
     def between(self, low: bytes, high: bytes) -> Iterator[Row]:
-        for at in range(bisect_left(self.keys, low), bisect_left(self.keys, high)):
-            yield self.rows[self.keys[at]]
+        """Return the rows in low <= key < high by rising key."""
+        for at in range(bisect_left(self._keys, low), bisect_left(self._keys, high)):
+            yield self.rows[self._keys[at]]
 
 
-class _Snapshot:
-    def __init__(self, state: _State) -> None:
-        self._state: _State | None = state
-        self.revision = state.revision
+class RowsSnapshot:
+    """See JournalSnapshot."""
 
-    def _open(self) -> _State:
-        if self._state is None:
+    def __init__(self, rows: Rows) -> None:
+        self._rows: Rows | None = rows
+        self.revision = rows.revision
+
+    def _open(self) -> Rows:
+        if self._rows is None:
             raise Unavailable("journal snapshot has ended")
-        return self._state
+        return self._rows
 
     def end(self) -> None:
-        self._state = None
+        """Let go of the rows: every later call is Unavailable."""
+        self._rows = None
 
     def get(self, key: bytes) -> Row | None:
+        """See JournalSnapshot."""
         return self._open().rows.get(key)
 
     def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
+        """See JournalSnapshot."""
         self._open()
         return self._range(low, high, limit)
 
@@ -68,11 +76,38 @@ class _Snapshot:
             self._open()
 
 
+def check(rows: Mapping[bytes, Row], condition: Condition) -> None:
+    """Raise Conflict unless rows meet a condition."""
+    match condition:
+        case Compare(key, revision):
+            row = rows.get(key)
+            if (row.revision if row else 0) != revision:
+                raise Conflict("journal row has changed", key=key.hex())
+        case CompareRange(low, high, revision):
+            if any(low <= key < high and row.revision > revision for key, row in rows.items()):
+                raise Conflict("journal range has changed", low=low.hex())
+
+
+def apply(rows: dict[bytes, Row], operation: Operation, revision: int) -> bool:
+    """Apply an operation to rows; says whether it changed anything."""
+    match operation:
+        case Put(key, value):
+            rows[key] = Row(key, value, revision)
+            return True
+        case Delete(key):
+            return rows.pop(key, None) is not None
+        case DeleteRange(low, high):
+            gone = [key for key in rows if low <= key < high]
+            for key in gone:
+                del rows[key]
+            return bool(gone)
+
+
 class MemoryJournal:
     """Rows in a dict that each commit replaces."""
 
     def __init__(self) -> None:
-        self._state = _State({}, 0)
+        self._state = Rows({}, 0)
         self._lock = threading.Lock()
         self._closed = False
         self._open: dict[int, int] = {}  # revisions of the open snapshots
@@ -83,7 +118,7 @@ class MemoryJournal:
         if self._closed:
             raise Unavailable("journal is closed")
         with self._lock:
-            opened = _Snapshot(self._state)
+            opened = RowsSnapshot(self._state)
             self._open[id(opened)] = opened.revision
         try:
             yield opened
@@ -111,27 +146,17 @@ class MemoryJournal:
                 raise Unavailable("journal is closed")
             before = self._state
             for condition in conditions:
-                _check(before, condition)
+                check(before.rows, condition)
             rows = dict(before.rows)
             revision = before.revision + 1
             wrote = False
             for operation in operations:
-                match operation:
-                    case Put(key, value):
-                        rows[key] = Row(key, value, revision)
-                        wrote = True
-                    case Delete(key):
-                        wrote = rows.pop(key, None) is not None or wrote
-                    case DeleteRange(low, high):
-                        gone = [row.key for row in before.between(low, high)]
-                        for key in gone:
-                            del rows[key]
-                        wrote = wrote or bool(gone)
+                wrote = apply(rows, operation, revision) or wrote
             if not wrote:
                 return before.revision
             # commit point: the next snapshot sees all of it, this one nothing; memory does not
             # outlive a crash.
-            self._state = _State(rows, revision)
+            self._state = Rows(rows, revision)
             return revision
 
     async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
@@ -142,14 +167,3 @@ class MemoryJournal:
         """See Journal."""
         with self._lock:
             self._closed = True
-
-
-def _check(state: _State, condition: Condition) -> None:
-    match condition:
-        case Compare(key, revision):
-            row = state.rows.get(key)
-            if (row.revision if row else 0) != revision:
-                raise Conflict("journal row has changed", key=key.hex())
-        case CompareRange(low, high, revision):
-            if any(row.revision > revision for row in state.between(low, high)):
-                raise Conflict("journal range has changed", low=low.hex())

@@ -7,7 +7,6 @@ Commits of one process that wait together are applied as one, under one revision
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +16,9 @@ from fault.sim.scheduler import Killed
 
 from shardgit.blocks.block import partition_of, verify_block
 from shardgit.blocks.shard import ShardStats
-from shardgit.errors import Conflict, Internal, ShardgitError, StorageFull, Unavailable
-from shardgit.journal.interface import (
-    Compare,
-    CompareRange,
-    Delete,
-    DeleteRange,
-    Put,
-    Row,
-    check_commit,
-)
+from shardgit.errors import Conflict, Internal, ShardgitError, StorageFull
+from shardgit.journal.interface import check_commit
+from shardgit.journal.memory import Rows, RowsSnapshot, apply, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,24 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 READ_SWITCH = 0.12
-
-
-class Rows:
-    """The journal's rows at one revision; never changed."""
-
-    __slots__ = ("_keys", "revision", "rows")
-
-    def __init__(self, rows: dict[bytes, Row], revision: int) -> None:
-        self.rows = rows
-        self.revision = revision
-        self._keys: list[bytes] | None = None
-
-    def between(self, low: bytes, high: bytes) -> Iterator[Row]:
-        if self._keys is None:
-            self._keys = sorted(self.rows)
-        keys = self._keys
-        for at in range(bisect_left(keys, low), bisect_left(keys, high)):
-            yield self.rows[keys[at]]
 
 
 @dataclass
@@ -83,31 +57,6 @@ class _Commit:
         self.answer: int | ShardgitError | None = None
 
 
-class _Snapshot:
-    def __init__(self, rows: Rows) -> None:
-        self._rows: Rows | None = rows
-        self.revision = rows.revision
-
-    def _open(self) -> Rows:
-        if self._rows is None:
-            raise Unavailable("journal snapshot has ended")
-        return self._rows
-
-    def end(self) -> None:
-        self._rows = None
-
-    def get(self, key: bytes) -> Row | None:
-        return self._open().rows.get(key)
-
-    def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
-        self._open()
-        for given, row in enumerate(self._open().between(low, high)):
-            if given == limit:
-                return
-            yield row
-            self._open()
-
-
 class SimJournal:
     """The journal as one simulated process has it open. See journal.interface.Journal."""
 
@@ -125,7 +74,7 @@ class SimJournal:
     def snapshot(self) -> Iterator[JournalSnapshot]:
         self._scheduler.switch("snapshot")
         self._alive()
-        opened = _Snapshot(self.disk.rows)
+        opened = RowsSnapshot(self.disk.rows)
         self.disk.open[id(opened)] = opened.revision
         try:
             self._scheduler.switch("snapshot is open", stay=0.8)
@@ -195,38 +144,17 @@ class SimJournal:
         for one in group:
             try:
                 for condition in one.conditions:
-                    _check(rows, condition)
+                    check(rows, condition)
             except Conflict as error:
                 one.answer = error
                 continue
             done.append(one)
             for operation in one.operations:
-                match operation:
-                    case Put(key, value):
-                        rows[key] = Row(key, value, revision)
-                        wrote = True
-                    case Delete(key):
-                        wrote = rows.pop(key, None) is not None or wrote
-                    case DeleteRange(low, high):
-                        gone = [key for key in rows if low <= key < high]
-                        for key in gone:
-                            del rows[key]
-                        wrote = wrote or bool(gone)
+                wrote = apply(rows, operation, revision) or wrote
         if wrote:
             disk.rows = Rows(rows, revision)
         for one in done:
             one.answer = disk.rows.revision
-
-
-def _check(rows: dict[bytes, Row], condition: Condition) -> None:
-    match condition:
-        case Compare(key, revision):
-            row = rows.get(key)
-            if (row.revision if row else 0) != revision:
-                raise Conflict("journal row has changed", key=key.hex())
-        case CompareRange(low, high, revision):
-            if any(low <= key < high and row.revision > revision for key, row in rows.items()):
-                raise Conflict("journal range has changed", low=low.hex())
 
 
 class SimShard:

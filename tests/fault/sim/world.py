@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fault.sim.disk import Disk, Rows, SimJournal, SimShard
+from fault.sim.disk import Disk, SimJournal, SimShard
 from fault.sim.history import History
 from fault.sim.scheduler import Process, Scheduler, SimLock
 
@@ -30,6 +30,7 @@ from shardgit.backup.target import Target
 from shardgit.blocks.block import partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.journal.interface import Row
+from shardgit.journal.memory import Rows
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import Limits
 from shardgit.node import JournalRings
