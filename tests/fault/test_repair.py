@@ -419,6 +419,17 @@ def page_of_blocks(file: Path) -> int:
     return metas[0].main.root
 
 
+def break_a_tree(folder: Path, numbers: list[int]) -> int:
+    """Damage the root of the tree of the shard that has most of the blocks; returns its number."""
+    broken = max(range(3), key=numbers.count)
+    file = folder / "shards" / f"{broken:03}" / "data.mdb"
+    page = page_of_blocks(file)
+    with file.open("r+b") as opened:
+        opened.seek(page * PAGE_BYTES + 14)
+        opened.write(b"\xff\xff")
+    return broken
+
+
 def test_a_shard_with_damaged_trees_is_made_anew_from_its_blocks(
     tmp_path: Path, source: Path
 ) -> None:
@@ -426,12 +437,7 @@ def test_a_shard_with_damaged_trees_is_made_anew_from_its_blocks(
     with store_of(folder, source) as store:
         before = everything(store)
     numbers = [number for number, _ in before]
-    broken = max(range(3), key=numbers.count)
-    file = folder / "shards" / f"{broken:03}" / "data.mdb"
-    page = page_of_blocks(file)
-    with file.open("r+b") as opened:
-        opened.seek(page * PAGE_BYTES + 14)
-        opened.write(b"\xff\xff")
+    broken = break_a_tree(folder, numbers)
     found = verify_store(folder, control=silent_control())
     assert found.counts[FindingKind.PAGE] > 0
     assert found.counts[FindingKind.LOST] > 0
@@ -476,13 +482,7 @@ def test_making_a_shard_anew_is_killed_and_begun_again(
     folder = tmp_path / "s"
     with store_of(folder, source) as store:
         before = everything(store)
-    numbers = [number for number, _ in before]
-    broken = max(range(3), key=numbers.count)
-    file = folder / "shards" / f"{broken:03}" / "data.mdb"
-    page = page_of_blocks(file)
-    with file.open("r+b") as opened:
-        opened.seek(page * PAGE_BYTES + 14)
-        opened.write(b"\xff\xff")
+    break_a_tree(folder, [number for number, _ in before])
     killed = subprocess.run(
         [sys.executable, "-c", REMAKER, str(folder)],
         env={**os.environ, "SHARDGIT_FAULT": point},

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from shardgit.cli.context import UsageRefused, opened, server_address
-from shardgit.cli.output import BAR_AFTER_S, human_bytes, print_json, progress_text
+from shardgit.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shardgit.operate.operation import Control
     from shardgit.operators import Operators
-    from shardgit.progress import Progress, Report
+    from shardgit.progress import Report
     from shardgit.service.store import Store
     from shardgit.v1 import shard_pb2
 
@@ -85,12 +83,12 @@ def run_operation(
     if address:
         from shardgit.operators import Operators
 
-        with Operators(address) as client, operation_bar(quiet=json) as report:
+        with Operators(address) as client, progress_bar(quiet=json) as report:
             done = remote(client, report)
     else:
         from shardgit.operate.operation import Control, Throttle, step_back, store_probe
 
-        with opened(data) as store, operation_bar(quiet=json) as report:
+        with opened(data) as store, progress_bar(quiet=json) as report:
             pace = pace or Speed()
             probe = None if pace.ignore_load else store_probe(store)
             control = Control(report=report, throttle=Throttle(pace.rate_bytes_s, probe=probe))
@@ -117,12 +115,12 @@ def run_here(
     if server:
         from shardgit.operators import Operators
 
-        with Operators(server) as client, operation_bar(quiet=json) as report:
+        with Operators(server) as client, progress_bar(quiet=json) as report:
             done = remote(client, report)
     else:
         from shardgit.operate.operation import Control, Throttle
 
-        with operation_bar(quiet=json) as report:
+        with progress_bar(quiet=json) as report:
             rate = pace.rate_bytes_s if pace is not None else None
             control = Control(report=report, throttle=Throttle(rate))
             with _stopping(control):
@@ -168,57 +166,3 @@ def _stopping(control: Control) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def operation_bar(*, quiet: bool) -> Iterator[Report]:
-    """Show progress on a terminal's standard error: a bar a stage, its rate, the time that is left."""
-    from shardgit.progress import silent
-
-    if quiet or not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn("{task.description:>18}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[said]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-    )
-    tasks: dict[str, tuple[TaskID, float, int]] = {}
-    begun = time.monotonic()
-
-    def report(step: Progress) -> None:
-        now = time.monotonic()
-        if not bars.live.is_started and now - begun > BAR_AFTER_S:
-            bars.start()
-        if step.stage not in tasks:
-            task = bars.add_task(step.stage, total=step.total, said="", rate="")
-            tasks[step.stage] = (task, now, step.done)
-        task, since, first = tasks[step.stage]
-        rate = rate_text(step, step.done - first, now - since)
-        bars.update(
-            task, completed=step.done, total=step.total, said=progress_text(step), rate=rate
-        )
-
-    try:
-        yield report
-    finally:
-        if bars.live.is_started:
-            bars.stop()
-
-
-def rate_text(step: Progress, done: int, seconds: float) -> str:
-    """Return how fast a stage goes, in words; nothing before half a second, and for waiting."""
-    if seconds < 0.5 or step.unit == "seconds":
-        return ""
-    if step.unit == "bytes":
-        return f"{human_bytes(done / seconds)}/s"
-    return f"{done / seconds:,.0f} {step.unit}/s"

@@ -94,33 +94,40 @@ def load_bar(before: int, after: int, most: int) -> str:
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Report]:
-    """Show progress on a terminal's standard error; tell nobody elsewhere."""
+    """Show progress on a terminal's standard error: a bar a stage, its rate, the time that is left."""
     from shardgit.progress import silent
 
     if quiet or not sys.stderr.isatty():
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     bars = Bars(
         TextColumn("{task.description:>18}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
         console=Console(stderr=True),
     )
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[str, tuple[TaskID, float, int]] = {}
     begun = time.monotonic()
 
     def report(step: Progress) -> None:
-        if not bars.live.is_started and time.monotonic() - begun > BAR_AFTER_S:
+        now = time.monotonic()
+        if not bars.live.is_started and now - begun > BAR_AFTER_S:
             bars.start()
         if step.stage not in tasks:
-            tasks[step.stage] = bars.add_task(step.stage, total=step.total, said="")
+            task = bars.add_task(step.stage, total=step.total, said="", rate="")
+            tasks[step.stage] = (task, now, step.done)
+        task, since, first = tasks[step.stage]
+        rate = rate_text(step, step.done - first, now - since)
         bars.update(
-            tasks[step.stage], completed=step.done, total=step.total, said=progress_text(step)
+            task, completed=step.done, total=step.total, said=progress_text(step), rate=rate
         )
 
     try:
@@ -128,6 +135,15 @@ def progress_bar(*, quiet: bool) -> Iterator[Report]:
     finally:
         if bars.live.is_started:
             bars.stop()
+
+
+def rate_text(step: Progress, done: int, seconds: float) -> str:
+    """Return how fast a stage goes, in words; nothing before half a second, and for waiting."""
+    if seconds < 0.5 or step.unit == "seconds":
+        return ""
+    if step.unit == "bytes":
+        return f"{human_bytes(done / seconds)}/s"
+    return f"{done / seconds:,.0f} {step.unit}/s"
 
 
 def progress_text(step: Progress) -> str:

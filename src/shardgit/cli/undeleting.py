@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from shardgit.cli.context import (
-    DataOption,
-    JsonOption,
-    ServerOption,
-    failing,
-    opened,
-    server_address,
-)
+from shardgit.cli.context import DataOption, JsonOption, ServerOption, failing
+from shardgit.cli.operations import on_store
 from shardgit.cli.output import print_json, print_table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from shardgit.operators import Operators
-    from shardgit.service.store import Store
-
-T = TypeVar("T")
-
-
-def _asked(
-    server: str | None,
-    data: Path | None,
-    *,
-    local: Callable[[Store], T],
-    remote: Callable[[Operators], T],
-) -> T:
-    address = server_address(server, data)
-    if address:
-        from shardgit.operators import Operators
-
-        with Operators(address) as client:
-            return remote(client)
-    with opened(data) as store:
-        return local(store)
 
 
 def deleted(data: DataOption = None, server: ServerOption = None, json: JsonOption = False) -> None:
@@ -49,7 +17,7 @@ def deleted(data: DataOption = None, server: ServerOption = None, json: JsonOpti
     with failing(json=json):
         from shardgit.operate.undeleting import list_deleted
 
-        found = _asked(
+        found = on_store(
             server, data, local=list_deleted, remote=lambda client: client.deleted_repositories()
         )
         if json:
@@ -86,7 +54,7 @@ def undelete(
         from shardgit.cli.local import note_of_user
         from shardgit.operate.undeleting import undelete_repository
 
-        found = _asked(
+        found = on_store(
             server,
             data,
             local=lambda store: undelete_repository(
