@@ -1,4 +1,4 @@
-"""A store that is opened here."""
+"""A store that is opened here. Each verb imports its service: all of them are half a second of CPU a command."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from shardgit.errors import RefMissing
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
 from shardgit.service.access import Principal
-from shardgit.service.configuring import Configuring, view_of
-from shardgit.service.fetch import advertised
-from shardgit.service.reading import Reading
-from shardgit.service.ref_log import log_rows, restore_ref, restoring
-from shardgit.service.ref_updates import update_refs
 from shardgit.service.repositories import PAGE, Repositories
-from shardgit.service.shards import list_shards
-from shardgit.service.uploading import put_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -77,12 +70,16 @@ class LocalBackend:
 
     def refs(self, name: str, prefix: bytes) -> Iterator[RefRow]:
         """See Backend."""
+        from shardgit.service.fetch import advertised
+
         for ref in advertised(self._store, name, (prefix,) if prefix else ()):
             if ref.name != b"HEAD":
                 yield RefRow(ref.name, ref.target, ref.peeled, ref.symbolic)
 
     def ref(self, name: str, ref: bytes) -> RefRow:
         """See Backend."""
+        from shardgit.service.fetch import advertised
+
         for one in advertised(self._store, name, (ref,)):
             if one.name == ref:
                 return RefRow(one.name, one.target, one.peeled, one.symbolic)
@@ -91,12 +88,16 @@ class LocalBackend:
 
     def update_ref(self, name: str, update: RefUpdate, message: str) -> None:
         """See Backend."""
+        from shardgit.service.ref_updates import update_refs
+
         note = note_of_user(message or "update")
         principal = Principal(note.actor)
         update_refs(self._store, name, [update], atomic=True, note=note, principal=principal)
 
     def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
         """See Backend."""
+        from shardgit.service.ref_log import log_rows
+
         for row in log_rows(self._store, name, ref, limit=limit):
             entry = row.entry
             yield LogLine(
@@ -113,6 +114,8 @@ class LocalBackend:
         self, name: str, ref: bytes, when: When, message: str, *, override: bool = False
     ) -> ChangeRow:
         """See Backend."""
+        from shardgit.service.ref_log import restore_ref, restoring
+
         note = note_of_user(message or "restore")
         update = restoring(self._store, name, ref, time_ms=when.time_ms, back=when.back)
         principal = Principal(note.actor)
@@ -123,30 +126,42 @@ class LocalBackend:
 
     def open(self, name: str, revision: str) -> tuple[ObjectRow, Iterator[bytes]]:
         """See Backend."""
+        from shardgit.service.reading import Reading
+
         reading = Reading(self._store, name)
         info, pieces = reading.stream(reading.resolve(revision))
         return ObjectRow(info.id, info.type, info.size), pieces
 
     def objects(self, name: str) -> Iterator[ObjectRow]:
         """See Backend."""
+        from shardgit.service.reading import Reading
+
         for some in Reading(self._store, name).all_infos():
             for info in some:
                 yield ObjectRow(info.id, info.type, info.size)
 
     def put(self, name: str, objects: Iterable[tuple[int, bytes]]) -> list[ObjectId]:
         """See Backend."""
+        from shardgit.service.uploading import put_objects
+
         return put_objects(self._store, name, objects)
 
     def settings(self, name: str) -> SettingsView:
         """See Backend."""
+        from shardgit.service.configuring import Configuring, view_of
+
         return view_of(Configuring(self._store).get(name))
 
     def update_settings(self, name: str, changes: Mapping[str, Any]) -> SettingsView:
         """See Backend."""
+        from shardgit.service.configuring import Configuring, view_of
+
         return view_of(Configuring(self._store).update(name, changes))
 
     def shards(self) -> list[ShardInfo]:
         """See Backend."""
+        from shardgit.service.shards import list_shards
+
         return list_shards(self._store)
 
 
