@@ -156,7 +156,9 @@ def test_each_flipped_bit_of_the_pages_of_trees_is_found_or_harms_nothing(
                     work = tmp_path / "work"
                     assert is_harmless(folder, work, held, workers, chance), (page, at, bit)
                 flip(file, page * PAGE_BYTES + at, bit)
-    assert found > 100
+    assert (
+        found > 40
+    )  # the rest lies in unused rows and pages; how many depends on where pages fell
 
 
 def test_a_file_that_is_cut_short_is_found(tmp_path: Path, workers: Workers) -> None:

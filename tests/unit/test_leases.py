@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -76,6 +77,8 @@ def test_another_process_is_seen_until_it_dies(tmp_path: Path) -> None:
         holder.stdout.readline()
         assert [(held.pid, held.revision) for held in leases.all()] == [(holder.pid, 7)]
         holder.kill()
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody was told yet
+        assert revisions(leases) == []
         holder.wait()
         assert revisions(leases) == []
     with opened(path) as reused:  # a slot of the dead is free again

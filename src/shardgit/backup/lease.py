@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.backup.bucket import FolderBucket
 from shardgit.errors import Conflict, StoreBusy
+from shardgit.processes import born
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,13 +52,8 @@ def _me() -> Holder:
 
 
 def _started(pid: int) -> str:
-    """Return what tells a process from others that had its number; "" when there is none."""
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-        )
-    except (OSError, IndexError):
-        return ""
+    """Return what tells a process from others that had its number; "" when it is gone."""
+    return str(born(pid) or "")
 
 
 @contextmanager

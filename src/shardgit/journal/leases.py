@@ -13,15 +13,16 @@ import os
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import Unavailable
+from shardgit.processes import born
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SLOTS = 1_024  # processes that may have a store open; LMDB's reader slots run out before
 SLOT_WORDS = 4  # process id, its start, oldest revision, oldest time in ms; 8 bytes each
@@ -104,7 +105,7 @@ class Leases:
             pid = self._words[at + PID]
             if not pid or not _lives(pid, self._words[at + BORN]):
                 self._words[at + REVISION] = self._words[at + SINCE] = NOTHING
-                self._words[at + BORN] = _born(os.getpid())
+                self._words[at + BORN] = born(os.getpid())
                 self._words[at + PID] = os.getpid()
                 return at
         raise Unavailable("too many processes have the store open", most=SLOTS)
@@ -152,8 +153,8 @@ class Leases:
         """Return the oldest leases of each live process, this one's too; those without any are left out."""
         self._drain()
         for at in range(HEAD_WORDS, len(self._words), SLOT_WORDS):
-            pid, born, revision, since = self._words[at : at + SLOT_WORDS]
-            if pid and (revision != NOTHING or since != NOTHING) and _lives(pid, born):
+            pid, when, revision, since = self._words[at : at + SLOT_WORDS]
+            if pid and (revision != NOTHING or since != NOTHING) and _lives(pid, when):
                 yield Held(pid, revision, since)
 
     def close(self) -> None:
@@ -169,14 +170,5 @@ class Leases:
             self._file.close()
 
 
-def _born(pid: int) -> int:
-    """Return when a process was started, in the kernel's ticks; 0 when there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0
-    return int(stat.rpartition(b")")[2].split()[19])  # the name in brackets may hold anything
-
-
-def _lives(pid: int, born: int) -> bool:
-    return born != 0 and _born(pid) == born
+def _lives(pid: int, when: int) -> bool:
+    return when != 0 and born(pid) == when

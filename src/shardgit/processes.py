@@ -1,0 +1,23 @@
+"""Processes of this machine, told apart although their numbers are used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["born"]
+
+
+def born(pid: int) -> int:
+    """Return when a process was started, in the kernel's ticks; 0 when it is gone.
+
+    One that was killed and that its parent has not waited for yet is gone: it holds nothing any more.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = stat.rpartition(b")")[2].split()  # the name in brackets may hold anything
+        state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+    if state in {b"Z", b"X"} and threads <= 1:  # else only its first thread has ended
+        return 0
+    return started
