@@ -36,6 +36,7 @@ from shardgit.limits import Limits
 from shardgit.node import JournalRings
 from shardgit.oid import BlockId, HashKind
 from shardgit.operate.gc import GcOptions, gc
+from shardgit.operate.named import named_blocks
 from shardgit.operate.naming import Following
 from shardgit.operate.operation import Control
 from shardgit.refs.table import RefTable
@@ -304,9 +305,11 @@ class World:
             with process.store.journal.snapshot() as snapshot:
                 for row in snapshot.range(b"\0", b"\xff"):
                     named.update(naming.of(row))
+            # Roots hold some inside; a settle that died has put these out, and the next one does so again.
+            embedded = named_blocks(process.store, control=self.control()).embedded
             process.forget()
             found = {block for block, _ in process.blocks.scan_sync()}
-            left = found - named if again else (found & before) - named
+            left = (found if again else found & before) - named - embedded
             homes = [
                 block
                 for block in named
