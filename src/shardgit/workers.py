@@ -94,12 +94,23 @@ class Workers:
         with self._lock:  # a job behind those that end the threads would never run
             if self._closed:
                 raise RuntimeError("workers are closed")
-            if len(self._running) < self.threads:
-                name = f"shardgit_{len(self._running)}"
-                thread = Thread(target=self._work, name=name, daemon=True)
-                thread.start()
-                self._running.append(thread)
+            self._begin_one()
             self._jobs.put(job)
+
+    def _begin_one(self) -> None:
+        if len(self._running) < self.threads:
+            name = f"shardgit_{len(self._running)}"
+            thread = Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._running.append(thread)
+
+    def begin(self) -> None:
+        """Begin all threads now: one that a job begins has the priority of whoever brings that job, for ever."""
+        with self._lock:
+            if not self._closed:
+                for _ in range(self.threads - len(self._running)):
+                    self._begin_one()
+                self._behind.submit(_nothing)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -184,3 +195,7 @@ class Workers:
                 self._jobs.put(None)
         for thread in self._running:
             thread.join()
+
+
+def _nothing() -> None:
+    """Be a job."""

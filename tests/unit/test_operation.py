@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from shardgit.operate.operation import (
     is_running,
     running,
     silent_control,
+    step_back,
     store_probe,
 )
 from shardgit.progress import Progress
@@ -212,3 +214,33 @@ async def test_a_caller_that_goes_away_stops_its_operation(store: Store) -> None
         await task
     assert ended.is_set()
     assert silent_control().throttle is None
+
+
+def test_threads_that_serve_keep_their_priority_when_an_operation_is_first_to_need_them(
+    store: Store,
+) -> None:
+    """A worker that began anew under a rebalance had all its pushes committed by a thread of low priority."""
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    found: list[int] = []
+
+    def operation() -> None:
+        step_back(store)
+        found.append(priority())
+        with store.journal.listening(lambda: found.append(priority())):
+            store.journal.commit_sync([], [Put(b"Zone", b"")])
+            store.journal.commit_sync([], [Put(b"Ztwo", b"")])  # behind what the first one told
+        found.extend(store.workers.map(lambda _: priority(), range(3)))
+        found.extend(store.blocks._writers.map(lambda _: priority(), range(3)))
+        told = threading.Event()
+        store.workers.later("told", lambda: (found.append(priority()), told.set()))
+        told.wait()
+
+    thread = threading.Thread(target=operation)
+    thread.start()
+    thread.join()
+    assert len(found) >= 9
+    assert set(found[1:]) == {before}

@@ -115,6 +115,10 @@ class RoutedStore(OnWorkers):
         """The revision of the ring's row in the journal."""
         return self._routes.revision
 
+    def begin_threads(self) -> None:
+        """Begin the threads that write, at the priority of the one that calls."""
+        self._writers.begin()
+
     def refresh(self) -> bool:
         """Take over the ring of the journal, and compacted shards; says whether the ring was another."""
         return self._fresh(self._routes) is not None

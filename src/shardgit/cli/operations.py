@@ -92,7 +92,7 @@ def run_operation(
             pace = pace or Speed()
             probe = None if pace.ignore_load else store_probe(store)
             control = Control(report=report, throttle=Throttle(pace.rate_bytes_s, probe=probe))
-            step_back()
+            step_back(store)
             with _stopping(control):
                 done = local(store, control)
     if json:

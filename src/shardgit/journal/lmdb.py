@@ -250,6 +250,18 @@ class LmdbJournal:
         self._check_open()
         return self._environment.last_transaction()
 
+    def begin(self) -> None:
+        """Begin the writer's thread now: else it has the priority of whoever commits first, for ever."""
+        self._check_open()
+        with self._lock:
+            if not self._closed:
+                self._begin_writer()
+
+    def _begin_writer(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
+            self._writer.start()
+
     def _enqueue(
         self,
         conditions: Sequence[Condition],
@@ -261,11 +273,7 @@ class LmdbJournal:
         with self._lock:
             if self._closed:
                 raise Unavailable("journal is closed", path=self._path)
-            if self._writer is None:
-                self._writer = threading.Thread(
-                    target=self._write, name="journal-writer", daemon=True
-                )
-                self._writer.start()
+            self._begin_writer()
             self._waiting.put(_Waiting(conditions, operations, answer))
 
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:

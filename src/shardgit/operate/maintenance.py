@@ -109,7 +109,7 @@ class Maintenance:
             self._scrubber.join()
 
     def _run(self) -> None:
-        step_back()
+        step_back(self.store)
         turn = FileLock(self.store.scratch / "maintenance.lock")
         try:
             while not turn.try_take():
@@ -160,7 +160,7 @@ class Maintenance:
     # ---- scrubs ----
 
     def _scrub_on(self) -> None:
-        step_back()
+        step_back(self.store)
         with suppress(Stopped):
             while True:
                 self.scrubbing.sleep(self.plan.interval_s)

@@ -187,7 +187,11 @@ def is_running(store: Store, kind: str) -> bool:
         return True
 
 
-def step_back() -> None:
-    """Let the kernel prefer all other threads to this one, and to those that it starts."""
+def step_back(store: Store) -> None:
+    """Let the kernel prefer all other threads to this one, and to those that it starts.
+
+    The store's own are not among these: every push of the process commits through them.
+    """
+    store.begin_threads()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

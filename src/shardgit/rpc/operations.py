@@ -41,7 +41,7 @@ async def stream_operation(
     control = Control(report=report, throttle=throttle_of(store, pace))
 
     def run() -> None:
-        step_back()
+        step_back(store)
         try:
             done = job(control)
         except BaseException as error:

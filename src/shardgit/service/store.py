@@ -214,6 +214,12 @@ class Store:
         self._condemned: OrderedDict[PoolId, Condemned] = OrderedDict()
         self._lock = Lock()
 
+    def begin_threads(self) -> None:
+        """Begin all threads that serve requests, at the priority of the one that calls."""
+        self.journal.begin()
+        self.workers.begin()
+        self.blocks.begin_threads()
+
     # ---- repositories ----
 
     def repository(self, snapshot: JournalSnapshot, name: str) -> RepositoryRecord:
