@@ -236,7 +236,12 @@ def test_threads_that_serve_keep_their_priority_when_an_operation_is_first_to_ne
         found.extend(store.workers.map(lambda _: priority(), range(3)))
         found.extend(store.blocks._writers.map(lambda _: priority(), range(3)))
         told = threading.Event()
-        store.workers.later("told", lambda: (found.append(priority()), told.set()))
+
+        def behind() -> None:
+            found.append(priority())
+            told.set()
+
+        store.workers.later("told", behind)
         told.wait()
 
     thread = threading.Thread(target=operation)
