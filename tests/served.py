@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from forking import mother
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -66,10 +68,13 @@ def shardgit(
     *words: str, cwd: Path, environment: dict[str, str] | None = None, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
+    variables = {**clean_environment(), **(environment or {})}
+    if mother().knows(words, variables):
+        return mother().run(words, cwd=cwd, environment=variables, text=text)
     return subprocess.run(
         [sys.executable, "-m", "shardgit", *words],
         cwd=cwd,
-        env={**clean_environment(), **(environment or {})},
+        env=variables,
         input=text,
         capture_output=True,
         text=True,

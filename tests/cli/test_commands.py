@@ -275,7 +275,7 @@ def test_a_mistake_of_ours_is_one_line_without_a_trace(
     def broken(**_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(main, "app", broken)
+    monkeypatch.setattr(main, "command", lambda: broken)
     monkeypatch.delenv("SHARDGIT_DEBUG", raising=False)
     with pytest.raises(SystemExit) as caught:
         main.main()
