@@ -7,24 +7,26 @@ PROMETHEUS_MULTIPROC_DIR is set before this module is imported.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
+import random
 import re
 import sys
 import time
-import uuid
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from shardgit.errors import ShardgitError
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 ERROR_MAX = 2_000  # characters of a client's own words in a log line
+_ids = random.Random()  # noqa: S311 - they tell requests apart, and keep nothing secret
+os.register_at_fork(after_in_child=_ids.seed)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 
@@ -179,13 +181,40 @@ def log() -> structlog.stdlib.BoundLogger:
 
 
 class Request:
-    """One request, as logs and metrics see it."""
+    """One request, as logs and metrics see it, while it is entered: id, time, count.
 
-    def __init__(self, edge: str, what: str, given: str | None) -> None:
+    What nobody expected gets a log line. ``given_id`` is the client's X-Request-Id, taken when it is harmless.
+    """
+
+    __slots__ = ("_begun", "_token", "code", "edge", "id", "what")
+
+    def __init__(self, edge: str, what: str, given_id: str | None = None) -> None:
         self.edge = edge
         self.what = what
-        self.id = given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        good = given_id is not None and _REQUEST_ID.fullmatch(given_id)
+        self.id = given_id if given_id and good else _ids.randbytes(8).hex()
         self.code = "OK"
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._token = request_id.set(self.id)
+        self._begun = time.monotonic()
+        _active(self.edge).inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """End."""
+        if isinstance(error, Exception) and self.code == "OK":
+            self.code = "INTERNAL"
+            log().exception("request_failed", edge=self.edge, what=self.what)
+        _active(self.edge).dec()
+        _ended(self.edge, self.code).inc()
+        _seconds(self.edge).observe(time.monotonic() - self._begun)
+        # A generator that ends in another context than it began in may not reset it.
+        with contextlib.suppress(ValueError):
+            request_id.reset(self._token)
 
     def failed(self, error: ShardgitError) -> None:
         """Note a typed error."""
@@ -205,27 +234,16 @@ class Request:
         self.code = "CANCELLED"
 
 
-@contextlib.contextmanager
-def request(edge: str, what: str, given_id: str | None = None) -> Iterator[Request]:
-    """Follow one request: id, time, count, and a log line for what nobody expected.
+@functools.cache
+def _active(edge: str) -> Gauge:
+    return REQUESTS_ACTIVE.labels(edge)
 
-    ``given_id`` is the client's X-Request-Id, taken when it is harmless.
-    """
-    seen = Request(edge, what, given_id)
-    token = request_id.set(seen.id)
-    begun = time.monotonic()
-    REQUESTS_ACTIVE.labels(edge).inc()
-    try:
-        yield seen
-    except Exception:
-        if seen.code == "OK":
-            seen.code = "INTERNAL"
-            log().exception("request_failed", edge=edge, what=what)
-        raise
-    finally:
-        REQUESTS_ACTIVE.labels(edge).dec()
-        REQUESTS.labels(edge, seen.code).inc()
-        REQUEST_SECONDS.labels(edge).observe(time.monotonic() - begun)
-        # A generator that ends in another context than it began in may not reset it.
-        with contextlib.suppress(ValueError):
-            request_id.reset(token)
+
+@functools.cache
+def _ended(edge: str, code: str) -> Counter:
+    return REQUESTS.labels(edge, code)
+
+
+@functools.cache
+def _seconds(edge: str) -> Histogram:
+    return REQUEST_SECONDS.labels(edge)

@@ -19,6 +19,18 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
+class Later(Generic[T]):
+    """What a job returns whose outcome another thread will tell: its own goes on to the next job meanwhile.
+
+    ``start`` is called with what is to be told the outcome, once.
+    """
+
+    __slots__ = ("start",)
+
+    def __init__(self, start: Callable[[Callable[[T], None]], None]) -> None:
+        self.start = start
+
+
 class _Job(Generic[T]):
     """A job whose outcome goes back to the event loop that wants it.
 
@@ -28,7 +40,7 @@ class _Job(Generic[T]):
 
     __slots__ = ("after", "call", "ended", "future", "loop")
 
-    def __init__(self, call: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Callable[[], T | Later[T]], loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
         self.loop = loop
         self.future: asyncio.Future[T] = loop.create_future()
@@ -39,6 +51,9 @@ class _Job(Generic[T]):
         """Run in a worker's thread."""
         try:
             result = self.call()
+            if isinstance(result, Later):
+                result.start(lambda outcome: self._hand_back(outcome, None))
+                return
         except BaseException as error:
             self._hand_back(None, error)
         else:
@@ -123,6 +138,12 @@ class Workers:
         A job may own a transaction or a buffer of the caller's, so it must never outlive the call.
         """
         made = _Job(lambda: job(*args, **kwargs), asyncio.get_running_loop())
+        self._submit(made.run)
+        return await made.outcome()
+
+    async def run_through(self, job: Callable[[], T | Later[T]]) -> T:
+        """Run ``job`` in a thread, as ``run`` does; its outcome may come from another thread, later."""
+        made = _Job(job, asyncio.get_running_loop())
         self._submit(made.run)
         return await made.outcome()
 

@@ -161,7 +161,7 @@ def enqueue(journal: LmdbJournal, operation: Operation) -> Future[int]:
         else:
             answer.set_exception(outcome)
 
-    journal._enqueue([], [operation], take)
+    journal.commit_soon([], [operation], take)
     return answer
 
 

@@ -81,7 +81,7 @@ def test_events_are_static_snake_case() -> None:
 
 def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.configure(json=True)
-    with telemetry.request("http", "/x", "given-1") as seen:
+    with telemetry.Request("http", "/x", "given-1") as seen:
         telemetry.log().info("something_happened", count=3)
     line = json.loads(capsys.readouterr().err)
     assert seen.id == "given-1"
@@ -91,7 +91,7 @@ def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[s
 
 def test_a_request_id_that_could_break_a_log_is_replaced() -> None:
     for given in ("", "a b", "x" * 65, "a\nb", None):
-        with telemetry.request("http", "/x", given) as seen:
+        with telemetry.Request("http", "/x", given) as seen:
             assert seen.id != given
             assert re.fullmatch(r"[0-9a-f]{16}", seen.id)
     assert telemetry.request_id.get() == ""
@@ -99,9 +99,9 @@ def test_a_request_id_that_could_break_a_log_is_replaced() -> None:
 
 def test_a_refusal_is_logged_by_its_severity(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.configure(json=True)
-    with telemetry.request("http", "/x") as seen:
+    with telemetry.Request("http", "/x") as seen:
         seen.failed(NotFound("not here"))
-    with telemetry.request("http", "/x") as seen:
+    with telemetry.Request("http", "/x") as seen:
         seen.failed(DataLoss("gone"))
     levels = [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
     assert levels == ["info", "error"]
@@ -110,7 +110,7 @@ def test_a_refusal_is_logged_by_its_severity(capsys: pytest.CaptureFixture[str])
 def test_an_unexpected_error_is_counted_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.configure(json=True)
     before = telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get()
-    with pytest.raises(ZeroDivisionError), telemetry.request("grpc", "Get"):
+    with pytest.raises(ZeroDivisionError), telemetry.Request("grpc", "Get"):
         raise ZeroDivisionError
     assert telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get() == before + 1
     line = json.loads(capsys.readouterr().err)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shardgit.workers import Workers
+from shardgit.workers import Later, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -52,6 +52,40 @@ async def test_a_cancelled_caller_waits_for_its_job_however_often(workers: Worke
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == ["job"]
+
+
+async def test_an_outcome_may_come_from_elsewhere_and_a_cancelled_caller_waits_for_that(
+    workers: Workers,
+) -> None:
+    told: list[Callable[[int], None]] = []
+
+    def job() -> int | Later[int]:
+        return Later(told.append)
+
+    first = asyncio.ensure_future(workers.run_through(job))
+    second = asyncio.ensure_future(workers.run_through(job))
+    third = asyncio.ensure_future(workers.run_through(job))  # though both threads have had a job
+    while len(told) < 3:
+        await asyncio.sleep(0.001)
+    second.cancel()
+    await asyncio.sleep(0.01)
+    assert not first.done()
+    assert not second.done()
+    for number, tell in enumerate(told):
+        threading.Thread(target=tell, args=(number,)).start()
+    assert {await first, await third} | {0, 1, 2} == {0, 1, 2}
+    with pytest.raises(asyncio.CancelledError):
+        await second
+
+    def fails() -> int | Later[int]:
+        def start(tell: Callable[[int], None]) -> None:
+            raise ZeroDivisionError
+
+        return Later(start)
+
+    with pytest.raises(ZeroDivisionError):
+        await workers.run_through(fails)
+    assert await workers.run_through(lambda: 7) == 7
 
 
 async def test_no_more_jobs_than_threads_run_at_once(workers: Workers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import random
 import struct
 from dataclasses import dataclass
 
@@ -64,8 +65,19 @@ def new_header(
     kind: BlockKind, hash_kind: HashKind, pool: PoolId, length: int, *, flags: int = 0
 ) -> bytes:
     """Return the header of a block of ``length`` bytes in all, born now, with a fresh nonce."""
-    created_ms = clock.now_ms()
-    return BlockHeader(kind, hash_kind, flags, length, pool, created_ms, os.urandom(16)).pack()
+    assert len(pool) == 16
+    nonce = _nonces.randbytes(16)
+    return _HEADER.pack(MAGIC, VERSION, kind, hash_kind, flags, length, pool, clock.now_ms(), nonce)
+
+
+def fresh_nonces() -> None:
+    """Begin another row of nonces: a forked process must not go on with its parent's."""
+    _nonces.seed(os.urandom(32))
+
+
+# Nonces are told to nobody who could gain by knowing the next one, and asking the kernel gives up the GIL each time.
+_nonces = random.Random(os.urandom(32))  # noqa: S311
+os.register_at_fork(after_in_child=fresh_nonces)
 
 
 def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> BlockHeader:

@@ -72,7 +72,7 @@ class Edge:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give the request an id, count it, bound its time, and turn errors into answers, once."""
         given = request.headers.get("X-Request-Id")
-        with telemetry.request("http", request.path, given) as seen:
+        with telemetry.Request("http", request.path, given) as seen:
             call = Call(seen)
             token = _call.set(call)
             try:

@@ -38,8 +38,11 @@ def repository_name(request: web.Request) -> str:
 def principal_of(request: web.Request) -> Principal:
     """Return who asks: the user of Basic authentication, not verified, and the peer's address."""
     user = ANONYMOUS.name
+    given = request.headers.get("Authorization")
+    if given is None:
+        return Principal(user, request.remote or "")
     try:
-        told = BasicAuth.decode(request.headers.get("Authorization", ""), encoding="utf-8").login
+        told = BasicAuth.decode(given, encoding="utf-8").login
     except (ValueError, UnicodeError):
         told = ""
     if told and len(told) <= USER_MAX and told.isprintable():

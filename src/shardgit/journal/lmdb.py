@@ -262,12 +262,16 @@ class LmdbJournal:
             self._writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
             self._writer.start()
 
-    def _enqueue(
+    def commit_soon(
         self,
         conditions: Sequence[Condition],
         operations: Sequence[Operation],
         answer: Callable[[int | BaseException], None],
     ) -> None:
+        """Commit behind the caller, who goes on: ``answer`` hears, on the writer's thread, the revision or the error.
+
+        It must be quick and raise nothing.
+        """
         check_commit(conditions, operations)
         self._check_open()
         with self._lock:
@@ -279,7 +283,7 @@ class LmdbJournal:
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
         future: Future[int] = Future()
-        self._enqueue(conditions, operations, partial(_settled, future))
+        self.commit_soon(conditions, operations, partial(_settled, future))
         try:
             return future.result()
         finally:
@@ -291,7 +295,7 @@ class LmdbJournal:
         """See Journal."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
-        self._enqueue(conditions, operations, partial(_settled_there, loop, future))
+        self.commit_soon(conditions, operations, partial(_settled_there, loop, future))
         try:
             return await future
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
@@ -117,7 +117,8 @@ def encode_manifest(
         at = _aligned(at + len(data))
 
     def placed(ref: BlockRef) -> BlockRef:
-        return replace(ref, inline=places[ref.id]) if ref.id in places else ref
+        inside = places.get(ref.id)
+        return ref if inside is None else BlockRef(ref.id, ref.length, inside)
 
     for start in range(0, len(manifest.segments), PAGE_SEGMENTS_MAX):
         some = manifest.segments[start : start + PAGE_SEGMENTS_MAX]

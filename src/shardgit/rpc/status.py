@@ -100,7 +100,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
     @functools.wraps(method)
     async def wrapped(self: object, request: object, context: grpc.aio.ServicerContext) -> Any:
-        with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
+        with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             try:
                 return await method(self, request, context)
             except asyncio.CancelledError:
@@ -144,7 +144,7 @@ def stream(
     async def wrapped(
         self: _Serves, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Any]:
-        with telemetry.request("grpc", method.__name__, _given_id(context)) as seen:
+        with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             limits = self.store.limits
             stall = _Stall(limits.client_stall_max_s, context)
             if bounded:

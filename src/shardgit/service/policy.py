@@ -110,6 +110,8 @@ def push_refusal(settings: RepositorySettings, request: PushRequest) -> str | No
 
 def repeated(commands: Sequence[Command]) -> frozenset[bytes]:
     """Return the names that more than one command names: none of these may be done."""
+    if len(commands) < 2:
+        return frozenset()
     times = Counter(each.name for each in commands)
     return frozenset(name for name, count in times.items() if count > 1)
 

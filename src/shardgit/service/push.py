@@ -265,10 +265,18 @@ class Push(Intake):
         self._lost = True
 
     def committed(self, revision: int) -> None:
-        """Take note of the commit."""
+        """Take note of the commit, and keep what it made."""
+        self.landed(revision)
+        self.keep_view()
+
+    def landed(self, revision: int) -> None:
+        """Take note of the commit: the push has its outcome."""
         self._revision = revision
+
+    def keep_view(self) -> None:
+        """Keep the pool's view as the commit left it, so that nobody need build it again."""
         try:
-            self.adopt(revision)
+            self.adopt(self._revision)
         except ShardgitError as error:  # the push is done, whatever becomes of the view
             telemetry.log().error("view_not_kept", repository=self.name, exc_info=error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import faultpoints, telemetry
@@ -26,10 +27,11 @@ from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.hiding import hidden_from_push
 from shardgit.service.pack_spool import PackSpool
-from shardgit.service.push import Push, Pushed, Steps, next_steps
+from shardgit.service.push import Push, Pushed
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import nonce_of
+from shardgit.workers import Later
 
 if TYPE_CHECKING:
     from array import array
@@ -49,6 +51,7 @@ T = TypeVar("T")
 KEEPALIVE_S = 5.0
 KEEPALIVE = b"0005\x02"  # an empty packet of band 2
 PAGE_REFS = 8_192
+FEW_REFS = 32  # that the event loop itself lists
 HEADS = b"refs/heads/"
 
 
@@ -64,12 +67,12 @@ class _Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A push that was judged, and its commit, where nobody has to be asked before that."""
+class Tried:
+    """A push that was judged, and how its commit ended: at a revision, or by an error; None where none was made."""
 
     push: Push
-    steps: Steps | None
-    asks: bool = False  # hooks first
+    ended: int | BaseException | None = None
+    asks: bool = False  # hooks come first
 
 
 class ReceiveService:
@@ -93,7 +96,10 @@ class ReceiveService:
         """
         authorize(principal, Action.WRITE, name)
         run = self.store.workers.run
-        page = await run(self._first_page, name, nonce)
+        # A few rows of the journal cost less than a hop to a thread.
+        page = self._first_page(name, nonce, most=FEW_REFS)
+        page = page or await run(self._first_page, name, nonce)
+        assert page is not None
         yield page.lines
         while page.after:
             page = await run(self._next_page, name, page)
@@ -109,10 +115,13 @@ class ReceiveService:
             atomic=receive.atomic, push_options=receive.push_options, nonce=nonce
         )
 
-    def _first_page(self, name: str, nonce: bytes | None) -> _Page:
+    def _first_page(self, name: str, nonce: bytes | None, most: int | None = None) -> _Page | None:
+        """Return the first page; None where the repository has more than ``most`` refs."""
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, name)
             count = self.store.refs.head(snapshot, record).count
+            if most is not None and count > most:
+                return None
             receive = settings_of(record).receive
             whole = receive.advertise == "all" or (
                 receive.advertise == "auto" and count <= receive.advertise_cap
@@ -231,16 +240,16 @@ class ReceiveService:
         nonce: bytes | None,
     ) -> AsyncGenerator[bytes, None]:
         """Carry out a push whose bytes are here; yield what the client hears of it."""
-        begun: list[Begun] = []
+        begun: list[Tried] = []
 
-        def begin() -> Begun:
+        def begin() -> Tried | Later[Tried]:
             push = Push(self.store, name, request, principal=principal)
             return self._judged(push, spool, nonce)
 
         async def carry_out() -> None:
-            begun.append(await self.store.workers.run(begin))
+            begun.append(await self.store.workers.run_through(begin))
             if not begun[0].asks:
-                await self._commit(begun[0].push, begun[0].steps)
+                await self._commit(begun[0].push, begun[0])
 
         async for piece in self._while(request, carry_out()):
             yield piece
@@ -267,8 +276,8 @@ class ReceiveService:
         if request.sideband:
             yield FLUSH_BYTES
 
-    def _judged(self, push: Push, spool: PackSpool, nonce: bytes | None) -> Begun:
-        """Judge a push and, where no hook has to be asked, plan its commit: all as one job.
+    def _judged(self, push: Push, spool: PackSpool, nonce: bytes | None) -> Tried | Later[Tried]:
+        """Judge a push and, where no hook has to be asked, try to commit it: all as one job.
 
         What fails for a reason of the store's is told in the report, as all else is.
         """
@@ -283,35 +292,60 @@ class ReceiveService:
             told = error.message if isinstance(error, ShardgitError) else "internal error"
             push.unpack_failed(Unavailable(told))
         if hooks is not None and hooks.wanted(push.record):
-            return Begun(push, None, asks=True)
+            return Tried(push, asks=True)
         try:
-            return Begun(push, push.steps())
+            return self._tried(push)
         except ShardgitError as error:
             _not_committed(push, error)
-            return Begun(push, None)
+            return Tried(push)
 
-    async def _commit(self, push: Push, steps: Steps | None) -> None:
-        """Commit, again while other writers are faster. No thread waits for the disk: pushes share its fsyncs."""
-        run = self.store.workers.run
+    def _tried(self, push: Push) -> Tried | Later[Tried]:
+        """Plan a commit and hand it on to the journal's writer. No thread waits for the disk: pushes share its fsyncs.
+
+        And the event loop is not woken in between.
+        """
+        steps = push.steps()
+        if steps is None:
+            return Tried(push)
+        commit = partial(self.store.journal.commit_soon, steps.conditions, steps.operations)
+        # commit point: as in Push.commit.
+        faultpoints.reach("receive.before_commit")
+        return Later(lambda tell: commit(lambda ended: tell(Tried(push, ended))))
+
+    async def _commit(self, push: Push, tried: Tried | None) -> None:
+        """Commit, again while other writers are faster or the pool has no room."""
         try:
-            steps = steps or await next_steps(push)
-            while steps is not None:
-                try:
-                    # commit point: as in Push.commit.
-                    faultpoints.reach("receive.before_commit")
-                    revision = await self.store.journal.commit(steps.conditions, steps.operations)
-                    faultpoints.reach("receive.after_commit")
-                except Conflict:
-                    push.lost()
-                else:
-                    if push.is_small:
-                        push.committed(revision)
-                    else:
-                        await run(push.committed, revision)
-                    return
-                steps = await next_steps(push)
+            while True:
+                ended = (tried or await self._try(push)).ended
+                match ended:
+                    case int(revision):
+                        faultpoints.reach("receive.after_commit")
+                        push.landed(revision)
+                        await self._keep_view(push)
+                        return
+                    case Conflict():
+                        push.lost()
+                    case ShardgitError():  # not raised: it would lead to this frame, and keep all that it holds
+                        _not_committed(push, ended)
+                        return
+                    case BaseException():
+                        raise ended
+                    case None if push.waiting:
+                        await asyncio.sleep(push.waiting)
+                    case None:
+                        return  # nothing is left to do
+                tried = None
         except ShardgitError as error:
             _not_committed(push, error)
+
+    async def _try(self, push: Push) -> Tried:
+        return await self.store.workers.run_through(lambda: self._tried(push))
+
+    async def _keep_view(self, push: Push) -> None:
+        if push.is_small:  # behind the answer, which leaves in this turn of the loop
+            asyncio.get_running_loop().call_soon(push.keep_view)
+        else:
+            await self.store.workers.run(push.keep_view)
 
     # ---- hooks ----
 

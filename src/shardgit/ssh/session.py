@@ -121,7 +121,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             self._chan.write((NO_SHELL % self.principal.name).encode(), 1)
             await self._exit(REFUSED_EXIT)
             return
-        with telemetry.request("ssh", self._command[:200]) as seen:
+        with telemetry.Request("ssh", self._command[:200]) as seen:
             code = DIED_EXIT
             try:
                 async with asyncio.timeout(self.connection.edge.limits.request_time_max_s):

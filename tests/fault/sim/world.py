@@ -27,6 +27,7 @@ import shardgit.operate.rebalance
 from shardgit import clock, faultpoints
 from shardgit.backup.source import CutSnapshot
 from shardgit.backup.target import Target
+from shardgit.blocks import block
 from shardgit.blocks.block import partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.journal.interface import Row
@@ -442,9 +443,11 @@ def _simulated(world: World) -> Iterator[None]:
         stack.enter_context(faultpoints.listening(lambda name: scheduler.switch(f"at {name}")))
         SimLock.scheduler = scheduler
         os.urandom = dice.randbytes
+        block.fresh_nonces()
         fcntl.flock = patient
         try:
             yield
         finally:
             os.urandom, fcntl.flock = urandom, flock
+            block.fresh_nonces()
             SimLock.scheduler = None
