@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import resource
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,66 +84,136 @@ def density(source: Path, scratch: Path) -> None:
     print(f"ratio:              {ours / theirs:.3f} of the bytes, {cpu / their_cpu:.2f} of the CPU")
 
 
-def clone_cost(store: Store) -> tuple[float, int]:
-    """Return the median CPU seconds and the bytes of a full clone's pack."""
-    look = Look(store, "demo")
-    assert look.view is not None
+def clone_cost(store: Store, clones: int = CLONES) -> tuple[float, int]:
+    """Return the least CPU seconds and the bytes of a full clone's pack, the client's and the network's share aside."""
     costs, size = [], 0
-    for _ in range(CLONES):
+    for _ in range(clones):
+        look = Look(store, "demo")
+        assert look.view is not None
         begun = time.process_time()
         options = TransferOptions(sideband=True)
         size = sum(map(len, Transfer(look.view, look.reachable, options=options).chunks()))
         costs.append(time.process_time() - begun)
-    return statistics.median(costs), size
+    return min(costs), size
 
 
-def pushes(source: Path, scratch: Path, count: int) -> None:
-    line = git(source, "rev-list", "--first-parent", f"--max-count={count + 1}", "HEAD").split()
-    line.reverse()
-    git(scratch, "clone", "-q", "--bare", "--no-local", str(source), "whole.git")
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The pushes: ids of the tips, one more than there are packs between them, in a folder that may be kept."""
+
+    tips: tuple[str, ...]
+    folder: Path
+
+    def pack(self, number: int) -> bytes:
+        return (self.folder / f"{number}.pack").read_bytes()
+
+    def fresh(self, number: int) -> Path:
+        """Return a bare repository with one pack of the history up to a push, made by `git repack -adf`."""
+        return self.folder / f"{number}.git"
+
+
+def prepared(source: Path, folder: Path, count: int, every: int) -> Steps:
+    """Make the packs of the pushes, and what a clone is compared with after each ``every`` of them."""
+    line = git(source, "rev-list", "--first-parent", "--reverse", "HEAD").decode().split()
+    tips = line[-count - 1 :]
+    folder.mkdir(exist_ok=True)
+    steps = Steps(tuple(tips), folder)
+    for number, new in enumerate(tips):
+        target = folder / f"{number}.pack"
+        if not target.exists():
+            wanted = f"{new}\n" + (f"^{tips[number - 1]}\n" if number else "")
+            words = ("pack-objects", "--revs", "--stdout", "-q", "--thin", "--delta-base-offset")
+            target.write_bytes(git(source, *words, stdin=wanted.encode()))
+        if number and number % every == 0 and not steps.fresh(number).exists():
+            waiting = folder / "waiting.git"
+            shutil.rmtree(waiting, ignore_errors=True)
+            subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(waiting)], check=True)
+            words = ("pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset")
+            pack = git(source, *words, stdin=f"{new}\n".encode())
+            git(waiting, "index-pack", "--stdin", stdin=pack)
+            git(waiting, "update-ref", "refs/heads/main", new)
+            git(waiting, "repack", "-adfq", "--window=10", "--depth=50")
+            waiting.rename(steps.fresh(number))
+    return steps
+
+
+def fresh_cost(steps: Steps, number: int, scratch: Path) -> tuple[float, int]:
+    """Return what a clone costs from a store that imported the history as `git repack -adf` left it."""
+    folder = scratch / f"fresh{number}"
+    create_store(folder)
+    with open_store(folder) as store:
+        import_repository(store, "demo", str(steps.fresh(number)))
+        return clone_cost(store)
+
+
+def push(store: Store, steps: Steps, number: int) -> None:
+    old = ObjectId(bytes.fromhex(steps.tips[number - 1])) if number else None
+    new = ObjectId(bytes.fromhex(steps.tips[number]))
+    request = PushRequest((Command(b"refs/heads/main", old, new),))
+    made = Push(store, "demo", request, principal=Principal("bench"))
+    made.take(steps.pack(number))
+    made.check()
+    assert made.commit().results[0].error is None
+
+
+def maintain(store: Store) -> int:
+    """Do what the maintenance of a server does in a round, as long as something is due; returns the compactions."""
+    for done in range(100):
+        view = Look(store, "demo").view
+        if view is None or not wants_compaction(view):
+            return done
+        compact(store, pool_of(store), control=silent_control())
+    raise SystemExit("compactions are due again and again")
+
+
+def pushes(steps: Steps, scratch: Path, *, every: int, look: int) -> None:
+    """Push, maintain and clone; a clone between two references is compared with the line between them."""
     create_store(scratch / "pushed")
-    create_store(scratch / "fresh")
+    seen: list[tuple[int, float, int]] = []
+    compactions, worked = 0, 0.0
+    begun = time.process_time()
     with open_store(scratch / "pushed") as store:
         store.create_repository("demo")
-        old: bytes | None = None
-        compactions = 0
-        for number, new in enumerate(line):
-            wanted = new + (b"\n^" + old if old else b"") + b"\n"
-            pack = git(source, "pack-objects", "--revs", "--stdout", "-q", "--thin", stdin=wanted)
-            command = Command(
-                b"refs/heads/main",
-                ObjectId(bytes.fromhex(old.decode())) if old else None,
-                ObjectId(bytes.fromhex(new.decode())),
-            )
-            push = Push(store, "demo", PushRequest((command,)), principal=Principal("bench"))
-            push.take(pack)
-            push.check()
-            push.commit()
-            old = new
-            if number % 64 == 0:  # as the maintenance of a server looks now and then
-                view = Look(store, "demo").view
-                if view is not None and wants_compaction(view):
-                    compact(store, pool_of(store), control=silent_control())
-                    compactions += 1
-        pushed_cpu, pushed_bytes = clone_cost(store)
+        for number in range(len(steps.tips)):
+            push(store, steps, number)
+            if number % look == 0 and number:
+                at = time.process_time()
+                compactions += maintain(store)
+                worked += time.process_time() - at
+                seen.append((number, *clone_cost(store, 3)))
+        spent = time.process_time() - begun
         view = Look(store, "demo").view
         assert view is not None
-        print(f"{len(line):,} pushes: {len(view.runs)} runs, {compactions} compactions")
+        print(
+            f"{len(steps.tips):,} pushes: {len(view.runs)} runs, {compactions} compactions of {worked:.1f} s CPU in"
+            f" all, {spent:.1f} s CPU with pushes, settles and clones"
+        )
+    shutil.copytree(scratch / "pushed", scratch / "full")
+    with open_store(scratch / "full") as store:
         compact(store, pool_of(store), control=silent_control(), full=True)
-        full_cpu, full_bytes = clone_cost(store)
-    tip = git(source, "rev-parse", "HEAD").strip().decode()
-    git(scratch / "whole.git", "update-ref", "refs/heads/main", tip)
-    git(scratch / "whole.git", "repack", "-adfq", "--window=10", "--depth=50")
-    with open_store(scratch / "fresh") as store:
-        import_repository(store, "demo", str(scratch / "whole.git"))
-        fresh_cpu, fresh_bytes = clone_cost(store)
-    print(f"clone after pushes: {pushed_cpu * 1000:.1f} ms of CPU, {pushed_bytes:,} bytes")
-    print(f"clone, fresh:       {fresh_cpu * 1000:.1f} ms of CPU, {fresh_bytes:,} bytes")
-    print(f"clone, compacted:   {full_cpu * 1000:.1f} ms of CPU, {full_bytes:,} bytes (--full)")
-    ratios = f"{full_cpu / fresh_cpu:.3f} of the CPU, {full_bytes / fresh_bytes:.3f}"
-    print(f"ratio, compacted:   {ratios} of the bytes")
-    ratios = f"{pushed_cpu / fresh_cpu:.3f} of the CPU, {pushed_bytes / fresh_bytes:.3f}"
-    print(f"ratio:              {ratios} of the bytes")
+        full = clone_cost(store)
+    marks = {at: fresh_cost(steps, at, scratch) for at in range(every, len(steps.tips), every)}
+    most = [0.0, 0.0]
+    for at, cpu, size in seen:
+        low = at // every * every
+        if low not in marks:
+            continue
+        part = (at - low) / every
+        high = marks.get(low + every, marks[low])
+        wanted = [a + (b - a) * part for a, b in zip(marks[low], high, strict=True)]
+        ratios = [cpu / wanted[0], size / wanted[1]]
+        if at == low or ratios[1] > most[1]:
+            print(
+                f"{at:6} pushes: {size:11,} bytes, {ratios[1]:.3f}; {cpu * 1000:6.1f} ms CPU, {ratios[0]:.3f}"
+            )
+        most = [max(a, b) for a, b in zip(most, ratios, strict=True)]
+    last = marks[max(marks)]
+    print(
+        f"most:           {most[1]:.3f} of the bytes, {most[0]:.3f} of the CPU, of {len(seen)} looks"
+    )
+    print(
+        f"after --full:   {full[1] / last[1]:.3f} of the bytes, {full[0] / last[0]:.3f} of the CPU"
+    )
 
 
 def main() -> None:
@@ -153,12 +223,17 @@ def main() -> None:
     parser.add_argument("suite", choices=["density", "pushes"])
     parser.add_argument("repository", type=Path)
     parser.add_argument("--pushes", type=int, default=10_000)
+    parser.add_argument("--every", type=int, default=1_000, help="pushes between two references")
+    parser.add_argument("--look", type=int, default=50, help="pushes between two looks")
+    parser.add_argument("--keep", type=Path, help="folder in which packs and references stay")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if words.suite == "density":
             density(words.repository, Path(folder))
         else:
-            pushes(words.repository, Path(folder), words.pushes)
+            kept = words.keep or Path(folder) / "steps"
+            steps = prepared(words.repository, kept, words.pushes, words.every)
+            pushes(steps, Path(folder), every=words.every, look=words.look)
 
 
 if __name__ == "__main__":

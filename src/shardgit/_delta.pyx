@@ -114,6 +114,7 @@ ctypedef struct Choice:
     uint16_t depth
     uint8_t lane
     uint8_t told  # a tree whose edges are told anew
+    uint8_t offered  # the pool has it, and it stays there: a base for others
 
 
 ctypedef struct Key:
@@ -335,8 +336,31 @@ cdef class Chooser:
             if o.type == BLOB or o.type == TREE:
                 key.low = <uint64_t>self._sight(i) << 60 | (<uint64_t>(0xFFFFFFF - (o.raw if o.raw < 0xFFFFFFF else 0xFFFFFFF)) << 32) \
                     | <uint64_t>self.rank[i]
+        for k in range(self.n):
+            self._offer(self.ingest.walk[k])
         qsort(self.keys, self.n_keys, sizeof(Key), by_key)
         return SG_OK
+
+    cdef void _offer(self, uint32_t i) noexcept nogil:
+        """Let what an object is a delta on in the pool serve others of its path as well, before all of them.
+
+        Otherwise the newest version of each path would be whole in every run that has one.
+        """
+        cdef Object *o = &self.ingest.objects[i]
+        cdef uint32_t b = o.base
+        cdef Key *key
+        if not o.keep or (o.type != TREE and o.type != BLOB) or not self._outside_delta(o):
+            return
+        if self.choices[b].offered or self.ingest.objects[b].raw > self.size_most:
+            return
+        self.choices[b].offered = 1
+        self.choices[b].base = NONE
+        self.choices[b].root = b
+        key = &self.keys[self.n_keys]
+        self.n_keys += 1
+        key.object = b
+        key.high = <uint64_t>o.type << 60 | <uint64_t>self.name[i] << 28 | self.path[i] >> 4
+        key.low = <uint64_t>self._sight(b) << 60
 
     cdef sg_status _walk(self, uint32_t *ranked) noexcept nogil:
         """Number the objects as a walk from the newest commit on meets them, and give trees and blobs their paths."""
@@ -502,6 +526,9 @@ cdef class Chooser:
         s.size = <size_t>o.raw
         s.object = i
         s.indexed = False
+        if c.offered:
+            self._enter(d, slot, -1)
+            return SG_OK
         if s.size >= DELTA_LEAST:
             st = self._best(d, s, &best_at, &best_size)
             if st != SG_OK:
@@ -573,7 +600,7 @@ cdef class Chooser:
         cdef Slot *s
         cdef Choice *c
         cdef Choice *root
-        cdef size_t most, length
+        cdef size_t most, length, more, cost = 0
         cdef uint32_t best_depth = 1
         cdef uint8_t *swap
         cdef size_t swap_room
@@ -592,7 +619,7 @@ cdef class Chooser:
             if root.family_bytes > self.family_bytes or root.family_objects > 60000:
                 continue
             if best_at[0] >= 0:
-                most = best_size[0]
+                most = cost
             elif self._outside_delta(&self.ingest.objects[t.object]):
                 # A base in another segment costs its id twice, and a client that lacks it a whole object.
                 most = <size_t>self.ingest.objects[t.object].size + 2 * h
@@ -603,13 +630,15 @@ cdef class Chooser:
                 best_depth = 1
             # A longer chain must be worth it.
             most = most * <size_t>(self.depth_most - c.depth) // <size_t>(self.depth_most - best_depth + 1)
-            if best_at[0] >= 0 and most == best_size[0] and <uint32_t>c.depth + 1 >= best_depth:
+            if best_at[0] >= 0 and most == cost and <uint32_t>c.depth + 1 >= best_depth:
                 most -= 1
-            if most < 20:
+            more = 2 * h if c.offered else 0
+            if most < 20 + more:
                 if best_at[0] < 0:
-                    most = min(<size_t>20, t.size)
+                    most = min(<size_t>20, t.size) + more
                 else:
                     continue
+            most -= more
             if t.size > s.size and t.size - s.size >= most:
                 continue
             if t.size < s.size // 32:
@@ -632,6 +661,7 @@ cdef class Chooser:
                 d.trial_room = swap_room
                 best_at[0] = <int>k
                 best_size[0] = length
+                cost = length + more
                 best_depth = <uint32_t>c.depth + 1
         return SG_OK
 
@@ -700,6 +730,11 @@ cdef class Chooser:
             return st
         c.base = base
         c.depth = b.depth + 1
+        if b.offered:  # a family of its own
+            c.root = i
+            c.family_bytes = c.length + 128
+            c.family_objects = 1
+            return SG_OK
         c.root = b.root
         root = &self.choices[b.root]
         root.family_bytes += c.length + 64
@@ -916,7 +951,7 @@ cdef class Chooser:
             i = self.keys[k].object
             o = &self.ingest.objects[i]
             c = &self.choices[i]
-            if o.raw > self.size_most:
+            if o.raw > self.size_most or c.offered:
                 continue
             if c.body != NULL:
                 if not (self.ingest.packs[pack].data <= c.body < self.ingest.packs[pack].data + self.ingest.packs[pack].size):

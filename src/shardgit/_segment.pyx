@@ -977,6 +977,18 @@ cdef extern from * nogil:
     int __builtin_popcountll(unsigned long long v)
 
 
+def holds_all(const uint8_t[::1] bits not None, const uint8_t[::1] more not None, const int64_t[::1] places not None):
+    """Return whether each of the positions is set in one of two bitsets; a negative one is in none."""
+    cdef Py_ssize_t k
+    cdef bint ok = True
+    with nogil:
+        for k in range(places.shape[0]):
+            if places[k] < 0 or not (bit(bits, <uint64_t>places[k]) or bit(more, <uint64_t>places[k])):
+                ok = False
+                break
+    return bool(ok)
+
+
 def drop_large(const uint8_t[::1] block not None, int hash_size, uint64_t first, uint8_t[::1] bits not None,
                uint64_t limit):
     """Clear the bits of a segment's objects of ``limit`` bytes and more. The object at ordinal k is bit ``first`` + k."""

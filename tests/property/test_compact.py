@@ -34,6 +34,7 @@ from shardgit.service.push import Push
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from shardgit.pool.view import PlacedRun, PoolView
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
@@ -190,6 +191,88 @@ def test_a_compaction_is_wanted_once_the_tail_has_grown(
         assert after.runs[0].record.graph == before.runs[0].record.graph
         assert not wants_compaction(after)
         assert not verify_repository(store, "demo").bad
+
+
+def kinds_of(view: PoolView, run: PlacedRun) -> dict[tuple[str, str], int]:
+    """Return the bytes of a run's entries by (type, kind of entry)."""
+    span = range(run.start, run.start + run.record.objects)
+    found: dict[tuple[str, str], int] = {}
+    for segment in view.segments:
+        if segment.base not in span:
+            continue
+        count = segment.entry.objects
+        entries, types = view.use_segment(
+            segment,
+            lambda block, count=count: (  # type: ignore[misc]
+                [_segment.entry_at(block, 20, at) for at in range(count)],
+                block[len(block) - 28],
+            ),
+        )
+        for kind, _, start, end in entries:
+            key = (
+                {1: "commit", 2: "tree", 3: "blob", 4: "tag"}[types],
+                {6: "near", 7: "far"}.get(kind, "whole"),
+            )
+            found[key] = found.get(key, 0) + end - start
+    return found
+
+
+def test_a_young_run_has_its_bases_in_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "WANTED_BYTES", 1_000)
+    rand = random.Random(9)
+    origin = tmp_path / "origin"
+    git(tmp_path, "init", "-q", "-b", "main", str(origin))
+    words = [f"line {number} {rand.random()}" for number in range(400)]
+    (origin / "deep").mkdir()
+    for number in range(80):
+        (origin / "deep" / f"{rand.randbytes(6).hex()}.txt").write_text(
+            f"{number}\n{words[number]}"
+        )
+
+    (origin / "large").write_bytes(rand.randbytes(40_000))  # so that the oldest run is left alone
+
+    def step(number: int) -> str:
+        words.insert(rand.randrange(400), f"step {number} {rand.random()}")
+        (origin / "deep" / "file.txt").write_text("\n".join(words))
+        git(origin, "add", "-A")
+        git(origin, "commit", "-qm", f"step {number}")
+        return git(origin, "rev-parse", "HEAD")
+
+    old = new = step(0)
+    create_store(tmp_path / "data")
+    sizes = Limits(block_target_bytes=6_000, block_max_bytes=60_000)
+    with open_store(tmp_path / "data", limits=sizes) as store:
+        import_repository(store, "demo", str(origin))
+        for generation in range(3):
+            for number in range(12):
+                new = step(100 * generation + number + 1)
+                push(store, "demo", origin, old, new)
+                old = new
+                if number % 4 == 3:
+                    assert settle(store, pool_of(store))
+            compact(store, pool_of(store), control=silent_control())
+            view = Look(store, "demo").view
+            assert view is not None
+            assert len(view.runs) > 1
+            assert not wants_compaction(view)
+            # Nothing of what an older run has a version of is whole in a younger one: neither file nor folders.
+            for run in view.runs[1:]:
+                kinds = kinds_of(view, run)
+                assert ("blob", "whole") not in kinds
+                assert kinds.get(("tree", "whole"), 0) < 100  # the root, of one entry
+                assert kinds["blob", "far"] > 0
+            verify(store, "demo", origin, new)
+        assert not verify_repository(store, "demo").bad
+        export_repository(store, "demo", tmp_path / "out.git")
+        compact(store, pool_of(store), control=silent_control(), full=True)
+        view = Look(store, "demo").view
+        assert view is not None
+        assert not any(kind == "far" for _, kind in kinds_of(view, view.runs[0]))
+        verify(store, "demo", origin, new)
+    git(tmp_path / "out.git", "fsck", "--strict", "--full")
+    assert git(tmp_path / "out.git", "rev-parse", "refs/heads/main") == new
 
 
 def test_a_machine_of_many_cores_compacts(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from shardgit.operate.settle import settle
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.importing import import_repository
+from shardgit.service.incoming import HOPS_MAX
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -132,7 +133,7 @@ def test_chains_over_pushes_stay_short(tmp_path: Path) -> None:
         look = Look(store, "demo")
         assert look.view is not None
         hops = look.view.hops_at(range(look.view.objects))
-        assert 0 < max(hops) <= 8
+        assert 0 < max(hops) <= HOPS_MAX
         assert old is not None
         verify(store, "demo", origin, old)
 

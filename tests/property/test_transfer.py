@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference.gits import extend_history, git, make_history, reachable
 
+from shardgit import _segment
 from shardgit.graph.closure import closure
 from shardgit.graph.closures import Closures
 from shardgit.graph.selection import selection
@@ -18,20 +20,24 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
 from shardgit.pool.transfer import Entries, Trailers, Transfer, TransferOptions
+from shardgit.protocol.receive_pack import Command, PushRequest
+from shardgit.service.access import Principal
 from shardgit.service.importing import import_repository
+from shardgit.service.push import Push
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from shardgit.pool.view import PoolView
+    from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
 # Small blocks, so that families are cut and bases stand in other segments.
 SMALL = Limits(block_target_bytes=6_000, block_max_bytes=9_000)
 
 
-@pytest.fixture(scope="module", params=["one run", "two runs, small blocks"])
+@pytest.fixture(scope="module", params=["one run", "two runs, small blocks", "recents"])
 def pool(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, PoolView]]:
@@ -41,19 +47,38 @@ def pool(
     git(origin, "add", "-A")
     git(origin, "commit", "-qm", "large")
     git(origin, "repack", "-adfq", "--depth=30")
-    two = request.param != "one run"
+    two = request.param == "two runs, small blocks"
+    few = Limits(recents_settle=1_000, recents_max=1_000)
     create_store(folder / "data", shards=2)
-    with open_store(folder / "data", limits=SMALL if two else Limits()) as store:
+    with open_store(folder / "data", limits=SMALL if two else few) as store:
         import_repository(store, "demo", str(origin))
         if two:
             extend_history(origin, commits=20, rand=random.Random(4), first=700)
             git(origin, "repack", "-adfq", "--depth=30")
             import_repository(store, "demo", str(origin))
+        if request.param == "recents":
+            for number in range(20):
+                old = git(origin, "rev-parse", "HEAD").decode().strip()
+                extend_history(origin, commits=1, rand=random.Random(number), first=700 + number)
+                push_on(store, origin, old)
         with store.journal.snapshot() as snapshot:
             view = store.view(store.state(snapshot, "demo").pool)
         assert view is not None
-        assert len(view.runs) == (2 if two else 1)
+        assert len(view.runs) == {"one run": 1, "recents": 21}.get(request.param, 2)
         yield origin, view
+
+
+def push_on(store: Store, origin: Path, old: str) -> None:
+    """Push HEAD of ``origin`` to its branch, on top of ``old``, as a thin pack."""
+    new = git(origin, "rev-parse", "HEAD").decode().strip()
+    branch = git(origin, "symbolic-ref", "HEAD").strip()
+    words = ("pack-objects", "--revs", "--stdout", "-q", "--thin")
+    pack = git(origin, *words, stdin=f"{new}\n^{old}\n".encode())
+    command = Command(branch, ObjectId(bytes.fromhex(old)), ObjectId(bytes.fromhex(new)))
+    made = Push(store, "demo", PushRequest((command,)), principal=Principal("tester"))
+    made.take(pack)
+    made.check()
+    assert [one.error for one in made.commit().results] == [None]
 
 
 def bits(positions: set[int], objects: int) -> bytes:
@@ -187,6 +212,15 @@ def test_equal_plans_give_equal_bytes_with_and_without_a_known_trailer(
             for known in (None, trailers, trailers)
         ]
         assert packs[0] == packs[1] == packs[2]
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_all_are_held_where_each_is_in_one_of_two_sets(data: st.DataObject) -> None:
+    first, second = (data.draw(st.sets(st.integers(0, most))) for most in (63, 95))
+    places = data.draw(st.lists(st.integers(-2, 99), max_size=12))
+    got = _segment.holds_all(bits(first, 64), bits(second, 96), array("q", places))
+    assert got == (set(places) <= first | second)
 
 
 def test_a_walk_that_begins_where_another_ended_finds_the_same(pool: tuple[Path, PoolView]) -> None:

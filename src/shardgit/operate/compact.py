@@ -50,9 +50,9 @@ WINDOW = 10  # objects that each is tried against, as git does
 DEPTH = 50
 LEVEL = 9  # of deflate; 12 is 1.5 % smaller and takes twice the time of all the rest
 GROWTH = 2  # a run is written anew once what came after it is more than a GROWTH-th of it
-# A tail of less is not worth a compaction: 500 small pushes made a clone of 10 MB 31 % larger, so it is kept small.
-WANTED_BYTES = 512 << 10
-WANTED_PART = 32  # of the pool
+# A tail of less is not worth a compaction. Pushes take twice what they will, so it is kept small.
+WANTED_BYTES = 64 << 10
+WANTED_PART = 64  # of the pool
 ROUNDS_MAX = 16
 TICK_S = 0.1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from shardgit import _segment
-from shardgit.oid import ObjectId
-from shardgit.pool.manifest import ALONE, EXTERNAL_BASES
+from shardgit.pool.manifest import ALONE
+from shardgit.pool.view import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardgit.oid import ObjectId
     from shardgit.pool.view import PlacedSegment, PoolView
 
 PIECE_BYTES = 1 << 20
@@ -142,16 +142,31 @@ class Transfer:
         )
         head = b"PACK" + struct.pack(">II", 2, self.objects)
         yield framer.frame(head, 0, len(head))
+        small: list[bytes] = []  # entries of small segments, framed together
+        size = 0
         for segment, count in self._plan:
+            verbatim = count == segment.entry.objects and self._verbatim(segment)
+            if verbatim and segment.entry.entry_bytes <= SMALL_BYTES:
+                small.append(self.view.entries(segment))
+                size += len(small[-1])
+                if size < CHUNK_BYTES:
+                    continue
+            if small:
+                yield framer.frame(b"".join(small), 0, size)
+                small, size = [], 0
+                if verbatim and segment.entry.entry_bytes <= SMALL_BYTES:
+                    continue
             if segment.entry.flags & ALONE:
                 for part in self.view.parts(segment):
                     yield framer.frame(part, 0, len(part))
-            elif count == segment.entry.objects and self._verbatim(segment):
+            elif verbatim:
                 yield self.view.use_segment(
                     segment, lambda view: _frame_entries(framer, view, self.view.hash_kind.size)
                 )
             else:
                 yield from self._some(framer, segment)
+        if small:
+            yield framer.frame(b"".join(small), 0, size)
         if self._trailers is not None:
             self._trailers.put(plan, framer.digest())
         yield framer.trailer()
@@ -162,26 +177,15 @@ class Transfer:
         sizes = struct.pack("<QQ", len(self.wanted), len(self.have))
         return blake3(b"".join((self.view.id, flags, sizes, self.wanted, self.have))).digest()
 
-    def _externals(self, segment: PlacedSegment) -> list[int]:
-        if not segment.entry.flags & EXTERNAL_BASES:
-            return []
-        names = self.view.use_segment(
-            segment, lambda view: _segment.externals_of(view, self.view.hash_kind.size)
-        )
-        return self.view.positions([ObjectId(name) for name in names])
-
     def _verbatim(self, segment: PlacedSegment) -> bool:
         """Return whether a segment that is wanted whole can go as it stands."""
-        if not self.options.ofs_delta:
+        if not self.options.ofs_delta or segment.entry.flags & ALONE:
             return False
-        return all(
-            position >= 0
-            and (_bit(self.wanted, position) or (self.options.thin and _bit(self.have, position)))
-            for position in self._externals(segment)
-        )
+        have = self.have if self.options.thin else b""
+        return _segment.holds_all(self.wanted, have, self.view.outside(segment))
 
     def _some(self, framer: _segment.PackFramer, segment: PlacedSegment) -> Iterator[bytes]:
-        outside = array("q", self._externals(segment))
+        outside = self.view.outside(segment)
 
         def copy(view: memoryview) -> tuple[bytes, list[int]]:
             return _segment.copy_entries(
@@ -231,7 +235,3 @@ class Transfer:
 def _frame_entries(framer: _segment.PackFramer, view: memoryview, hash_size: int) -> bytes:
     start, end = _segment.entries_span(view, hash_size)
     return framer.frame(view, start, end)
-
-
-def _bit(bits: bytes, position: int) -> bool:
-    return position >> 3 < len(bits) and bool(bits[position >> 3] >> (position & 7) & 1)

@@ -42,10 +42,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 COMMIT = 1
-BASES_HELD_BYTES = 128 << 10  # of one pool, see _Bases
+_NONE: array[int] = array("q")
+BASES_HELD_BYTES = 128 << 10  # of one pool
 EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not written
 PIECE_BYTES = 1 << 20
 SEGMENT_TRAILER_BYTES = 48
+SMALL_BYTES = 16 << 10  # the entries of smaller segments are held, see PoolView.entries
+SMALL_HELD_BYTES = 1 << 20  # of them, of one pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +112,12 @@ class _Overlay:
         return made
 
 
-class _Bases:
-    """Objects that were read as bases of others, the last ones used.
+class _Held:
+    """Bytes by id, the last ones used: at most so many in all, and none of more than ``each``."""
 
-    Pushes on top of each other are deltas on each other: without this each reads a chain of up to nine segments, a
-    third of what a small push costs.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, most: int, each: int) -> None:
+        self._most = most
+        self._each = each
         self._held: OrderedDict[bytes, bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -133,10 +134,10 @@ class _Bases:
         """Hold objects; the longest unused go."""
         with self._lock:
             for oid, data in objects.items():
-                if oid not in self._held and len(data) <= BASES_HELD_BYTES // 4:
+                if oid not in self._held and len(data) <= self._each:
                     self._held[oid] = data
                     self._bytes += len(data)
-            while self._bytes > BASES_HELD_BYTES:
+            while self._bytes > self._most:
                 _, gone = self._held.popitem(last=False)
                 self._bytes -= len(gone)
 
@@ -167,6 +168,7 @@ class PoolView:
         self.recents_bytes = 0  # of their journal rows
         self._sound: set[BlockId] = set()
         self._pieces: dict[BlockId, bytes] = {}
+        self._outside: dict[BlockId, array[int]] = {}
         self._lock = threading.Lock()
         self._graph: PoolGraph | None = None
         self._awaited: dict[
@@ -177,7 +179,10 @@ class PoolView:
         self._uncut: tuple[ObjectId, ...] = ()  # those that it does not have
         self._cut_parents: dict[ObjectId, list[ObjectId]] | None = None
         self._overlay = _Overlay()
-        self._bases_held = _Bases()
+        # Pushes on top of each other are deltas on each other: without these each reads a chain of segments, a third of
+        # what a small push costs.
+        self._bases_held = _Held(BASES_HELD_BYTES, BASES_HELD_BYTES // 4)
+        self._small = _Held(SMALL_HELD_BYTES, SMALL_BYTES)
         self._recent_runs: tuple[PlacedRun, ...] = ()
         self._recent_segments: list[PlacedSegment] = []  # by position
         self._recent_starts: list[int] = []
@@ -244,6 +249,7 @@ class PoolView:
         if len(manifest.runs) != 1 or manifest.hash_kind is not self.hash_kind:
             raise BlockCorrupt("recent is not one run of its pool", serial=serial)
         before = self.objects
+        self._outside = dict(self._outside)  # another view that grew here has other recents
         run = PlacedRun(manifest.runs[0], before, root)
         segments = _placed(manifest, (run,))
         placed = sorted(segments, key=lambda segment: segment.base)
@@ -311,6 +317,40 @@ class PoolView:
             return job(view)
 
         return self._use(ref, checked, segment.root)
+
+    def entries(self, segment: PlacedSegment) -> bytes:
+        """Return the entries of a segment that does not stand alone. Small ones are held.
+
+        A clone between two settles takes hundreds of them, and opening each costs more than sending it.
+        """
+        ref = segment.entry.ref
+        held = self._small.get((ref.id,))
+        if held:
+            return held[ref.id]
+        found = self.use_segment(segment, self._entries_of)
+        self._small.keep({ref.id: found})
+        return found
+
+    def _entries_of(self, view: memoryview) -> bytes:
+        start, end = _segment.entries_span(view, self.hash_kind.size)
+        return bytes(view[start:end])
+
+    def outside(self, segment: PlacedSegment) -> array[int]:
+        """Return the positions of the bases that a segment has in others, one for each REF_DELTA entry in its order.
+
+        -1 for one that the pool lacks.
+        """
+        if not segment.entry.flags & EXTERNAL_BASES:
+            return _NONE
+        ref = segment.entry.ref
+        found = self._outside.get(ref.id)
+        if found is None:
+            names = self.use_segment(
+                segment, lambda view: _segment.externals_of(view, self.hash_kind.size)
+            )
+            found = array("q", self.positions([ObjectId(name) for name in names]))
+            self._outside[ref.id] = found
+        return found
 
     def parts(self, segment: PlacedSegment) -> Iterator[bytes]:
         """Return the payloads of a segment's part blocks, in order."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from shardgit.oid import HashKind
     from shardgit.pool.view import GitObject, PoolView
 
-HOPS_MAX = (
-    8  # external bases under each other; a ninth is written whole, so a read visits 9 segments
-)
+# External bases under each other; one more is written whole, so a read visits 17 segments.
+# Runs that doubled from 64 KiB to 16 MiB are a chain of 8, and the pushes after them go on with it.
+HOPS_MAX = 16
 KNOWN_BATCH = 256  # objects compared at once
 BASES_BATCH = 64
 NOBODY = 255  # hops under a base that will not be there
