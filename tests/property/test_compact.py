@@ -183,6 +183,16 @@ def test_a_compaction_is_wanted_once_the_tail_has_grown(
         before = Look(store, "demo").view
         assert before is not None
         assert wants_compaction(before)
+        young = sum(run.record.objects for run in before.runs[1:])
+        with monkeypatch.context() as patched:
+            patched.setattr(compacting, "STEP_OBJECTS", young - 1)  # more than memory shall take
+            done = compact(store, pool_of(store), control=silent_control())
+            assert 0 < done.objects < young
+            patched.setattr(compacting, "STEP_OBJECTS", 1)
+            assert not wants_compaction(before)
+        assert done.runs_after == 3
+        before = Look(store, "demo").view
+        assert before is not None
         done = compact(store, pool_of(store), control=silent_control())
         after = Look(store, "demo").view
         assert after is not None

@@ -53,6 +53,9 @@ GROWTH = 2  # a run is written anew once what came after it is more than a GROWT
 # A tail of less is not worth a compaction. Pushes take twice what they will, so it is kept small.
 WANTED_BYTES = 64 << 10
 WANTED_PART = 64  # of the pool
+# An ingest takes some 170 bytes an object, so no more than 700 MB. Runs of more objects are left alone but for ``full``:
+# what comes after them has its bases in them all the same.
+STEP_OBJECTS = 4 << 20
 ROUNDS_MAX = 16
 TICK_S = 0.1
 
@@ -285,14 +288,21 @@ def bytes_of(view: PoolView, runs: Sequence[PlacedRun]) -> int:
 
 
 def _tail(view: PoolView, *, full: bool) -> list[PlacedRun]:
-    """Return the runs to write anew: all from the first on that what follows outweighs by half; [] for none."""
+    """Return the runs to write anew: all from the first on that what follows outweighs by half; [] for none.
+
+    They have STEP_OBJECTS at most.
+    """
     runs = list(view.runs[: len(view.manifest.runs)])
     if full or not runs:
         return runs
     sizes = [bytes_of(view, [run]) for run in runs]
     first, total = 0, sum(sizes)
-    while first < len(runs) and sizes[first] > GROWTH * (total - sizes[first]):
+    objects = sum(run.record.objects for run in runs)
+    while first < len(runs) and (
+        objects > STEP_OBJECTS or sizes[first] > GROWTH * (total - sizes[first])
+    ):
         total -= sizes[first]
+        objects -= runs[first].record.objects
         first += 1
     if len(runs) - first < 2 or total < max(WANTED_BYTES, sum(sizes) // WANTED_PART):
         return []
