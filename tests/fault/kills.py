@@ -27,9 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fault.child import in_child
+from fault.damage import Damaging
+from fault.leaks import check_no_leak, forget_pins
 from fault.sim.client import Attempt, Client, Wrong, expected
 from fault.sim.history import BLOB, COMMIT, History
 from fault.sim.judge import judge
+from fault.stall import Stall
+from gcing import AT_ONCE
+from moving import part
 from reference.gits import git
 
 import shardgit
@@ -42,8 +48,10 @@ from shardgit.backup.verify import verify_backups
 from shardgit.errors import Conflict, ShardgitError
 from shardgit.faultpoints import Fault, Faults
 from shardgit.limits import Limits
+from shardgit.lmdbenv import PAGE_BYTES
 from shardgit.node import create_store, open_store, restore_store
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.gc import gc
 from shardgit.operate.operation import Control, silent_control
 from shardgit.operate.repair import repair_store
 from shardgit.operate.verify import verify_repository
@@ -87,11 +95,15 @@ revive.STEPS_MAX = 4  # so that small repositories take several commits
 STORE_ROUNDS = 25  # a store is made anew after so many: judging costs by what is there
 ROUND_S = 20.0
 CHORE_TIMES = 40
+MISSING_AT_ONCE = 3
 TRIES_MAX = 40  # a point behind a lease of another client, or behind enough garbage, is reached by some only
 # Work of seconds, killed at its points by test_rebalance_faults.py, test_shrinking.py and test_repair.py.
 ELSEWHERE = {"rebalance", "remake", "ring", "shards", "shrink"}
-TROUBLES = ("", "", "starve", "slow", "fail", "stop")
+TROUBLES = ("", "", "starve", "map", "stall", "slow", "fail", "stop")
 ROOM_MAX_BYTES = 300_000
+MAP_ROOM_MAX_PAGES = 64
+STALL_MAX_SYNCS = 12
+STALL_S = 0.4  # that others go on at most, while one process stands in its sync
 _HEAD = struct.Struct("<I")
 
 
@@ -143,6 +155,10 @@ class Mates:
             self._send((replace(attempt, process=None), [self.history.objects[o] for o in fresh]))
 
     def fail(self, text: str) -> None:
+        self.send(text)
+
+    def send(self, text: str) -> None:
+        """Tell the parent what is no attempt: "ready", "stalled", or what failed."""
         with self._lock:
             self._send(text)
 
@@ -206,6 +222,8 @@ class KilledClient(Client):
     def _works(self) -> tuple[tuple[int, Callable[[Host], None]], ...]:
         if self.chore:
             self.left = CHORE_TIMES
+            if self.chore.endswith("_delete") and self.chore.startswith("gc."):
+                return ((4, self._sweep), (1, self._push))
             if self.chore.startswith("gc."):  # which needs garbage of every kind
                 return (
                     (4, self._gc),
@@ -352,6 +370,11 @@ class KilledClient(Client):
         export_repository(process.store, name, target)
         git(target, "fsck", "--strict")
         shutil.rmtree(target)
+
+    def _sweep(self, process: Host) -> None:
+        """Put a block that nothing names, as a push that was killed does, and have gc find it."""
+        process.store.blocks.put_many_sync([part(self.dice, self.dice.randrange(20_000))])
+        gc(process.store, AT_ONCE, control=silent_control())
 
     def _settings(self, process: Host) -> None:
         change = {"receive.max_push_objects": self.dice.randrange(1_000, 2_000)}
@@ -507,17 +530,22 @@ class Arena:
         self.named: Counter[str] = Counter()
         self.random_kills = 0
         self.survived = 0
+        self.stalled = 0  # killed while they stood in a sync
         self.troubles: Counter[str] = Counter()
         self.judged = 0
         self.acknowledged = 0
         self.unknown = 0
         self.stores = 0
+        self.swept = 0  # blocks that one gc behind the kills of a store has deleted
+        self.leak_checks = 0
+        self.damages: Counter[str] = Counter()
         self._rounds = 0
         self._made = 0
         self.data = folder / "none"
         self.backups = folder / "backups"
         self.history = History(HashKind.SHA1)
         self.attempts: dict[int, Attempt] = {}
+        self._kinds = [one for one in TROUBLES if one != "stall" or Stall.is_here()]
         folder.mkdir(parents=True, exist_ok=True)
         _origin(folder / "origin")
 
@@ -531,19 +559,26 @@ class Arena:
         if self._rounds % STORE_ROUNDS == 0:
             self._new_store()
         self._rounds += 1
-        children = [_Child(self, name, self._made + number) for number, name in enumerate(names)]
+        troubles = ["" if name else self.dice.choice(self._kinds) for name in names]
+        if "map" in troubles:  # alone: LMDB has a process that others outgrow begin anew
+            names, troubles = [""], ["map"]
+        children = [
+            _Child(self, name, trouble, self._made + number)
+            for number, (name, trouble) in enumerate(zip(names, troubles, strict=True))
+        ]
         self._made += len(children)
         until = time.monotonic() + ROUND_S
-        while any(child.pipe is not None for child in children):
+        while waiting := [child for child in children if child.pipe is not None]:
             now = time.monotonic()
-            for child in children:
-                if child.pipe is not None and now > child.stop_at:
+            for child in waiting:
+                if now > child.stop_at:
                     child.stop()
-                if child.pipe is not None and (now > child.kill_at or now > until):
+                if now > child.kill_at or now > until:
                     child.kill()
-            waiting = [child for child in children if child.pipe is not None]
+            moments = [at for child in waiting for at in (child.kill_at, child.stop_at)]
+            wait_s = max(min(until, *moments) - now, 0)
             pipes = [child.pipe for child in waiting if child.pipe is not None]
-            ready, _, _ = select.select(pipes, [], [], 0.005)
+            ready, _, _ = select.select(pipes, [], [], wait_s)
             for child in waiting:
                 if child.pipe in ready:
                     child.hear()
@@ -553,6 +588,8 @@ class Arena:
                     self.named[child.name] += 1
                 else:
                     self.random_kills += 1
+                self.troubles[child.trouble] += 1
+                self.stalled += child.stalled
             else:
                 self.survived += 1
         self._judge()
@@ -564,7 +601,7 @@ class Arena:
         self.attempts[attempt.number] = attempt
 
     def _new_store(self) -> None:
-        self._count()
+        self._end_store()
         shutil.rmtree(self.data, ignore_errors=True)
         self.stores += 1
         self.data = self.folder / f"data{self.stores}"
@@ -578,34 +615,59 @@ class Arena:
             with open_store(self.data, threads=1) as store:
                 store.create_repository("demo")
 
-        _in_child(make)
+        in_child(make)
 
     def _count(self) -> None:
         self.acknowledged += sum(one.done for one in self.attempts.values())
         self.unknown += sum(one.ended is None for one in self.attempts.values())
 
-    def finish(self) -> None:
-        """Count what the last store was told."""
+    def _end_store(self) -> None:
+        """Look what the kills of a store have left behind, and what damage would do to it."""
         self._count()
+        if not self.data.exists():
+            return
+        try:
+            Damaging(self.folder / "damaged", LIMITS, self._place, self.damages).once(
+                self.data, self.dice
+            )
+            self.swept += in_child(self._leaks)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nstore: {self.data}") from None
+        self.leak_checks += 1
+        shutil.rmtree(self.data)
+
+    def finish(self) -> None:
+        """Take leave of the last store."""
+        self._end_store()
         self.attempts = {}
-        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _leaks(self) -> int:
+        with open_store(self.data, threads=1, limits=LIMITS) as store:
+            swept = check_no_leak(store)
+            judge(self._place(), store)
+            return swept
+
+    def _place(self) -> Mates:
+        place = Mates(self.history, 0, 0, -1, self.backups)
+        place.attempts = list(self.attempts.values())
+        place.uploads = [one for one in place.attempts if one.objects and one.done_ms]
+        return place
 
     def _judge(self) -> None:
         self.judged += 1
-        attempts = list(self.attempts.values())
 
         def check() -> None:
-            place = Mates(self.history, 0, 0, -1, self.backups)
-            place.attempts = attempts
-            place.uploads = [one for one in attempts if one.objects and one.done_ms]
+            place = self._place()
             with open_store(self.data, threads=1, limits=LIMITS) as store:
                 judge(place, store)
-            made = [one for one in attempts if one.done and one.what.startswith("backup ")]
+                if self.judged % 2 == 0:  # nobody is alive now
+                    forget_pins(store)
+            made = [one for one in place.attempts if one.done and one.what.startswith("backup ")]
             if made and self.judged % 4 == 0:
                 self._judge_backup(place, max(made, key=lambda one: one.begun))
 
         try:
-            _in_child(check)
+            in_child(check)
         except AssertionError as error:
             raise AssertionError(f"{error}\nstore: {self.data}") from None
 
@@ -623,13 +685,12 @@ class Arena:
 class _Child:
     """A process that works until it dies."""
 
-    def __init__(self, arena: Arena, name: str, number: int) -> None:
+    def __init__(self, arena: Arena, name: str, trouble: str, number: int) -> None:
         self.arena = arena
         self.name = name
-        self.by_us = False
+        self.trouble = trouble
+        self.by_us = self.stalled = False
         self.kill_at = self.stop_at = float("inf")
-        self.trouble = "" if name else arena.dice.choice(TROUBLES)
-        arena.troubles[self.trouble] += 1
         self.errors: list[str] = []
         self._held = b""
         self._status: int | None = None
@@ -663,6 +724,11 @@ class _Child:
                 self.kill_at = time.monotonic() + self._wait_s
                 if self.trouble == "stop":
                     self.stop_at = time.monotonic() + self._wait_s / 2
+                if self.trouble == "stall":  # it may end before its sync comes
+                    self.kill_at = time.monotonic() + ROUND_S / 4
+            elif message == "stalled":
+                self.stalled = True
+                self.kill_at = time.monotonic() + STALL_S * self.arena.dice.random()
             elif isinstance(message, str):
                 self.errors.append(message)
             else:
@@ -709,6 +775,15 @@ def _starve(folder: Path, dice: random.Random) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
 
+def _fill_map(store: Store, dice: random.Random) -> None:
+    """Let the journal or a shard have little more room in its map than it takes."""
+    environments = [store.journal._environment]
+    environments += [shard._environment for shard in store.blocks.shards.values()]
+    environment = dice.choice(environments)
+    pages = environment.pages_used()[1] + dice.randrange(MAP_ROOM_MAX_PAGES)
+    environment._environment.set_mapsize(pages * PAGE_BYTES)
+
+
 def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: str) -> NoReturn:
     """Be a child: open the store and work until death, or the end of the work."""
     dice = random.Random(seed)
@@ -729,9 +804,17 @@ def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: st
                 KilledClient(mates, 8, chore=chore, folder=arena.folder, seed=seed + number)
                 for number, chore in enumerate([name, "", ""])
             ]
-            mates._send("ready")
+            mates.send("ready")
             if trouble == "starve":
                 _starve(arena.data, dice)
+            elif trouble == "map":
+                _fill_map(store, dice)
+            elif trouble == "stall":
+                Stall().arm(
+                    dice.randrange(STALL_MAX_SYNCS),
+                    behind=dice.random() < 0.5,
+                    tell=lambda: mates.send("stalled"),
+                )
             with faultpoints.listening(Faults(_faults(name, trouble, dice))):
                 threads = [threading.Thread(target=run, args=(client,)) for client in clients]
                 for thread in threads:
@@ -746,27 +829,6 @@ def _work(arena: Arena, name: str, seed: int, first: int, pipe: int, trouble: st
 class _Host:
     def __init__(self, store: Store) -> None:
         self.store = store
-
-
-def _in_child(job: Callable[[], None]) -> None:
-    """Run a job in a process of its own, so that this one never opens LMDB; AssertionError when it fails."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(reader)
-        try:
-            job()
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode()[-60_000:])
-        os._exit(0)
-    os.close(writer)
-    text = b""
-    while data := os.read(reader, 65_536):
-        text += data
-    os.close(reader)
-    _, status = os.waitpid(pid, 0)
-    if text or status:
-        raise AssertionError(f"{text.decode()} (status {status})")
 
 
 def _origin(folder: Path) -> None:
@@ -786,12 +848,12 @@ def kill_many(folder: Path, *, kills: int, seed: int, named: Sequence[str] | Non
     tries: Counter[str] = Counter()
     try:
         while arena.kills < kills or missing:
-            names = [arena.dice.choice(("", "", *points())), ""]
-            if missing:
-                names[0] = missing[0]
-                tries[missing[0]] += 1
-                assert tries[missing[0]] <= TRIES_MAX, f"{missing[0]} is not reached"
-            arena.round(names[: arena.dice.choice((1, 2, 2))])
+            names = [arena.dice.choice(("", *points())), arena.dice.choice(("", *points())), "", ""]
+            for number, name in enumerate(missing[:MISSING_AT_ONCE]):
+                names[number] = name
+                tries[name] += 1
+                assert tries[name] <= TRIES_MAX, f"{name} is not reached"
+            arena.round(names[: arena.dice.choice((2, 2, 3, 4))])
             missing = [name for name in missing if not arena.named[name]]
         arena.finish()
     except AssertionError as error:

@@ -8,6 +8,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import Counter
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -16,7 +20,15 @@ WHATS = ("worker", "worker", "worker", "supervisor", "all", "fault", "fault", "s
 
 
 def kills(words: argparse.Namespace, folder: Path) -> None:
-    """Kill processes that work on a store."""
+    """Kill processes that work on a store, under a disk whose syncs can be stalled."""
+    from fault.stall import Stall, build, run_under
+
+    if not Stall.is_here():
+        again = [f"--kills={words.kills}", f"--seed={words.seed}"]
+        again += ["--points", *words.points] if words.points else []
+        if run_under(build(folder), [__file__, "--only=kills", *again]):
+            raise AssertionError("see above")
+        return
     from fault.kills import kill_many
 
     begun = time.monotonic()
@@ -26,10 +38,15 @@ def kills(words: argparse.Namespace, folder: Path) -> None:
     print(
         f"{arena.kills} kills ({arena.random_kills} at random moments), {arena.survived} lived, {arena.judged} checks, "
         f"{arena.acknowledged} changes acknowledged, {arena.unknown} cut off, {arena.stores} stores, "
-        f"{', '.join(f'{count} {what}' for what, count in arena.troubles.items() if what)}; "
+        f"{arena.leak_checks} stores after one gc without a leak ({arena.swept} blocks deleted); killed in trouble: "
+        f"{_told(arena.troubles)}, {arena.stalled} of them in a sync; damaged copies: {_told(arena.damages)}; "
         f"{time.monotonic() - begun:.0f} s, seed {words.seed}",
         flush=True,
     )
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if what)
 
 
 def server(words: argparse.Namespace, folder: Path) -> None:

@@ -19,7 +19,7 @@ def test_nothing_is_lost_by_kills_at_every_fault_point() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " kills (" in done.stdout

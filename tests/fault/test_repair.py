@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from served import clean_environment, git
 
+from shardgit.backup.create import create_backup
 from shardgit.blocks.block import BlockKind, parse_header, partition_of
 from shardgit.blocks.layout import initial_ring, open_layout
 from shardgit.errors import DataLoss, ShardMissing, Stopped, StoreBusy
@@ -187,6 +188,22 @@ def test_a_shard_that_lost_everything_is_filled_again(tmp_path: Path, source: Pa
         assert found.counts == {FindingKind.COPY: len(gone)}
         assert repaired(store).whole
         assert everything(store) == before
+
+
+def test_what_is_named_by_a_manifest_that_was_lost_too_comes_back_in_one_repair(
+    tmp_path: Path, source: Path
+) -> None:
+    with store_of(tmp_path / "s", source) as store:
+        create_backup(store, str(tmp_path / "backup"), control=silent_control())
+        before = everything(store)
+        for number, shard in store.blocks.shards.items():
+            shard.delete_many_sync([block for home, block in before if home == number])
+        with opened_source(str(tmp_path / "backup")) as backup:
+            done = repaired(store, sources=[backup])
+        assert done.whole
+        assert done.action_count == len(before)
+        assert everything(store) == before
+        assert verified(store, objects=True).clean
 
 
 def test_lost_blocks_come_back_from_a_folder_of_blocks(tmp_path: Path, source: Path) -> None:

@@ -11,7 +11,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardgit.backup.bucket import FolderBucket, open_bucket
+from shardgit.backup.bucket import FolderBucket, is_empty, open_bucket
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, decode_cut, decode_facts, encode_cut
 from shardgit.backup.lease import writing
 from shardgit.backup.pack import (
@@ -38,6 +38,7 @@ from shardgit.errors import (
     StoreBusy,
     StoreFormatUnknown,
 )
+from shardgit.faultpoints import listening
 from shardgit.journal.interface import Row
 from shardgit.operate.operation import silent_control
 
@@ -244,3 +245,22 @@ def test_what_is_damaged_keeps_its_pack_until_it_is_dropped(tmp_path: Path) -> N
     assert written_anew(drop_damaged=True) == [True, False, True, False]
     assert [target.get(blobs[n][0].id) for n in (0, 2)] == [blobs[n][1] for n in (0, 2)]
     assert not file.exists()
+
+
+def test_a_target_whose_first_writer_was_killed_is_as_good_as_new(tmp_path: Path) -> None:
+    bucket = FolderBucket(tmp_path)
+    with pytest.raises(KeyboardInterrupt), listening(_interrupted):
+        bucket.create("format", b"x")
+    left = tmp_path / "tmp" / "77-0123456789abcdef"  # of one that was killed
+    left.write_bytes(b"x")
+    assert is_empty(bucket)
+    (tmp_path / "tmp" / "letter.txt").write_bytes(b"dear")
+    assert not is_empty(bucket)
+    (tmp_path / "tmp" / "letter.txt").unlink()
+    (tmp_path / "other").write_bytes(b"")
+    assert not is_empty(bucket)
+
+
+def _interrupted(point: str) -> None:
+    if point == "bucket.before_create":
+        raise KeyboardInterrupt

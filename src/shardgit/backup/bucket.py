@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CLOUD_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 TEMPORARY = "tmp"
 _OF_A_DISK = {"lost+found"}
+_UNFINISHED = re.compile("[0-9]+-[0-9a-f]{16}")
 
 
 class Bucket(Protocol):
@@ -163,6 +165,16 @@ class FolderBucket:
             with self._typed(name):
                 (self.folder / name).unlink(missing_ok=True)
 
+    def is_empty(self) -> bool:
+        """Say whether nothing is in the folder but what belongs to a disk, and objects that were not finished."""
+        rest = {entry.name for entry in self.folder.iterdir()} - _OF_A_DISK - {TEMPORARY}
+        unfinished = self.folder / TEMPORARY
+        if rest or not unfinished.exists():
+            return not rest
+        return unfinished.is_dir() and all(
+            _UNFINISHED.fullmatch(path.name) for path in unfinished.iterdir()
+        )
+
     def sweep(self) -> None:
         """Remove what writers that died have left."""
         folder = self.folder / TEMPORARY
@@ -211,7 +223,7 @@ def open_bucket(target: str, *, make: bool = False) -> Bucket:
 
 
 def is_empty(bucket: Bucket) -> bool:
-    """Say whether there is nothing at all."""
+    """Say whether there is nothing at all, or what a first writer has left who died before it was there."""
     if isinstance(bucket, FolderBucket):
-        return not {entry.name for entry in bucket.folder.iterdir()} - _OF_A_DISK
+        return bucket.is_empty()
     return next(bucket.list(""), None) is None

@@ -9,11 +9,11 @@ that it takes along.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import telemetry
-from shardgit.blocks.block import verify_block
+from shardgit.blocks.block import BlockKind, parse_header, verify_block
 from shardgit.errors import Conflict, DataLoss
 from shardgit.oid import BlockId, PoolId
 from shardgit.operate.damage import Damage, damage_of
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 KIND = "repair"
 ACTIONS_MAX = 10_000
+PASSES_MAX = 8  # a root leads to pages, and these to all else: 3 find everything
+LEAVES = {BlockKind.SEGMENT, BlockKind.INDEX, BlockKind.GRAPH, BlockKind.BITMAP, BlockKind.PART}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,15 @@ class Repair:
         """Whether nothing is left to mend."""
         return not set(self.left_counts) - {FindingKind.STRAY.value}
 
+    def then(self, after: Repair) -> Repair:
+        """Return this repair and one behind it as one."""
+        return replace(
+            after,
+            actions=(*self.actions, *after.actions)[:ACTIONS_MAX],
+            action_count=self.action_count + after.action_count,
+            seconds=self.seconds + after.seconds,
+        )
+
 
 def repair_store(
     store: Store,
@@ -77,12 +88,22 @@ def repair_store(
     sources: Sequence[BlockSource] = (),
     dry_run: bool = False,
 ) -> Repair:
-    """Mend what can be mended while the store serves; ``dry_run`` only tells what that would be.
+    """Mend what can be mended while the store serves; ``dry_run`` only tells what can be seen of that now.
 
+    A manifest that a source had names blocks that may be lost as well: then the store is gone over again.
     Safe to stop and to do again. Errors: Refused while another repair runs, Stopped, StorageFull.
     """
-    with running(store, KIND), StoreFiles(store.scratch.parent) as files:
-        return _Repair(store, files, control, sources, dry_run=dry_run).run()
+    before: Repair | None = None
+    with running(store, KIND):
+        for _ in range(PASSES_MAX):
+            with StoreFiles(store.scratch.parent) as files:
+                work = _Repair(store, files, control, sources, dry_run=dry_run)
+                done = work.run()
+            before = done if before is None else before.then(done)
+            if not work.leads_on or dry_run:
+                break
+    assert before is not None
+    return before
 
 
 def remake_shards(folder: Path, *, control: Control, dry_run: bool = False) -> tuple[Remade, ...]:
@@ -131,6 +152,7 @@ class _Repair:
         self.action_count = 0
         self.stale: set[PoolId] = set()
         self.lost: dict[BlockId, list[Named]] = {}
+        self.leads_on = False  # to blocks that were not looked for, as what names them was lost
         self.verifying = Verifying(files, control, mend=self.mend)
 
     def run(self) -> Repair:
@@ -190,6 +212,7 @@ class _Repair:
                 (data,) = source.get_many_sync([block])
                 if data is not None:
                     verify_block(block, data)
+                    self.leads_on = self.leads_on or parse_header(data).kind not in LEAVES
             except DataLoss:
                 data = None
         return data

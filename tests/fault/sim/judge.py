@@ -37,7 +37,7 @@ def judge(world: Place, store: Store, *, before: int | None = None) -> None:
         entries[record.id] = log
         _replay(info.name, log, refs)
         _told(log, told)
-        _whole(world, store, info.name, refs)
+        whole(world, store, info.name, refs)
     _all_there(world, told, entries, before)
     if before is None:
         _uploaded(world, store, set(entries))
@@ -127,7 +127,7 @@ def _changes(entry: LogEntry) -> dict[bytes, Change]:
     }
 
 
-def _whole(world: Place, store: Store, name: str, refs: dict[bytes, ObjectId]) -> None:
+def whole(world: Place, store: Store, name: str, refs: dict[bytes, ObjectId]) -> None:
     """Check that refs reach all that they should, right, and nothing else."""
     look = Look(store, name)
     world.learn(store, look, list(refs.values()))
