@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import resource
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -193,27 +194,47 @@ def pushes(steps: Steps, scratch: Path, *, every: int, look: int) -> None:
         compact(store, pool_of(store), control=silent_control(), full=True)
         full = clone_cost(store)
     marks = {at: fresh_cost(steps, at, scratch) for at in range(every, len(steps.tips), every)}
-    most = [0.0, 0.0]
+    grown = sizes(steps, sorted({*marks, *(at for at, _, _ in seen)}))
+    worst: dict[int, list[float]] = {}
     for at, cpu, size in seen:
         low = at // every * every
-        if low not in marks:
+        high = low if at == low else low + every
+        if low not in marks or high not in marks:
             continue
-        part = (at - low) / every
-        high = marks.get(low + every, marks[low])
-        wanted = [a + (b - a) * part for a, b in zip(marks[low], high, strict=True)]
-        ratios = [cpu / wanted[0], size / wanted[1]]
-        if at == low or ratios[1] > most[1]:
+        part = (grown[at] - grown[low]) / (grown[high] - grown[low]) if high > low else 0.0
+        wanted = [a + (b - a) * part for a, b in zip(marks[low], marks[high], strict=True)]
+        ratios = [size / wanted[1], cpu / wanted[0]]
+        if at == low:
             print(
-                f"{at:6} pushes: {size:11,} bytes, {ratios[1]:.3f}; {cpu * 1000:6.1f} ms CPU, {ratios[0]:.3f}"
+                f"{at:6} pushes: {size:11,} bytes, {ratios[0]:.3f}; {cpu * 1000:6.1f} ms CPU, {ratios[1]:.3f}"
             )
-        most = [max(a, b) for a, b in zip(most, ratios, strict=True)]
+        worst.setdefault(low, []).append(ratios[0])
+        worst.setdefault(-low, []).append(ratios[1])
+    for low in sorted(low for low in worst if low > 0):
+        cpu = statistics.median(worst[-low])
+        print(
+            f"{low:6} pushes and after, {len(worst[low])} looks: {max(worst[low]):.3f} of the bytes at most;"
+            f" {cpu:.3f} of the CPU in the middle, {max(worst[-low]):.3f} at most"
+        )
     last = marks[max(marks)]
-    print(
-        f"most:           {most[1]:.3f} of the bytes, {most[0]:.3f} of the CPU, of {len(seen)} looks"
-    )
     print(
         f"after --full:   {full[1] / last[1]:.3f} of the bytes, {full[0] / last[0]:.3f} of the CPU"
     )
+
+
+def sizes(steps: Steps, numbers: list[int]) -> dict[int, int]:
+    """Return how many bytes the objects up to each of some pushes take in the last reference's pack."""
+    last = max((at for at in numbers if steps.fresh(at).exists()), default=0)
+    found: dict[int, int] = {}
+    total, before = 0, ""
+    for at in numbers:
+        if at > last:
+            break
+        since = [f"^{before}"] if before else []
+        words = ("rev-list", "--objects", "--disk-usage", steps.tips[at], *since)
+        total += int(git(steps.fresh(last), *words))
+        found[at], before = total, steps.tips[at]
+    return found
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from shardgit.operate.compact import compact, wants_compaction
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
+from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.exporting import export_repository
@@ -283,6 +284,57 @@ def test_a_young_run_has_its_bases_in_older_ones(
         verify(store, "demo", origin, new)
     git(tmp_path / "out.git", "fsck", "--strict", "--full")
     assert git(tmp_path / "out.git", "rev-parse", "refs/heads/main") == new
+
+
+def written(folder: Path, *, commits: int, rand: random.Random) -> list[str]:
+    """Write a history of small edits to 120 files; return its commits, the oldest first."""
+    git(folder.parent, "init", "-q", "--bare", "-b", "main", str(folder))
+    words = [rand.randbytes(rand.randint(2, 5)).hex() for _ in range(300)]
+    names = [f"part{number % 6}/{words[number]}.txt" for number in range(120)]
+    files = {name: [" ".join(rand.choices(words, k=7)) for _ in range(60)] for name in names}
+    out = []
+    for number in range(commits):
+        touched = rand.sample(names, k=rand.choice((1, 1, 2, 4))) if number else names
+        text = f"change {number}: {rand.choice(words)}\n"
+        out.append(f"commit refs/heads/main\nmark :{number + 1}\n")
+        out.append(f"committer A <a@example.org> {1_700_000_000 + number} +0000\n")
+        out.append(f"data {len(text)}\n{text}")
+        for name in touched:
+            lines = files[name]
+            if number:
+                lines[rand.randrange(60)] = " ".join(rand.choices(words, k=7))
+            body = "\n".join(lines)
+            out.append(f"M 100644 inline {name}\ndata {len(body)}\n{body}\n")
+    run_git(folder, "fast-import", "--quiet", stdin="".join(out).encode())
+    return git(folder, "rev-list", "--reverse", "main").split()
+
+
+def test_a_clone_after_many_small_pushes_costs_what_it_does_after_a_repack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "WANTED_BYTES", 2_000)
+    origin = tmp_path / "origin.git"
+    tips = written(origin, commits=180, rand=random.Random(11))
+    create_store(tmp_path / "data")
+    sizes = Limits(block_target_bytes=30_000, block_max_bytes=200_000, recents_settle=1_000)
+    with open_store(tmp_path / "data", limits=sizes) as store:
+        store.create_repository("demo")
+        for number, new in enumerate(tips):
+            push(store, "demo", origin, tips[number - 1] if number else None, new)
+            if number % 12 == 7:
+                settle(store, pool_of(store))
+            view = Look(store, "demo").view
+            if number % 30 == 29 and view is not None and wants_compaction(view):
+                compact(store, pool_of(store), control=silent_control())
+            if number % 30 in (29, 6) and number > 90:
+                look = Look(store, "demo")
+                assert look.view is not None
+                chunks = Transfer(look.view, look.reachable, options=TransferOptions()).chunks()
+                ours = sum(map(len, chunks))
+                words = ("pack-objects", "--revs", "--stdout", "-q", "--no-reuse-delta")
+                words = (*words, "--no-reuse-object", "--delta-base-offset")
+                assert ours <= 1.05 * len(run_git(origin, *words, stdin=new.encode()))
+        assert not verify_repository(store, "demo").bad
 
 
 def test_a_machine_of_many_cores_compacts(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ GROWTH = 2  # a run is written anew once what came after it is more than a GROWT
 # A tail of less is not worth a compaction. Pushes take twice what they will, so it is kept small.
 WANTED_BYTES = 64 << 10
 WANTED_PART = 64  # of the pool
-# An ingest takes some 170 bytes an object, so no more than 700 MB. Runs of more objects are left alone but for ``full``:
-# what comes after them has its bases in them all the same.
+# An ingest takes some 170 bytes an object, so no more than 700 MB. Runs of more objects are left alone, but for
+# ``full``: what comes after them has its bases in them all the same.
 STEP_OBJECTS = 4 << 20
 ROUNDS_MAX = 16
 TICK_S = 0.1
