@@ -331,8 +331,8 @@ def test_a_clone_after_many_small_pushes_costs_what_it_does_after_a_repack(
                 assert look.view is not None
                 chunks = Transfer(look.view, look.reachable, options=TransferOptions()).chunks()
                 ours = sum(map(len, chunks))
-                words = ("pack-objects", "--revs", "--stdout", "-q", "--no-reuse-delta")
-                words = (*words, "--no-reuse-object", "--delta-base-offset")
+                words = ["pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset"]
+                words += ["--no-reuse-delta", "--no-reuse-object"]
                 assert ours <= 1.05 * len(run_git(origin, *words, stdin=new.encode()))
         assert not verify_repository(store, "demo").bad
 
