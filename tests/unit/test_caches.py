@@ -10,10 +10,11 @@ from reference.gits import make_history
 
 from shardgit.node import create_store, open_store
 from shardgit.protocol.upload_pack import LsRefs
+from shardgit.refs.kept import Kept
 from shardgit.refs.update import RefUpdate
 from shardgit.service import fetch as fetch_module
 from shardgit.service import store as module
-from shardgit.service.fetch import Answers, FetchService
+from shardgit.service.fetch import FetchService
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_answers_count_what_their_keys_hold() -> None:
-    answers = Answers(1 << 20)
+    answers = Kept(1 << 20)
     for number in range(3_000):
         answers.put(number, b"0000")
     kept = [number for number in range(3_000) if answers.get(number) is not None]
@@ -44,7 +45,7 @@ def test_answers_count_what_their_keys_hold() -> None:
 
 async def test_prefixes_of_ls_refs_count(store: Store) -> None:
     fetches = FetchService(store, version="0")
-    fetches.answers = Answers(16 << 20)
+    fetches.answers = Kept(16 << 20)
     plain = LsRefs(prefixes=(b"refs/heads/",))
     want = b"".join([piece async for piece in fetches.ls_refs("demo", plain)])
     for number in range(40):  # 20 MiB of prefixes, for answers of 4 bytes
@@ -70,7 +71,7 @@ def test_small_bitsets_are_few(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     assert made == [*range(200), 0]
 
 
-async def test_a_long_listing_is_kept_until_a_ref_changes(
+async def test_the_lines_of_pages_are_kept_and_changes_shown_over_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch_module, "PAGE_BYTES", 1_000)
@@ -91,8 +92,17 @@ async def test_a_long_listing_is_kept_until_a_ref_changes(
     make([b"refs/many/%06d" % number for number in range(30_000)])
     pages = await listed()
     assert len(pages) > 3
-    kept = await listed()
-    assert len(kept) == 2  # a first piece, and the rest
-    assert b"".join(kept) == b"".join(pages)
-    make([b"refs/heads/new"])
-    assert b"refs/heads/new" in b"".join(await listed())
+    assert store.refs.lines.used_bytes > 1 << 20
+    assert await listed() == pages
+    used = store.refs.lines.used_bytes
+    make([b"refs/many/015000x"])
+    changed = b"".join(await listed())
+    at = changed.index(b"refs/many/015000x") - 45
+    assert changed[:at] + changed[changed.index(b"\n", at) + 1 :] == b"".join(pages)
+    assert (
+        store.refs.lines.used_bytes == used
+    )  # a page that has changes over it is written each time
+    fetches.answers = Kept(0)
+    pages = await listed()
+    store.refs.lines.__init__(0)  # type: ignore[misc]
+    assert await listed() == pages

@@ -18,6 +18,7 @@ from shardgit.journal.interface import end_of
 from shardgit.journal.records import RefsHead, log_key, ref_key, refs_head_key
 from shardgit.limits import DEFAULT
 from shardgit.refs.change import HEAD, ChangeWriter
+from shardgit.refs.kept import Kept
 from shardgit.refs.log import LogSource, decode_entry
 from shardgit.refs.lookup import FEW, Lookup
 from shardgit.refs.page import changes_of_rows
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from shardgit.refs.update import RefUpdate
 
 SNAPSHOTS_CACHED = 256
+LINES_KEPT_BYTES = 96 << 20  # a listing of 1,000,000 refs has 67 MB
+LINES_LEAST_BYTES = 64 << 10  # of a page, all but whole
 LOG_STEP = 256  # log rows read at once where the newest come first
 _LOW, _HIGH = b"refs/", b"refs0"
 
@@ -54,6 +57,7 @@ class RefTable:
         self._blocks = blocks
         self._opened: OrderedDict[BlockId, RefSnapshot] = OrderedDict()
         self._lock = Lock()
+        self.lines = Kept(LINES_KEPT_BYTES, least_bytes=LINES_LEAST_BYTES)
         self._changes = ChangeWriter(blocks, self)
         self._log = LogSource(blocks, self.opened)
 
@@ -202,7 +206,7 @@ class RefTable:
         loose = self._loose_in(journal, repository)
         ranges = [(max(low, start), high) for low, high in _ranges(prefixes) if start < high]
         for number, (first, high) in enumerate(ranges):
-            for some in snapshot.render(first, high, loose, v0=v0, peel=peel):
+            for some in snapshot.render(first, high, loose, v0=v0, peel=peel, kept=self.lines):
                 if some.next is None and number + 1 < len(ranges):
                     yield replace(some, next=ranges[number + 1][0])
                 else:

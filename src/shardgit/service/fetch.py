@@ -6,11 +6,9 @@ import asyncio
 import hashlib
 import struct
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import telemetry
@@ -21,6 +19,7 @@ from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band,
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
+from shardgit.refs.kept import Kept
 from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.look import history_ends
 from shardgit.service.negotiation import FetchSession
@@ -43,11 +42,11 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 5.0
 KEEPALIVE = b"0005\x01"  # an empty packet of band 1
-PAGE_REFS = 8_192  # about half a MiB of lines
-PAGE_BYTES = 512 << 10
-# A million refs are an answer of 67 MB: 0.16 s of server CPU to write and 0.10 to send; kept, only the latter.
-ANSWERS_CACHED_BYTES = 96 << 20
-ANSWER_KEY_BYTES = 1_024  # about what a kept answer costs beside its own bytes and its prefixes
+PAGE_REFS = 8_192
+PAGE_BYTES = 2 << 20
+PIECE_BYTES = 512 << 10  # of an answer: its client is watched as it takes one
+# Whole answers; of longer ones the ref table keeps the lines of the pages that did not change.
+ANSWER_KEPT_BYTES, ANSWERS_KEPT_BYTES = 1 << 20, 16 << 20
 T = TypeVar("T")
 Uris = Callable[[FetchSession], Awaitable["StaticPack | None"]]
 
@@ -79,7 +78,7 @@ class FetchService:
         self.version = version
         self.keepalive_s = keepalive_s
         self.session_id = uuid.uuid4().hex[:16].encode()  # of this process, for both sides' logs
-        self.answers = Answers(ANSWERS_CACHED_BYTES)
+        self.answers = Kept(ANSWERS_KEPT_BYTES)
 
     async def hash_kind(self, name: str) -> HashKind:
         """Return the hash of a repository's ids; RepositoryMissing without such a repository."""
@@ -137,9 +136,8 @@ class FetchService:
     ) -> AsyncGenerator[bytes, None]:
         """Write refs, a page of one journal snapshot at a time: no reader outlives a page.
 
-        An answer is kept until the repository's refs change, a long one when they did not change while it
-        was written and nothing longer than the cache is. One that was written over a change is as git's:
-        each line was true while the answer was written.
+        A short answer is kept until the repository's refs change. One that was written over a change is as
+        git's: each line was true while the answer was written.
         """
         written: list[bytes] = []
         places: set[Hashable] = set()
@@ -162,7 +160,7 @@ class FetchService:
                 out += end()
             written.append(out)
             places.add(place)
-            if sum(map(len, written)) > ANSWERS_CACHED_BYTES:
+            if sum(map(len, written)) > ANSWER_KEPT_BYTES:
                 places.add(None)
             if len(places) > 1:  # too long, or of several states: not kept
                 written.clear()
@@ -180,12 +178,8 @@ class FetchService:
                 out, after = ahead.result()
                 if after:  # the next page is made while this one goes out
                     ahead = _Ahead(self.store, partial(page, after))
-                if (
-                    len(out) > PAGE_BYTES * 2
-                ):  # one that was kept: its client is watched as it takes it
-                    yield out[:PAGE_BYTES]
-                    out = out[PAGE_BYTES:]
-                yield out
+                for at in range(0, len(out), PIECE_BYTES):
+                    yield out[at : at + PIECE_BYTES]
                 if not after:
                     return
         finally:
@@ -297,40 +291,6 @@ class FetchService:
             yield band(2, b"Total %d (reused %d, rewritten %d)\n" % counts, room=room)
         if request.sideband:
             yield FLUSH_BYTES
-
-
-class Answers:
-    """Whole answers by the ref state that they show, the least used dropped first."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
-        self._lock = Lock()
-
-    @property
-    def used_bytes(self) -> int:
-        """What is kept, with what it costs beside the answers."""
-        return self._bytes
-
-    def get(self, key: Hashable) -> bytes | None:
-        """Return an answer, None when it is not kept."""
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                return None
-            self._kept.move_to_end(key)
-            return found[0]
-
-    def put(self, key: Hashable, answer: bytes, key_bytes: int = 0) -> None:
-        """Keep an answer; ``key_bytes`` is what its key holds of the request, which counts as well."""
-        size = len(answer) + key_bytes + ANSWER_KEY_BYTES
-        with self._lock:
-            self._bytes += size - self._kept.pop(key, (b"", 0))[1]
-            self._kept[key] = (answer, size)
-            while self._bytes > self._most_bytes:
-                _, (_, dropped) = self._kept.popitem(last=False)
-                self._bytes -= dropped
 
 
 class _Ahead(Generic[T]):
