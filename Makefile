@@ -16,8 +16,9 @@ setup: ## Make .venv, install what is missing, build the kernels and protobuf mo
 run: setup ## Import REPO=path (else this project's own history, as demo) into ./data and serve it.
 	@REPO='$(REPO)' NAME='$(NAME)' .ci/demo
 
+# In the order of their names: else the long files that hold few tests come last, one core waits.
 test: setup ## Run all tests, a file a process; JOBS=2.
-	$(BIN)/pytest -q -n $(or $(JOBS),2) --dist loadfile
+	$(BIN)/pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 check: setup ## Formatting, lint, types, floors and kernel stubs.
 	$(BIN)/ruff format --check .

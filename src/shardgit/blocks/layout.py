@@ -9,6 +9,7 @@ import shutil
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,11 @@ def initial_ring(layout: StoreLayout, *, replicas: int = 1, seed: int = 0) -> Ri
     for place in layout.shards:
         zone = disks.setdefault(place.path.stat().st_dev, len(disks))
         shards.append(RingShard(place.number, zone))
+    return _dealt(tuple(shards), replicas, seed)
+
+
+@lru_cache(maxsize=8)  # 0.1 s for several shards: tests make hundreds of stores of the same ones
+def _dealt(shards: tuple[RingShard, ...], replicas: int, seed: int) -> Ring:
     return build(shards, replicas=replicas, seed=seed)
 
 

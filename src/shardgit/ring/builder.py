@@ -71,7 +71,11 @@ def build(
     """
     _check(shards, replicas, seed)
     known = tuple(sorted(shards, key=lambda shard: shard.number))
+    epoch = before.epoch + 1 if before is not None else 1
     alive = [shard for shard in known if shard.weight > 0]
+    if len(alive) == 1:  # nothing to deal, which takes longer than all else of a new store
+        loads = _loads(bytes_by_partition)
+        return Ring(epoch, seed, known, (array("H", [alive[0].number]) * len(loads),))
     deal = _Deal(alive, replicas, _loads(bytes_by_partition), seed)
     if before is not None:
         deal.keep(before)
@@ -79,7 +83,6 @@ def build(
     for _ in range(PASSES_MAX):
         if not deal.level() and not deal.chain():
             break
-    epoch = before.epoch + 1 if before is not None else 1
     return Ring(epoch, seed, known, tuple(deal.table))
 
 
@@ -234,8 +237,10 @@ class _Deal:
             for partition in heavy_first:
                 if row[partition] != NOBODY:
                     continue
-                may = self._admits(row, partition)
-                shard = _first(heap, may)
+                if len(self.table) == 1:  # no sibling to keep away from: whoever is first
+                    shard: int | None = heapq.heappop(heap)[1]
+                else:
+                    shard = _first(heap, self._admits(row, partition))
                 if shard is None:
                     raise AssertionError("no shard may keep a partition")
                 row[partition] = shard
@@ -279,6 +284,8 @@ class _Deal:
         moved = 0
         shut: set[tuple[int, int]] = set()  # ends between which no partition is left to move
         for _ in range(CHAINS_MAX):
+            if not any(self._wants(start, end) for start in self._over for end in self._over):
+                break
             slots = self._slots()
             path = self._path(slots, shut)
             if not path:

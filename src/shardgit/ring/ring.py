@@ -70,7 +70,8 @@ class Ring:
     def __post_init__(self) -> None:
         # One tuple a combination, not one a partition: 0.5 MB instead of 4, and a lookup of 60 ns.
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
-        homes = [known.setdefault(home, home) for home in zip(*self.table, strict=True)]
+        tuples = list(zip(*self.table, strict=True))
+        homes = list(map(known.setdefault, tuples, tuples))
         every = homes
         if self.other:
             more = zip(*self.other, strict=True)
