@@ -13,14 +13,16 @@ from reference.gits import extend_history, make_history
 from reference.gits import git as run_git
 
 from shardgit import _segment
+from shardgit.errors import Stopped
 from shardgit.graph.closure import bit
+from shardgit.journal.operations import read_operation
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId, PoolId
 from shardgit.operate import compact as compacting
-from shardgit.operate.compact import compact, wants_compaction
-from shardgit.operate.operation import silent_control
+from shardgit.operate.compact import AllBegun, compact, wants_compaction
+from shardgit.operate.operation import Control, silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.pool.transfer import Transfer, TransferOptions
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shardgit.pool.view import PlacedRun, PoolView
+    from shardgit.progress import Progress
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
@@ -202,6 +205,65 @@ def test_a_compaction_is_wanted_once_the_tail_has_grown(
         assert after.runs[0].record.graph == before.runs[0].record.graph
         assert not wants_compaction(after)
         assert not verify_repository(store, "demo").bad
+
+
+def test_a_compaction_of_all_goes_by_groups_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = make_history(tmp_path / "origin", commits=30)
+    create_store(tmp_path / "data")
+    sizes = Limits(block_target_bytes=6_000, block_max_bytes=12_000)
+    with open_store(tmp_path / "data", limits=sizes) as store:
+        import_repository(store, "demo", str(origin))
+        old = git(origin, "rev-parse", "HEAD")
+        for step in range(6):
+            extend_history(origin, commits=1, rand=random.Random(step), first=600 + step)
+            new = git(origin, "rev-parse", "HEAD")
+            push(store, "demo", origin, old, new)
+            assert settle(store, pool_of(store))
+            old = new
+        pool = pool_of(store)
+        before = Look(store, "demo").view
+        assert before is not None
+        sizes_before = [run.record.objects for run in before.runs]
+        assert len(sizes_before) == 7
+        # The import is a group, then two or three runs at a time.
+        monkeypatch.setattr(compacting, "STEP_OBJECTS", sum(sizes_before[1:3]))
+        control = Control()
+
+        def stop(progress: Progress) -> None:
+            view = Look(store, "demo").view
+            assert view is not None
+            if progress.stage == "writing blocks" and view.runs[0].record != before.runs[0].record:
+                control.stop()  # at the second group
+
+        control.report = stop  # type: ignore[method-assign]
+        with pytest.raises(Stopped):
+            compact(store, pool, control=control, full=True)
+        between = Look(store, "demo").view
+        assert between is not None
+        assert between.runs[0].record != before.runs[0].record
+        assert [run.record for run in between.runs[1:]] == [run.record for run in before.runs[1:]]
+        assert not verify_repository(store, "demo").bad
+        with store.journal.snapshot() as snapshot:
+            begun = read_operation(snapshot, "compact", AllBegun, pool.hex()).record
+        assert begun is not None
+        done = compact(store, pool, control=silent_control(), full=True)
+        after = Look(store, "demo").view
+        assert after is not None
+        assert after.runs[0].record == between.runs[0].record  # done before, and not again
+        assert done.objects == sum(sizes_before[1:])
+        assert 2 < len(after.runs) < 7
+        assert all(run.record.first_serial >= begun.serial for run in after.runs)
+        with store.journal.snapshot() as snapshot:
+            assert read_operation(snapshot, "compact", AllBegun, pool.hex()).record is None
+        assert not verify_repository(store, "demo").bad
+        # Begun anew, it begins with the oldest.
+        assert compact(store, pool, control=silent_control(), full=True).objects == sum(
+            sizes_before
+        )
+        export_repository(store, "demo", tmp_path / "out.git")
+    git(tmp_path / "out.git", "fsck", "--strict", "--full")
 
 
 def kinds_of(view: PoolView, run: PlacedRun) -> dict[tuple[str, str], int]:

@@ -7,34 +7,30 @@ consecutive runs, walks the history from the newest commit on, chooses bases ane
 
 Which runs: all from the first on that is not twice as large as what follows it, so that each byte is written O(log n)
 times as the pool grows. The manifest is swapped by compare-and-set, and only the runs that were written anew are
-replaced: pushes and settles go on meanwhile. Stopped or killed, a compaction has done whole steps and leaves blocks
-that nothing names.
+replaced: pushes and settles go on meanwhile. A compaction of all goes by groups of runs, the oldest first. Stopped or
+killed, a compaction has done whole steps and leaves blocks that nothing names.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit import _delta, faultpoints
+from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, StorageFull
-from shardgit.graph.closure import bit
-from shardgit.journal.records import RepositoryRecord
+from shardgit.journal.interface import Delete
+from shardgit.journal.operations import operation_key, put_operation, read_operation
 from shardgit.lmdbenv import NO_SPACE
-from shardgit.oid import HashKind, ObjectId
+from shardgit.oid import HashKind
+from shardgit.operate.bases import Search, seen_by_root
 from shardgit.operate.operation import running
 from shardgit.operate.reserving import reserving
-from shardgit.operate.rewriting import THREADS_MAX, level_of, merged
+from shardgit.operate.rewriting import level_of, merged
 from shardgit.operate.settle import settle, settled_whole
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import encode_manifest
 from shardgit.pool.writer import RunWriter
 from shardgit.progress import Progress
-from shardgit.service.incoming import HOPS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,18 +42,15 @@ if TYPE_CHECKING:
     from shardgit.pool.view import PlacedRun, PoolView
     from shardgit.service.store import Store
 
-WINDOW = 10  # objects that each is tried against, as git does
-DEPTH = 50
-LEVEL = 9  # of deflate; 12 is 1.5 % smaller and takes twice the time of all the rest
 GROWTH = 2  # a run is written anew once what came after it is more than a GROWTH-th of it
 # A tail of less is not worth a compaction. Pushes take twice what they will, so it is kept small.
 WANTED_BYTES = 64 << 10
 WANTED_PART = 64  # of the pool
-# An ingest takes some 170 bytes an object, so no more than 700 MB. Runs of more objects are left alone, but for
-# ``full``: what comes after them has its bases in them all the same.
+# An ingest takes memory by the object. Runs of more objects are left alone, but for ``full``: what comes after them has
+# its bases in them all the same.
 STEP_OBJECTS = 4 << 20
 ROUNDS_MAX = 16
-TICK_S = 0.1
+RESUMED_MS = 7 * 86_400_000  # a compaction of all that was left for longer begins anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +81,14 @@ class Compacted:
     bytes_after: int
 
 
+@dataclass(frozen=True, slots=True)
+class AllBegun:
+    """A compaction of all runs that takes several steps: runs of this serial and later ones are its own, or younger."""
+
+    serial: int
+    at_ms: int
+
+
 def rewrite(
     store: Store,
     view: PoolView,
@@ -105,7 +106,7 @@ def rewrite(
     Errors: LimitExceeded when the runs are deltas on too much outside of them, StorageFull, Stopped.
     """
     try:
-        search = _Search(store, control, _seen_by_root(store, view, pool))
+        search = Search(store, control, seen_by_root(store, view, pool))
         with merged(
             store,
             view,
@@ -216,7 +217,7 @@ def swap_runs(store: Store, pool: PoolId, runs: Sequence[RunRecord], new: NewRun
 
 def wants_compaction(view: PoolView) -> bool:
     """Return whether compacting the pool would pay: its tail is not compacted, and large enough to matter."""
-    return bool(_tail(view, full=False))
+    return bool(_tail(view))
 
 
 def compact_repository(
@@ -231,33 +232,109 @@ def compact_repository(
 def compact(store: Store, pool: PoolId, *, control: Control, full: bool = False) -> Compacted:
     """Write the pool's tail of runs anew as one, or all of them with ``full``; nothing else waits for it.
 
-    Killed at any moment it has happened or it has not; what is begun again begins with what is left.
+    Killed at any moment a step has happened or it has not; what is begun again begins with what is left.
     Errors: Refused when the pool is being compacted already, Conflict when another writer of runs won again and again,
     LimitExceeded, StorageFull, Stopped.
     """
     # The lease keeps gc from the blocks that are put before a swap names them.
     with running(store, f"compact-{pool.hex()[:8]}"), store.lease():
         settle(store, pool)
-        for _ in range(ROUNDS_MAX):
-            done = _round(store, pool, control=control, full=full)
-            if done is not None:
-                return done
-        raise Conflict("the pool's runs change faster than they are compacted", pool=pool.hex())
+        if full:
+            return _compact_all(store, pool, control=control)
+        return _rounds(store, pool, _tail, control=control)
 
 
-def _round(store: Store, pool: PoolId, *, control: Control, full: bool) -> Compacted | None:
+def _compact_all(store: Store, pool: PoolId, *, control: Control) -> Compacted:
+    """Write all runs anew, the oldest first, in groups of at most STEP_OBJECTS; a larger run is a group alone."""
+    kind, piece, groups = "compact", pool.hex(), 0
+    with store.journal.snapshot() as snapshot:
+        manifest = store.pool(snapshot, pool).view.manifest
+        row = read_operation(snapshot, kind, AllBegun, piece)
+    begun, known = row.record, row.record is not None
+    first = AllBegun(manifest.next_serial, clock.now_ms())
+    if begun is None or first.at_ms - begun.at_ms > RESUMED_MS or not _left(manifest, begun):
+        begun = first
+    total = Compacted(piece, len(manifest.runs), len(manifest.runs), 0, 0, 0, 0)
+    while True:
+        with store.journal.snapshot() as snapshot:
+            manifest = store.pool(snapshot, pool).view.manifest
+        group = _left(manifest, begun)
+        if not group and groups:
+            break
+        if not known and len(group) < len(manifest.runs):
+            store.journal.commit_sync([], [put_operation(kind, begun, piece)])
+            known = True
+        since = begun
+
+        def next_group(view: PoolView, since: AllBegun = since) -> list[PlacedRun]:
+            serials = {run.first_serial for run in _left(view.manifest, since)}
+            held = view.runs[: len(view.manifest.runs)]
+            return [run for run in held if run.record.first_serial in serials]
+
+        done = _rounds(store, pool, next_group, control=control, whole=not known)
+        groups += 1
+        total = replace(
+            total,
+            runs_after=done.runs_after,
+            objects=total.objects + done.objects,
+            deltas=total.deltas + done.deltas,
+            bytes_before=total.bytes_before + done.bytes_before,
+            bytes_after=total.bytes_after + done.bytes_after,
+        )
+    if known:
+        store.journal.commit_sync([], [Delete(operation_key(kind, piece))])
+    return total
+
+
+def _left(manifest: Manifest, begun: AllBegun) -> list[RunRecord]:
+    """Return the next group: the oldest runs that were there when all began to be written anew."""
+    runs = list(manifest.runs)
+    while runs and runs[0].first_serial >= begun.serial:
+        runs.pop(0)
+    objects = 0
+    for count, run in enumerate(runs):
+        objects += run.objects
+        if count and objects > STEP_OBJECTS:
+            return runs[:count]
+    return runs
+
+
+def _rounds(
+    store: Store,
+    pool: PoolId,
+    pick: Callable[[PoolView], list[PlacedRun]],
+    *,
+    control: Control,
+    whole: bool = False,
+) -> Compacted:
+    """Write the picked runs anew as one; ``whole``: a pool that fits one block may become one."""
+    for _ in range(ROUNDS_MAX):
+        done = _round(store, pool, pick, control=control, whole=whole)
+        if done is not None:
+            return done
+    raise Conflict("the pool's runs change faster than they are compacted", pool=pool.hex())
+
+
+def _round(
+    store: Store,
+    pool: PoolId,
+    pick: Callable[[PoolView], list[PlacedRun]],
+    *,
+    control: Control,
+    whole: bool,
+) -> Compacted | None:
     """Compact a pool as it is now; None when somebody else changed the runs meanwhile."""
     with store.lease():  # what is read here and what is put stays
         with store.journal.snapshot() as snapshot:
             view = store.pool(snapshot, pool).view
         before = len(view.manifest.runs)
-        runs = _tail(view, full=full)
+        runs = pick(view)
         if not runs:
             return Compacted(pool.hex(), before, before, 0, 0, 0, 0)
         bytes_before = bytes_of(view, runs)
         control.check()
-        search = _Search(store, control)
-        if full and (size := settled_whole(store, pool, search.choose)) is not None:
+        search = Search(store, control)
+        if whole and (size := settled_whole(store, pool, search.choose)) is not None:
             return Compacted(pool.hex(), before, 1, view.objects, search.deltas, bytes_before, size)
         records = [run.record for run in runs]
         try:
@@ -287,14 +364,14 @@ def bytes_of(view: PoolView, runs: Sequence[PlacedRun]) -> int:
     return blocks
 
 
-def _tail(view: PoolView, *, full: bool) -> list[PlacedRun]:
+def _tail(view: PoolView) -> list[PlacedRun]:
     """Return the runs to write anew: all from the first on that what follows outweighs by half; [] for none.
 
     They have STEP_OBJECTS at most.
     """
     runs = list(view.runs[: len(view.manifest.runs)])
-    if full or not runs:
-        return runs
+    if not runs:
+        return []
     sizes = [bytes_of(view, [run]) for run in runs]
     first, total = 0, sum(sizes)
     objects = sum(run.record.objects for run in runs)
@@ -307,102 +384,3 @@ def _tail(view: PoolView, *, full: bool) -> list[PlacedRun]:
     if len(runs) - first < 2 or total < max(WANTED_BYTES, sum(sizes) // WANTED_PART):
         return []
     return runs[first:]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the first repository of a pool that has forks reaches: a bitset over a view's positions."""
-
-    view: PoolView
-    bits: bytes
-
-    def ranks(self, ingest: Ingest) -> bytes:
-        """Return 0 for each object that it reaches and 1 for the others, in the order of their ids."""
-        flat, size = ingest.sorted_ids(), self.view.hash_kind.size
-        ids = [ObjectId(flat[at : at + size]) for at in range(0, len(flat), size)]
-        return bytes(0 if at >= 0 and bit(self.bits, at) else 1 for at in self.view.positions(ids))
-
-
-def _seen_by_root(store: Store, view: PoolView, pool: PoolId) -> _Seen | None:
-    """Return what the oldest repository of a pool reaches; None where there is one alone, or the pool has moved on.
-
-    Its clones are the most, so they stay copies of whole segments, however many forks push.
-    """
-    with store.journal.snapshot() as snapshot:
-        records = (RepositoryRecord.decode(row.value) for row in snapshot.range(b"I", b"J"))
-        mine = sorted((one for one in records if one.pool == pool), key=lambda one: one.id)
-        if len(mine) < 2:
-            return None
-        state = store.state(snapshot, mine[0].name)
-        if state.pool.view.manifest_id != view.manifest_id:
-            return None
-        reach = store.reach_of(snapshot, state)
-    return _Seen(view, reach.bits())
-
-
-class _Search:
-    """The choice of bases in one rewriting: threads, room for entries, progress."""
-
-    def __init__(self, store: Store, control: Control, seen: _Seen | None = None) -> None:
-        self.store = store
-        self.control = control
-        self.seen = seen
-        self.deltas = 0
-
-    def choose(self, ingest: Ingest) -> None:
-        """Choose bases for all objects of an ingest. Errors: Stopped, StorageFull."""
-        limits = self.store.limits
-        with tempfile.TemporaryFile(dir=self.store.scratch) as file:
-            chooser = _delta.Chooser(
-                ingest,
-                _rooms(file.fileno()),
-                window=WINDOW,
-                depth=DEPTH,
-                size_most=limits.object_memory_max_bytes,
-                family_bytes=limits.block_max_bytes // 2,
-                hops_most=HOPS_MAX,
-                level=LEVEL,
-            )
-            if self.seen is not None:
-                chooser.sights(self.seen.ranks(ingest))
-            chooser.prepare()
-            count = min(self.store.workers.threads, THREADS_MAX) if chooser.objects > 2_000 else 1
-            threads = [
-                threading.Thread(target=chooser.search, name=f"deltas-{number}")
-                for number in range(count)
-            ]
-            for thread in threads:
-                thread.start()
-            try:
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(TICK_S)
-                        self.control.report(
-                            Progress(
-                                "choosing deltas", chooser.objects_done, chooser.objects, "objects"
-                            )
-                        )
-                        self.control.check()
-            except BaseException:
-                chooser.stop()
-                for thread in threads:
-                    thread.join()
-                raise
-            self.deltas = chooser.apply()
-
-
-def _rooms(handle: int) -> Callable[[int], mmap.mmap]:
-    """Return what maps one piece of a file after another: entries wait there and not in memory."""
-    lock = threading.Lock()
-    end = 0
-
-    def room(size: int) -> mmap.mmap:
-        nonlocal end
-        size = -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        with lock:
-            start, end = end, end + size
-            # A hole that the disk has no room for would be a SIGBUS at the first write.
-            os.posix_fallocate(handle, start, size)
-        return mmap.mmap(handle, size, offset=start)
-
-    return room
