@@ -25,6 +25,7 @@ from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.pack.builder import PackBuilder
+from shardgit.pool.manifest import BlockRef, decode_manifest
 from shardgit.pool.view import PoolView
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.log import LogNote
@@ -194,6 +195,27 @@ def test_what_is_found_out_late_about_a_state_holds_nothing_of_later_ones(
     assert late.positions([at, TIP])[0] == -1
     assert late.positions([TIP])[0] >= 0
     assert Look(store, "demo").positions([at]) == [-1]
+
+
+@pytest.mark.parametrize("size", [300, 400_000])
+def test_the_manifest_that_a_push_keeps_is_the_one_that_its_row_holds(
+    store: Store, size: int
+) -> None:
+    upload = Uploading(store, "demo")
+    upload.take(pack(*((BLOB, random.Random(n).randbytes(size)) for n in range(4))))
+    root = upload.root()
+    recent = upload._recent
+    assert recent is not None
+    assert recent.root == root
+    inline = [entry.ref.inline for entry in recent.manifest.segments]
+    assert all(inline) if size == 300 else not any(inline)
+
+    def read(ref: BlockRef) -> bytes:
+        (data,) = store.blocks.get_many_sync([ref.id])
+        assert data is not None
+        return data
+
+    assert decode_manifest(root, read=read) == recent.manifest
 
 
 def test_views_that_grow_out_of_one_at_once_do_not_see_each_others_objects(store: Store) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit.pool.manifest import Manifest, encode_manifest
+from shardgit.pool.manifest import Manifest, encode_placed
 from shardgit.pool.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -85,6 +86,14 @@ def write_run(
         batch.add(block)
 
 
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A recent that was written: the root for its row, and the manifest in there."""
+
+    root: bytes
+    manifest: Manifest
+
+
 def write_recent(
     blocks: BlockStore,
     ingest: Ingest,
@@ -94,8 +103,8 @@ def write_recent(
     pool: PoolId,
     hash_kind: HashKind,
     limits: Limits,
-) -> bytes:
-    """Return the root of a recent. A small one embeds its blocks and has no index; those of a larger one are put.
+) -> Recent:
+    """Write a recent. A small one embeds its blocks and has no index; those of a larger one are put.
 
     Durable are the blocks; the root becomes so with the journal's row. Errors: StorageFull.
     """
@@ -105,7 +114,7 @@ def write_recent(
     write_run(writer, batch, segments=segments, stream=stream, indexed=not small)
     run = writer.record()
     manifest = Manifest(hash_kind, 0, len(writer.entries), (run,), tuple(writer.entries), ())
-    _, made = encode_manifest(manifest, pool=pool, embedded=batch.embedded)
+    _, made, placed = encode_placed(manifest, pool=pool, embedded=batch.embedded)
     *pages, (_, root) = made
     batch.put(pages)
-    return root
+    return Recent(root, placed)

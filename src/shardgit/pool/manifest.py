@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
@@ -98,6 +98,14 @@ def encode_manifest(
     manifest: Manifest, *, pool: PoolId, embedded: Mapping[BlockId, bytes]
 ) -> tuple[BlockId, list[tuple[BlockId, bytes]]]:
     """Return (root id, blocks to put): pages, and the root with the blocks of ``embedded`` inside."""
+    root, blocks, _ = encode_placed(manifest, pool=pool, embedded=embedded)
+    return root, blocks
+
+
+def encode_placed(
+    manifest: Manifest, *, pool: PoolId, embedded: Mapping[BlockId, bytes]
+) -> tuple[BlockId, list[tuple[BlockId, bytes]], Manifest]:
+    """Return what ``encode_manifest`` does, and the manifest as it is read back: embedded blocks have their places."""
     extra: list[tuple[BlockId, bytes]] = []
     inline: dict[BlockId, bytes] = dict(embedded)
     pages: list[tuple[BlockRef, int]] = []
@@ -116,13 +124,10 @@ def encode_manifest(
         places[block] = at
         at = _aligned(at + len(data))
 
-    def placed(ref: BlockRef) -> BlockRef:
-        inside = places.get(ref.id)
-        return ref if inside is None else BlockRef(ref.id, ref.length, inside)
-
+    manifest = _placed(manifest, places)
     for start in range(0, len(manifest.segments), PAGE_SEGMENTS_MAX):
         some = manifest.segments[start : start + PAGE_SEGMENTS_MAX]
-        payload = _PAGE.pack(len(some), 0) + b"".join(_segment(placed(s.ref), s) for s in some)
+        payload = _PAGE.pack(len(some), 0) + b"".join(_segment(s.ref, s) for s in some)
         length = HEADER_SIZE + len(payload)
         data = (
             new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, length, flags=PAGE_FLAG)
@@ -165,17 +170,48 @@ def encode_manifest(
             len(run.index),
             len(run.graph),
         )
-        out += b"".join(_KEYED.pack(key, *_parts(placed(ref))) for key, ref in run.index)
-        out += b"".join(_REF.pack(*_parts(placed(ref))) for ref in run.graph)
+        out += b"".join(_KEYED.pack(key, *_parts(ref)) for key, ref in run.index)
+        out += b"".join(_REF.pack(*_parts(ref)) for ref in run.graph)
     out += b"".join(_PAGE_REF.pack(*_parts(ref), segments) for ref, segments in pages)
-    out += b"".join(_REF.pack(*_parts(placed(ref))) for ref in manifest.bitmaps)
+    out += b"".join(_REF.pack(*_parts(ref)) for ref in manifest.bitmaps)
     for block, data in inline.items():
         out += bytes(places[block] - HEADER_SIZE - len(out)) + data
     data = new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, HEADER_SIZE + len(out)) + bytes(
         out
     )
     root = block_id(data)
-    return root, [*extra, (root, data)]
+    return root, [*extra, (root, data)], manifest
+
+
+def _placed(manifest: Manifest, places: Mapping[BlockId, int]) -> Manifest:
+    """Return a manifest whose references say where in the root embedded blocks lie."""
+    if not places:
+        return manifest
+
+    def placed(ref: BlockRef) -> BlockRef:
+        inside = places.get(ref.id)
+        return ref if inside is None else BlockRef(ref.id, ref.length, inside)
+
+    runs = [
+        replace(
+            run,
+            index=tuple((key, placed(ref)) for key, ref in run.index),
+            graph=tuple(map(placed, run.graph)),
+        )
+        for run in manifest.runs
+    ]
+    segments = [
+        SegmentEntry(placed(s.ref), s.serial, s.objects, s.entry_bytes, s.type, s.flags)
+        for s in manifest.segments
+    ]
+    return Manifest(
+        manifest.hash_kind,
+        manifest.generation,
+        manifest.next_serial,
+        tuple(runs),
+        tuple(segments),
+        tuple(map(placed, manifest.bitmaps)),
+    )
 
 
 def decode_manifest(data: bytes, *, read: Callable[[BlockRef], bytes]) -> Manifest:

@@ -232,20 +232,32 @@ class PoolView:
         self._cut_parents = None
         self._lock = threading.Lock()
 
-    def extended(self, serial: int, root: bytes, *, graph: PoolGraph | None = None) -> PoolView:
+    def extended(
+        self,
+        serial: int,
+        root: bytes,
+        *,
+        graph: PoolGraph | None = None,
+        made: Manifest | None = None,
+    ) -> PoolView:
         """Return a view with one recent more, whose row holds ``root``; this one stays as it is.
 
         Costs by the recent, not by the pool. A recent holds no object that was there before: whoever
         commits one sees to that. ``graph`` is this view's with
-        the recent's run, where somebody has made that already.
+        the recent's run, and ``made`` the manifest in ``root``, where this process has just made them:
+        what is embedded there is not looked at again.
         """
-        made = copy(self)
-        made._extend(serial, root, graph)  # noqa: SLF001
-        return made
+        view = copy(self)
+        view._extend(serial, root, graph, made)  # noqa: SLF001
+        return view
 
-    def _extend(self, serial: int, root: bytes, given: PoolGraph | None) -> None:
+    def _extend(
+        self, serial: int, root: bytes, given: PoolGraph | None, made: Manifest | None
+    ) -> None:
         """Take one recent more; only a fresh copy does that, and what it shares with others it does not change."""
-        manifest = decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
+        if made is not None:
+            self._sound.update(entry.ref.id for entry in made.segments if entry.ref.inline)
+        manifest = made or decode_manifest(root, read=lambda ref: self._use(ref, bytes, b""))
         if len(manifest.runs) != 1 or manifest.hash_kind is not self.hash_kind:
             raise BlockCorrupt("recent is not one run of its pool", serial=serial)
         before = self.objects

@@ -308,7 +308,7 @@ class _Import:
         The first run of a pool becomes its manifest at once; a later one is a recent, as a push is.
         """
         if pool.record.manifest is not None or pool.last_recent:
-            root = write_recent(
+            recent = write_recent(
                 self.store.blocks,
                 ingest,
                 segments=incoming.segments,
@@ -317,7 +317,7 @@ class _Import:
                 hash_kind=record.hash_kind,
                 limits=self.store.limits,
             )
-            return self.store.next_recent(pool, root)
+            return self.store.next_recent(pool, recent.root)
         limits = self.store.limits
         writer = RunWriter(ingest, record.pool, record.hash_kind, 0, limits=limits)
         whole = run_bytes(ingest, incoming.segments, incoming.stream)

@@ -10,7 +10,7 @@ from shardgit.errors import BasesGone, DataLoss, LimitExceeded, RepositoryMissin
 from shardgit.graph.closure import bits_of, union
 from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
-from shardgit.pool.append import write_recent
+from shardgit.pool.append import Recent, write_recent
 from shardgit.pool.grafts import Grafts
 from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
@@ -68,7 +68,7 @@ class Intake:
         self._until: float | None = None  # how long it is waited for
         self.grafts = self.look.state.pool.view.grafts  # the repository's, once this is committed
         self.reopened: frozenset[ObjectId] = frozenset()  # grafts of which a parent came
-        self._root: bytes = b""
+        self._recent: Recent | None = None
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
 
     def _limits(self) -> Limits:
@@ -159,7 +159,7 @@ class Intake:
             self.store.limits,
             grafts=self.grafts,
         )
-        self._root = b""
+        self._recent = None
 
     def end_at(self, grafts: Grafts) -> None:
         """Have the repository's history end at other commits, more or less than it did."""
@@ -195,8 +195,8 @@ class Intake:
 
     def root(self) -> bytes:
         """Write what the push brings; returns the root of its recent, b"" when it brings nothing."""
-        if not self._root and self.ingest is not None and self.incoming.objects:
-            self._root = write_recent(
+        if self._recent is None and self.ingest is not None and self.incoming.objects:
+            self._recent = write_recent(
                 self.store.blocks,
                 self.ingest,
                 segments=self.incoming.segments,
@@ -205,12 +205,12 @@ class Intake:
                 hash_kind=self.record.hash_kind,
                 limits=self.store.limits,
             )
-        return self._root
+        return self._recent.root if self._recent else b""
 
     @property
     def is_small(self) -> bool:
         """Whether what comes is so little that ``adopt`` costs less than a hop to a thread."""
-        return len(self._root) <= SMALL_BYTES
+        return self._recent is None or len(self._recent.root) <= SMALL_BYTES
 
     def quarantined(self, targets: Sequence[ObjectId]) -> Reading:
         """Return reads of the repository as it would be with refs to ``targets`` as well."""
@@ -233,9 +233,10 @@ class Intake:
         """Return the pool with what came, as it will be once that is committed."""
         pool = self.look.state.pool
         view, root = pool.view.with_grafts(self.grafts), self.root()
-        if not root:
+        if self._recent is None:
             return view
-        return view.extended(pool.last_recent + 1, root, graph=self.incoming.graph)
+        made = self._recent.manifest
+        return view.extended(pool.last_recent + 1, root, graph=self.incoming.graph, made=made)
 
     def graft_steps(self) -> tuple[Operation, ...]:
         """Return what a commit of this needs beside the rest to end the repository's history where it shall."""
@@ -243,7 +244,7 @@ class Intake:
 
     def adopt(self, revision: int) -> None:
         """Keep the view that a commit at ``revision`` made right, and have a full pool settled."""
-        if self._root:
+        if self._recent is not None:
             self.store.adopt(self.look.state.pool.record, self.extended(), revision)
         settle_soon(self.store, self.look)
 
