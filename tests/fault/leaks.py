@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gcing import AT_ONCE, assert_no_leak
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from shardgit.service.store import Store
 
+FILES = {"format", "shard.json", "data.mdb", "lock.mdb", "leases"}
+REWRITING = re.compile("/rewriting-[0-9a-f]{8}.json$")  # one a pool, of some bytes, written over
 SPARE_PAGES = 64  # free ones of a journal: so many, and a small commit makes its file no larger
 COMMITS = 24
 
@@ -40,6 +43,10 @@ def check_no_leak(store: Store) -> int:
     assert not done.blocks_waiting, done.waiting_for
     assert not done.blocks_young
     assert_no_leak(store)
+    left = [file for file in store.scratch.parent.rglob("*") if file.is_file()]
+    unknown = [str(file) for file in left if file.name not in FILES and file.suffix != ".lock"]
+    unknown = [name for name in unknown if not REWRITING.search(name)]
+    assert not unknown, f"files that nobody will remove: {unknown}"
     for shard in store.blocks.shards.values():
         _pages(shard.folder)
     free = _pages(store.scratch.parent / "journal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from reference.gits import extend_history, git, make_history, reachable, refs
 from shardgit.errors import RepositoryMissing, StorageFull
 from shardgit.node import create_store, open_store
 from shardgit.operate.verify import verify_repository
+from shardgit.processes import born
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
 
@@ -72,6 +74,8 @@ def test_a_killed_import_leaves_nothing_half_there(origin: Path, tmp_path: Path)
             (refs(origin), len(reachable(origin))),
         )
     assert killed >= 3
+    left = [file.name for file in (store / "tmp").iterdir() if file.suffix != ".lock"]
+    assert left == ["leases"]  # no pack of loose objects
     with open_store(store) as opened:
         import_repository(opened, "demo", str(origin))
         export_repository(opened, "demo", tmp_path / "last.git")
@@ -122,3 +126,16 @@ def test_a_damaged_source_is_refused_and_makes_no_repository(tmp_path: Path, dam
             import_repository(opened, "demo", str(folder))
         with opened.journal.snapshot() as snapshot, pytest.raises(RepositoryMissing):
             opened.repository(snapshot, "demo")
+
+
+def test_the_mirror_of_an_import_that_was_killed_is_removed_by_the_next(
+    origin: Path, tmp_path: Path
+) -> None:
+    create_store(tmp_path / "data", shards=1)
+    with open_store(tmp_path / "data") as store:
+        mine = store.scratch / f"mirror-{os.getpid()}-{born(os.getpid())}-x"
+        dead = store.scratch / f"mirror-{os.getpid()}-7-y"  # of one that had our number before
+        for folder in (mine, dead):
+            (folder / "mirror.git").mkdir(parents=True)
+        import_repository(store, "demo", origin.as_uri())
+        assert [file.name for file in store.scratch.glob("mirror-*")] == [mine.name]

@@ -12,13 +12,14 @@ import hashlib
 import mmap
 import os
 import re
+import shutil
 import struct
 import subprocess
 import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from shardgit.errors import (
     InvalidArgument,
@@ -30,6 +31,7 @@ from shardgit.errors import (
 )
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
+from shardgit.processes import born
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +80,10 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
     if source.startswith("-") or source.lower().startswith("ext::"):
         raise InvalidArgument("source URL is not allowed", source=without_secret(source))
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="mirror-") as folder:
+    _drop_left_mirrors(scratch)
+    with tempfile.TemporaryDirectory(
+        dir=scratch, prefix=f"mirror-{os.getpid()}-{born(os.getpid())}-"
+    ) as folder:
         target = Path(folder) / "mirror.git"
         command = ["git", "clone", "--quiet", "--mirror", "--", source, str(target)]
         environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
@@ -95,6 +100,14 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
             )
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
+
+
+def _drop_left_mirrors(scratch: Path) -> None:
+    """Remove the mirrors of imports that were killed."""
+    for folder in scratch.glob("mirror-*"):
+        _, pid, when, *_ = [*folder.name.split("-"), "", ""]
+        if pid.isdigit() and when.isdigit() and born(int(pid)) != int(when):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class GitSource:
@@ -174,13 +187,16 @@ class GitSource:
             yield SourcePack(path, data, offsets)
         loose = self._loose_pack()
         if loose is not None:
-            yield SourcePack(loose, self._map(loose), None)
+            yield SourcePack(self.folder / "objects", loose, None)
 
     def _map(self, path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise MalformedInput("pack is empty", path=str(path))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._mapped(file)
+
+    def _mapped(self, file: IO[bytes]) -> mmap.mmap:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._stack.callback(_close_map, data)
         return data
 
@@ -196,16 +212,13 @@ class GitSource:
                             seen.add(fan.name + path.name)
                             yield path
 
-    def _loose_pack(self) -> Path | None:
+    def _loose_pack(self) -> mmap.mmap | None:
         """Write the loose objects as one pack of whole objects; None when there are none."""
         paths = list(self.loose_paths())
         if not paths:
             return None
         self._scratch.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._scratch, prefix="loose-", suffix=".pack")
-        target = Path(name)
-        self._stack.callback(target.unlink, missing_ok=True)
-        with os.fdopen(handle, "w+b") as file:
+        with tempfile.TemporaryFile(dir=self._scratch) as file:  # without a name: gone when we are
             file.write(b"PACK" + struct.pack(">II", 2, len(paths)))
             for path in paths:
                 for piece in loose_entry(path, self.limits):
@@ -216,7 +229,8 @@ class GitSource:
             while piece := file.read(1 << 20):
                 hashed.update(piece)
             file.write(hashed.digest())
-        return target
+            file.flush()
+            return self._mapped(file)
 
     # ---- refs ----
 
