@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from generate import generate
 from measure import Cost, Peak, children_of, cpu_of, median, memory_of, run
 from servers import Server, clone_body, discard, head, http_backend, shardgit, tips
-from traffic import fetches, million_refs, pushes, rows_of
+from traffic import fetches, million_refs, one_commit_pushes, rows_of
 
 MIB = 1 << 20
 PARTIAL = {"depth 1 clone": b"deepen 1", "blob:none clone": b"filter blob:none"}
@@ -258,10 +258,7 @@ def main() -> None:
     with shardgit(store) as ours, http_backend(repository, words.work / "lighttpd") as theirs:
         cloned = clones(ours, theirs, words.rounds)
         fetched = fetches(ours, theirs, repository, words.rounds)
-    pushed = {
-        "one-commit push, 1 client": pushes(words.work, clients=1, each=10, rounds=words.rounds),
-        "one-commit push, 16 clients": pushes(words.work, clients=16, each=8, rounds=words.rounds),
-    }
+    pushed = one_commit_pushes(words.work, words.rounds)
     listed = million_refs(words.work, words.refs, words.rounds)
     strict = receives(repository, words.work, words.rounds)
     first = {"first clone of a server": first_clones(store, repository, words.work, words.rounds)}

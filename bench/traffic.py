@@ -10,9 +10,11 @@ PATH is a repository as `run.py` prepares it: bare, packed, with bitmap and comm
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -166,6 +168,14 @@ def pushes(work: Path, *, clients: int, each: int, rounds: int) -> dict[str, Tra
     return {name: middle(some) for name, some in out.items()}
 
 
+def one_commit_pushes(work: Path, rounds: int) -> dict[str, dict[str, Traffic]]:
+    """Push from one client and from 16; what a client's first push costs is a small part of a round."""
+    return {
+        "one-commit push, 1 client": pushes(work, clients=1, each=40, rounds=rounds),
+        "one-commit push, 16 clients": pushes(work, clients=16, each=24, rounds=rounds),
+    }
+
+
 # ---- fetches ----
 
 
@@ -235,6 +245,7 @@ def million_refs(work: Path, count: int, rounds: int) -> dict[str, dict[str, Tra
     bare = work / "many-refs.git"
     shutil.rmtree(bare, ignore_errors=True)
     git(work, "clone", "-q", "--bare", str(work / "push-source"), str(bare))
+    git(bare, "config", "http.receivepack", "true")
     oid = git(bare, "rev-parse", "HEAD")
     rows = [b"# pack-refs with: peeled fully-peeled sorted \n"]
     names = sorted(b"refs/pull/%d/head" % number for number in range(count))
@@ -268,7 +279,23 @@ def million_refs(work: Path, count: int, rounds: int) -> dict[str, dict[str, Tra
                     jobs = [[fetch_of(server.url, body)] * each]
                     found.setdefault(server.name, []).append(measured(server, jobs))
             out[what] = {who: middle(some) for who, some in found.items()}
+        found = {}
+        body = head + b"0000"
+        for number in range(rounds):
+            for server in (ours, theirs):
+                measured(server, [[push_of(server.url, new_ref(oid, number))]])
+                jobs = [[fetch_of(server.url, body)]]
+                found.setdefault(server.name, []).append(measured(server, jobs))
+        what = f"ls-refs of {count:,} refs, one of them new"
+        out[what] = {who: middle(some) for who, some in found.items()}
     return out
+
+
+def new_ref(oid: bytes, number: int) -> bytes:
+    """Return the body of a push that makes a ref and brings no object."""
+    command = b"%s %s refs/heads/new%d\0report-status" % (b"0" * len(oid), oid, number)
+    head = b"PACK" + struct.pack(">II", 2, 0)
+    return line(command) + b"0000" + head + hashlib.sha1(head).digest()
 
 
 def main() -> None:
@@ -285,10 +312,7 @@ def main() -> None:
     subprocess.run([*SHARDGIT, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
     load = ["repo", "import", "bench", str(words.repo), "--data", str(store)]
     subprocess.run([*SHARDGIT, *load], check=True, stdout=subprocess.DEVNULL)
-    rows: dict[str, dict[str, Traffic]] = {
-        "one-commit push, 1 client": pushes(words.work, clients=1, each=10, rounds=words.rounds),
-        "one-commit push, 16 clients": pushes(words.work, clients=16, each=8, rounds=words.rounds),
-    }
+    rows = one_commit_pushes(words.work, words.rounds)
     with shardgit(store) as ours, http_backend(words.repo, words.work / "lighttpd") as theirs:
         rows |= fetches(ours, theirs, words.repo, words.rounds)
     rows |= million_refs(words.work, words.refs, words.rounds)
