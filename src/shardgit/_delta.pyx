@@ -213,6 +213,8 @@ cdef class Chooser:
     cdef uint32_t *rank
     cdef Key *keys
     cdef uint32_t n_keys
+    cdef uint32_t *older  # pairs of objects: of the ingest, and of the pool at the same path
+    cdef uint32_t n_older
     cdef uint64_t taken
     cdef uint64_t n_desks
     cdef uint64_t failure
@@ -257,6 +259,7 @@ cdef class Chooser:
                 free_desk(&self.desks[k])
         free(self.desks)
         free(self.choices)
+        free(self.older)
         free(self.path)
         free(self.name)
         free(self.rank)
@@ -278,6 +281,36 @@ cdef class Chooser:
             raise MemoryError
         for i in range(self.n):
             self.ingest.sight[self.ingest.sorted[i]] = ranks[<Py_ssize_t>i]
+
+    def offers(self, list pairs not None):
+        """Say which object of the pool stood where one of the ingest stands: (new id, old id). Before ``prepare``.
+
+        Old ones that were not given to the ingest as bases are passed over.
+        """
+        cdef bytes new, old
+        cdef uint32_t i, b
+        cdef Object *o
+        if self.ingest.n == 0:
+            return
+        if self.older == NULL:
+            self.older = <uint32_t *>malloc((<size_t>len(pairs) * 2 + 1) * 4)
+            if self.older == NULL:
+                raise MemoryError
+        else:
+            raise Internal("older versions are told once")
+        for new, old in pairs:
+            if <size_t>len(new) != self.ingest.hash_size or <size_t>len(old) != self.ingest.hash_size:
+                raise Internal("an id of another length")
+            i = self.ingest._find(<const uint8_t *>PyBytes_AS_STRING(new))
+            b = self.ingest._find(<const uint8_t *>PyBytes_AS_STRING(old))
+            if i == NONE or b == NONE or not self.ingest.objects[b].outside or not self.ingest.objects[i].keep:
+                continue
+            o = &self.ingest.objects[b]
+            if o.type != self.ingest.objects[i].type or <int>o.pool_hops >= self.hops_most:
+                continue
+            self.older[2 * self.n_older] = i
+            self.older[2 * self.n_older + 1] = b
+            self.n_older += 1
 
     def prepare(self):
         """Find the order of the walk and of the search."""
@@ -336,20 +369,23 @@ cdef class Chooser:
             if o.type == BLOB or o.type == TREE:
                 key.low = <uint64_t>self._sight(i) << 60 | (<uint64_t>(0xFFFFFFF - (o.raw if o.raw < 0xFFFFFFF else 0xFFFFFFF)) << 32) \
                     | <uint64_t>self.rank[i]
+        for k in range(self.n_older):
+            self._offer(self.older[2 * k], self.older[2 * k + 1])
         for k in range(self.n):
-            self._offer(self.ingest.walk[k])
+            i = self.ingest.walk[k]
+            if self.ingest.objects[i].keep and self._outside_delta(&self.ingest.objects[i]):
+                self._offer(i, self.ingest.objects[i].base)
         qsort(self.keys, self.n_keys, sizeof(Key), by_key)
         return SG_OK
 
-    cdef void _offer(self, uint32_t i) noexcept nogil:
-        """Let what an object is a delta on in the pool serve others of its path as well, before all of them.
+    cdef void _offer(self, uint32_t i, uint32_t b) noexcept nogil:
+        """Let an object of the pool serve as a base for all of the path of object ``i``, before all of them.
 
         Otherwise the newest version of each path would be whole in every run that has one.
         """
         cdef Object *o = &self.ingest.objects[i]
-        cdef uint32_t b = o.base
         cdef Key *key
-        if not o.keep or (o.type != TREE and o.type != BLOB) or not self._outside_delta(o):
+        if o.type != TREE and o.type != BLOB:
             return
         if self.choices[b].offered or self.ingest.objects[b].raw > self.size_most:
             return

@@ -49,10 +49,13 @@ def git(folder: Path, *words: str) -> str:
     return run_git(folder, *words).decode().strip()
 
 
-def push(store: Store, name: str, origin: Path, old: str | None, new: str) -> None:
+def push(
+    store: Store, name: str, origin: Path, old: str | None, new: str, *, thin: bool = True
+) -> None:
     wanted = f"{new}\n^{old}\n" if old else f"{new}\n"
+    words = ["--revs", "--stdout", "-q", *(["--thin"] if thin else [])]
     pack = subprocess.run(
-        ["git", "-C", str(origin), "pack-objects", "--revs", "--stdout", "-q", "--thin"],
+        ["git", "-C", str(origin), "pack-objects", *words],
         input=wanted.encode(),
         capture_output=True,
         check=True,
@@ -290,8 +293,9 @@ def kinds_of(view: PoolView, run: PlacedRun) -> dict[tuple[str, str], int]:
     return found
 
 
+@pytest.mark.parametrize("thin", [True, False])
 def test_a_young_run_has_its_bases_in_older_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compacting, "WANTED_BYTES", 1_000)
     rand = random.Random(9)
@@ -304,7 +308,8 @@ def test_a_young_run_has_its_bases_in_older_ones(
             f"{number}\n{words[number]}"
         )
 
-    (origin / "large").write_bytes(rand.randbytes(40_000))  # so that the oldest run is left alone
+    for number in range(15):  # so that the oldest run is left alone
+        (origin / f"large{number}").write_bytes(rand.randbytes(40_000))
 
     def step(number: int) -> str:
         words.insert(rand.randrange(400), f"step {number} {rand.random()}")
@@ -321,7 +326,7 @@ def test_a_young_run_has_its_bases_in_older_ones(
         for generation in range(3):
             for number in range(12):
                 new = step(100 * generation + number + 1)
-                push(store, "demo", origin, old, new)
+                push(store, "demo", origin, old, new, thin=thin)
                 old = new
                 if number % 4 == 3:
                     assert settle(store, pool_of(store))

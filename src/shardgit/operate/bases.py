@@ -12,24 +12,29 @@ from typing import TYPE_CHECKING
 from shardgit import _delta
 from shardgit.graph.closure import bit
 from shardgit.journal.records import RepositoryRecord
+from shardgit.objects import parse_tree
 from shardgit.oid import ObjectId
 from shardgit.operate.rewriting import THREADS_MAX
 from shardgit.progress import Progress
 from shardgit.service.incoming import HOPS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shardgit._layout import Ingest
-    from shardgit.oid import PoolId
+    from shardgit.oid import HashKind, PoolId
     from shardgit.operate.operation import Control
-    from shardgit.pool.view import PoolView
+    from shardgit.pool.view import PlacedRun, PoolView
     from shardgit.service.store import Store
 
 WINDOW = 10  # objects that each is tried against, as git does
 DEPTH = 50
 LEVEL = 9  # of deflate; 12 is 1.5 % smaller and takes twice the time of all the rest
 TICK_S = 0.1
+TIPS_MAX = 4  # of the runs that are written anew
+OLDER_MAX = 50_000  # objects of older runs that are offered as bases
+FOLDERS_BATCH = 64
+COMMIT, TREE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,69 @@ def seen_by_root(store: Store, view: PoolView, pool: PoolId) -> Seen | None:
     return Seen(view, reach.bits())
 
 
+def older_versions(view: PoolView, runs: Sequence[PlacedRun]) -> list[tuple[int, int]]:
+    """Return (position in the runs, position in older ones) of what stands at the same paths.
+
+    The newest tips of the runs are compared with their nearest first parents in older runs, whatever pushers sent as
+    deltas on what.
+    """
+    start = runs[0].start
+    end = runs[-1].start + runs[-1].record.objects
+    if not start:
+        return []
+    graph, size = view.graph(), view.hash_kind.size
+    commits = [
+        at
+        for run in runs
+        for at in range(run.start, run.start + run.record.commits)
+        if graph.type_at(at) == COMMIT
+    ]
+    parents = {parent for at in commits for parent in graph.parents_at(at)}
+    tips = sorted((at for at in commits if at not in parents), key=graph.generation_at)[-TIPS_MAX:]
+    found: dict[int, int] = {}
+    for tip in reversed(tips):
+        at = tip
+        while at >= start:
+            at = next(iter(graph.parents_at(at)), -1)
+        if at < 0:
+            continue
+        trees = [
+            bytes.fromhex(one.data[5 : 5 + 2 * size].decode())
+            for one in view.read_positions([tip, at])
+        ]
+        level = [(ObjectId(trees[0]), ObjectId(trees[1]))]
+        while level and len(found) < OLDER_MAX:
+            places = view.positions([oid for pair in level for oid in pair])
+            pairs = [
+                (new, old)
+                for new, old in zip(places[::2], places[1::2], strict=True)
+                if start <= new < end and 0 <= old < start and new not in found
+            ]
+            found.update(pairs)
+            folders = [
+                pair for pair in pairs if graph.type_at(pair[0]) == graph.type_at(pair[1]) == TREE
+            ]
+            level = []
+            for n in range(0, len(folders), FOLDERS_BATCH):
+                some = folders[n : n + FOLDERS_BATCH]
+                read = view.read_positions([at for pair in some for at in pair])
+                for new_tree, old_tree in zip(read[::2], read[1::2], strict=True):
+                    level += _changed(new_tree.data, old_tree.data, view.hash_kind)
+    return list(found.items())
+
+
+def _changed(new: bytes, old: bytes, kind: HashKind) -> list[tuple[ObjectId, ObjectId]]:
+    """Return (new id, old id) of what stands under one name in two trees and is not the same."""
+    before = {entry.name: entry for entry in parse_tree(old, kind)}
+    return [
+        (entry.id, was.id)
+        for entry in parse_tree(new, kind)
+        if (was := before.get(entry.name)) is not None
+        and was.id != entry.id
+        and was.mode == entry.mode
+    ]
+
+
 class Search:
     """The choice of bases in one rewriting: threads, room for entries, progress."""
 
@@ -71,6 +139,7 @@ class Search:
         self.control = control
         self.seen = seen
         self.deltas = 0
+        self.older: list[tuple[bytes, bytes]] = []  # ids at the same paths: here, and in older runs
 
     def choose(self, ingest: Ingest) -> None:
         """Choose bases for all objects of an ingest. Errors: Stopped, StorageFull."""
@@ -88,6 +157,7 @@ class Search:
             )
             if self.seen is not None:
                 chooser.sights(self.seen.ranks(ingest))
+            chooser.offers(self.older)
             chooser.prepare()
             count = min(self.store.workers.threads, THREADS_MAX) if chooser.objects > 2_000 else 1
             threads = [

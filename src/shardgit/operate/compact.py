@@ -13,16 +13,17 @@ killed, a compaction has done whole steps and leaves blocks that nothing names.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
-from shardgit.errors import Conflict, StorageFull
+from shardgit.errors import Conflict, DataLoss, StorageFull
 from shardgit.journal.interface import Delete
 from shardgit.journal.operations import operation_key, put_operation, read_operation
 from shardgit.lmdbenv import NO_SPACE
 from shardgit.oid import HashKind
-from shardgit.operate.bases import Search, seen_by_root
+from shardgit.operate.bases import Search, older_versions, seen_by_root
 from shardgit.operate.operation import running
 from shardgit.operate.reserving import reserving
 from shardgit.operate.rewriting import level_of, merged
@@ -107,6 +108,11 @@ def rewrite(
     """
     try:
         search = Search(store, control, seen_by_root(store, view, pool))
+        pairs: list[tuple[int, int]] = []
+        with suppress(DataLoss):  # a base that cannot be read is none
+            pairs = older_versions(view, runs)
+        new, old = (view.ids_at([pair[number] for pair in pairs]) for number in range(2))
+        search.older = list(zip(new, old, strict=True))
         with merged(
             store,
             view,
@@ -114,6 +120,7 @@ def rewrite(
             bases_max_bytes=store.limits.thin_bases_max_bytes,
             keep=keep,
             choose=search.choose,
+            more=sorted({at for _, at in pairs}),
         ) as (ingest, segments, stream):
             if not ingest.objects_kept:
                 return None

@@ -51,12 +51,13 @@ def merged(
     bases_max_bytes: int,
     keep: bytes | None = None,
     choose: Callable[[Ingest], None] | None = None,
+    more: Sequence[int] = (),
 ) -> Iterator[tuple[Ingest, int, bytes]]:
     """Resolve and lay out the objects of consecutive runs; gives the ingest, its segments and its graph stream.
 
     ``keep`` is a bitset over pool positions: objects of the runs that it lacks are left out, and deltas on what
     it lacks, inside the runs or outside, are written whole. ``choose`` may give the objects other bases before they
-    are laid out.
+    are laid out; ``more`` are positions of objects that these may be.
     Errors: LimitExceeded when bases outside the runs take more than ``bases_max_bytes``.
     """
     limits = store.limits
@@ -73,7 +74,7 @@ def merged(
 
         threads = min(store.workers.threads, THREADS_MAX)
         room = replace(limits, thin_bases_max_bytes=bases_max_bytes)
-        resolve_thin(ingest, view, elsewhere, threads=threads, limits=room, keep=keep)
+        resolve_thin(ingest, view, elsewhere, threads=threads, limits=room, keep=keep, more=more)
         if keep is not None:
             _leave_out(ingest, view, runs, keep)
         if choose is not None:

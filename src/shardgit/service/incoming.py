@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
 from shardgit._graph import PoolGraph, Walk
-from shardgit.errors import LimitExceeded, ObjectCollision
+from shardgit.errors import DataLoss, LimitExceeded, ObjectCollision
 from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
@@ -40,10 +41,12 @@ def resolve_thin(
     threads: int,
     limits: Limits,
     keep: bytes | None = None,
+    more: Sequence[int] = (),
 ) -> None:
     """Resolve all families; deltas may have bases in the pool, where ``lookup`` finds them.
 
     A delta on an object that ``keep``, a bitset over positions, lacks is laid out whole: its base is about to go.
+    ``more`` are positions of objects that may become bases of others later, as far as there is room.
 
     Errors: MalformedPack when a base is neither in the packs nor found, LimitExceeded when the
     bases are too much to hold.
@@ -62,14 +65,37 @@ def resolve_thin(
                 "pack is a delta on too much that is here already; push in smaller steps",
                 limit_bytes=limits.thin_bases_max_bytes,
             )
-        for some in _batches(found, sizes, BASES_BATCH):
-            far = [
-                hops if keep is None or bit(keep, at) else NOBODY
-                for at, hops in zip(some, view.hops_at(some), strict=True)
-            ]
-            for base, hops in zip(view.read_positions(some), far, strict=True):
-                ingest.add_base(base.id, base.type, base.data, hops)
+        _add_bases(ingest, view, found, sizes, keep)
+    if view is not None and more:
+        ids = view.ids_at(more)
+        fresh = [at for at, oid in zip(more, ids, strict=True) if oid not in asked]
+        sizes = [info.size for info in view.info(fresh)]
+        room = limits.thin_bases_max_bytes - ingest.bytes_outside
+        small = [size <= limits.object_memory_max_bytes for size in sizes]
+        if sum(sizes) <= room:
+            fresh = [at for at, fits in zip(fresh, small, strict=True) if fits]
+            sizes = [size for size in sizes if size <= limits.object_memory_max_bytes]
+            with suppress(DataLoss):  # nothing needs them
+                _add_bases(ingest, view, fresh, sizes, keep)
+            run_all(ingest, threads=threads)
     ingest.finish()
+
+
+def _add_bases(
+    ingest: Ingest,
+    view: PoolView,
+    found: Sequence[int],
+    sizes: Sequence[int],
+    keep: bytes | None,
+) -> None:
+    """Give objects of the pool to an ingest as bases."""
+    for some in _batches(found, sizes, BASES_BATCH):
+        far = [
+            hops if keep is None or bit(keep, at) else NOBODY
+            for at, hops in zip(some, view.hops_at(some), strict=True)
+        ]
+        for base, hops in zip(view.read_positions(some), far, strict=True):
+            ingest.add_base(base.id, base.type, base.data, hops)
 
 
 def leave_out_known(ingest: Ingest, view: PoolView | None, *, compare: bool) -> list[int]:
