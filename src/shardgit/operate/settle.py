@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from shardgit.pool.view import PlacedRun
     from shardgit.service.store import PoolState, Store
 
-RUNS_MERGED = 8  # runs of one level that become one of the next
+# Runs of one level that become one of the next. Compactions come before that where there is maintenance: what is merged
+# as it was pushed, and stands alone at the end, is not looked at again until more has come.
+RUNS_MERGED = 32
 
 
 def settle(store: Store, pool: PoolId) -> bool:
