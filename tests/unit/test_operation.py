@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shardgit import faultpoints
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.errors import JournalCorrupt, Refused, Stopped, StoreFormatUnknown
 from shardgit.journal.interface import Put
 from shardgit.journal.operations import operation_key, put_operation, read_operation
 from shardgit.node import create_store, open_store
+from shardgit.oid import HashKind, PoolId
 from shardgit.operate.operation import (
     BUSY_FLOOR_S,
     PAUSE_BYTES,
@@ -243,9 +246,19 @@ def test_threads_that_serve_keep_their_priority_when_an_operation_is_first_to_ne
 
         store.workers.later("told", behind)
         told.wait()
+        for shard in store.blocks.shards.values():
+            store.blocks.write_to(shard, lambda _: found.append(priority()))
+        data = (
+            new_header(BlockKind.PART, HashKind.SHA1, PoolId(bytes(16)), HEADER_SIZE + 9)
+            + b"one shard"
+        )
+        block = (block_id(data), data)
+        with faultpoints.listening(lambda _: found.append(priority())):
+            store.blocks.put_many_sync([block])
+            store.blocks.delete_many_sync([block[0]])
 
     thread = threading.Thread(target=operation)
     thread.start()
     thread.join()
-    assert len(found) >= 9
+    assert len(found) >= 11
     assert set(found[1:]) == {before}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,7 +20,7 @@ from shardgit.ring.ring import PARTITIONS
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from shardgit.blocks.shard import ShardStats, ShardStore
     from shardgit.oid import BlockId
@@ -118,6 +120,12 @@ class RoutedStore(OnWorkers):
     def begin_threads(self) -> None:
         """Begin the threads that write, at the priority of the one that calls."""
         self._writers.begin()
+
+    def write_to(self, shard: ShardStore, job: Callable[[ShardStore], None]) -> None:
+        """Run a job that writes to one shard, whatever the ring says of it."""
+        for error in self._side_by_side([lambda: job(shard)]):
+            if error is not None:
+                raise error
 
     def refresh(self) -> bool:
         """Take over the ring of the journal, and compacted shards; says whether the ring was another."""
@@ -330,18 +338,30 @@ class RoutedStore(OnWorkers):
     ) -> None:
         """Run a job on its shards side by side; raise the first error once all have ended."""
 
-        def attempt(item: tuple[int, list[S]]) -> Exception | None:
+        jobs = [
+            partial(job, routes.shards[number], some) for number, some in sorted(by_shard.items())
+        ]
+        for error in self._side_by_side(jobs):
+            if error is not None:
+                raise error
+
+    def _side_by_side(self, jobs: Sequence[Callable[[], None]]) -> Iterable[Exception | None]:
+        """Run jobs that each write to a shard; returns how they ended, in their order.
+
+        One alone runs in the thread that asks, unless that has stepped back: who writes holds LMDB's lock, for which
+        every other writer of the shard waits, at whatever priority.
+        """
+
+        def attempt(job: Callable[[], None]) -> Exception | None:
             try:
-                job(routes.shards[item[0]], item[1])
+                job()
             except Exception as error:
                 return error
             return None
 
-        items = sorted(by_shard.items(), key=lambda item: item[0])
-        outcomes = map(attempt, items) if len(items) == 1 else self._writers.map(attempt, items)
-        for error in outcomes:
-            if error is not None:
-                raise error
+        if len(jobs) == 1 and os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # 0 is this thread
+            return map(attempt, jobs)
+        return self._writers.map(attempt, jobs)
 
     def scan_sync(self, low: int = 0, high: int = PARTITIONS) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore. Replicas are told once; what the ring does not route to is not told."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import uuid
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -508,6 +509,7 @@ class _Copier:
         self, store: Store, ring: Ring, copied: Callable[[Mapping[int, int]], None]
     ) -> None:
         self.ring = ring
+        self.blocks = store.blocks
         self.shards = store.blocks.shards
         self.copied = copied  # told of each batch's bytes, by target
 
@@ -539,7 +541,8 @@ class _Copier:
                 for target in part.targets if found is not None else ():
                     by_target.setdefault(target, []).append((block, found or b""))
             for target, blocks in by_target.items():
-                self.shards[target].put_verified_sync(blocks)
+                put = methodcaller("put_verified_sync", blocks)
+                self.blocks.write_to(self.shards[target], put)
                 for block, data in blocks:
                     read_back = self._read_back(target, block)
                     copies[partition_of(block), target].add(block, data, read_back)
@@ -582,7 +585,8 @@ class _Copier:
             if any(self.shards[home].has_many_sync([block])[0] for home in part.homes):
                 continue
             for target in part.targets:
-                self.shards[target].delete_many_sync([block])
+                delete = methodcaller("delete_many_sync", [block])
+                self.blocks.write_to(self.shards[target], delete)
                 copies[part.partition, target].drop(block)
 
 
