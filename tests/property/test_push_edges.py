@@ -17,6 +17,8 @@ import pytest
 from reference.gits import git
 
 from shardgit.errors import MalformedPacket, StorageFull
+from shardgit.faultpoints import listening
+from shardgit.journal.interface import Put
 from shardgit.journal.uploads import uploads_range
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
@@ -311,6 +313,57 @@ def test_damage_that_a_push_meets_is_told_in_its_report(tmp_path: Path) -> None:
         answer = asyncio.run(answer_of(store, line(words) + b"0000", data))
     assert b"unpack block is missing" in answer
     assert b"ng refs/heads/x" in answer
+
+
+def test_pushes_that_shared_a_commit_hold_no_lease_behind_their_answers(store: Store) -> None:
+    """The journal's writer kept the last of a group, with its lease, until another group came: gc deleted nothing."""
+    begun, go_on = threading.Event(), threading.Event()
+    handed_on: list[str] = []
+
+    def at(point: str) -> None:
+        if point == "journal.before_commit" and not begun.is_set():
+            begun.set()
+            go_on.wait(30)
+        elif point == "receive.before_commit":
+            handed_on.append(point)
+
+    async def answers() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        first = loop.run_in_executor(None, store.journal.commit_sync, [], [Put(b"Z", b"")])
+        await asyncio.to_thread(begun.wait, 30)
+        words = (
+            b"%s %s refs/heads/b%d\0report-status\n" % (b"0" * 40, TIP.hex().encode(), number)
+            for number in range(3)
+        )
+        pushes = [
+            asyncio.ensure_future(answer_of(store, line(one) + b"0000", pack())) for one in words
+        ]
+        async with asyncio.timeout(30):
+            while len(handed_on) < len(pushes):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await first
+        return await asyncio.gather(*pushes)
+
+    with listening(at):
+        told = asyncio.run(answers())
+    assert all(b"ok refs/heads/b" in one for one in told)
+    until = time.monotonic() + 10
+    while list(store.leases.all()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert list(store.leases.all()) == []
+
+
+def test_a_commit_that_the_journal_does_not_take_is_told_in_the_report(store: Store) -> None:
+    def at(point: str) -> None:
+        if point == "receive.before_commit":
+            store.journal.close()
+
+    words = b"%s %s refs/heads/x\0report-status\n" % (b"0" * 40, TIP.hex().encode())
+    with listening(at):
+        answer = asyncio.run(answer_of(store, line(words) + b"0000", pack()))
+    assert b"ng refs/heads/x journal is closed" in answer
 
 
 def test_a_pack_that_finds_the_disk_full_is_refused(store: Store) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from shardgit import faultpoints
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
-from shardgit.errors import JournalCorrupt, Refused, Stopped, StoreFormatUnknown
+from shardgit.errors import JournalCorrupt, Refused, Stopped, StoreFormatUnknown, Unavailable
 from shardgit.journal.interface import Put
 from shardgit.journal.operations import operation_key, put_operation, read_operation
 from shardgit.node import create_store, open_store
@@ -193,6 +193,15 @@ async def test_what_an_operation_raises_is_raised_to_its_caller(store: Store) ->
     with pytest.raises(Refused, match="no"):
         async for _ in stream_operation(store, shard_pb2.Pace(), job):
             pass
+
+
+async def test_an_operation_that_cannot_begin_is_raised_to_its_caller(store: Store) -> None:
+    """Its caller waited for ever, and no cancelling helped."""
+    store.journal.close()
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(10):
+            async for _ in stream_operation(store, shard_pb2.Pace(), lambda _: 1):
+                pass
 
 
 async def test_a_caller_that_goes_away_stops_its_operation(store: Store) -> None:

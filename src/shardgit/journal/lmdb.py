@@ -259,8 +259,9 @@ class LmdbJournal:
 
     def _begin_writer(self) -> None:
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
+            writer.start()  # may fail: then the next commit tries again
+            self._writer = writer
 
     def commit_soon(
         self,
@@ -302,23 +303,32 @@ class LmdbJournal:
             del future  # as above
 
     def _write(self) -> None:
-        """Take all that waits, apply it in one transaction, answer all after one fsync."""
+        """Take all that waits, apply it in one transaction, answer all after one fsync.
+
+        No variable here may outlive a turn: what waits leads to a whole push, and to the lease that it holds.
+        """
         while (first := self._waiting.get()) is not None:
-            group = [first]
-            while len(group) < GROUP_MAX:
-                try:
-                    more = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    self._waiting.put(None)
-                    break
-                group.append(more)
-            self._commit_group(group)
-            # What failed leads to the frames of whoever waited, and all that these hold.
-            del first, group
-            for listener in self._listeners:
-                listener()
+            self._commit_group(self._with_more(first))
+            del first
+            self._tell_listeners()
+
+    def _with_more(self, first: _Waiting) -> list[_Waiting]:
+        """Return a commit and those that wait behind it."""
+        group = [first]
+        while len(group) < GROUP_MAX:
+            try:
+                more = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                self._waiting.put(None)
+                break
+            group.append(more)
+        return group
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _commit_group(self, group: list[_Waiting]) -> None:
         answers: list[int | BaseException]

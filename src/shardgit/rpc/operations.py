@@ -41,8 +41,8 @@ async def stream_operation(
     control = Control(report=report, throttle=throttle_of(store, pace))
 
     def run() -> None:
-        step_back(store)
         try:
+            step_back(store)
             done = job(control)
         except BaseException as error:
             loop.call_soon_threadsafe(finish, None, error)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from shardgit.journal.records import RepositoryRecord
     from shardgit.protocol.receive_pack import PushRequest
     from shardgit.service.access import Principal
+    from shardgit.service.push import Steps
     from shardgit.service.store import Store
 
     PackSource = Callable[[], tuple[Buffer, array[int] | None]]
@@ -307,10 +308,18 @@ class ReceiveService:
         steps = push.steps()
         if steps is None:
             return Tried(push)
-        commit = partial(self.store.journal.commit_soon, steps.conditions, steps.operations)
         # commit point: as in Push.commit.
         faultpoints.reach("receive.before_commit")
-        return Later(lambda tell: commit(lambda ended: tell(Tried(push, ended))))
+        return Later(partial(self._hand_on, push, steps))
+
+    def _hand_on(self, push: Push, steps: Steps, tell: Callable[[Tried], None]) -> None:
+        def answer(ended: int | BaseException) -> None:
+            tell(Tried(push, ended))
+
+        try:
+            self.store.journal.commit_soon(steps.conditions, steps.operations, answer)
+        except ShardgitError as error:  # told in the report too: it was not taken at all
+            tell(Tried(push, error))
 
     async def _commit(self, push: Push, tried: Tried | None) -> None:
         """Commit, again while other writers are faster or the pool has no room."""
