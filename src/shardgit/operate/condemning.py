@@ -70,7 +70,18 @@ def choose(view: PoolView, garbage: Sequence[int], policy: Policy) -> list[Chose
 
 
 def condemn(view: PoolView, roots: Roots, keys: set[bytes]) -> dict[bytes, bytes]:
-    """Return what may go from the runs with ``keys``, when all other runs stay whole with all that they lead to."""
+    """Return what may go from the runs with ``keys``, when all other runs stay whole with all that they lead to.
+
+    Each run that is returned will be written anew: one of which nothing may go stays, and its bases with it.
+    """
+    while True:
+        out = _condemned(view, roots, keys)
+        if out.keys() == keys or not out:
+            return out
+        keys = set(out)
+
+
+def _condemned(view: PoolView, roots: Roots, keys: set[bytes]) -> dict[bytes, bytes]:
     staying: list[range] = []
     segments: list[PlacedSegment] = []
     later: list[int] = []  # bases in newer runs, which go first: none is written today

@@ -219,7 +219,7 @@ class _PoolGc:
         try:
             self.state = self._look()
             self._publish(condemn(self.state.view, self.roots, keys))
-            if not self._narrow(keys):
+            if not self._narrow():
                 return True
             if not self.condemned:
                 return False
@@ -229,11 +229,14 @@ class _PoolGc:
         finally:
             self._withdraw()
 
-    def _narrow(self, keys: set[bytes]) -> bool:
-        """Take out of the published set what became reachable before it was published, until nothing did."""
+    def _narrow(self) -> bool:
+        """Take out of the published set what became reachable before it was published, until nothing did.
+
+        Runs that have nothing in it any more are not written anew, so their bases stay.
+        """
         for _ in range(NARROWED_MAX):
             self.state = self._look()
-            now = condemn(self.state.view, self.roots, keys)
+            now = condemn(self.state.view, self.roots, set(self.condemned))
             if self.condemned.keys() - now.keys() and not self._present(self.state.view):
                 return False  # a settle took a run into another one
             both = {key: both_of(bits, now.get(key, b"")) for key, bits in self.condemned.items()}
