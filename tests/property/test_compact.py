@@ -15,7 +15,7 @@ from reference.gits import git as run_git
 from shardgit import _segment
 from shardgit.errors import Stopped
 from shardgit.graph.closure import bit
-from shardgit.journal.operations import read_operation
+from shardgit.journal.operations import put_operation, read_operation
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.objects import object_id
@@ -261,6 +261,18 @@ def test_a_compaction_of_all_goes_by_groups_and_goes_on_where_it_was_stopped(
         with store.journal.snapshot() as snapshot:
             assert read_operation(snapshot, "compact", AllBegun, pool.hex()).record is None
         assert not verify_repository(store, "demo").bad
+        # A row that was left long ago is no part of the next, which is gone on with as well.
+        left = put_operation("compact", AllBegun(begun.serial, 0), pool.hex())
+        store.journal.commit_sync([], [left])
+        control = Control()
+        control.report = lambda progress: control.stop()  # type: ignore[method-assign]
+        with pytest.raises(Stopped):
+            compact(store, pool, control=control, full=True)
+        with store.journal.snapshot() as snapshot:
+            anew = read_operation(snapshot, "compact", AllBegun, pool.hex()).record
+        assert anew is not None
+        assert anew.serial > begun.serial
+        assert anew.at_ms >= begun.at_ms
         # Begun anew, it begins with the oldest.
         assert compact(store, pool, control=silent_control(), full=True).objects == sum(
             sizes_before

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import _delta
+from shardgit.errors import MalformedObject
 from shardgit.graph.closure import bit
 from shardgit.journal.records import RepositoryRecord
 from shardgit.objects import parse_tree
@@ -34,6 +35,7 @@ TICK_S = 0.1
 TIPS_MAX = 4  # of the runs that are written anew
 OLDER_MAX = 50_000  # objects of older runs that are offered as bases
 FOLDERS_BATCH = 64
+FOLDERS_BYTES = 64 << 20  # of trees that are compared for them
 COMMIT, TREE = 1, 2
 
 
@@ -88,6 +90,7 @@ def older_versions(view: PoolView, runs: Sequence[PlacedRun]) -> list[tuple[int,
     parents = {parent for at in commits for parent in graph.parents_at(at)}
     tips = sorted((at for at in commits if at not in parents), key=graph.generation_at)[-TIPS_MAX:]
     found: dict[int, int] = {}
+    room = FOLDERS_BYTES
     for tip in reversed(tips):
         at = tip
         while at >= start:
@@ -98,37 +101,49 @@ def older_versions(view: PoolView, runs: Sequence[PlacedRun]) -> list[tuple[int,
             bytes.fromhex(one.data[5 : 5 + 2 * size].decode())
             for one in view.read_positions([tip, at])
         ]
-        level = [(ObjectId(trees[0]), ObjectId(trees[1]))]
+        # By what is new, so each tree is looked into once, in however many places it stands.
+        level = {ObjectId(trees[0]): ObjectId(trees[1])}
         while level and len(found) < OLDER_MAX:
-            places = view.positions([oid for pair in level for oid in pair])
-            pairs = [
-                (new, old)
-                for new, old in zip(places[::2], places[1::2], strict=True)
+            places = zip(
+                view.positions(list(level)), view.positions(list(level.values())), strict=True
+            )
+            pairs = {
+                new: old
+                for new, old in places
                 if start <= new < end and 0 <= old < start and new not in found
-            ]
+            }
             found.update(pairs)
             folders = [
-                pair for pair in pairs if graph.type_at(pair[0]) == graph.type_at(pair[1]) == TREE
+                pair
+                for pair in pairs.items()
+                if graph.type_at(pair[0]) == graph.type_at(pair[1]) == TREE
             ]
-            level = []
+            level = {}
             for n in range(0, len(folders), FOLDERS_BATCH):
-                some = folders[n : n + FOLDERS_BATCH]
-                read = view.read_positions([at for pair in some for at in pair])
+                some = [at for pair in folders[n : n + FOLDERS_BATCH] for at in pair]
+                room -= sum(info.size for info in view.info(some))
+                if room < 0 or len(level) >= OLDER_MAX:
+                    break
+                read = view.read_positions(some)
                 for new_tree, old_tree in zip(read[::2], read[1::2], strict=True):
-                    level += _changed(new_tree.data, old_tree.data, view.hash_kind)
-    return list(found.items())
+                    level |= _changed(new_tree.data, old_tree.data, view.hash_kind)
+    return list(found.items())[:OLDER_MAX]
 
 
-def _changed(new: bytes, old: bytes, kind: HashKind) -> list[tuple[ObjectId, ObjectId]]:
-    """Return (new id, old id) of what stands under one name in two trees and is not the same."""
-    before = {entry.name: entry for entry in parse_tree(old, kind)}
-    return [
-        (entry.id, was.id)
-        for entry in parse_tree(new, kind)
+def _changed(new: bytes, old: bytes, kind: HashKind) -> dict[ObjectId, ObjectId]:
+    """Return the new id and the old one of what stands under one name in two trees and is not the same."""
+    try:
+        before = {entry.name: entry for entry in parse_tree(old, kind)}
+        after = parse_tree(new, kind)
+    except MalformedObject:  # an import takes some that git takes as well
+        return {}
+    return {
+        entry.id: was.id
+        for entry in after
         if (was := before.get(entry.name)) is not None
         and was.id != entry.id
         and was.mode == entry.mode
-    ]
+    }
 
 
 class Search:

@@ -260,7 +260,7 @@ def _compact_all(store: Store, pool: PoolId, *, control: Control) -> Compacted:
     begun, known = row.record, row.record is not None
     first = AllBegun(manifest.next_serial, clock.now_ms())
     if begun is None or first.at_ms - begun.at_ms > RESUMED_MS or not _left(manifest, begun):
-        begun = first
+        begun, known = first, False
     total = Compacted(piece, len(manifest.runs), len(manifest.runs), 0, 0, 0, 0)
     while True:
         with store.journal.snapshot() as snapshot:
@@ -288,7 +288,7 @@ def _compact_all(store: Store, pool: PoolId, *, control: Control) -> Compacted:
             bytes_before=total.bytes_before + done.bytes_before,
             bytes_after=total.bytes_after + done.bytes_after,
         )
-    if known:
+    if known or row.record is not None:
         store.journal.commit_sync([], [Delete(operation_key(kind, piece))])
     return total
 
@@ -346,6 +346,12 @@ def _round(
         records = [run.record for run in runs]
         try:
             with reserving(store, pool, records):
+                # A gc may have been at the pool until here: what becomes a base must be there, and stays from now on.
+                with store.journal.snapshot() as snapshot:
+                    view = store.pool(snapshot, pool).view
+                runs = _same(view, records)
+                if not runs:
+                    return None
                 new = rewrite(store, view, runs, pool=pool, control=control)
                 assert new is not None
                 swap_runs(store, pool, records, new)
@@ -355,6 +361,14 @@ def _round(
         return Compacted(
             pool.hex(), before, after, new.objects, new.deltas, bytes_before, new.stored_bytes
         )
+
+
+def _same(view: PoolView, records: Sequence[RunRecord]) -> list[PlacedRun]:
+    """Return the runs of a view's manifest with these records; [] when it does not have all of them."""
+    held = view.runs[: len(view.manifest.runs)]
+    serials = {record.first_serial for record in records}
+    runs = [run for run in held if run.record.first_serial in serials]
+    return runs if [run.record for run in runs] == list(records) else []
 
 
 def bytes_of(view: PoolView, runs: Sequence[PlacedRun]) -> int:
