@@ -15,6 +15,7 @@ from shardgit.errors import (
     ShardgitError,
     Unavailable,
 )
+from shardgit.journal.graft_records import grafts_key
 from shardgit.protocol.pktline import FLUSH_BYTES, band
 from shardgit.protocol.receive_pack import (
     PushAdvertisement,
@@ -117,11 +118,14 @@ class ReceiveService:
         )
 
     def _first_page(self, name: str, nonce: bytes | None, most: int | None = None) -> _Page | None:
-        """Return the first page; None where the repository has more than ``most`` refs."""
+        """Return the first page; None where more than ``most`` refs must be read, or the ends of a shallow history."""
         with self.store.journal.snapshot() as snapshot:
             record = self.store.repository(snapshot, name)
-            count = self.store.refs.head(snapshot, record).count
-            if most is not None and count > most:
+            head = self.store.refs.head(snapshot, record)
+            count = head.count
+            if most is not None and (
+                max(count, head.loose) > most or snapshot.get(grafts_key(record.id)) is not None
+            ):
                 return None
             receive = settings_of(record).receive
             whole = receive.advertise == "all" or (
@@ -351,7 +355,7 @@ class ReceiveService:
         return await self.store.workers.run_through(lambda: self._tried(push))
 
     async def _keep_view(self, push: Push) -> None:
-        if push.is_small:  # behind the answer, which leaves in this turn of the loop
+        if push.is_small:  # 0.1 ms, in the loop's next turn; the answer leaves in one after that
             asyncio.get_running_loop().call_soon(push.keep_view)
         else:
             await self.store.workers.run(push.keep_view)
