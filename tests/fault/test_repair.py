@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from shardgit.oid import BlockId
     from shardgit.operate.repair import Repair
@@ -481,6 +482,32 @@ def test_a_shard_with_damaged_trees_is_made_anew_from_its_blocks(
         assert verified(store, objects=True).clean
         assert everything(store).items() >= before.items()
         assert_git_is_content(store, tmp_path / "out.git", source)
+
+
+def test_what_cannot_be_put_back_is_not_looked_for_again_and_again(
+    tmp_path: Path, source: Path
+) -> None:
+    """A manifest from a backup leads to more blocks only where the shard that lost it takes it."""
+    with store_of(tmp_path / "s", source) as store:
+        create_backup(store, str(tmp_path / "backup"), control=silent_control())
+        root = blocks_of(store, BlockKind.MANIFEST)[0]
+        broken = break_a_tree(
+            tmp_path / "s", [number for number, block in everything(store) if block == root]
+        )
+        asked: Counter[BlockId] = Counter()
+        with opened_source(str(tmp_path / "backup")) as backup:
+
+            class Counting:
+                where = "backup"
+
+                def get_many_sync(self, blocks: Sequence[BlockId]) -> list[bytes | None]:
+                    asked.update(blocks)
+                    return backup.get_many_sync(blocks)
+
+            done = repaired(store, sources=[Counting()])
+        assert not done.whole
+        assert {one.shard for one in done.left} == {broken}
+        assert set(asked.values()) == {1}
 
 
 REMAKER = """

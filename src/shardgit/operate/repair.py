@@ -183,9 +183,14 @@ class _Repair:
         block = suspect.block
         bad = sorted({*suspect.missing, *suspect.damaged})
         if bad and len(block) == 32:
-            data = self._whole(block)
+            data = self.files.read(block)
+            fetched = data is None
+            if data is None:
+                data = self._fetched(block)
             if data is not None:
-                self._put(block, data, bad, suspect)
+                put = self._put(block, data, bad, suspect)
+                if put and fetched and parse_header(data).kind not in LEAVES:
+                    self.leads_on = True
             elif not names and self.verifying.blind:
                 pass  # what names it may be what is lost, and comes back from a backup
             elif not names:
@@ -203,21 +208,21 @@ class _Repair:
             return suspect
         return None
 
-    def _whole(self, block: BlockId) -> bytes | None:
-        data = self.files.read(block)
+    def _fetched(self, block: BlockId) -> bytes | None:
+        """Return a block that a source has, None without."""
         for source in self.sources:
-            if data is not None:
-                break
             try:
                 (data,) = source.get_many_sync([block])
                 if data is not None:
                     verify_block(block, data)
-                    self.leads_on = self.leads_on or parse_header(data).kind not in LEAVES
+                    return data
             except DataLoss:
-                data = None
-        return data
+                continue
+        return None
 
-    def _put(self, block: BlockId, data: bytes, bad: list[int], suspect: Suspect) -> None:
+    def _put(self, block: BlockId, data: bytes, bad: list[int], suspect: Suspect) -> bool:
+        """Put a block where it is missing or damaged; says whether any shard took it."""
+        put = False
         homes = self.files.homes(block)
         for number in bad:
             # A shard whose trees are damaged takes nothing: a write could make it worse.
@@ -227,11 +232,13 @@ class _Repair:
                 if not self.dry_run:
                     self.store.blocks.shards[number].put_verified_sync([(block, data)])
                 self.did(Action("copy put again", block.hex(), number))
+                put = True
             elif number in suspect.damaged:
                 self._delete(number, block)
             if number in suspect.missing:
                 suspect.missing.remove(number)
             suspect.damaged.pop(number, None)
+        return put
 
     def _drop(self, suspect: Suspect) -> None:
         """Delete bytes that match no id and that nothing names: they are a copy of nothing."""
