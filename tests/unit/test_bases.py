@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,8 +16,12 @@ from shardgit.node import create_store, open_store
 from shardgit.objects import ObjectType, object_id
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate import bases
+from shardgit.operate import compact as compacting
 from shardgit.operate.bases import older_versions
+from shardgit.operate.compact import compact
+from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
+from shardgit.operate.verify import verify_repository
 from shardgit.pack.builder import PackBuilder
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.importing import import_repository
@@ -137,3 +143,29 @@ def test_a_tree_that_only_an_import_takes_is_passed_over(history: History, tmp_p
     history.push(history.tree((b"100644 file", history.add(ObjectType.BLOB, b"two"))))
     view = history.view
     assert len(older_versions(view, view.runs[1:])) == 1  # the roots, and nothing in them
+
+
+def test_a_file_that_there_is_no_room_for_leaves_the_others_their_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "WANTED_BYTES", 500)
+    rand = random.Random(3)
+    limits = replace(SMALL, thin_bases_max_bytes=200_000, block_max_bytes=1 << 20)
+    small = rand.randbytes(6_000)
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data", limits=limits, threads=2) as store:
+        store.create_repository("demo", HashKind.SHA1)
+        history = History(store)
+        for size in (300_000, 100, 200):
+            small += b"more"
+            large = history.add(ObjectType.BLOB, rand.randbytes(size))
+            files = (b"100644 large", large), (b"100644 small", history.add(ObjectType.BLOB, small))
+            history.push(history.tree(*files))
+        with store.journal.snapshot() as snapshot:
+            pool = store.repository(snapshot, "demo").pool
+        assert compact(store, pool, control=silent_control()).runs_after == 2
+        view = history.view
+        young = [one for one in view.segments if one.base >= view.runs[1].start]
+        size = sum(one.entry.entry_bytes for one in young if one.entry.type == ObjectType.BLOB)
+        assert size < 1_000  # 300 of the large file, and deltas
+        assert not verify_repository(store, "demo").bad

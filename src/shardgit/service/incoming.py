@@ -30,6 +30,7 @@ KNOWN_BATCH = 256  # objects compared at once
 BASES_BATCH = 64
 NOBODY = 255  # hops under a base that will not be there
 BATCH_BYTES = 64 << 20  # of objects read at once
+MORE_BYTES = 128 << 20  # of objects that may become bases, and that nothing needs
 COMMIT, TREE, BLOB, TAG = 1, 2, 3, 4
 
 
@@ -69,15 +70,17 @@ def resolve_thin(
     if view is not None and more:
         ids = view.ids_at(more)
         fresh = [at for at, oid in zip(more, ids, strict=True) if oid not in asked]
-        sizes = [info.size for info in view.info(fresh)]
-        room = limits.thin_bases_max_bytes - ingest.bytes_outside
-        small = [size <= limits.object_memory_max_bytes for size in sizes]
-        if sum(sizes) <= room:
-            fresh = [at for at, fits in zip(fresh, small, strict=True) if fits]
-            sizes = [size for size in sizes if size <= limits.object_memory_max_bytes]
-            with suppress(DataLoss):  # nothing needs them
-                _add_bases(ingest, view, fresh, sizes, keep)
-            run_all(ingest, threads=threads)
+        room = min(MORE_BYTES, limits.thin_bases_max_bytes - ingest.bytes_outside)
+        offered: list[int] = []
+        sizes = []
+        for at, info in zip(fresh, view.info(fresh), strict=True):
+            if info.size <= min(room, limits.object_memory_max_bytes):
+                room -= info.size
+                offered.append(at)
+                sizes.append(info.size)
+        with suppress(DataLoss):  # nothing needs them
+            _add_bases(ingest, view, offered, sizes, keep)
+        run_all(ingest, threads=threads)
     ingest.finish()
 
 
