@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from reference.packs import PackMaker, delta
+
 from shardgit.graph.closure import bit
 from shardgit.journal.interface import END
 from shardgit.objects import ObjectType, object_id
@@ -99,6 +101,33 @@ def push(
     done = start(store, name, ref, old, new, *packs).commit()
     assert done.results[0].error is None, done.results
     return done
+
+
+def push_delta(store: Store, old: Made, base: Made) -> Made:
+    """Push a commit to main whose file is a REF_DELTA on that of ``base``; returns it."""
+    (_, was), *_ = base.objects
+    data = was[:9_000] + b"changed" + was[9_000:]
+    blob = object_id(ObjectType.BLOB, [data], len(data), HashKind.SHA1)
+    tree = b"100644 file\0" + blob
+    tree_id = object_id(ObjectType.TREE, [tree], len(tree), HashKind.SHA1)
+    who = b"me <me@x> 1800000000 +0000"
+    body = b"tree %s\nparent %s\nauthor %s\ncommitter %s\n\nnear\n" % (
+        tree_id.hex().encode(),
+        old.id.hex().encode(),
+        who,
+        who,
+    )
+    oid = object_id(ObjectType.COMMIT, [body], len(body), HashKind.SHA1)
+    pack = PackMaker()
+    pack.add(ObjectType.COMMIT, body)
+    pack.add(ObjectType.TREE, tree)
+    pack.ref(object_id(ObjectType.BLOB, [was], len(was), HashKind.SHA1), delta(was, data))
+    made = Push(store, "demo", PushRequest((Command(MAIN, old.id, oid),)), principal=ME)
+    made.take(pack.pack())
+    made.check()
+    assert made.commit().results[0].error is None
+    objects = ((ObjectType.BLOB, data), (ObjectType.TREE, tree), (ObjectType.COMMIT, body))
+    return Made(oid, objects, frozenset({blob, tree_id, oid}))
 
 
 def collected(store: Store, options: GcOptions = AT_ONCE) -> GcResult:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 
 from gcing import (
     MAIN,
-    ME,
-    Made,
     assert_no_leak,
     assert_whole,
     collected,
     commit,
     in_pool,
     push,
+    push_delta,
     without_grace,
 )
-from reference.packs import PackMaker, delta
 
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
@@ -24,9 +22,7 @@ from shardgit.objects import ObjectType, object_id
 from shardgit.oid import HashKind
 from shardgit.operate.settle import settle
 from shardgit.pool.manifest import EXTERNAL_BASES
-from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.look import Look
-from shardgit.service.push import Push
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,33 +39,6 @@ def settled(store: Store) -> None:
     with store.journal.snapshot() as snapshot:
         pool = store.repository(snapshot, "demo").pool
     assert settle(store, pool)
-
-
-def push_delta(store: Store, old: Made, base: Made) -> Made:
-    """Push a commit to main whose file is a REF_DELTA on that of ``base``; returns it."""
-    (_, was), *_ = base.objects
-    data = was[:9_000] + b"changed" + was[9_000:]
-    blob = object_id(ObjectType.BLOB, [data], len(data), HashKind.SHA1)
-    tree = b"100644 file\0" + blob
-    tree_id = object_id(ObjectType.TREE, [tree], len(tree), HashKind.SHA1)
-    who = b"me <me@x> 1800000000 +0000"
-    body = b"tree %s\nparent %s\nauthor %s\ncommitter %s\n\nnear\n" % (
-        tree_id.hex().encode(),
-        old.id.hex().encode(),
-        who,
-        who,
-    )
-    oid = object_id(ObjectType.COMMIT, [body], len(body), HashKind.SHA1)
-    pack = PackMaker()
-    pack.add(ObjectType.COMMIT, body)
-    pack.add(ObjectType.TREE, tree)
-    pack.ref(object_id(ObjectType.BLOB, [was], len(was), HashKind.SHA1), delta(was, data))
-    made = Push(store, "demo", PushRequest((Command(MAIN, old.id, oid),)), principal=ME)
-    made.take(pack.pack())
-    made.check()
-    assert made.commit().results[0].error is None
-    objects = ((ObjectType.BLOB, data), (ObjectType.TREE, tree), (ObjectType.COMMIT, body))
-    return Made(oid, objects, frozenset({blob, tree_id, oid}))
 
 
 def test_a_run_whose_garbage_is_all_linked_to_keeps_the_bases_of_what_lives_in_it(

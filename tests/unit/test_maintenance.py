@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from gcing import MAIN, assert_whole, commit, push
+from gcing import MAIN, assert_whole, commit, push, push_delta
 
+from shardgit import telemetry
 from shardgit.config import ServeConfig
 from shardgit.errors import DataLoss, InvalidArgument
 from shardgit.filelock import FileLock
@@ -15,6 +16,7 @@ from shardgit.journal.operations import read_operation
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
+from shardgit.operate import compact as compacting
 from shardgit.operate import maintenance
 from shardgit.operate.gc import KIND, GcLast
 from shardgit.operate.maintenance import Maintenance, Plan
@@ -149,3 +151,40 @@ def test_a_pool_that_fails_keeps_no_other_from_its_turn(
     Maintenance(store, AT_ONCE).round()
     assert len(seen) == 2
     assert recents(store) + len(Look(store, "other").state.pool.view.recents) == 1
+
+
+def test_a_compaction_that_needs_too_much_is_tried_again_after_the_next_push(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "WANTED_BYTES", 500)
+    create_store(tmp_path / "data")
+    limits = Limits(
+        recents_settle=10_000,
+        recents_max=10_000,
+        block_target_bytes=2_000,
+        block_max_bytes=65_536,
+        thin_bases_max_bytes=25_000,
+    )
+    with open_store(tmp_path / "data", limits=limits, threads=2) as store:
+        store.create_repository("demo", HashKind.SHA1)
+        tip = commit(size=20_000)
+        bases = [commit(size=20_000) for _ in range(2)]
+        push(store, "demo", MAIN, None, tip, tip)
+        for number, base in enumerate(bases):
+            push(store, "demo", b"refs/heads/base%d" % number, None, base, base)
+        settle(store, Look(store, "demo").record.pool)
+        for base in bases:  # each is small enough, but not both
+            tip = push_delta(store, tip, base)
+            settle(store, Look(store, "demo").record.pool)
+        work = Maintenance(store, AT_ONCE)
+        failed = telemetry.MAINTENANCE.labels("compact", "failed")
+        before = failed._value.get()
+        for _ in range(3):
+            work.round()
+        assert failed._value.get() == before + 1
+        more = commit(tip)
+        push(store, "demo", MAIN, tip, more, more)
+        for _ in range(3):
+            work.round()
+        assert failed._value.get() == before + 2
+        assert_whole(store, "demo", *tip.ids, *more.ids)

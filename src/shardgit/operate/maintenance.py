@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from shardgit import clock, telemetry
 from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
-from shardgit.errors import Refused, ShardgitError, Stopped, StorageFull
+from shardgit.errors import LimitExceeded, Refused, ShardgitError, Stopped, StorageFull
 from shardgit.filelock import FileLock
 from shardgit.journal.interface import end_of
 from shardgit.journal.operations import read_operation
@@ -231,7 +231,11 @@ class Maintenance:
         if not self._pays(pool):
             self._known[pool.id] = pool.generation
             return 0
-        made = compact(self.store, pool.id, control=self.control)
+        try:
+            made = compact(self.store, pool.id, control=self.control)
+        except LimitExceeded:  # again when something has been pushed
+            self._known[pool.id] = pool.generation
+            raise
         telemetry.log().info(
             "pool_compacted",
             pool=made.pool,
