@@ -170,9 +170,13 @@ class Workers:
             count += 1
         for _ in range(count):
             ended.acquire()
-        if errors:
-            raise errors[min(errors)]
-        return [outcomes[number] for number in range(count)]
+        try:
+            if errors:
+                raise errors[min(errors)]
+            return [outcomes[number] for number in range(count)]
+        finally:  # errors, and outcomes that are some, lead to the frames of their jobs, hence to these
+            outcomes.clear()
+            errors.clear()
 
     def submit(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``job`` beside the thread that asks, one outside the pool, which must wait for the result."""

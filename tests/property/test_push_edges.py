@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import random
 import resource
 import subprocess
@@ -355,6 +357,45 @@ def test_pushes_that_shared_a_commit_hold_no_lease_behind_their_answers(store: S
     while list(store.leases.all()) and time.monotonic() < until:
         time.sleep(0.01)
     assert list(store.leases.all()) == []
+
+
+@pytest.mark.parametrize(
+    "point", ["shard.before_put", "receive.before_commit", "journal.before_commit"]
+)
+def test_a_push_that_fails_holds_no_lease_behind_its_answer(tmp_path: Path, point: str) -> None:
+    """Its error led to itself, and kept the push until Python looked for cycles."""
+
+    def at(reached: str) -> None:
+        if reached == point:
+            raise OSError(errno.ENOSPC, "full")
+
+    async def answer() -> bytes | None:
+        new = commit(oid(TREE, FIRST_TREE), text="new")
+        words = b"%s %s refs/heads/x\0report-status\n" % (
+            b"0" * 40,
+            oid(COMMIT, new).hex().encode(),
+        )
+        try:
+            data = pack((BLOB, b"hello\n"), (TREE, FIRST_TREE), (COMMIT, new))
+            return await answer_of(store, line(words) + b"0000", data)
+        except OSError:
+            return None
+
+    create_store(tmp_path / "data", shards=2)
+    with open_store(tmp_path / "data", limits=Limits(recent_embedded_max_bytes=0)) as store:
+        store.create_repository("demo")
+        gc.collect()
+        gc.disable()
+        try:
+            with listening(at):
+                told = asyncio.run(answer())
+            assert told is None or b"ng refs/heads/x no space left" in told
+            until = time.monotonic() + 10
+            while list(store.leases.all()) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert list(store.leases.all()) == []
+        finally:
+            gc.enable()
 
 
 def test_an_advertisement_that_reads_much_is_not_made_in_the_event_loop(store: Store) -> None:

@@ -123,9 +123,7 @@ class RoutedStore(OnWorkers):
 
     def write_to(self, shard: ShardStore, job: Callable[[ShardStore], None]) -> None:
         """Run a job that writes to one shard, whatever the ring says of it."""
-        for error in self._side_by_side([lambda: job(shard)]):
-            if error is not None:
-                raise error
+        _raise_first(self._side_by_side([lambda: job(shard)]))
 
     def refresh(self) -> bool:
         """Take over the ring of the journal, and compacted shards; says whether the ring was another."""
@@ -341,9 +339,7 @@ class RoutedStore(OnWorkers):
         jobs = [
             partial(job, routes.shards[number], some) for number, some in sorted(by_shard.items())
         ]
-        for error in self._side_by_side(jobs):
-            if error is not None:
-                raise error
+        _raise_first(self._side_by_side(jobs))
 
     def _side_by_side(self, jobs: Sequence[Callable[[], None]]) -> Iterable[Exception | None]:
         """Run jobs that each write to a shard; returns how they ended, in their order.
@@ -400,3 +396,13 @@ class RoutedStore(OnWorkers):
         self._writers.close()
         for shard in (*self.shards.values(), *self._leaving):
             shard.close()
+
+
+def _raise_first(outcomes: Iterable[Exception | None]) -> None:
+    first = next((error for error in outcomes if error is not None), None)
+    if first is not None:
+        try:
+            raise first
+        finally:
+            # An error leads to this frame, hence to itself, and would keep all that the frames above hold.
+            del first, outcomes

@@ -399,10 +399,7 @@ class ReceiveService:
         """Let work go on; yield a sign of life from time to time."""
         task = asyncio.ensure_future(work)
         try:
-            while True:
-                ended, _ = await asyncio.wait({task}, timeout=self.keepalive_s)
-                if ended:
-                    break
+            while not (await asyncio.wait({task}, timeout=self.keepalive_s))[0]:
                 if request.sideband:
                     yield KEEPALIVE
             task.result()
@@ -410,6 +407,8 @@ class ReceiveService:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+            # An error of its leads to this frame, and would keep all that the frames above hold, a lease among it.
+            del task
 
 
 class _Line:
