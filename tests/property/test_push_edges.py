@@ -369,7 +369,7 @@ def test_a_push_that_fails_holds_no_lease_behind_its_answer(tmp_path: Path, poin
         if reached == point:
             raise OSError(errno.ENOSPC, "full")
 
-    async def answer() -> bytes | None:
+    async def answer(store: Store) -> bytes | None:
         new = commit(oid(TREE, FIRST_TREE), text="new")
         words = b"%s %s refs/heads/x\0report-status\n" % (
             b"0" * 40,
@@ -388,7 +388,7 @@ def test_a_push_that_fails_holds_no_lease_behind_its_answer(tmp_path: Path, poin
         gc.disable()
         try:
             with listening(at):
-                told = asyncio.run(answer())
+                told = asyncio.run(answer(store))
             assert told is None or b"ng refs/heads/x no space left" in told
             until = time.monotonic() + 10
             while list(store.leases.all()) and time.monotonic() < until:
