@@ -48,7 +48,8 @@ EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not wri
 PIECE_BYTES = 1 << 20
 SEGMENT_TRAILER_BYTES = 48
 SMALL_BYTES = 16 << 10  # the entries of smaller segments are held, see PoolView.entries
-SMALL_HELD_BYTES = 1 << 20  # of them, of one pool
+SMALL_HELD_BYTES = 32 << 20  # of them, of all pools of a store
+HELD_BYTES = 200  # what holding costs beside the bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,11 @@ class _Overlay:
         return made
 
 
-class _Held:
-    """Bytes by id, the last ones used: at most so many in all, and none of more than ``each``."""
+class Held:
+    """Bytes by id, the last ones used: at most so many in all, what it costs included, and none of more than ``each``.
+
+    For any number of threads.
+    """
 
     def __init__(self, most: int, each: int) -> None:
         self._most = most
@@ -136,10 +140,15 @@ class _Held:
             for oid, data in objects.items():
                 if oid not in self._held and len(data) <= self._each:
                     self._held[oid] = data
-                    self._bytes += len(data)
+                    self._bytes += len(data) + HELD_BYTES
             while self._bytes > self._most:
                 _, gone = self._held.popitem(last=False)
-                self._bytes -= len(gone)
+                self._bytes -= len(gone) + HELD_BYTES
+
+
+def small_entries() -> Held:
+    """Return what holds the entries of small segments, by their blocks' ids: one for all views of a store."""
+    return Held(SMALL_HELD_BYTES, SMALL_BYTES)
 
 
 class PoolView:
@@ -159,6 +168,7 @@ class PoolView:
         manifest_id: BlockId | None,
         *,
         limits: Limits = DEFAULT,
+        small: Held | None = None,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
@@ -181,8 +191,8 @@ class PoolView:
         self._overlay = _Overlay()
         # Pushes on top of each other are deltas on each other: without these each reads a chain of segments, a third of
         # what a small push costs.
-        self._bases_held = _Held(BASES_HELD_BYTES, BASES_HELD_BYTES // 4)
-        self._small = _Held(SMALL_HELD_BYTES, SMALL_BYTES)
+        self._bases_held = Held(BASES_HELD_BYTES, BASES_HELD_BYTES // 4)
+        self._small = small_entries() if small is None else small
         self._recent_runs: tuple[PlacedRun, ...] = ()
         self._recent_segments: list[PlacedSegment] = []  # by position
         self._recent_starts: list[int] = []

@@ -44,7 +44,7 @@ from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.transfer import Entries, Trailers
-from shardgit.pool.view import PoolView
+from shardgit.pool.view import PoolView, small_entries
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
 from shardgit.service.hiding import NONE_HIDDEN
@@ -202,6 +202,7 @@ class Store:
         self.trailers = Trailers()
         self.entries = Entries()
         self.closures = Closures()
+        self._small = small_entries()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
         self.events: Events | None = None
         self.uploads = Uploads(blocks, limits)
@@ -421,7 +422,13 @@ class Store:
     ) -> PoolView:
         """Return the view at a snapshot: the newest that it covers, extended by the recents since."""
         if not line.views:
-            base = PoolView(self.blocks, record.hash_kind, record.manifest, limits=self.limits)
+            base = PoolView(
+                self.blocks,
+                record.hash_kind,
+                record.manifest,
+                limits=self.limits,
+                small=self._small,
+            )
             line.views.append(base.with_grafts(grafts))
             line.objects = base.objects
         if snapshot.revision < line.revision:
