@@ -49,6 +49,12 @@ class Case:
         self.skewed = name == SKEWED
         self.scratch = folder.parent / f"{name}.scratch"
         rows = git(folder, "for-each-ref", "--format=%(objectname) %(refname:short)").decode()
+        types = git(folder, "for-each-ref", "--format=%(objectname) %(objecttype) %(*objecttype)")
+        self.bare = {  # tips that lead to no commit
+            row.split()[0]
+            for row in types.decode().splitlines()
+            if row.split()[-1] in ("tree", "blob")
+        }
         self.tips = sorted({row.split()[0] for row in rows.splitlines()})
         self.refs = sorted({row.split()[1] for row in rows.splitlines()})
         self.ends = {each.decode() for each in shallow_ends(folder)}
@@ -149,7 +155,11 @@ async def test_clones_are_gits(cases: list[Case], data: st.DataObject) -> None:
         assert ours.error == theirs.error
         return
     case.check_ends(ask, theirs, ours)
-    assert case.objects(ours) == case.objects(theirs)
+    sent, gits = case.objects(ours), case.objects(theirs)
+    assert gits <= sent
+    # A tree that is wanted, and is a sent commit's as well, git sends filtered as either, by what it meets first.
+    twice = case.bare & set(ask.wants) if len(ask.wants) > 1 else set()
+    assert sent - gits <= (listed(case.folder, sorted(twice)) if twice else set())
 
 
 @JUDGED
@@ -197,7 +207,7 @@ async def test_filters_together_pass_what_each_of_them_passes(
     wants = tuple(data.draw(some(case.tips, 3, 1)))
     parts = data.draw(st.lists(st.sampled_from(FILTERS), min_size=2, max_size=3))
     alone = [
-        case.objects((await case.answers(Ask(wants, (), (b"filter " + each,)), 2))[0])
+        case.objects((await case.answers(Ask(wants, (), (b"filter " + each,)), 2))[1])
         for each in parts
     ]
     spec = b"filter combine:" + b"+".join(each.replace(b":", b"%3A") for each in parts)
@@ -220,14 +230,14 @@ async def test_what_is_wanted_by_id_is_sent_whatever_the_filter(
     words = (b"filter " + spec,)
     theirs, ours = await case.answers(Ask(wants, haves, words), 2)
     sent = case.objects(ours)
-    assert set(wants) <= sent
     # git sends some of what the client has.
     assert case.objects(theirs) - sent <= case.owned(haves, ())
-    if (
-        not haves
-    ):  # one at a time: a tree that git met deep in another one is not seen again at the top
-        alone = [
-            case.objects(gits_answer(case.folder, Ask((each,), (), words), kind=case.kind))
-            for each in wants
-        ]
-        assert sent == set(wants).union(*alone)
+    assert set(wants) <= sent
+    if haves:
+        return
+    # One at a time: a tree that git met deep in another one is not seen again at the top.
+    alone = [
+        case.objects(gits_answer(case.folder, Ask((each,), (), words), kind=case.kind))
+        for each in wants
+    ]
+    assert sent == set(wants).union(*alone)

@@ -72,7 +72,7 @@ async def test_who_stops_reading_is_cut(
 async def test_who_is_slow_gets_all(
     store: Store, blobs: list[ObjectId], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "SLOWEST_BYTES_PER_S", 10 << 20)
+    monkeypatch.setattr(status, "SLOWEST_BYTES_PER_S", 1 << 20)
     size = 0
     async with serving_rpc(store) as address, grpc.aio.insecure_channel(address) as channel:
         call = object_pb2_grpc.ObjectServiceStub(channel).GetObjects(asked(blobs))  # type: ignore[no-untyped-call]

@@ -83,10 +83,9 @@ def selection(
     if fresh is None:
         fresh = positions_of(only_types(graph, chosen, COMMITS))
     trees = trees_of(graph, fresh)
-    # As in git, a tree is not asked for by itself when a commit that is sent has it as its own.
-    alone = list(set(want.others).difference(trees))
-    kept = _sifted(view, chosen, sieve, trees=trees, alone=alone, known=known)
-    asked = bits_of([*want.commits, *want.tags, *alone], view.objects)
+    # Also a tree that a commit that is sent has as its own. git's answer hangs on which of them it meets first.
+    kept = _sifted(view, chosen, sieve, trees=trees, alone=want.others, known=known)
+    asked = bits_of([*want.commits, *want.tags, *want.others], view.objects)
     # Which trees and blobs such a client has is its secret: none may be the base of a delta.
     return union(kept, common(asked, chosen)), b""
 
