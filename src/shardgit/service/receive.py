@@ -270,6 +270,10 @@ class ReceiveService:
             for text in _told(push):
                 yield text
         outcome = push.outcome()
+        if (
+            outcome.revision and push.is_small
+        ):  # behind the answer, which leaves in this turn of the loop
+            asyncio.get_running_loop().call_soon(push.keep_view)
         answer = end_of_answer(request, report(request, push.unpack_error, outcome.results))
         if not outcome.sequence or self.store.events is None or not push.settings.hooks:
             yield answer  # in one piece: one write to the socket
@@ -334,7 +338,8 @@ class ReceiveService:
                     case int(revision):
                         faultpoints.reach("receive.after_commit")
                         push.landed(revision)
-                        await self._keep_view(push)
+                        if not push.is_small:
+                            await self.store.workers.run(push.keep_view)
                         return
                     case Conflict():
                         push.lost()
@@ -353,12 +358,6 @@ class ReceiveService:
 
     async def _try(self, push: Push) -> Tried:
         return await self.store.workers.run_through(lambda: self._tried(push))
-
-    async def _keep_view(self, push: Push) -> None:
-        if push.is_small:  # 0.1 ms, in the loop's next turn; the answer leaves in one after that
-            asyncio.get_running_loop().call_soon(push.keep_view)
-        else:
-            await self.store.workers.run(push.keep_view)
 
     # ---- hooks ----
 
