@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
-__all__ = ["born"]
+__all__ = ["born", "drop_left", "own_prefix"]
 
 
 def born(pid: int) -> int:
@@ -21,3 +23,17 @@ def born(pid: int) -> int:
     if state in {b"Z", b"X"} and threads <= 1:  # else only its first thread has ended
         return 0
     return started
+
+
+def own_prefix(what: str) -> str:
+    """Return how the name of a folder begins that nobody needs once this process has ended."""
+    pid = os.getpid()
+    return f"{what}-{pid}-{born(pid)}-"
+
+
+def drop_left(folder: Path, what: str) -> None:
+    """Remove the folders with such a name whose processes were killed."""
+    for left in folder.glob(f"{what}-*"):
+        _, pid, when, *_ = [*left.name.removeprefix(what).split("-"), "", ""]
+        if pid.isdigit() and when.isdigit() and born(int(pid)) != int(when):
+            shutil.rmtree(left, ignore_errors=True)

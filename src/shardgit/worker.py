@@ -23,6 +23,7 @@ from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
 from shardgit.http.connections import Connections
 from shardgit.node import equip_hooks, open_store
+from shardgit.processes import drop_left
 from shardgit.rpc.server import make_server
 from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
@@ -48,6 +49,7 @@ def run_worker(config: ServeConfig) -> int:
     try:
         with open_store(config.folder) as store, _maintaining(config, store):
             sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
+            drop_left(store.scratch, "push")
             uvloop.run(_serve(config, store))
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)

@@ -12,6 +12,7 @@ from shardgit.journal.pins import PINS
 from shardgit.operate.gc import gc
 from shardgit.operate.operation import silent_control
 from shardgit.operate.scrub import Scrub
+from shardgit.processes import drop_left
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,7 @@ def check_no_leak(store: Store) -> int:
     assert not done.blocks_waiting, done.waiting_for
     assert not done.blocks_young
     assert_no_leak(store)
+    drop_left(store.scratch, "push")  # as a worker that begins does
     left = [file for file in store.scratch.parent.rglob("*") if file.is_file()]
     unknown = [str(file) for file in left if file.name not in FILES and file.suffix != ".lock"]
     unknown = [name for name in unknown if not REWRITING.search(name)]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shardgit.journal.leases import FILE_BYTES, Leases
+from shardgit.processes import drop_left, own_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,3 +117,14 @@ def test_many_threads_take_and_let_go(tmp_path: Path) -> None:
     base.end()
     assert revisions(leases) == []
     leases.close()
+
+
+def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    mine = tmp_path / f"{own_prefix('push')}x"
+    dead = tmp_path / f"push-{os.getpid()}-7-y"  # of one that had our number before
+    others = [tmp_path / "push-x", tmp_path / "pushed-1-2-z"]
+    for folder in (mine, dead, *others):
+        folder.mkdir()
+        (folder / "file").touch()
+    drop_left(tmp_path, "push")
+    assert set(tmp_path.iterdir()) == {mine, *others}

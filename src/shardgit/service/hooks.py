@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from shardgit import telemetry
 from shardgit.errors import HookFailed, HookRefused
+from shardgit.processes import own_prefix
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Hooks:
     async def folder(self) -> AsyncIterator[Path]:
         """Give a new folder that only this process' user may enter, and remove it in the end."""
         run = self.store.workers.run
-        made = Path(await run(tempfile.mkdtemp, prefix="push-", dir=self.store.scratch))
+        made = Path(await run(tempfile.mkdtemp, prefix=own_prefix("push"), dir=self.store.scratch))
         try:
             yield made
         finally:

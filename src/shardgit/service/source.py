@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import os
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -31,7 +30,7 @@ from shardgit.errors import (
 )
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
-from shardgit.processes import born
+from shardgit.processes import drop_left, own_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,10 +79,8 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
     if source.startswith("-") or source.lower().startswith("ext::"):
         raise InvalidArgument("source URL is not allowed", source=without_secret(source))
     scratch.mkdir(parents=True, exist_ok=True)
-    _drop_left_mirrors(scratch)
-    with tempfile.TemporaryDirectory(
-        dir=scratch, prefix=f"mirror-{os.getpid()}-{born(os.getpid())}-"
-    ) as folder:
+    drop_left(scratch, "mirror")
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=own_prefix("mirror")) as folder:
         target = Path(folder) / "mirror.git"
         command = ["git", "clone", "--quiet", "--mirror", "--", source, str(target)]
         environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
@@ -100,14 +97,6 @@ def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[
             )
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
-
-
-def _drop_left_mirrors(scratch: Path) -> None:
-    """Remove the mirrors of imports that were killed."""
-    for folder in scratch.glob("mirror-*"):
-        _, pid, when, *_ = [*folder.name.split("-"), "", ""]
-        if pid.isdigit() and when.isdigit() and born(int(pid)) != int(when):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class GitSource:
