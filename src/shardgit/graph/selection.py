@@ -83,9 +83,10 @@ def selection(
     if fresh is None:
         fresh = positions_of(only_types(graph, chosen, COMMITS))
     trees = trees_of(graph, fresh)
-    # Also a tree that a commit that is sent has as its own. git's answer hangs on which of them it meets first.
-    kept = _sifted(view, chosen, sieve, trees=trees, alone=want.others, known=known)
-    asked = bits_of([*want.commits, *want.tags, *want.others], view.objects)
+    # As in git's answer to a clone, a tree is not asked for by itself when a commit that is sent has it as its own.
+    alone = list(set(want.others).difference(trees))
+    kept = _sifted(view, chosen, sieve, trees=trees, alone=alone, known=known)
+    asked = bits_of([*want.commits, *want.tags, *alone], view.objects)
     # Which trees and blobs such a client has is its secret: none may be the base of a delta.
     return union(kept, common(asked, chosen)), b""
 
