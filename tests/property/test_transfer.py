@@ -19,7 +19,7 @@ from shardgit.graph.selection import selection
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
-from shardgit.pool.transfer import Entries, Trailers, Transfer, TransferOptions
+from shardgit.pool.transfer import Trailers, Transfer, TransferOptions, kept_entries
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.importing import import_repository
@@ -242,7 +242,7 @@ def test_entries_made_before_give_the_same_pack(pool: tuple[Path, PoolView]) -> 
     some = bytes(
         rand.getrandbits(8) for rand in [random.Random(5)] for _ in range(view.objects // 8)
     )
-    entries = Entries()
+    entries = kept_entries()
     packs = []
     for _ in range(2):
         transfer = Transfer(view, some, options=TransferOptions(), entries=entries)
@@ -250,7 +250,7 @@ def test_entries_made_before_give_the_same_pack(pool: tuple[Path, PoolView]) -> 
         assert transfer.objects_rewritten > 0
     fresh = Transfer(view, some, options=TransferOptions())
     assert packs == [b"".join(fresh.chunks())] * 2
-    small = Entries(most_bytes=1 << 10)
+    small = kept_entries(4 << 10)
     for number in range(50):
         small.put(ObjectId(bytes([number]) * 20), bytes(40))
     assert small.get(ObjectId(bytes(20))) is None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from reference.gits import make_history
 
+from shardgit.kept import Kept
 from shardgit.node import create_store, open_store
 from shardgit.protocol.upload_pack import LsRefs
-from shardgit.refs.kept import Kept
 from shardgit.refs.update import RefUpdate
 from shardgit.service import fetch as fetch_module
 from shardgit.service import store as module
@@ -34,11 +34,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_answers_count_what_their_keys_hold() -> None:
     answers = Kept(1 << 20)
-    for number in range(3_000):
+    for number in range(8_000):
         answers.put(number, b"0000")
-    kept = [number for number in range(3_000) if answers.get(number) is not None]
-    assert len(kept) < 1_100
-    assert kept[-1] == 2_999
+    kept = [number for number in range(8_000) if answers.get(number) is not None]
+    assert len(kept) < 5_300
+    assert kept[-1] == 7_999
     answers.put("large", b"0000", key_bytes=1 << 20)
     assert answers.get("large") is None
 

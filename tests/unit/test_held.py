@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from gcing import MAIN, commit, push
 
+from shardgit.kept import ENTRY_BYTES, Kept
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import HashKind
 from shardgit.pool.transfer import Transfer, TransferOptions
-from shardgit.pool.view import HELD_BYTES, Held
 from shardgit.service.look import Look
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def test_the_longest_unused_go_and_what_holding_costs_is_counted() -> None:
-    held = Held(3 * (HELD_BYTES + 10), 10)
+    held = Kept(3 * (ENTRY_BYTES + 10), largest_bytes=10)
     ids = [bytes([number]) * 32 for number in range(5)]
     for oid in ids[:3]:
-        held.keep({oid: bytes(10)})
-    assert set(held.get(ids)) == set(ids[:3])
-    held.get([ids[0]])
-    held.keep({ids[3]: bytes(10), ids[4]: bytes(11)})
-    assert set(held.get(ids)) == {ids[0], ids[2], ids[3]}
+        held.put(oid, bytes(10))
+    assert set(held.get_many(ids)) == set(ids[:3])
+    held.get(ids[0])
+    held.put(ids[3], bytes(10))
+    held.put(ids[4], bytes(11))
+    assert set(held.get_many(ids)) == {ids[0], ids[2], ids[3]}
 
 
 def test_all_pools_of_a_store_share_what_is_held(tmp_path: Path) -> None:
@@ -44,5 +45,5 @@ def test_all_pools_of_a_store_share_what_is_held(tmp_path: Path) -> None:
             assert first == again
             held.add(id(look.view._small))
             blocks = [segment.entry.ref.id for segment in look.view.segments]
-            assert set(look.view._small.get(blocks)) == set(blocks)
+            assert set(look.view._small.get_many(blocks)) == set(blocks)
         assert len(held) == 1

@@ -17,9 +17,9 @@ from shardgit.blocks.block import HEADER_SIZE, block_id, new_header, parse_heade
 from shardgit.blocks.memory import MemoryBlocks
 from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.journal.interface import END
+from shardgit.kept import Kept
 from shardgit.oid import BlockId, HashKind, ObjectId, PoolId
 from shardgit.refs import snapshot as snapshot_module
-from shardgit.refs.kept import Kept
 from shardgit.refs.page import changes_of_refs, page_block, page_of
 from shardgit.refs.ref import Ref, encode_body
 from shardgit.refs.snapshot import NewSnapshot, RefSnapshot, new_snapshot

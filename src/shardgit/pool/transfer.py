@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from shardgit import _segment
+from shardgit.kept import Kept
 from shardgit.pool.manifest import ALONE
 from shardgit.pool.view import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit.oid import ObjectId
     from shardgit.pool.view import PlacedSegment, PoolView
 
 PIECE_BYTES = 1 << 20
@@ -60,34 +60,12 @@ class Trailers:
                 self._known.popitem(last=False)
 
 
-class Entries:
-    """Pack entries of whole objects that were made before, by id, the least used dropped first.
+def kept_entries(most_bytes: int = 32 << 20) -> Kept:
+    """Return what keeps pack entries of whole objects that were made before, by id.
 
     Deflating what stands as a delta is most of what a shallow clone costs, and clones of one tip come in crowds.
     """
-
-    def __init__(self, most_bytes: int = 32 << 20) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._known: OrderedDict[ObjectId, bytes] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, oid: ObjectId) -> bytes | None:
-        """Return an object's entry, None when it is not kept."""
-        with self._lock:
-            if oid in self._known:
-                self._known.move_to_end(oid)
-            return self._known.get(oid)
-
-    def put(self, oid: ObjectId, entry: bytes) -> None:
-        """Keep an entry; one that would drive out too many others is not kept."""
-        if len(entry) > self._most_bytes >> 4:
-            return
-        with self._lock:
-            self._bytes += len(entry) - len(self._known.pop(oid, b""))
-            self._known[oid] = entry
-            while self._bytes > self._most_bytes:
-                self._bytes -= len(self._known.popitem(last=False)[1])
+    return Kept(most_bytes, largest_bytes=most_bytes >> 4)
 
 
 class Transfer:
@@ -105,7 +83,7 @@ class Transfer:
         *,
         options: TransferOptions,
         trailers: Trailers | None = None,
-        entries: Entries | None = None,
+        entries: Kept | None = None,
     ) -> None:
         self.view = view
         self.wanted = wanted
@@ -118,7 +96,7 @@ class Transfer:
         ]
         self.objects = sum(count for _, count in self._plan)
         self._trailers = trailers
-        self._entries = entries if entries is not None else Entries()
+        self._entries = entries if entries is not None else kept_entries()
         self.objects_rewritten = 0  # sent whole because their base is not with the client
 
     def chunks(self) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ from shardgit import _segment
 from shardgit._graph import PoolGraph, unpack_stream
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
+from shardgit.kept import Kept
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId, HashKind, ObjectId
 from shardgit.pool.grafts import NO_GRAFTS, Grafts, parents_in
@@ -36,7 +37,7 @@ from shardgit.pool.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from shardgit.blocks.interface import BlockStore
 
@@ -49,7 +50,6 @@ PIECE_BYTES = 1 << 20
 SEGMENT_TRAILER_BYTES = 48
 SMALL_BYTES = 16 << 10  # the entries of smaller segments are held, see PoolView.entries
 SMALL_HELD_BYTES = 32 << 20  # of them, of all pools of a store
-HELD_BYTES = 200  # what holding costs beside the bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,42 +113,9 @@ class _Overlay:
         return made
 
 
-class Held:
-    """Bytes by id, the last ones used: at most so many in all, what it costs included, and none of more than ``each``.
-
-    For any number of threads.
-    """
-
-    def __init__(self, most: int, each: int) -> None:
-        self._most = most
-        self._each = each
-        self._held: OrderedDict[bytes, bytes] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return those that are held."""
-        with self._lock:
-            found = {oid: self._held[oid] for oid in ids if oid in self._held}
-            for oid in found:
-                self._held.move_to_end(oid)
-        return found
-
-    def keep(self, objects: Mapping[bytes, bytes]) -> None:
-        """Hold objects; the longest unused go."""
-        with self._lock:
-            for oid, data in objects.items():
-                if oid not in self._held and len(data) <= self._each:
-                    self._held[oid] = data
-                    self._bytes += len(data) + HELD_BYTES
-            while self._bytes > self._most:
-                _, gone = self._held.popitem(last=False)
-                self._bytes -= len(gone) + HELD_BYTES
-
-
-def small_entries() -> Held:
+def small_entries() -> Kept:
     """Return what holds the entries of small segments, by their blocks' ids: one for all views of a store."""
-    return Held(SMALL_HELD_BYTES, SMALL_BYTES)
+    return Kept(SMALL_HELD_BYTES, largest_bytes=SMALL_BYTES)
 
 
 class PoolView:
@@ -168,7 +135,7 @@ class PoolView:
         manifest_id: BlockId | None,
         *,
         limits: Limits = DEFAULT,
-        small: Held | None = None,
+        small: Kept | None = None,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
@@ -191,7 +158,7 @@ class PoolView:
         self._overlay = _Overlay()
         # Pushes on top of each other are deltas on each other: without these each reads a chain of segments, a third of
         # what a small push costs.
-        self._bases_held = Held(BASES_HELD_BYTES, BASES_HELD_BYTES // 4)
+        self._bases_held = Kept(BASES_HELD_BYTES, largest_bytes=BASES_HELD_BYTES // 4)
         self._small = small_entries() if small is None else small
         self._recent_runs: tuple[PlacedRun, ...] = ()
         self._recent_segments: list[PlacedSegment] = []  # by position
@@ -346,11 +313,10 @@ class PoolView:
         A clone between two settles takes hundreds of them, and opening each costs more than sending it.
         """
         ref = segment.entry.ref
-        held = self._small.get((ref.id,))
-        if held:
-            return held[ref.id]
-        found = self.use_segment(segment, self._entries_of)
-        self._small.keep({ref.id: found})
+        found = self._small.get(ref.id)
+        if found is None:
+            found = self.use_segment(segment, self._entries_of)
+            self._small.put(ref.id, found)
         return found
 
     def _entries_of(self, view: memoryview) -> bytes:
@@ -567,7 +533,7 @@ class PoolView:
         return [out[position] for position in positions]
 
     def _bases(self, ids: list[bytes], rounds: int) -> dict[bytes, bytes]:
-        held = self._bases_held.get(ids)
+        held = self._bases_held.get_many(ids)
         waiting = [ObjectId(oid) for oid in ids if oid not in held]
         if not waiting:
             return held
@@ -577,7 +543,8 @@ class PoolView:
             raise DataLoss("delta base is not in the pool", oid=lost[0])
         bases = self.read_positions(positions, rounds=rounds - 1)
         found: dict[bytes, bytes] = {base.id: base.data for base in bases}
-        self._bases_held.keep(found)
+        for oid, data in found.items():
+            self._bases_held.put(oid, data)
         return held | found
 
     def read_stream(self, position: int) -> Iterator[bytes]:

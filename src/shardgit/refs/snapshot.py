@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from shardgit.blocks.block import BlockHeader
     from shardgit.blocks.interface import BlockStore
-    from shardgit.refs.kept import Kept
+    from shardgit.kept import Kept
 
     Loose = Callable[[bytes, bytes], bytes | None]
     """Returns the changes with low <= name < high that lie over a snapshot, None without any."""

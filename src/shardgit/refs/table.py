@@ -16,9 +16,9 @@ from shardgit.errors import (
 )
 from shardgit.journal.interface import end_of
 from shardgit.journal.records import RefsHead, log_key, ref_key, refs_head_key
+from shardgit.kept import Kept
 from shardgit.limits import DEFAULT
 from shardgit.refs.change import HEAD, ChangeWriter
-from shardgit.refs.kept import Kept
 from shardgit.refs.log import LogSource, decode_entry
 from shardgit.refs.lookup import FEW, Lookup
 from shardgit.refs.page import changes_of_rows

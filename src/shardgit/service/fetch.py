@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import telemetry
 from shardgit.errors import RefMissing, ShardgitError
+from shardgit.kept import Kept
 from shardgit.protocol.bundle_uri import BundleUriRequest, ListedBundle, bundle_list
 from shardgit.protocol.object_info import ObjectInfoRequest
 from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band, one_line
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
-from shardgit.refs.kept import Kept
 from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.look import history_ends
 from shardgit.service.negotiation import FetchSession
@@ -47,6 +47,7 @@ PAGE_BYTES = 2 << 20
 PIECE_BYTES = 512 << 10  # of an answer: its client is watched as it takes one
 # Whole answers; of longer ones the ref table keeps the lines of the pages that did not change.
 ANSWER_KEPT_BYTES, ANSWERS_KEPT_BYTES = 1 << 20, 16 << 20
+ANSWER_KEY_BYTES = 800  # of what an answer follows from, beside its prefixes
 T = TypeVar("T")
 Uris = Callable[[FetchSession], Awaitable["StaticPack | None"]]
 
@@ -166,7 +167,9 @@ class FetchService:
                 written.clear()
             elif not start:
                 self.answers.put(
-                    place, b"".join(written), sum(64 + len(one) for one in request.prefixes)
+                    place,
+                    b"".join(written),
+                    ANSWER_KEY_BYTES + sum(64 + len(one) for one in request.prefixes),
                 )
             return out, start
 

@@ -43,7 +43,7 @@ from shardgit.journal.records import (
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
-from shardgit.pool.transfer import Entries, Trailers
+from shardgit.pool.transfer import Trailers, kept_entries
 from shardgit.pool.view import PoolView, small_entries
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
@@ -200,7 +200,7 @@ class Store:
         self.scratch = scratch
         self.leases = Leases(scratch / "leases")
         self.trailers = Trailers()
-        self.entries = Entries()
+        self.entries = kept_entries()
         self.closures = Closures()
         self._small = small_entries()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
