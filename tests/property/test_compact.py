@@ -171,6 +171,17 @@ def test_a_parents_clones_stay_whole_segments_after_forks_pushed(tmp_path: Path)
     assert git(tmp_path / "out.git", "rev-parse", "refs/heads/main") == new
 
 
+def push_and_settle(store: Store, origin: Path, times: int) -> None:
+    """Make so many runs, of one commit each."""
+    old = git(origin, "rev-parse", "HEAD")
+    for step in range(times):
+        extend_history(origin, commits=1, rand=random.Random(step), first=600 + step)
+        new = git(origin, "rev-parse", "HEAD")
+        push(store, "demo", origin, old, new)
+        assert settle(store, pool_of(store))
+        old = new
+
+
 def test_a_compaction_is_wanted_once_the_tail_has_grown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,13 +191,7 @@ def test_a_compaction_is_wanted_once_the_tail_has_grown(
     sizes = Limits(block_target_bytes=6_000, block_max_bytes=12_000)
     with open_store(tmp_path / "data", limits=sizes) as store:
         import_repository(store, "demo", str(origin))
-        old = git(origin, "rev-parse", "HEAD")
-        for step in range(4):
-            extend_history(origin, commits=1, rand=random.Random(step), first=600 + step)
-            new = git(origin, "rev-parse", "HEAD")
-            push(store, "demo", origin, old, new)
-            assert settle(store, pool_of(store))
-            old = new
+        push_and_settle(store, origin, 4)
         before = Look(store, "demo").view
         assert before is not None
         assert wants_compaction(before)
@@ -218,13 +223,7 @@ def test_a_compaction_of_all_goes_by_groups_and_goes_on_where_it_was_stopped(
     sizes = Limits(block_target_bytes=6_000, block_max_bytes=12_000)
     with open_store(tmp_path / "data", limits=sizes) as store:
         import_repository(store, "demo", str(origin))
-        old = git(origin, "rev-parse", "HEAD")
-        for step in range(6):
-            extend_history(origin, commits=1, rand=random.Random(step), first=600 + step)
-            new = git(origin, "rev-parse", "HEAD")
-            push(store, "demo", origin, old, new)
-            assert settle(store, pool_of(store))
-            old = new
+        push_and_settle(store, origin, 6)
         pool = pool_of(store)
         before = Look(store, "demo").view
         assert before is not None
