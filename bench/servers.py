@@ -48,10 +48,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(url: str) -> None:
+def _wait(url: str, *, says: bytes = b"") -> None:
     for _ in range(400):
-        with contextlib.suppress(OSError), urlopen(f"{url}/info/refs?service=git-upload-pack"):
-            return
+        with contextlib.suppress(OSError), urlopen(url) as answer:
+            if says in answer.read():
+                return
         time.sleep(0.05)
     raise SystemExit(f"server does not answer: {url}")
 
@@ -78,7 +79,7 @@ def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{ports[0]}/{name}.git"
-        _wait(url)
+        _wait(f"http://127.0.0.1:{ports[2]}/readyz", says=b"%d of" % workers)
         yield Server("shardgit", process.pid, url)
     finally:
         process.terminate()
@@ -108,7 +109,7 @@ def http_backend(repository: Path, folder: Path) -> Iterator[Server]:
     )
     try:
         url = f"http://127.0.0.1:{port}/git/{repository.name}"
-        _wait(url)
+        _wait(f"{url}/info/refs?service=git-upload-pack")
         yield Server("git http-backend", process.pid, url)
     finally:
         process.terminate()

@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 
 from shardgit import telemetry
+from shardgit.accepting import ABSENT, Loads, Place
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
@@ -49,16 +50,17 @@ BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
 START_MAX_S = 60.0
 KILL_AFTER_S = 10.0  # past the drain
+BACKLOG = 1_024
 
 
 class Address:
     """A listening address that is ours until ``close``; port 0 has become a free port.
 
-    The probe is made without SO_REUSEPORT: with it, two servers would share a port in silence. Then
-    a socket that never listens keeps the port for the workers, which share it.
+    The probe is made without SO_REUSEPORT: with it, two servers would share a port in silence. Then a socket keeps the
+    port for the workers: one that never listens, where each opens its own, or one that ``listens`` for all of them.
     """
 
-    def __init__(self, text: str, key: str) -> None:
+    def __init__(self, text: str, key: str, *, listens: bool = False) -> None:
         host, port = split_address(text, key)
         try:
             family, _, _, _, where = socket.getaddrinfo(
@@ -72,9 +74,12 @@ class Address:
                 probe.bind(where)
                 probe.listen(1)
                 where = probe.getsockname()
-            self._held = socket.socket(family, socket.SOCK_STREAM)
-            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            self._held.bind(where)
+            self.socket = socket.socket(family, socket.SOCK_STREAM)
+            shared = socket.SO_REUSEADDR if listens else socket.SO_REUSEPORT
+            self.socket.setsockopt(socket.SOL_SOCKET, shared, 1)
+            self.socket.bind(where)
+            if listens:
+                self.socket.listen(BACKLOG)
         except OSError as cause:
             if cause.errno == errno.EADDRINUSE:
                 raise Refused(
@@ -87,16 +92,29 @@ class Address:
 
     def close(self) -> None:
         """Give the port back."""
-        self._held.close()
+        self.socket.close()
+
+    def end(self) -> None:
+        """Listen no more, in whatever process: the next connection is refused."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Supervisor:
     """Keeps ``count`` workers alive until it is told to stop; ``ready`` is called once."""
 
     def __init__(
-        self, config: ServeConfig, *, count: int, metrics: str, ready: Callable[[], None]
+        self,
+        config: ServeConfig,
+        *,
+        http: Address,
+        count: int,
+        metrics: str,
+        ready: Callable[[], None],
     ) -> None:
         self.config = config
+        self.http = http
+        self.loads = Loads.make(count)
         self.count = count
         self.metrics = metrics
         self.ready = ready
@@ -123,12 +141,14 @@ class Supervisor:
             code = 1
         finally:
             await admin.cleanup()
+            self.loads.close()
         return code
 
     def _told_to_stop(self) -> None:
         if self.stop.is_set():
             self.hurry.set()
         self.stop.set()
+        self.http.end()
 
     def _hung_up(self) -> None:
         """Stop when the terminal is gone; elsewhere the signal is kept for reloading."""
@@ -168,12 +188,16 @@ class Supervisor:
 
     async def _one(self, number: int) -> int:
         """Run one worker process to its end; returns its exit code."""
+        files = (self.http.socket.fileno(), self.loads.file)
+        place = Place(number=number, workers=self.count, listener=files[0], loads=files[1])
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
             "-m",
             "shardgit.worker",
             msgspec.json.encode(self.config).decode(),
+            msgspec.json.encode(place).decode(),
+            pass_fds=files,
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},
@@ -194,6 +218,7 @@ class Supervisor:
             self.serving.discard(number)
             WORKERS.set(len(self.serving))
             await self._end(process, ended)
+            self.loads.tell(number, ABSENT)
             first_line.cancel()
             stopping.cancel()
             multiprocess.mark_process_dead(process.pid, path=self.metrics)  # type: ignore[no-untyped-call]
@@ -267,10 +292,12 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
     BUILD_INFO.labels(VERSION).set(1)
     with contextlib.ExitStack() as held:
         texts: dict[str, str] = {}
+        addresses: dict[str, Address] = {}
         for key in config.listens:
-            address = Address(getattr(config, key), key)
+            address = Address(getattr(config, key), key, listens=key == "http")
             held.callback(address.close)
             texts[key] = address.text
+            addresses[key] = address
         if "ssh" in config.listens:
             from shardgit.ssh.admission import check_authorized_keys
             from shardgit.ssh.hostkey import make_host_key
@@ -283,7 +310,11 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
 
         async def run() -> int:
             return await Supervisor(
-                settled, count=count, metrics=metrics, ready=lambda: ready(settled)
+                settled,
+                http=addresses["http"],
+                count=count,
+                metrics=metrics,
+                ready=lambda: ready(settled),
             ).run()
 
         return uvloop.run(run())

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ import uvloop
 from aiohttp import web
 
 from shardgit import telemetry
+from shardgit.accepting import Acceptor, Loads, Place
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
@@ -42,7 +44,7 @@ CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 REFUSED_EXIT = 3
 
 
-def run_worker(config: ServeConfig) -> int:
+def run_worker(config: ServeConfig, place: Place) -> int:
     """Serve until SIGTERM or until the supervisor is gone, then drain; returns the exit code."""
     telemetry.configure(level=config.log_level)
     _raise_file_limit()
@@ -50,14 +52,14 @@ def run_worker(config: ServeConfig) -> int:
         with open_store(config.folder) as store, _maintaining(config, store):
             sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
             drop_left(store.scratch, "push")
-            uvloop.run(_serve(config, store))
+            uvloop.run(_serve(config, place, store))
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)
         return REFUSED_EXIT
     return 0
 
 
-async def _serve(config: ServeConfig, store: Store) -> None:
+async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     orphan_watch = sys.stdin.fileno()
@@ -71,7 +73,6 @@ async def _serve(config: ServeConfig, store: Store) -> None:
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
     events = equip_hooks(store, _hook_policy(config))
-    host, port = split_address(config.http)
     fetches = FetchService(store, version=VERSION)
     conversations = Conversations(store, version=VERSION, fetches=fetches)
     app = GitHttp(store, version=VERSION, fetches=fetches, url=config.http_url).app()
@@ -94,9 +95,14 @@ async def _serve(config: ServeConfig, store: Store) -> None:
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):
-        acceptor = await loop.create_server(
-            connections, host, port, reuse_port=True, backlog=BACKLOG
+        acceptor = Acceptor(
+            socket.socket(fileno=place.listener),
+            connections,
+            loads=Loads(place.loads, place.workers),
+            number=place.number,
+            count=connections.count,
         )
+        acceptor.start()
         telemetry.log().info("worker_ready", pid=os.getpid())
         sys.stdout.write("ready\n")
         sys.stdout.flush()
@@ -196,4 +202,9 @@ def _leave_at_last(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(msgspec.json.decode(sys.argv[1], type=ServeConfig)))
+    sys.exit(
+        run_worker(
+            msgspec.json.decode(sys.argv[1], type=ServeConfig),
+            msgspec.json.decode(sys.argv[2], type=Place),
+        )
+    )

@@ -21,7 +21,7 @@ TOO_MANY = "too many connections; try again\n"
 
 
 class Connections:
-    """Bounds a server's connections; to be given to ``create_server`` in the server's place.
+    """Bounds a server's connections; to be given to an acceptor in the server's place.
 
     Past ``limits.http_connections_max`` the connection that has idled for longest makes room. While
     none idles, a new one gets 503 for its request, and one far past the bound is closed at once.
@@ -43,7 +43,7 @@ class Connections:
     def __call__(self) -> asyncio.BaseProtocol:
         """Return the protocol of a connection that was accepted."""
         assert self._server is not None
-        here = len(self._server.connections)
+        here = self.count()
         if here >= self._most and self._closed_idle():
             here -= 1
         if here >= self._most + REFUSED_MAX:
@@ -53,6 +53,10 @@ class Connections:
         if here >= self._most:
             self._surplus.add(made)
         return made
+
+    def count(self) -> int:
+        """Return how many connections there are."""
+        return len(self._server.connections) if self._server is not None else 0
 
     @web.middleware
     async def heard(
