@@ -367,12 +367,14 @@ class PoolView:
             for number, oid in enumerate(ids):
                 if 0 <= (at := recent.get(oid, -1)) < self.objects:
                     out[number] = at
+        waiting = [number for number, at in enumerate(out) if at < 0]
+        if not waiting:
+            return out
         flat = b"".join(ids)
         if len(flat) != len(ids) * self.hash_kind.size:
             return [
                 self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids
             ]
-        waiting = [number for number, at in enumerate(out) if at < 0]
         for placed in reversed(self._indexed):
             if not waiting:
                 break
@@ -423,12 +425,12 @@ class PoolView:
         self, items: Sequence[T], *, key: Callable[[T], int]
     ) -> Iterator[tuple[PlacedSegment, list[T]]]:
         """Group items that are sorted by position by their segment."""
-        at = 0
-        while at < len(items):
+        at, count = 0, len(items)
+        while at < count:
             segment = self.segment_at(key(items[at]))
             end = segment.base + segment.entry.objects
-            stop = at
-            while stop < len(items) and key(items[stop]) < end:
+            stop = at + 1
+            while stop < count and key(items[stop]) < end:
                 stop += 1
             yield segment, list(items[at:stop])
             at = stop

@@ -39,6 +39,7 @@ class Connectivity:
         self.intake = intake
         self.verdicts = verdicts
         self.marks = b""  # what the commands that stand reach beyond what the repository has
+        self.dropped = False  # whether new objects were left out, so that the marks number others
         self._meant = meant  # commands by number, as policy sees them
         self._missing = missing
         self._roots = tuple(dict.fromkeys(roots))
@@ -94,9 +95,10 @@ class Connectivity:
         self.marks = marks
 
     def _drop_unreached(self, marks: bytes) -> None:
-        grafts = self.intake.grafts
+        grafts, objects = self.intake.grafts, self.intake.incoming.objects
         self.intake.drop_unreached(marks)
         self.intake.end_at(grafts)
+        self.dropped = self.intake.incoming.objects < objects
 
     # ---- grafts ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ from shardgit.service.store import Reach
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
     from shardgit._layout import Ingest
-    from shardgit.journal.interface import Operation
+    from shardgit.journal.interface import JournalSnapshot, Operation
     from shardgit.limits import Limits
     from shardgit.pool.view import PoolView
     from shardgit.service.reading import Reading
@@ -52,10 +54,11 @@ class Intake:
 
     may_reopen = False  # whether grafts are given up once their parents come
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, snapshot: JournalSnapshot | None = None) -> None:
         self.store = store
         self.name = name
-        self.look = Look(store, name)
+        self.snapshot = snapshot  # that all is read from as long as it is open; None: one a step
+        self.look = Look(store, name, snapshot)
         # Held when the look is another: blocks are put before the commit, however often that loses.
         self._lease = self.look.state.pool.lease
         self.record = self.look.record
@@ -69,7 +72,16 @@ class Intake:
         self.grafts = self.look.state.pool.view.grafts  # the repository's, once this is committed
         self.reopened: frozenset[ObjectId] = frozenset()  # grafts of which a parent came
         self._recent: Recent | None = None
+        self._after = (
+            self.look.state.pool.view
+        )  # what the commit makes of the pool, once it is kept
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
+
+    def moment(self) -> AbstractContextManager[JournalSnapshot]:
+        """Return the snapshot to read from."""
+        return (
+            self.store.journal.snapshot() if self.snapshot is None else nullcontext(self.snapshot)
+        )
 
     def _limits(self) -> Limits:
         """Return the store's limits, narrowed by the repository's settings."""
@@ -245,7 +257,8 @@ class Intake:
     def adopt(self, revision: int) -> None:
         """Keep the view that a commit at ``revision`` made right, and have a full pool settled."""
         if self._recent is not None:
-            self.store.adopt(self.look.state.pool.record, self.extended(), revision)
+            self._after = self.extended()
+            self.store.adopt(self.look.state.pool.record, self._after, revision)
         settle_soon(self.store, self.look)
 
     def renew(self) -> bool:
@@ -253,6 +266,7 @@ class Intake:
 
         Errors: RepositoryMissing, BasesGone.
         """
+        self.snapshot = None
         before, had = self.look.state.pool.view, self.look
         look = Look(self.store, self.name)
         if look.record.id != self.record.id:  # the name is another's now

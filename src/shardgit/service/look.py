@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 class Look:
     """What a repository may serve at one moment. Methods run in the calling thread, a worker's."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, snapshot: JournalSnapshot | None = None) -> None:
         self.store = store
-        with store.journal.snapshot() as snapshot:
-            self._load(snapshot, name)
+        with store.journal.snapshot() if snapshot is None else nullcontext(snapshot) as seen:
+            self._load(seen, name)
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         state = self.store.state(snapshot, name)
@@ -39,6 +40,11 @@ class Look:
     def hidden(self) -> HiddenRefs:
         """Return the refs that do not count here: none."""
         return NONE_HIDDEN
+
+    @property
+    def sequence(self) -> int:
+        """The number of the newest row of the ref log."""
+        return self._reach.sequence
 
     @property
     def reachable(self) -> bytes:

@@ -56,6 +56,11 @@ class PackSpool:
             with suppress(OSError):  # what did not fit is tried once more
                 self._file.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the pack so far."""
+        return self._bytes
+
     async def fill(self, first: bytes, pieces: AsyncIterator[bytes], *, to_its_end: bool) -> None:
         """Take a pack: up to the end of ``pieces``, or ``to_its_end``, whatever follows it."""
         limits = self._store.limits

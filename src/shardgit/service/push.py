@@ -17,6 +17,7 @@ from shardgit.errors import (
     RepositoryMissing,
     ShardgitError,
 )
+from shardgit.graph.closure import union
 from shardgit.protocol.receive_pack import UNPACKER_ERROR
 from shardgit.refs.log import LogNote
 from shardgit.service import policy
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from shardgit.protocol.receive_pack import Command, CommandResult, PushRequest
     from shardgit.refs.change import RefsChange
     from shardgit.service.access import Principal
+    from shardgit.service.look import Look
     from shardgit.service.reading import Reading
     from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
@@ -82,8 +84,9 @@ class Push(Intake):
         *,
         principal: Principal,
         reason: str = "push",
+        snapshot: JournalSnapshot | None = None,
     ) -> None:
-        super().__init__(store, name)
+        super().__init__(store, name, snapshot)
         self.request = request
         self.principal = principal
         self.reason = reason
@@ -95,6 +98,7 @@ class Push(Intake):
         self._sequence = self._revision = self._rounds = 0
         self._lost = False
         self._marks = b""  # what the new tips reach beyond what the repository has
+        self._connected: Look | None = None  # what the marks are right for
 
     # ---- checks ----
 
@@ -126,7 +130,7 @@ class Push(Intake):
         if refused is not None:
             self.verdicts.refuse_all(refused)
             return
-        with self.store.journal.snapshot() as snapshot:
+        with self.moment() as snapshot:
             current = self.moves.current(snapshot)
             self._meant = {
                 number: self.moves.meaning(snapshot, command)
@@ -183,6 +187,7 @@ class Push(Intake):
         connectivity = Connectivity(self, self.verdicts, self._meant, missing=missing, roots=roots)
         connectivity.check()
         self._marks = connectivity.marks
+        self._connected = None if connectivity.dropped else self.look
 
     def shown(self) -> Reading:
         """Return reads of the repository as it would be with what was pushed, for hooks."""
@@ -225,7 +230,7 @@ class Push(Intake):
         added: tuple[list[Condition], list[Operation]] = ([], [])
         if root:
             added = self.store.next_recent(self.look.state.pool, root)
-        with self.store.journal.snapshot() as snapshot:
+        with self.moment() as snapshot:
             try:
                 change = self._plan(snapshot)
             except RepositoryMissing:
@@ -277,8 +282,22 @@ class Push(Intake):
         """Keep the pool's view as the commit left it, so that nobody need build it again."""
         try:
             self.adopt(self._revision)
+            self._keep_reach()
         except ShardgitError as error:  # the push is done, whatever becomes of the view
             telemetry.log().error("view_not_kept", repository=self.name, exc_info=error)
+
+    def _keep_reach(self) -> None:
+        """Keep what the refs reach now where that is what they reached and what came: none left anything behind."""
+        look = self.look
+        same = self._connected is look and self._sequence == look.sequence + 1
+        if not same or self.verdicts.errors or self.grafts.key != look.state.pool.view.grafts.key:
+            return
+        for number, _ in self.verdicts.standing():
+            command = self._meant[number]
+            if command.new is None or (command.old is not None and not self._is_ff(command)):
+                return
+        bits = union(look.reachable, self._marks)
+        self.store.keep_reach(self.record, self._after, self._sequence, bits)
 
     def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
         note = LogNote(

@@ -27,6 +27,7 @@ from shardgit.protocol.receive_pack import (
 from shardgit.protocol.upload_pack import AdvertisedRef
 from shardgit.service.access import Action, authorize
 from shardgit.service.hiding import hidden_from_push
+from shardgit.service.intake import SMALL_BYTES
 from shardgit.service.pack_spool import PackSpool
 from shardgit.service.push import Push, Pushed
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
@@ -248,8 +249,15 @@ class ReceiveService:
         begun: list[Tried] = []
 
         def begin() -> Tried | Later[Tried]:
-            push = Push(self.store, name, request, principal=principal)
-            return self._judged(push, spool, nonce)
+            if spool.size > SMALL_BYTES:  # a journal snapshot must not live as long as that takes
+                push = Push(self.store, name, request, principal=principal)
+                return self._judged(push, spool, nonce)
+            with self.store.journal.snapshot() as snapshot:
+                push = Push(self.store, name, request, principal=principal, snapshot=snapshot)
+                try:
+                    return self._judged(push, spool, nonce)
+                finally:
+                    push.snapshot = None
 
         async def carry_out() -> None:
             begun.append(await self.store.workers.run_through(begin))

@@ -134,12 +134,18 @@ class _Line:
 class Reach:
     """What a repository may serve: a bitset over pool positions, known or found at the first use.
 
-    The walk needs no snapshot: a journal transaction must not live as long as one.
+    The walk needs no snapshot: a journal transaction must not live as long as one. ``sequence`` is the number of the
+    newest row of the ref log then.
     """
 
     def __init__(
-        self, *, known: bytes | None = None, walk: Callable[[], bytes] | None = None
+        self,
+        *,
+        known: bytes | None = None,
+        walk: Callable[[], bytes] | None = None,
+        sequence: int = 0,
     ) -> None:
+        self.sequence = sequence
         self._known = known
         self._walk = walk
 
@@ -177,6 +183,10 @@ class _Walked:
             return carried(before, view, self.bits)
         except DataLoss:  # nobody holds a lease on what was before, and gc was there
             return None
+
+
+def _walked(view: PoolView, sequence: int, bits: bytes) -> _Walked:
+    return _Walked(weak(view), view.manifest_id, view.last_recent, view.grafts.key, sequence, bits)
 
 
 class Store:
@@ -481,20 +491,25 @@ class Store:
         Where this process has walked an earlier state of the refs, it follows the ref log from there: a push
         costs by what it brings, not by the pool or by the number of refs.
         """
+        sequence = self.refs.head(snapshot, state.record).sequence
         view = self.view(state.pool)
         if view is None:
-            return Reach(known=b"")
+            return Reach(known=b"", sequence=sequence)
         key = (view.id, state.refs_key + hidden.key if hidden else state.refs_key)
         record = state.record
-        sequence = self.refs.head(snapshot, record).sequence
         mine = (record.id, hidden.key if hidden else b"")
         with self._lock:
             known = self._reach.get(key)
             earlier = self._walked.get(mine)
         if known is not None:
-            return Reach(known=known)
+            return Reach(known=known, sequence=sequence)
         moves = None
         before = earlier.at(view, sequence) if earlier is not None else None
+        if earlier is not None and before is not None and earlier.sequence == sequence:
+            bits = before.ljust((view.objects + 7) // 8, b"\0")
+            if earlier.manifest_id != view.manifest_id:
+                self._keep_walked(mine, _walked(view, sequence, bits))
+            return Reach(known=bits, sequence=sequence)
         names, head = self._head(snapshot, record)
         # HEAD is shown, whatever it leads to: who follows shown refs alone would miss that.
         followable = not any(map(hidden.hides, names))
@@ -518,10 +533,7 @@ class Store:
                 bits = self._walk_all(snapshot_tips(), view, key)
             else:
                 bits = self._cached(key, lambda: bits or b"")
-            found = _Walked(
-                weak(view), view.manifest_id, view.last_recent, view.grafts.key, sequence, bits
-            )
-            self._keep_walked(mine, found)
+            self._keep_walked(mine, _walked(view, sequence, bits))
             return bits
 
         def snapshot_tips() -> set[ObjectId]:
@@ -530,7 +542,13 @@ class Store:
             with self.journal.snapshot() as now:  # what was deleted made the short way impossible
                 return self._tips_at(now, record, sequence, hidden)
 
-        return Reach(walk=walk)
+        return Reach(walk=walk, sequence=sequence)
+
+    def keep_reach(
+        self, record: RepositoryRecord, view: PoolView, sequence: int, bits: bytes
+    ) -> None:
+        """Keep what a repository's refs reach behind row ``sequence`` of its log, in the pool as ``view`` shows it."""
+        self._keep_walked((record.id, b""), _walked(view, sequence, bits))
 
     def _head(
         self, snapshot: JournalSnapshot, record: RepositoryRecord
