@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,6 @@ from shardgit.supervisor import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 PORTS = ("http", "ssh", "grpc", "admin")
@@ -90,6 +91,43 @@ def test_a_worker_that_is_killed_is_started_again(data: Path, tmp_path: Path) ->
         assert "shardgit_worker_restarts_total 1.0" in server.ask("/metrics")[1]
         assert {"worker_died", "readers_freed"} <= set(server.events())
         git(tmp_path, "clone", "--quiet", server.url("demo"), str(tmp_path / "clone"))
+
+
+def test_a_connection_waits_while_no_worker_runs(data: Path, tmp_path: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        host, _, port = server.http.rpartition(":")
+        with socket.create_connection((host, int(port))) as early:
+            early.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            os.kill(worker, signal.SIGKILL)
+            early.settimeout(20)
+            assert early.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_workers_share_connections_that_stay(data: Path) -> None:
+    with serving(data, "--workers", "2") as server, ExitStack() as held:
+        host, _, port = server.http.rpartition(":")
+        for _ in range(12):
+            held.enter_context(socket.create_connection((host, int(port))))
+        here = f":{int(port):04X} "
+
+        def counts() -> list[int]:
+            return sorted(connections_of(worker, here) for worker in server.workers())
+
+        until(lambda: sum(counts()) == 12)
+        assert counts()[0] >= 4
+
+
+def connections_of(process: int, port: str) -> int:
+    """Return how many connections to a port a process has."""
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        words = line.split()
+        if words[1].endswith(port.strip()) and words[3] == "01":
+            inodes.add(f"socket:[{words[9]}]")
+    files = Path(f"/proc/{process}/fd").iterdir()
+    return sum(os.readlink(file) in inodes for file in files)
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
