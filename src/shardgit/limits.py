@@ -29,8 +29,8 @@ class Limits:
     push_pack_max_bytes: int = 64 * GIB  # as sent; it waits in a file
     push_held_bytes: int = MIB  # of a pack in memory; a larger one waits in a file
     recent_embedded_max_bytes: int = 512 * KIB  # a larger push puts its blocks into the shards
-    recents_settle: int = 32  # recents of a pool from which on a settle is begun
-    recents_max: int = 64  # the same from which on pushes wait for it
+    recents_settle: int = 64  # recents of a pool from which on a settle is begun
+    recents_max: int = 128  # the same from which on pushes wait for it
     recents_max_bytes: int = 8 * MIB
     settle_wait_max_s: float = 30.0  # of a push, while another process settles such a pool
     # names and refs
