@@ -25,12 +25,17 @@ SHORT_PAUSE_S = 1.0
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What the supervisor gives a worker beside the configuration: its number, and two files by their descriptors."""
+    """What the supervisor gives a worker beside the configuration: its number, and files by their descriptors."""
 
     number: int
     workers: int
-    listener: int  # the HTTP port's socket
+    listeners: tuple[int, ...]  # the HTTP port's sockets
     loads: int
+
+    def keep(self) -> None:
+        """Keep the files from the programs that the worker starts."""
+        for each in (*self.listeners, self.loads):
+            os.set_inheritable(each, False)
 
 
 class Loads:
@@ -48,7 +53,7 @@ class Loads:
     def make(cls, count: int) -> Loads:
         """Return the loads of workers none of which runs."""
         with tempfile.TemporaryFile() as file:
-            file.truncate(count * SLOT_BYTES)
+            os.posix_fallocate(file.fileno(), 0, count * SLOT_BYTES)  # a full disk is met here
             loads = cls(os.dup(file.fileno()), count)
         for number in range(count):
             loads.tell(number, ABSENT)
@@ -95,7 +100,6 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._begun: set[asyncio.Task[object]] = set()
         self._paused: asyncio.TimerHandle | None = None
-        self._waited = False
         self._closed = False
 
     def start(self) -> None:
@@ -105,7 +109,7 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._ready)
 
     def close(self) -> None:
-        """Take no more; those that were taken stay."""
+        """Take no more and let go of the socket; connections that were taken stay."""
         if self._closed:
             return
         self._closed = True
@@ -114,6 +118,7 @@ class Acceptor:
             self._loop.remove_reader(self._listener)
         else:
             self._paused.cancel()
+        self._listener.close()
 
     def _tell(self) -> int:
         mine = self._count() + len(self._begun)
@@ -123,10 +128,12 @@ class Acceptor:
     def _ready(self) -> None:
         """Take one connection, or leave it to others; each that comes wakes all workers, so their loads are fresh."""
         mine, least = self._tell(), self._loads.least_beside(self._number)
-        if not self._waited and least is not None and mine > least:
+        if least is not None and mine > least:
             self._pause(PAUSE_S)
-            return
-        self._waited = False
+        else:
+            self._take()
+
+    def _take(self) -> None:
         try:
             accepted, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -156,5 +163,5 @@ class Acceptor:
 
     def _go_on(self) -> None:
         self._paused = None
-        self._waited = True
         self._loop.add_reader(self._listener, self._ready)
+        self._take()

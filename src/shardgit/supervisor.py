@@ -63,24 +63,20 @@ class Address:
     def __init__(self, text: str, key: str, *, listens: bool = False) -> None:
         host, port = split_address(text, key)
         try:
-            family, _, _, _, where = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as cause:
             raise Refused("host does not resolve", key=key, address=text) from cause
+        self.sockets: list[socket.socket] = []
+        places = dict.fromkeys((family, where) for family, _, _, _, where in found)
         try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
-                probe.listen(1)
-                where = probe.getsockname()
-            self.socket = socket.socket(family, socket.SOCK_STREAM)
-            shared = socket.SO_REUSEADDR if listens else socket.SO_REUSEPORT
-            self.socket.setsockopt(socket.SOL_SOCKET, shared, 1)
-            self.socket.bind(where)
-            if listens:
-                self.socket.listen(BACKLOG)
+            for family, (address, _, *rest) in places if listens else list(places)[:1]:
+                try:
+                    port = self._open(family, (address, port, *rest), listens=listens)
+                except OSError as cause:
+                    if cause.errno != errno.EADDRNOTAVAIL or not self.sockets:
+                        raise
         except OSError as cause:
+            self.close()
             if cause.errno == errno.EADDRINUSE:
                 raise Refused(
                     "address is in use; is another server running?", key=key, address=text
@@ -88,16 +84,41 @@ class Address:
             raise Refused(
                 "address cannot be bound", key=key, address=text, cause=cause.strerror
             ) from cause
-        self.text = f"[{host}]:{where[1]}" if ":" in host else f"{host}:{where[1]}"
+        self.text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _open(self, family: int, where: tuple[object, ...], *, listens: bool) -> int:
+        """Take one of the host's addresses; returns the port."""
+        with _socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+            where = probe.getsockname()
+        held = _socket(family)
+        self.sockets.append(held)
+        shared = socket.SO_REUSEADDR if listens else socket.SO_REUSEPORT
+        held.setsockopt(socket.SOL_SOCKET, shared, 1)
+        held.bind(where)
+        if listens:
+            held.listen(BACKLOG)
+        return int(held.getsockname()[1])
 
     def close(self) -> None:
         """Give the port back."""
-        self.socket.close()
+        for each in self.sockets:
+            each.close()
 
     def end(self) -> None:
         """Listen no more, in whatever process: the next connection is refused."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def _socket(family: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    if family == socket.AF_INET6:  # as of a server that listens to [::] beside another on 0.0.0.0
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
 
 
 class Supervisor:
@@ -188,8 +209,8 @@ class Supervisor:
 
     async def _one(self, number: int) -> int:
         """Run one worker process to its end; returns its exit code."""
-        files = (self.http.socket.fileno(), self.loads.file)
-        place = Place(number=number, workers=self.count, listener=files[0], loads=files[1])
+        listeners = tuple(each.fileno() for each in self.http.sockets)
+        place = Place(number, self.count, listeners, self.loads.file)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -197,7 +218,7 @@ class Supervisor:
             "shardgit.worker",
             msgspec.json.encode(self.config).decode(),
             msgspec.json.encode(place).decode(),
-            pass_fds=files,
+            pass_fds=(*listeners, self.loads.file),
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -61,6 +62,7 @@ def run_worker(config: ServeConfig, place: Place) -> int:
 
 
 async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
+    place.keep()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     orphan_watch = sys.stdin.fileno()
@@ -88,6 +90,11 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
     )
     await runner.setup()
     assert runner.server is not None
+    if "ssh" in config.listens:
+        importlib.import_module("shardgit.ssh.server")
+    # Modules, and what else lives as long as the process: with them a full look for garbage took 36 ms.
+    gc.collect()
+    gc.freeze()
     server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
@@ -96,17 +103,19 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):
-        acceptor = Acceptor(
-            socket.socket(fileno=place.listener),
-            connections,
-            loads=Loads(place.loads, place.workers),
-            number=place.number,
-            count=connections.count,
-        )
-        # Modules and the rest of what lives as long as the process: a full look for garbage took 36 ms with them.
-        gc.collect()
-        gc.freeze()
-        acceptor.start()
+        loads = Loads(place.loads, place.workers)
+        acceptors = [
+            Acceptor(
+                socket.socket(fileno=each),
+                connections,
+                loads=loads,
+                number=place.number,
+                count=connections.count,
+            )
+            for each in place.listeners
+        ]
+        for acceptor in acceptors:
+            acceptor.start()
         telemetry.log().info("worker_ready", pid=os.getpid())
         sys.stdout.write("ready\n")
         sys.stdout.flush()
@@ -120,7 +129,8 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
                 if ssh is not None:
                     group.create_task(ssh.close(config.drain_s))
                 # Not left to aiohttp's own shutdown: that drops what running requests still receive.
-                acceptor.close()
+                for acceptor in acceptors:
+                    acceptor.close()
                 await connections.idle(config.drain_s)
                 await runner.cleanup()
 

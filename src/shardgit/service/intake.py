@@ -72,10 +72,11 @@ class Intake:
         self.grafts = self.look.state.pool.view.grafts  # the repository's, once this is committed
         self.reopened: frozenset[ObjectId] = frozenset()  # grafts of which a parent came
         self._recent: Recent | None = None
-        self._after = (
-            self.look.state.pool.view
-        )  # what the commit makes of the pool, once it is kept
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
+
+    def leave_snapshot(self) -> None:
+        """Read from new snapshots from now on."""
+        self.snapshot = None
 
     def moment(self) -> AbstractContextManager[JournalSnapshot]:
         """Return the snapshot to read from."""
@@ -254,19 +255,20 @@ class Intake:
         """Return what a commit of this needs beside the rest to end the repository's history where it shall."""
         return self.store.graft_steps(self.record, self.look.state.pool.view.grafts, self.grafts)
 
-    def adopt(self, revision: int) -> None:
-        """Keep the view that a commit at ``revision`` made right, and have a full pool settled."""
+    def adopt(self, revision: int) -> PoolView:
+        """Keep the view that a commit at ``revision`` made right, and have a full pool settled; returns the view."""
+        after = self.extended()
         if self._recent is not None:
-            self._after = self.extended()
-            self.store.adopt(self.look.state.pool.record, self._after, revision)
+            self.store.adopt(self.look.state.pool.record, after, revision)
         settle_soon(self.store, self.look)
+        return after
 
     def renew(self) -> bool:
         """Look at the repository anew after another writer won; says whether the pool is another now.
 
         Errors: RepositoryMissing, BasesGone.
         """
-        self.snapshot = None
+        self.leave_snapshot()
         before, had = self.look.state.pool.view, self.look
         look = Look(self.store, self.name)
         if look.record.id != self.record.id:  # the name is another's now
@@ -289,6 +291,13 @@ class Intake:
             self._lay_out()
         return True
 
+    def has_room(self) -> bool:
+        """Say whether the pool, as the look shows it, takes one recent more without a settle."""
+        view, limits = self.look.state.pool.view, self.store.limits
+        return (
+            len(view.recents) < limits.recents_max and view.recents_bytes < limits.recents_max_bytes
+        )
+
     def make_room(self) -> bool:
         """Have the pool settled where recents have piled up, so that nobody's lookups drown in them.
 
@@ -299,8 +308,8 @@ class Intake:
         the settle's way.
         """
         waited, self.waiting = self.waiting, 0.0
-        view, limits = self.look.state.pool.view, self.store.limits
-        if len(view.recents) < limits.recents_max and view.recents_bytes < limits.recents_max_bytes:
+        limits = self.store.limits
+        if self.has_room():
             return False
         if not self._crowded(1):
             return self.renew()

@@ -42,6 +42,11 @@ class Look:
         return NONE_HIDDEN
 
     @property
+    def is_quick(self) -> bool:
+        """Whether what the refs reach is known without a walk."""
+        return self._reach.is_known
+
+    @property
     def sequence(self) -> int:
         """The number of the newest row of the ref log."""
         return self._reach.sequence

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.pool.view import PoolView
     from shardgit.protocol.receive_pack import Command, CommandResult, PushRequest
     from shardgit.refs.change import RefsChange
     from shardgit.service.access import Principal
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from shardgit.service.signed_push import CertificateFacts
     from shardgit.service.store import Store
 
+COMMANDS_FEW = 8  # of a push that keeps what it found out, and reads one snapshot of the journal
 ROUNDS_MAX = 256  # tries against other writers; each round one of them wins
 GONE = "repository was deleted or renamed meanwhile"
 ATOMIC = "atomic push failure"
@@ -281,23 +283,32 @@ class Push(Intake):
     def keep_view(self) -> None:
         """Keep the pool's view as the commit left it, so that nobody need build it again."""
         try:
-            self.adopt(self._revision)
-            self._keep_reach()
+            self._keep_reach(self.adopt(self._revision))
         except ShardgitError as error:  # the push is done, whatever becomes of the view
             telemetry.log().error("view_not_kept", repository=self.name, exc_info=error)
 
-    def _keep_reach(self) -> None:
+    def _keep_reach(self, view: PoolView) -> None:
         """Keep what the refs reach now where that is what they reached and what came: none left anything behind."""
-        look = self.look
-        same = self._connected is look and self._sequence == look.sequence + 1
-        if not same or self.verdicts.errors or self.grafts.key != look.state.pool.view.grafts.key:
-            return
-        for number, _ in self.verdicts.standing():
-            command = self._meant[number]
-            if command.new is None or (command.old is not None and not self._is_ff(command)):
-                return
-        bits = union(look.reachable, self._marks)
-        self.store.keep_reach(self.record, self._after, self._sequence, bits)
+        look, commands = self.look, self.request.commands
+        if (
+            self._connected is look
+            and self._sequence == look.sequence + 1
+            and len(commands) <= COMMANDS_FEW
+            and not self.verdicts.errors
+            and self.grafts.key == look.state.pool.view.grafts.key
+            and all(self._leaves_nothing(self._meant[number]) for number in range(len(commands)))
+        ):
+            bits = union(look.reachable, self._marks)
+            self.store.keep_reach(self.record, view, self._sequence, bits)
+
+    def _leaves_nothing(self, command: Command) -> bool:
+        """Say whether a ref still reaches all that it reached: what stood there, if anything, must not be a tag."""
+        if command.new is None:
+            return False
+        if command.old is None or command.old == command.new:
+            return True
+        at = self.incoming.position(command.old)
+        return at >= 0 and self.incoming.graph.type_at(at) == COMMIT and self._is_ff(command)
 
     def _plan(self, snapshot: JournalSnapshot) -> RefsChange | None:
         note = LogNote(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -29,7 +29,7 @@ from shardgit.service.access import Action, authorize
 from shardgit.service.hiding import hidden_from_push
 from shardgit.service.intake import SMALL_BYTES
 from shardgit.service.pack_spool import PackSpool
-from shardgit.service.push import Push, Pushed
+from shardgit.service.push import COMMANDS_FEW, Push, Pushed
 from shardgit.service.push_hooks import ask_hooks, tell_hooks
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import nonce_of
@@ -249,15 +249,17 @@ class ReceiveService:
         begun: list[Tried] = []
 
         def begin() -> Tried | Later[Tried]:
-            if spool.size > SMALL_BYTES:  # a journal snapshot must not live as long as that takes
+            small = spool.size <= SMALL_BYTES and len(request.commands) <= COMMANDS_FEW
+            if not small or request.certificate:  # no snapshot may live as long as these take
                 push = Push(self.store, name, request, principal=principal)
                 return self._judged(push, spool, nonce)
-            with self.store.journal.snapshot() as snapshot:
+            with ExitStack() as held:
+                snapshot = held.enter_context(self.store.journal.snapshot())
                 push = Push(self.store, name, request, principal=principal, snapshot=snapshot)
-                try:
-                    return self._judged(push, spool, nonce)
-                finally:
-                    push.snapshot = None
+                held.callback(push.leave_snapshot)
+                if not push.look.is_quick or not push.has_room():
+                    held.close()
+                return self._judged(push, spool, nonce)
 
         async def carry_out() -> None:
             begun.append(await self.store.workers.run_through(begin))

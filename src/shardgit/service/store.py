@@ -149,6 +149,11 @@ class Reach:
         self._known = known
         self._walk = walk
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the bitset is there without a walk."""
+        return self._known is not None
+
     def bits(self) -> bytes:
         """Return the bitset."""
         if self._known is None:
@@ -507,7 +512,7 @@ class Store:
         before = earlier.at(view, sequence) if earlier is not None else None
         if earlier is not None and before is not None and earlier.sequence == sequence:
             bits = before.ljust((view.objects + 7) // 8, b"\0")
-            if earlier.manifest_id != view.manifest_id:
+            if (earlier.manifest_id, earlier.last_recent) != (view.manifest_id, view.last_recent):
                 self._keep_walked(mine, _walked(view, sequence, bits))
             return Reach(known=bits, sequence=sequence)
         names, head = self._head(snapshot, record)
