@@ -172,7 +172,7 @@ def one_commit_pushes(work: Path, rounds: int) -> dict[str, dict[str, Traffic]]:
     """Push from one client and from 16; what a client's first push costs is a small part of a round."""
     return {
         "one-commit push, 1 client": pushes(work, clients=1, each=40, rounds=rounds),
-        "one-commit push, 16 clients": pushes(work, clients=16, each=24, rounds=rounds),
+        "one-commit push, 16 clients": pushes(work, clients=16, each=60, rounds=rounds),
     }
 
 
