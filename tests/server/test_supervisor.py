@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from shardgit.node import check_readers, open_store
 from shardgit.supervisor import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 PORTS = ("http", "ssh", "grpc", "admin")
@@ -110,24 +111,24 @@ def test_workers_share_connections_that_stay(data: Path) -> None:
         host, _, port = server.http.rpartition(":")
         for _ in range(12):
             held.enter_context(socket.create_connection((host, int(port))))
-        here = f":{int(port):04X} "
+        here = f":{int(port):04X}"
 
         def counts() -> list[int]:
-            return sorted(connections_of(worker, here) for worker in server.workers())
+            return sorted(len(sockets_of(worker, here)) for worker in server.workers())
 
         until(lambda: sum(counts()) == 12)
         assert counts()[0] >= 4
 
 
-def connections_of(process: int, port: str) -> int:
-    """Return how many connections to a port a process has."""
+def sockets_of(process: int, port: str, state: str = "01") -> list[int]:
+    """Return the file descriptors of a process's sockets of a port that are connected, or in another state."""
     inodes = set()
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         words = line.split()
-        if words[1].endswith(port.strip()) and words[3] == "01":
+        if words[1].endswith(port) and words[3] == state:
             inodes.add(f"socket:[{words[9]}]")
     files = Path(f"/proc/{process}/fd").iterdir()
-    return sum(os.readlink(file) in inodes for file in files)
+    return [int(file.name) for file in files if os.readlink(file) in inodes]
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
@@ -175,27 +176,105 @@ def test_an_address_that_is_not_ours_is_refused() -> None:
         Address("no-such-host.invalid:7421", "http")
 
 
+def has_ipv6() -> bool:
+    """Say whether any of this host's addresses is of IPv6."""
+    addresses = Path("/proc/net/if_inet6")
+    return addresses.exists() and bool(addresses.read_text(encoding="ascii"))
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+def test_the_addresses_of_ipv6_leave_those_of_ipv4_alone() -> None:
+    with closing(Address("[::]:0", "http", listens=True)) as address:
+        port = int(address.text.rpartition(":")[2])
+        socket.create_connection(("::1", port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        Address(f"0.0.0.0:{port}", "http", listens=True).close()
+
+
+def test_a_name_of_several_addresses_is_listened_to_on_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found(*_: object, **__: object) -> list[tuple[object, ...]]:
+        stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        # The same twice, as hosts files have it, and one that this host no longer has.
+        hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.1", "192.0.2.1")
+        return [(*stream, (host, 0)) for host in hosts]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", found)
+        address = Address("several.example:0", "http", listens=True)
+    with closing(address):
+        port = int(address.text.removeprefix("several.example:"))
+        for host in ("127.0.0.1", "127.0.0.2"):
+            socket.create_connection((host, port)).close()
+        assert len(address.sockets) == 2
+
+
+def test_programs_that_a_worker_starts_do_not_inherit_the_socket_it_listens_on(data: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        (worker,) = server.workers()
+        port = f":{int(server.http.rpartition(':')[2]):04X}"
+        (listener,) = sockets_of(worker, port, "0A")
+        told = Path(f"/proc/{worker}/fdinfo/{listener}").read_text(encoding="ascii")
+        (flags,) = re.findall(r"flags:\t(\d+)", told)
+        assert int(flags, 8) & os.O_CLOEXEC
+
+
+BODY = b"0014command=ls-refs\n0000"
+LS_REFS = (
+    b"POST /demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
+    b"Content-Type: application/x-git-upload-pack-request\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(BODY), BODY)
+)
+
+
+@contextmanager
+def half_asked(server: Server) -> Iterator[Callable[[], bytes]]:
+    """Ask for half of a listing of refs; what is given asks for the rest and returns the answer."""
+    host, port = server.http.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+
+        def rest() -> bytes:
+            client.sendall(LS_REFS[-10:])
+            return b"".join(iter(lambda: client.recv(65_536), b""))
+
+        client.sendall(LS_REFS[:-10])
+        until(lambda: 'edge="http"} 1.0' in active(server))
+        yield rest
+
+
 def test_a_request_that_runs_ends_before_the_worker_does(data: Path) -> None:
     with serving(data, "--workers", "1") as server:
-        host, port = server.http.rsplit(":", 1)
-        body = b"0014command=ls-refs\n0000"
-        with socket.create_connection((host, int(port)), timeout=30) as client:
-            head = (
-                "POST /demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
-                "Content-Type: application/x-git-upload-pack-request\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            )
-            client.sendall(head.encode() + body[:10])
-            until(lambda: 'edge="http"} 1.0' in active(server))
+        with half_asked(server) as rest:
             server.process.send_signal(signal.SIGTERM)
             until(lambda: "worker_draining" in server.events())
-            client.sendall(body[10:])
-            answer = b""
-            while piece := client.recv(65_536):
-                answer += piece
+            answer = rest()
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert b"refs/heads/main" in answer
         assert server.process.wait(timeout=30) == 0
+
+
+def is_free(address: str) -> bool:
+    """Say whether another server could listen there."""
+    try:
+        Address(address, "http", listens=True).close()
+    except Refused:
+        return False
+    return True
+
+
+def test_the_port_of_a_worker_without_supervisor_is_free_while_it_drains(data: Path) -> None:
+    with serving(data, "--workers", "2") as server:
+        workers = server.workers()
+        with half_asked(server) as rest:
+            assert not is_free(server.http)
+            server.process.kill()
+            server.process.wait()
+            until(lambda: is_free(server.http), seconds=10)
+            assert any(alive(worker) for worker in workers)
+            assert rest().startswith(b"HTTP/1.1 200 OK")
+        until(lambda: not any(alive(worker) for worker in workers))
 
 
 def samples(server: Server) -> dict[str, float]:
