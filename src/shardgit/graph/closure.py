@@ -136,7 +136,7 @@ def followed(
     """Return what refs reach after moves, when they reached ``before``; None when a full walk must tell.
 
     That is so where a ref left something behind that neither its new target nor ``head``, the default
-    branch, is known to reach.
+    branch, is known to reach, or that gc has dropped since: what that led to may be there still.
     """
     graph = view.graph()
     moves = list(moves)
@@ -149,7 +149,7 @@ def followed(
     for move in moves:
         new = place[move.new] if move.new is not None else -1
         old = place[move.old] if move.old is not None else -1
-        if move.new is not None and new < 0:
+        if (move.new is not None and new < 0) or (move.old is not None and old < 0):
             return None
         if new >= 0:
             fresh.append(new)
