@@ -171,7 +171,8 @@ def restore_store(
     cut = target.cut(found.backup)
     brought, rows = 0, cut.facts.rows
     if found.phase == BLOCKS:
-        brought = _restored_blocks(folder, target, cut, found, control)
+        with target.reading(found.backup):
+            brought = _restored_blocks(folder, target, cut, found, control)
     if found.at_ms:
         with open_store(folder, restoring=True) as store, running(store, RESTORE):
             rewind_store(store, found, control=control)

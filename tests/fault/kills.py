@@ -45,7 +45,7 @@ from shardgit.backup.create import create_backup
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
 from shardgit.backup.verify import verify_backups
-from shardgit.errors import Conflict, ShardgitError
+from shardgit.errors import BackupMissing, Conflict, ShardgitError
 from shardgit.faultpoints import Fault, Faults
 from shardgit.limits import Limits
 from shardgit.lmdbenv import PAGE_BYTES
@@ -481,9 +481,13 @@ class KilledClient(Client):
         )
         folder = self.folder / f"again-{self.dice.randrange(1 << 40)}"
         target = Target.open(str(self.folder / "all-backups"))
-        restore_store(
-            target, folder, backup=made.backup, at_ms=made.taken_ms, control=silent_control()
-        )
+        try:
+            restore_store(
+                target, folder, backup=made.backup, at_ms=made.taken_ms, control=silent_control()
+            )
+        except BackupMissing:  # pruned meanwhile, by another
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         with open_store(folder, threads=1) as store:
             for one in Repositories(store).list():
                 if verify_repository(store, one.name).bad:

@@ -20,6 +20,8 @@ from shardgit import faultpoints
 from shardgit.backup import sending
 from shardgit.backup.choosing import choose_cut
 from shardgit.backup.create import create_backup
+from shardgit.backup.cut import cut_name
+from shardgit.backup.pack import pack_name
 from shardgit.backup.prune import prune_backups
 from shardgit.backup.target import Target
 from shardgit.backup.verify import verify_backups
@@ -319,6 +321,41 @@ def test_prune_lets_go_of_what_only_old_backups_need(tmp_path: Path, source: Pat
     restore_store(Target.open(str(target)), tmp_path / "new", control=silent_control())
     with open_store(tmp_path / "new") as store:
         assert verify_repository(store, "r3").bad == ()
+
+
+def test_a_restore_goes_on_beside_a_prune(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, where = tmp_path / "data", str(tmp_path / "backups")
+    create_store(data)
+    with open_store(data) as store:
+        import_repository(store, "one", str(source))
+        first = create_backup(store, where, control=silent_control())
+        Configuring(store).update("one", {"receive.atomic": False})
+        second = create_backup(store, where, control=silent_control())
+    reading = {cut: Target.open(where) for cut in (first.backup, second.backup)}
+    load = Target.load
+
+    def loaded(target: Target) -> None:
+        """Read the catalog; then all of it is written anew before anything is read."""
+        load(target)
+        if target in reading.values():
+            monkeypatch.setattr(Target, "load", load)
+            prune_backups(Target.open(where), keep=1, waste=-1.0, control=silent_control())
+
+    monkeypatch.setattr(Target, "load", loaded)
+    restore_store(
+        reading[second.backup], tmp_path / "new", backup=second.backup, control=silent_control()
+    )
+    with open_store(tmp_path / "new") as store:
+        assert verify_repository(store, "one").bad == ()
+
+    opened = Target.open(where)
+    opened.load()
+    cut = opened.cut(second.backup)
+    opened.bucket.delete([cut_name(second.backup), *(pack_name(one) for one in opened.packs)])
+    with pytest.raises(BackupMissing, match="pruned"), opened.reading(second.backup):
+        opened.read(opened.spans(cut.blobs)[0])
 
 
 @pytest.fixture

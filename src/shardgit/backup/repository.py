@@ -238,7 +238,9 @@ def _from_backup(
     own = str(UUID(bytes=StoreRecord.decode(row.value).id)) if row is not None else ""
     cut, snapshot, record = _found(target, name, backup, at_ms, own)
     revival = Revival(store, target, cut, snapshot, record, control=control)
-    restored = revival.run(wanted, at_ms, f"restore of {name}{_as_of(at_ms)} from {cut.facts.id}")
+    with target.reading(cut.facts.id):
+        reason = f"restore of {name}{_as_of(at_ms)} from {cut.facts.id}"
+        restored = revival.run(wanted, at_ms, reason)
     return RepositoryRestored(
         wanted,
         restored.record.id,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -28,7 +30,7 @@ from shardgit.backup.pack import (
 from shardgit.errors import BackupCorrupt, BackupMissing, Refused, StoreFormatUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardgit.backup.bucket import Bucket
 
@@ -60,6 +62,8 @@ class Target:
         self.unindexed: list[Pack] = []
         self._places: dict[bytes, tuple[int, int, int]] = {}  # pack's number, start, length
         self._numbers: list[bytes] = []
+        self._lock = Lock()
+        self._newer: Target | None = None  # the catalog as it was when packs were found gone
 
     @classmethod
     def open(cls, target: str, *, make: bool = False) -> Target:
@@ -106,6 +110,21 @@ class Target:
         if found.id != cut:
             raise BackupCorrupt("backup has another id than its name", backup=cut)
         return found
+
+    @contextmanager
+    def reading(self, cut: str) -> Iterator[None]:
+        """Read a backup; should a prune take it away meanwhile, that is told as what it is.
+
+        Errors: BackupMissing, in the place of BackupCorrupt, when the backup is there no more.
+        """
+        try:
+            yield
+        except BackupCorrupt as error:
+            if self.bucket.get(cut_name(cut)) is not None:
+                raise
+            raise BackupMissing(
+                "backup was pruned while it was read", backup=cut, target=self.bucket.where
+            ) from error
 
     # ---- blobs ----
 
@@ -211,8 +230,22 @@ class Target:
         return Span(self._numbers[number], start, end, blobs)
 
     def read(self, span: Span) -> list[tuple[bytes, bytes]]:
-        """Return (id, bytes) of a span's blobs, each checked. Errors: BackupCorrupt."""
-        data = self.bucket.get_range(pack_name(span.pack), span.start, span.end)
+        """Return (id, bytes) of a span's blobs, each checked.
+
+        A prune may have written the pack's blobs into another since the catalog was read: that is where they are read
+        then. Errors: BackupCorrupt.
+        """
+        try:
+            data = self.bucket.get_range(pack_name(span.pack), span.start, span.end)
+        except BackupCorrupt as error:
+            newer = self._without(span.pack)
+            if newer is None:
+                raise
+            try:
+                spans = newer.spans(blob for blob, _, _ in span.blobs)
+            except BackupCorrupt:
+                raise error from None
+            return [one for other in spans for one in newer.read(other)]
         out = []
         for blob, start, length in span.blobs:
             piece = data[start - span.start : start - span.start + length]
@@ -225,6 +258,14 @@ class Target:
                 )
             out.append((blob, piece))
         return out
+
+    def _without(self, pack: bytes) -> Target | None:
+        """Return the target as it is now, if that lacks a pack which this catalog has."""
+        with self._lock:
+            if self._newer is None or pack in self._newer.packs:
+                self._newer = Target(self.bucket)
+                self._newer.load()
+            return None if pack in self._newer.packs else self._newer
 
     def get(self, blob: bytes) -> bytes:
         """Return one blob, checked. Errors: BackupCorrupt."""
