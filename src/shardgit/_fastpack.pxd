@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardgit._kernel cimport sg_copy, sg_inflater, sg_status
+from shardgit._sha1 cimport sg_sha1
 
 cdef enum:
     NONE = 0xFFFFFFFF
@@ -11,6 +12,7 @@ cdef enum:
     BATCH = 32  # roots that a thread takes at once
     FINDINGS_MAX = 1000  # of fsck that a thread keeps: errors
     WARNINGS_MAX = 100  # the same, of those that do not refuse anything
+    SIDE_MAX = 4 << 20  # bytes of an object that is hashed beside others; it is held until that is done
     SORT_SMALL = 256  # objects that are sorted by insertion
     COMMIT = 1
     TREE = 2
@@ -77,6 +79,7 @@ ctypedef struct Finding:
 
 ctypedef struct Lane:
     sg_inflater *inflater
+    sg_sha1 *side  # hashes objects side by side; NULL: each at once
     uint8_t *delta
     size_t delta_room
     uint8_t *result
@@ -158,6 +161,8 @@ cdef class Resolver:
     cdef sg_status _family(self, Lane *lane, uint8_t number, uint32_t *at) noexcept nogil
     cdef uint32_t _next_child(self, Frame *f) noexcept nogil
     cdef void _evict(self, Lane *lane) noexcept nogil
+    cdef void _let_go(self, Lane *lane, Frame *f) noexcept nogil
+    cdef void _hash(self, Lane *lane, Object *o, uint8_t *data, bint stays, uint8_t *oid) noexcept nogil
     cdef sg_status _make_again(self, Lane *lane, Frame *f) noexcept nogil
     cdef sg_status _data(self, Lane *lane, uint32_t i, uint8_t **out, size_t *out_size) noexcept nogil
     cdef sg_status _inflate(self, Lane *lane, Object *o, uint8_t *out) noexcept nogil

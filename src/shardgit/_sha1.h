@@ -1,0 +1,362 @@
+/* Ids of many objects side by side: SHA-1 of several messages in turn on one core, lanes refilled as objects end.
+ *
+ * One message alone waits for itself: each round needs the one before. Three of them keep a core with the SHA extensions
+ * busy, eight one with AVX2. Where there is neither, or for SHA-256, objects are hashed one by one by OpenSSL.
+ *
+ * FIPS 180-4; the rounds by Intel's "SHA Extensions" and by vectors of one word of each message. */
+#ifndef SHARDGIT_SHA1_H
+#define SHARDGIT_SHA1_H
+
+#include "_kernel.h"
+
+#define SG_LANES 8
+#define SG_SPARE 4 /* buffers that are kept for the next objects */
+
+typedef struct {
+    const uint8_t *at;   /* the next block */
+    size_t blocks;       /* whole blocks there */
+    const uint8_t *data; /* the object */
+    size_t size;
+    size_t taken;        /* bytes of it that are hashed, or in an edge */
+    uint8_t *oid;        /* where its id goes; NULL: the lane is idle */
+    uint8_t *owned;      /* its memory, where it is ours to free */
+    size_t room;
+    uint64_t bits;       /* of the message: header and object */
+    int ended;           /* the last blocks are under way */
+    uint8_t edge[128];   /* the first block, or the last ones */
+} sg_sha1_job;
+
+typedef struct sg_sha1 sg_sha1;
+struct sg_sha1 {
+    uint32_t state[5][SG_LANES] __attribute__((aligned(32)));
+    sg_sha1_job jobs[SG_LANES];
+    void (*compress)(sg_sha1 *s, size_t blocks); /* takes that many blocks of each lane */
+    int lanes; /* 0: one by one */
+    int busy;
+    uint8_t *spare[SG_SPARE];
+    size_t spare_room[SG_SPARE];
+    int spares;
+};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+/* ---- the SHA extensions, three lanes ---- */
+#define SG_NI __attribute__((target("sha,sse4.1,ssse3")))
+#define SG_UNROLL _Pragma("GCC unroll 4")
+#define SG_EACH SG_UNROLL for (int j = 0; j < 3; j++)
+/* Four rounds of each lane: `ea` comes in as E and its words are `ma`; the schedule of later ones goes on. */
+#define SG_ROUNDS(ea, eb, ma, mb, mc, md, k) \
+    SG_EACH { \
+        ea[j] = _mm_sha1nexte_epu32(ea[j], ma[j]); \
+        eb[j] = abcd[j]; \
+        mb[j] = _mm_sha1msg2_epu32(mb[j], ma[j]); \
+        abcd[j] = _mm_sha1rnds4_epu32(abcd[j], ea[j], k); \
+        md[j] = _mm_sha1msg1_epu32(md[j], ma[j]); \
+        mc[j] = _mm_xor_si128(mc[j], ma[j]); \
+    }
+#define SG_WORDS(i) _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(at[j] + 16 * (i))), order)
+
+SG_NI static void sg_sha1_ni(sg_sha1 *s, size_t blocks) {
+    const __m128i order = _mm_set_epi64x(0x0001020304050607LL, 0x08090a0b0c0d0e0fLL);
+    __m128i abcd[3], e0[3], e1[3], m0[3], m1[3], m2[3], m3[3], before[3], e_before[3];
+    const uint8_t *at[3];
+    SG_EACH {
+        at[j] = s->jobs[j].at;
+        abcd[j] = _mm_set_epi32((int)s->state[0][j], (int)s->state[1][j], (int)s->state[2][j], (int)s->state[3][j]);
+        e0[j] = _mm_set_epi32((int)s->state[4][j], 0, 0, 0);
+    }
+    while (blocks--) {
+        SG_EACH { before[j] = abcd[j]; e_before[j] = e0[j]; }
+        SG_EACH {
+            m0[j] = SG_WORDS(0);
+            e0[j] = _mm_add_epi32(e0[j], m0[j]);
+            e1[j] = abcd[j];
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e0[j], 0);
+        }
+        SG_EACH {
+            m1[j] = SG_WORDS(1);
+            e1[j] = _mm_sha1nexte_epu32(e1[j], m1[j]);
+            e0[j] = abcd[j];
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e1[j], 0);
+            m0[j] = _mm_sha1msg1_epu32(m0[j], m1[j]);
+        }
+        SG_EACH {
+            m2[j] = SG_WORDS(2);
+            e0[j] = _mm_sha1nexte_epu32(e0[j], m2[j]);
+            e1[j] = abcd[j];
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e0[j], 0);
+            m1[j] = _mm_sha1msg1_epu32(m1[j], m2[j]);
+            m0[j] = _mm_xor_si128(m0[j], m2[j]);
+        }
+        SG_EACH {
+            m3[j] = SG_WORDS(3);
+            at[j] += 64;
+            e1[j] = _mm_sha1nexte_epu32(e1[j], m3[j]);
+            e0[j] = abcd[j];
+            m0[j] = _mm_sha1msg2_epu32(m0[j], m3[j]);
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e1[j], 0);
+            m2[j] = _mm_sha1msg1_epu32(m2[j], m3[j]);
+            m1[j] = _mm_xor_si128(m1[j], m3[j]);
+        }
+        SG_ROUNDS(e0, e1, m0, m1, m2, m3, 0)
+        SG_ROUNDS(e1, e0, m1, m2, m3, m0, 1)
+        SG_ROUNDS(e0, e1, m2, m3, m0, m1, 1)
+        SG_ROUNDS(e1, e0, m3, m0, m1, m2, 1)
+        SG_ROUNDS(e0, e1, m0, m1, m2, m3, 1)
+        SG_ROUNDS(e1, e0, m1, m2, m3, m0, 1)
+        SG_ROUNDS(e0, e1, m2, m3, m0, m1, 2)
+        SG_ROUNDS(e1, e0, m3, m0, m1, m2, 2)
+        SG_ROUNDS(e0, e1, m0, m1, m2, m3, 2)
+        SG_ROUNDS(e1, e0, m1, m2, m3, m0, 2)
+        SG_ROUNDS(e0, e1, m2, m3, m0, m1, 2)
+        SG_ROUNDS(e1, e0, m3, m0, m1, m2, 3)
+        SG_ROUNDS(e0, e1, m0, m1, m2, m3, 3)
+        SG_EACH {
+            e1[j] = _mm_sha1nexte_epu32(e1[j], m1[j]);
+            e0[j] = abcd[j];
+            m2[j] = _mm_sha1msg2_epu32(m2[j], m1[j]);
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e1[j], 3);
+            m3[j] = _mm_xor_si128(m3[j], m1[j]);
+        }
+        SG_EACH {
+            e0[j] = _mm_sha1nexte_epu32(e0[j], m2[j]);
+            e1[j] = abcd[j];
+            m3[j] = _mm_sha1msg2_epu32(m3[j], m2[j]);
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e0[j], 3);
+        }
+        SG_EACH {
+            e1[j] = _mm_sha1nexte_epu32(e1[j], m3[j]);
+            e0[j] = abcd[j];
+            abcd[j] = _mm_sha1rnds4_epu32(abcd[j], e1[j], 3);
+        }
+        SG_EACH {
+            e0[j] = _mm_sha1nexte_epu32(e0[j], e_before[j]);
+            abcd[j] = _mm_add_epi32(abcd[j], before[j]);
+        }
+    }
+    SG_EACH {
+        s->jobs[j].at = at[j];
+        s->state[0][j] = (uint32_t)_mm_extract_epi32(abcd[j], 3);
+        s->state[1][j] = (uint32_t)_mm_extract_epi32(abcd[j], 2);
+        s->state[2][j] = (uint32_t)_mm_extract_epi32(abcd[j], 1);
+        s->state[3][j] = (uint32_t)_mm_extract_epi32(abcd[j], 0);
+        s->state[4][j] = (uint32_t)_mm_extract_epi32(e0[j], 3);
+    }
+}
+
+/* ---- AVX2, eight lanes: a vector is one word of each message ---- */
+#define SG_AVX2 __attribute__((target("avx2")))
+typedef uint32_t sg_words __attribute__((vector_size(32)));
+
+/* Turn 32 bytes of each message into eight vectors of words. */
+SG_AVX2 static inline void sg_sha1_words(const uint8_t *const at[8], size_t offset, sg_words w[8]) {
+    const __m256i order = _mm256_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3,
+                                          12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
+    __m256i r[8], t[8], u[8];
+    for (int i = 0; i < 8; i++)
+        r[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(at[i] + offset)), order);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        w[i] = (sg_words)_mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
+        w[i + 4] = (sg_words)_mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
+    }
+}
+
+#define SG_ROL(x, n) (((x) << (n)) | ((x) >> (32 - (n))))
+#define SG_CH(x, y, z) ((z) ^ ((x) & ((y) ^ (z))))
+#define SG_PARITY(x, y, z) ((x) ^ (y) ^ (z))
+#define SG_MAJ(x, y, z) (((x) & (y)) + ((z) & ((x) ^ (y))))
+#define SG_MIX(i) (x = w[((i) + 13) & 15] ^ w[((i) + 8) & 15] ^ w[((i) + 2) & 15] ^ w[(i) & 15], \
+                   w[(i) & 15] = SG_ROL(x, 1))
+#define SG_ROUND(F, k, word) { \
+        sg_words made = SG_ROL(a, 5) + F(b, c, d) + e + (word) + (sg_words){k, k, k, k, k, k, k, k}; \
+        e = d; d = c; c = SG_ROL(b, 30); b = a; a = made; \
+    }
+
+SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
+    sg_words a, b, c, d, e, w[16], x;
+    const uint8_t *at[8];
+    memcpy(&a, s->state[0], 32);
+    memcpy(&b, s->state[1], 32);
+    memcpy(&c, s->state[2], 32);
+    memcpy(&d, s->state[3], 32);
+    memcpy(&e, s->state[4], 32);
+    for (int j = 0; j < 8; j++) at[j] = s->jobs[j].at;
+    while (blocks--) {
+        const sg_words a0 = a, b0 = b, c0 = c, d0 = d, e0 = e;
+        sg_sha1_words(at, 0, w);
+        sg_sha1_words(at, 32, w + 8);
+        for (int j = 0; j < 8; j++) at[j] += 64;
+        _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) SG_ROUND(SG_CH, 0x5A827999u, w[i])
+        _Pragma("GCC unroll 4") for (int i = 16; i < 20; i++) SG_ROUND(SG_CH, 0x5A827999u, SG_MIX(i))
+        _Pragma("GCC unroll 20") for (int i = 20; i < 40; i++) SG_ROUND(SG_PARITY, 0x6ED9EBA1u, SG_MIX(i))
+        _Pragma("GCC unroll 20") for (int i = 40; i < 60; i++) SG_ROUND(SG_MAJ, 0x8F1BBCDCu, SG_MIX(i))
+        _Pragma("GCC unroll 20") for (int i = 60; i < 80; i++) SG_ROUND(SG_PARITY, 0xCA62C1D6u, SG_MIX(i))
+        a += a0; b += b0; c += c0; d += d0; e += e0;
+    }
+    memcpy(s->state[0], &a, 32);
+    memcpy(s->state[1], &b, 32);
+    memcpy(s->state[2], &c, 32);
+    memcpy(s->state[3], &d, 32);
+    memcpy(s->state[4], &e, 32);
+    for (int j = 0; j < 8; j++) s->jobs[j].at = at[j];
+}
+
+static inline int sg_sha1_has_ni(void) {
+    unsigned a, b, c, d;
+    /* Leaf 7, EBX bit 29: the SHA extensions; older compilers have no name for them. */
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0), "c"(0));
+    if (a < 7) return 0;
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    return (b >> 29 & 1) && __builtin_cpu_supports("sse4.1");
+}
+static inline int sg_sha1_has_avx2(void) { return __builtin_cpu_supports("avx2"); }
+#else
+static inline int sg_sha1_has_ni(void) { return 0; }
+static inline int sg_sha1_has_avx2(void) { return 0; }
+#endif
+
+/* Return how many lanes this machine has for `wanted` of them (0: the best there is); 0 without: one by one. */
+static inline int sg_sha1_lanes(int wanted) {
+    if ((wanted == 0 || wanted == 3) && sg_sha1_has_ni()) return 3;
+    if ((wanted == 0 || wanted == 8) && sg_sha1_has_avx2()) return 8;
+    return 0;
+}
+
+static inline void sg_sha1_begin(sg_sha1 *s, int lanes) {
+    memset(s, 0, sizeof *s);
+    s->lanes = lanes;
+#if defined(__x86_64__) && defined(__GNUC__)
+    s->compress = lanes == 3 ? sg_sha1_ni : sg_sha1_avx2;
+#endif
+}
+
+/* Set a job to the blocks that come next. Returns 0 when there are none. */
+static inline int sg_sha1_more(sg_sha1_job *job) {
+    size_t left = job->size - job->taken, used;
+    if (job->ended) return 0;
+    if (left >= 64) {
+        job->at = job->data + job->taken;
+        job->blocks = left / 64;
+        job->taken += left & ~(size_t)63;
+        return 1;
+    }
+    used = (size_t)(job->bits / 8 % 64); /* a short message has its header before it */
+    memcpy(job->edge + used - left, job->data + job->taken, left);
+    job->edge[used] = 0x80;
+    job->blocks = used < 56 ? 1 : 2;
+    memset(job->edge + used + 1, 0, job->blocks * 64 - 8 - used - 1);
+    for (int i = 0; i < 8; i++) job->edge[job->blocks * 64 - 1 - (size_t)i] = (uint8_t)(job->bits >> 8 * i);
+    job->at = job->edge;
+    job->taken = job->size;
+    job->ended = 1;
+    return 1;
+}
+
+/* End a job: its id is told, its memory kept for another object or freed. */
+static inline void sg_sha1_end(sg_sha1 *s, int lane) {
+    sg_sha1_job *job = &s->jobs[lane];
+    for (int k = 0; k < 5; k++) {
+        uint32_t word = __builtin_bswap32(s->state[k][lane]);
+        memcpy(job->oid + 4 * k, &word, 4);
+    }
+    job->oid = NULL;
+    s->busy--;
+    if (job->owned == NULL) return;
+    if (s->spares < SG_SPARE) {
+        s->spare[s->spares] = job->owned;
+        s->spare_room[s->spares++] = job->room;
+    } else {
+        free(job->owned);
+    }
+    job->owned = NULL;
+}
+
+/* Take blocks of all lanes until one of them is at the end of its piece. */
+static inline void sg_sha1_step(sg_sha1 *s) {
+    size_t least = SIZE_MAX;
+    const uint8_t *some = NULL;
+    for (int i = 0; i < s->lanes; i++)
+        if (s->jobs[i].oid != NULL && s->jobs[i].blocks < least) {
+            least = s->jobs[i].blocks;
+            some = s->jobs[i].at;
+        }
+    for (int i = 0; i < s->lanes; i++)
+        if (s->jobs[i].oid == NULL) s->jobs[i].at = some; /* an idle lane reads what a busy one does */
+    s->compress(s, least);
+    for (int i = 0; i < s->lanes; i++) {
+        sg_sha1_job *job = &s->jobs[i];
+        if (job->oid == NULL) continue;
+        job->blocks -= least;
+        if (job->blocks == 0 && !sg_sha1_more(job)) sg_sha1_end(s, i);
+    }
+}
+
+/* Have an object hashed, some time before `sg_sha1_flush` is through; its bytes must stay until then, or until
+ * `sg_sha1_leave` says who frees them. With `owned` they are freed when that is done. */
+static inline void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid,
+                               uint8_t *owned, size_t room) {
+    static const uint32_t start[5] = {0x67452301u, 0xEFCDAB89u, 0x98BADCFEu, 0x10325476u, 0xC3D2E1F0u};
+    sg_sha1_job *job;
+    size_t head, first;
+    int lane = 0;
+    while (s->jobs[lane].oid != NULL) lane++;
+    job = &s->jobs[lane];
+    for (int k = 0; k < 5; k++) s->state[k][lane] = start[k];
+    head = sg_object_header(type, size, job->edge);
+    job->data = data;
+    job->size = size;
+    job->oid = oid;
+    job->owned = owned;
+    job->room = room;
+    job->bits = 8 * ((uint64_t)head + size);
+    job->ended = 0;
+    job->taken = 0;
+    if (head + size >= 64) {
+        first = 64 - head;
+        memcpy(job->edge + head, data, first);
+        job->taken = first;
+        job->at = job->edge;
+        job->blocks = 1;
+    } else {
+        (void)sg_sha1_more(job);
+    }
+    s->busy++;
+    while (s->busy == s->lanes) sg_sha1_step(s);
+}
+
+/* Say that whoever holds `data` lets go of it. Returns whether it is to be freed at once. */
+static inline int sg_sha1_leave(sg_sha1 *s, uint8_t *data, size_t room) {
+    for (int i = 0; i < s->lanes; i++)
+        if (s->jobs[i].oid != NULL && s->jobs[i].data == data) {
+            s->jobs[i].owned = data;
+            s->jobs[i].room = room;
+            return 0;
+        }
+    return 1;
+}
+
+/* Return memory that was left here, NULL without. */
+static inline uint8_t *sg_sha1_spare(sg_sha1 *s, size_t *room) {
+    if (s->spares == 0) return NULL;
+    *room = s->spare_room[--s->spares];
+    return s->spare[s->spares];
+}
+
+/* Finish all that is under way, and let go of all memory. */
+static inline void sg_sha1_flush(sg_sha1 *s) {
+    while (s->busy) sg_sha1_step(s);
+    while (s->spares) free(s->spare[--s->spares]);
+}
+
+#endif
