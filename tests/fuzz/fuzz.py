@@ -24,7 +24,7 @@ from blake3 import blake3
 from reference import broken
 from reference.packs import PackMaker, copy, delta, insert, object_id, varint
 
-from shardgit import _delta, _segment, fsck
+from shardgit import _delta, _fastpack, _segment, fsck
 from shardgit._graph import PoolGraph, Walk, pack_stream, unpack_stream
 from shardgit._layout import Ingest
 from shardgit._packstream import PackStream
@@ -260,6 +260,18 @@ def run_delta(data: bytes) -> None:
     _delta.apply(source, rest, 1 << 20)
 
 
+def run_ids(data: bytes) -> None:
+    """Cut the input into objects as its first bytes say, and hash them side by side: as alone."""
+    sizes, rest = data[:32], data[32:]
+    objects, at = [], 0
+    for size in sizes:
+        objects.append(rest[at : at + size * 3])
+        at += size * 3
+    wanted = [hashlib.sha1(b"blob %d\0" % len(one) + one).digest() for one in objects]
+    for lanes in (1, 3, 8):
+        assert _fastpack.object_ids(1, [3] * len(objects), objects, lanes) == wanted
+
+
 def run_ring(data: bytes) -> None:
     """Decode a ring and encode it again."""
     ring = Ring.decode(data)
@@ -368,6 +380,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "index": lambda: (indexes(), run_index, same),
     "graph": lambda: (graphs(), run_graph, same),
     "delta": lambda: (deltas(), run_delta, same),
+    "ids": lambda: ([bytes(range(32)) + bytes(2_000), bytes(600)], run_ids, same),
     "ring": lambda: (
         [
             build([RingShard(n, zone=n) for n in range(count)], replicas=min(3, count)).encode()

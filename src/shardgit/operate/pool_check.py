@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
+from shardgit._fastpack import object_ids
 from shardgit.blocks.block import BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, ShardgitError
 from shardgit.journal.records import PoolRecord, pool_key, recents_range, serial_of
@@ -164,19 +165,14 @@ def bad_objects(view: PoolView, segment: PlacedSegment) -> Iterator[tuple[str, s
         some = range(at, at + len(batch))
         at = some.stop
         try:
-            made = (
-                [
-                    (info, view.read_stream(position))
-                    for info, position in zip(batch, some, strict=True)
-                ]
-                if len(batch) == 1
-                else [
-                    (info, iter([one.data]))
-                    for info, one in zip(batch, view.read_positions(some), strict=True)
-                ]
-            )
-            for info, pieces in made:
-                if object_id(info.type, pieces, info.size, view.hash_kind) != info.id:
+            if len(batch) == 1:
+                pieces = view.read_stream(some.start)
+                made = [bytes(object_id(batch[0].type, pieces, batch[0].size, view.hash_kind))]
+            else:
+                objects = [one.data for one in view.read_positions(some)]
+                made = object_ids(view.hash_kind, [info.type for info in batch], objects)
+            for info, oid in zip(batch, made, strict=True):
+                if oid != info.id:
                     yield info.id.hex(), "its bytes give another id"
         except ShardgitError as error:
             if len(batch) == 1:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit._fastpack import tree_children
+from shardgit._fastpack import object_ids, tree_children
 from shardgit.errors import DataLoss, ShardgitError
 from shardgit.fsck import FsckConfig, Special, check_object, check_special, git_line
 from shardgit.graph.closure import bit, closure, union
@@ -188,8 +188,11 @@ class _Verify:
             return
         self._index(view, positions, infos)
         for some in _batches(positions, infos):
-            for position, one in self._read(view, some, infos, segment.base):
-                if object_id(one.type, [one.data], len(one.data), view.hash_kind) != one.id:
+            found = list(self._read(view, some, infos, segment.base))
+            types, objects = [one.type for _, one in found], [one.data for _, one in found]
+            made = object_ids(view.hash_kind, types, objects)
+            for (position, one), oid in zip(found, made, strict=True):
+                if oid != one.id:
                     line = f"error: {hex_of(one.id)}: hash mismatch"
                     self.told("error", "damaged", line, one.id)
                     continue
