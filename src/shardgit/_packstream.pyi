@@ -7,6 +7,8 @@ from typing_extensions import Buffer, disjoint_base
 
 MESSAGES: dict[int, str]
 
+def index_offsets(index: Buffer, hash_kind: int) -> array[int] | None: ...
+
 @disjoint_base
 class PackStream:
     hash_kind: int

@@ -11,7 +11,7 @@ three times as fast; those cut between pieces, or larger than the window, throug
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from array import array
@@ -47,6 +47,59 @@ cdef enum:
     IN_BODY = 2
     IN_TRAILER = 3
     AT_END = 4
+
+
+cdef enum:
+    INDEX_FAN = 1032  # bytes of an .idx before its ids: magic, version, 256 counts
+    INDEX_MAGIC = 0xFF744F63
+
+
+cdef int compare_offsets(const void *one, const void *other) noexcept nogil:
+    cdef uint64_t a = (<const uint64_t *>one)[0], b = (<const uint64_t *>other)[0]
+    return (a > b) - (a < b)
+
+
+def index_offsets(index, int hash_kind):
+    """Return the entry starts that an .idx of version 2 claims, ascending, as array('Q'); None for other bytes.
+
+    The claim is a hint: whoever uses it checks every entry against it. Layout: gitformat-pack(5).
+    """
+    cdef Py_buffer view
+    cdef const uint8_t *data
+    cdef const uint8_t *small
+    cdef const uint8_t *large
+    cdef uint64_t size, count, i, word, most
+    cdef uint64_t *out
+    cdef size_t hash_size = sg_hash_size(hash_kind)
+    cdef bint fits = True
+    PyObject_GetBuffer(index, &view, PyBUF_SIMPLE)
+    try:
+        data, size = <const uint8_t *>view.buf, <uint64_t>view.len
+        if size < INDEX_FAN + 2 * hash_size or sg_u32be(data) != INDEX_MAGIC or sg_u32be(data + 4) != 2:
+            return None
+        count = sg_u32be(data + INDEX_FAN - 4)
+        if size - INDEX_FAN - 2 * hash_size < count * (hash_size + 8):
+            return None
+        made = array("Q", bytes(8 * count))
+        small = data + INDEX_FAN + count * (hash_size + 4)
+        large = small + 4 * count
+        most = (size - INDEX_FAN - 2 * hash_size - count * (hash_size + 8)) // 8
+        out = <uint64_t *><size_t>made.buffer_info()[0]
+        with nogil:
+            for i in range(count):
+                word = sg_u32be(small + 4 * i)
+                if word >> 31:
+                    word &= 0x7FFFFFFF
+                    if word >= most:
+                        fits = False
+                        break
+                    word = sg_u64be(large + 8 * word)
+                out[i] = word
+            if fits:
+                qsort(out, <size_t>count, 8, compare_offsets)
+        return made if fits else None
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef class PackStream:

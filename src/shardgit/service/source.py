@@ -6,7 +6,6 @@ a reftable.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hashlib
 import mmap
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from shardgit._packstream import index_offsets
 from shardgit.errors import (
     InvalidArgument,
     LimitExceeded,
@@ -33,6 +33,7 @@ from shardgit.oid import HashKind, ObjectId, oid_of
 from shardgit.processes import drop_left, own_prefix
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator
 
 TYPES = {b"commit": 1, b"tree": 2, b"blob": 3, b"tag": 4}
@@ -56,7 +57,7 @@ class SourcePack:
 
     path: Path
     data: mmap.mmap
-    offsets: array.array[int] | None
+    offsets: array[int] | None
 
 
 def is_url(source: str) -> bool:
@@ -172,7 +173,9 @@ class GitSource:
         for path in sorted(paths, key=lambda p: (-p.stat().st_size, p.name)):
             data = self._map(path)
             index = path.with_suffix(".idx")
-            offsets = read_offsets(index, self.hash_kind) if use_index and index.is_file() else None
+            offsets = None
+            if use_index and index.is_file():
+                offsets = index_offsets(index.read_bytes(), self.hash_kind)
             yield SourcePack(path, data, offsets)
         loose = self._loose_pack()
         if loose is not None:
@@ -324,36 +327,6 @@ def git_folder(path: Path) -> Path:
         if has_objects and (candidate / "HEAD").exists():
             return candidate.resolve()
     raise NotFound("no Git repository there", source=str(path))
-
-
-def read_offsets(index: Path, kind: HashKind) -> array.array[int] | None:
-    """Return the entry starts that an .idx of version 2 claims, ascending; None when it cannot be used.
-
-    The claim is a hint: whoever uses it checks every entry against it.
-    """
-    data = index.read_bytes()
-    if len(data) < 1032 or data[:8] != b"\xfftOc\x00\x00\x00\x02":
-        return None
-    (count,) = struct.unpack_from(">I", data, 1028)
-    at = 1032 + count * (kind.size + 4)
-    if len(data) < at + 4 * count:
-        return None
-    small = array.array("I", data[at : at + 4 * count])
-    small.byteswap()
-    large = array.array(
-        "Q",
-        data[
-            at + 4 * count : at + 4 * count + (len(data) - at - 4 * count - 2 * kind.size) // 8 * 8
-        ],
-    )
-    large.byteswap()
-    try:
-        offsets = array.array(
-            "Q", sorted(v if v < 1 << 31 else large[v - (1 << 31)] for v in small)
-        )
-    except IndexError:
-        return None
-    return offsets
 
 
 def loose_entry(path: Path, limits: Limits) -> Iterator[bytes]:
