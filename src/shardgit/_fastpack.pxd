@@ -12,7 +12,7 @@ cdef enum:
     BATCH = 32  # roots that a thread takes at once
     FINDINGS_MAX = 1000  # of fsck that a thread keeps: errors
     WARNINGS_MAX = 100  # the same, of those that do not refuse anything
-    SIDE_MAX = 4 << 20  # bytes of an object that is hashed beside others; it is held until that is done
+    SIDE_MAX = 1 << 20  # bytes of an object that is hashed beside others; it is held until that is done
     SORT_SMALL = 256  # objects that are sorted by insertion
     COMMIT = 1
     TREE = 2

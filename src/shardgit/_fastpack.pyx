@@ -50,12 +50,14 @@ def object_ids(int hash_kind, list types not None, list objects not None, int la
     cdef sg_sha1 *side = NULL
     cdef int kind
     cdef bytes one
+    if len(types) != count:
+        raise Internal("objects and types do not match", objects=int(count))
     try:
         if out == NULL or data == NULL or sizes == NULL or kinds == NULL:
             raise MemoryError
         for i in range(count):
             one, kind = objects[i], types[i]
-            if not 1 <= kind <= 4:
+            if one is None or not 1 <= kind <= 4:
                 raise Internal("an object has an impossible type", type=kind)
             data[i] = <const uint8_t *>PyBytes_AS_STRING(one)
             sizes[i] = <size_t>len(one)
@@ -549,7 +551,7 @@ cdef class Resolver:
 
     @property
     def objects_resolved(self):
-        """Objects whose id is known; safe to read while other threads resolve."""
+        """Objects that were made, their ids all but a few; safe to read while other threads resolve."""
         return sg_load(&self.resolved)
 
     @property

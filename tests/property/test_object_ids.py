@@ -60,3 +60,5 @@ def test_a_type_that_is_none_is_refused() -> None:
     for type_ in (0, 5, -1):
         with pytest.raises(Internal):
             object_ids(HashKind.SHA1, [1, type_], [b"", b""])
+    with pytest.raises(Internal):
+        object_ids(HashKind.SHA1, [1], [b"", b""])
