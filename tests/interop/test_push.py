@@ -99,7 +99,7 @@ def test_a_hundred_pushes_are_settled_and_stay_whole(
     url, kind = remote
     origin = work(tmp_path, kind)
     git(origin, "push", "--quiet", url, "main", "--tags")
-    for number in range(40):
+    for number in range(100):
         (origin / f"file{number % 7}").write_text(f"changed {number}\n" * (number + 1))
         git(origin, "add", "-A")
         git(origin, "commit", "--quiet", "-m", f"change {number}")

@@ -359,10 +359,13 @@ def test_pushes_that_shared_a_commit_hold_no_lease_behind_their_answers(store: S
     assert list(store.leases.all()) == []
 
 
+@pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize(
     "point", ["shard.before_put", "receive.before_commit", "journal.before_commit"]
 )
-def test_a_push_that_fails_holds_no_lease_behind_its_answer(tmp_path: Path, point: str) -> None:
+def test_a_push_that_fails_holds_no_lease_behind_its_answer(
+    tmp_path: Path, point: str, shards: int
+) -> None:
     """Its error led to itself, and kept the push until Python looked for cycles."""
 
     def at(reached: str) -> None:
@@ -381,7 +384,7 @@ def test_a_push_that_fails_holds_no_lease_behind_its_answer(tmp_path: Path, poin
         except OSError:
             return None
 
-    create_store(tmp_path / "data", shards=2)
+    create_store(tmp_path / "data", shards=shards)
     with open_store(tmp_path / "data", limits=Limits(recent_embedded_max_bytes=0)) as store:
         store.create_repository("demo")
         gc.collect()

@@ -356,7 +356,8 @@ class RoutedStore(OnWorkers):
             return None
 
         if len(jobs) == 1 and os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # 0 is this thread
-            return map(attempt, jobs)
+            # Not lazily: whoever went through them would be in the error's frames, and hold it.
+            return [attempt(job) for job in jobs]
         return self._writers.map(attempt, jobs)
 
     def scan_sync(self, low: int = 0, high: int = PARTITIONS) -> Iterator[tuple[BlockId, int]]:
