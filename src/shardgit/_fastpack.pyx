@@ -50,9 +50,9 @@ def object_ids(int hash_kind, list types not None, list objects not None, int la
     cdef sg_sha1 *side = NULL
     cdef int kind
     cdef bytes one
-    if len(types) != count:
-        raise Internal("objects and types do not match", objects=int(count))
     try:
+        if len(types) != count:
+            raise Internal("objects and types do not match", objects=int(count))
         if out == NULL or data == NULL or sizes == NULL or kinds == NULL:
             raise MemoryError
         for i in range(count):

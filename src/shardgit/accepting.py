@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+BACKLOG = 1_024  # connections that wait at a port until a worker takes them
 ABSENT = -1
 SLOT_BYTES = 4
 PAUSE_S = 0.001  # that a worker with more connections leaves to those with less

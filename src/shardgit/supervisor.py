@@ -26,7 +26,7 @@ from prometheus_client import (
 )
 
 from shardgit import telemetry
-from shardgit.accepting import ABSENT, Loads, Place
+from shardgit.accepting import ABSENT, BACKLOG, Loads, Place
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
@@ -50,7 +50,7 @@ BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
 START_MAX_S = 60.0
 KILL_AFTER_S = 10.0  # past the drain
-BACKLOG = 1_024
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class Address:
@@ -68,13 +68,19 @@ class Address:
             raise Refused("host does not resolve", key=key, address=text) from cause
         self.sockets: list[socket.socket] = []
         places = dict.fromkeys((family, where) for family, _, _, _, where in found)
+        lacking: OSError | None = None
         try:
             for family, (address, _, *rest) in places if listens else list(places)[:1]:
                 try:
                     port = self._open(family, (address, port, *rest), listens=listens)
-                except OSError as cause:
-                    if cause.errno != errno.EADDRNOTAVAIL or not self.sockets:
+                except (
+                    OSError
+                ) as cause:  # a name may have an IPv6 address on a machine without IPv6
+                    if cause.errno not in NOT_HERE:
                         raise
+                    lacking = cause
+            if lacking is not None and not self.sockets:
+                raise lacking
         except OSError as cause:
             self.close()
             if cause.errno == errno.EADDRINUSE:
@@ -94,12 +100,16 @@ class Address:
             probe.listen(1)
             where = probe.getsockname()
         held = _socket(family)
+        try:
+            shared = socket.SO_REUSEADDR if listens else socket.SO_REUSEPORT
+            held.setsockopt(socket.SOL_SOCKET, shared, 1)
+            held.bind(where)
+            if listens:
+                held.listen(BACKLOG)
+        except OSError:
+            held.close()
+            raise
         self.sockets.append(held)
-        shared = socket.SO_REUSEADDR if listens else socket.SO_REUSEPORT
-        held.setsockopt(socket.SOL_SOCKET, shared, 1)
-        held.bind(where)
-        if listens:
-            held.listen(BACKLOG)
         return int(held.getsockname()[1])
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 
 from shardgit import telemetry
-from shardgit.accepting import Acceptor, Loads, Place
+from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.config import ServeConfig, split_address
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
     from shardgit.ssh.server import SshEdge
 
-BACKLOG = 1_024
 LOOK_EVERY_S = 1.0
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 REFUSED_EXIT = 3

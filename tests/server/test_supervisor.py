@@ -195,10 +195,11 @@ def test_the_addresses_of_ipv6_leave_those_of_ipv4_alone() -> None:
 def test_a_name_of_several_addresses_is_listened_to_on_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # One that this host does not have, and the same twice, as hosts files have it.
+    hosts = ["192.0.2.1", "127.0.0.1", "127.0.0.2", "127.0.0.1"]
+
     def found(*_: object, **__: object) -> list[tuple[object, ...]]:
         stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
-        # The same twice, as hosts files have it, and one that this host no longer has.
-        hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.1", "192.0.2.1")
         return [(*stream, (host, 0)) for host in hosts]
 
     with monkeypatch.context() as patched:
@@ -209,6 +210,11 @@ def test_a_name_of_several_addresses_is_listened_to_on_each(
         for host in ("127.0.0.1", "127.0.0.2"):
             socket.create_connection((host, port)).close()
         assert len(address.sockets) == 2
+    del hosts[1:]
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", found)
+        with pytest.raises(Refused, match="cannot be bound"):
+            Address("several.example:0", "http", listens=True)
 
 
 def test_programs_that_a_worker_starts_do_not_inherit_the_socket_it_listens_on(data: Path) -> None:
