@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -72,14 +71,14 @@ async def test_who_stops_reading_is_cut(
 async def test_who_is_slow_gets_all(
     store: Store, blobs: list[ObjectId], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "SLOWEST_BYTES_PER_S", 1 << 20)
+    # An answer may take 2.5 s, all of them take 4.8: a busy machine may stand still for a second.
+    monkeypatch.setattr(status, "SLOWEST_BYTES_PER_S", 1 << 19)
     size = 0
     async with serving_rpc(store) as address, grpc.aio.insecure_channel(address) as channel:
         call = object_pb2_grpc.ObjectServiceStub(channel).GetObjects(asked(blobs))  # type: ignore[no-untyped-call]
         while (answer := await call.read()) is not grpc.aio.EOF:
             size += len(answer.data)
-            with suppress(TimeoutError):
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.15)
     assert size == 32 << 20
 
 
