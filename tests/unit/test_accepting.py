@@ -76,23 +76,35 @@ async def until(workers: list[Worker], count: int) -> None:
             await asyncio.sleep(0.002)
 
 
-async def test_the_worker_with_the_fewest_takes_the_next() -> None:
+async def test_the_worker_with_the_fewest_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "PAUSE_S", 60.0)
+    workers, loads, listener = [Worker(), Worker()], Loads.make(2), listening()
+    async with accepted(listener, loads, workers) as (first, second):
+        loads.tell(1, 0)  # it takes nothing yet
+        first.start()
+        clients = await calls(listener, 1)
+        await until(workers, 1)
+        clients += await calls(listener, 1)
+        await asyncio.sleep(0.05)
+        assert [worker.count() for worker in workers] == [1, 0]
+        second.start()
+        await until(workers, 2)
+        assert [worker.count() for worker in workers] == [1, 1]
+    for client in clients:
+        client.close()
+
+
+async def test_workers_share_many() -> None:
     workers, loads, listener = [Worker(), Worker(), Worker()], Loads.make(3), listening()
     async with accepted(listener, loads, workers) as acceptors:
         for each in acceptors:
             each.start()
-        clients = await calls(listener, 30)
-        await until(workers, 30)
+        clients = await calls(listener, 60)
+        await until(workers, 60)
         counts = [worker.count() for worker in workers]
-        assert max(counts) - min(counts) <= 4, counts
-        for transport in workers[0].transports:
-            transport.close()
-        await asyncio.sleep(0.01)
-        clients += await calls(listener, 8)
-        await until(workers, 38 - counts[0])
-        assert workers[0].count() >= 6
     for client in clients:
         client.close()
+    assert min(counts) >= 10, counts  # about 20 each; a busy machine is late with some
 
 
 async def test_one_that_is_stuck_keeps_nobody_waiting() -> None:
