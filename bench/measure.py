@@ -8,23 +8,15 @@ import statistics
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from result import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What something cost. ``memory_bytes`` is the peak of anonymous and shared memory, mapped files left out."""
-
-    wall_s: float
-    cpu_s: float
-    memory_bytes: int = 0
 
 
 def memory_of(pid: int) -> int:
@@ -38,12 +30,18 @@ def memory_of(pid: int) -> int:
 
 
 def cpu_of(pid: int) -> float:
-    """Return CPU seconds of a process and of its children that have ended."""
+    """Return CPU seconds of a process and of its children that have ended.
+
+    Its own from its CPU clock, in nanoseconds; those of its children count in ticks of 10 ms each time they are read.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own = time.clock_gettime(
+            (~pid << 3) | 2
+        )  # CPUCLOCK_SCHED of another process, see clock_getcpuclockid(3)
     except OSError:
         return 0.0
-    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / TICKS
+    return own + sum(int(fields[at]) for at in (13, 14)) / TICKS
 
 
 def children_of(pid: int) -> list[int]:
