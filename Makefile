@@ -31,11 +31,12 @@ format: setup ## Format and sort imports in place.
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: setup ## Compare with git, as ratios; REPO=path, else a generated repository.
-	$(BIN)/python bench/run.py $(if $(REPO),--repo '$(REPO)')
+bench: setup ## Compare with git and others, as ratios: SUITE="imports clones", REPO="path ...", else generated data.
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python bench/run.py $(SUITE) $(foreach repo,$(REPO),--repo '$(repo)') --keep bench/results
 
-bench-smoke: setup ## The same on a small repository: does it run at all?
-	$(BIN)/python bench/run.py --commits 300 --rounds 1 --work build/bench-smoke --out build/bench-smoke.md
+bench-smoke: setup ## The same, small and once: does it run at all?
+	$(BIN)/python bench/run.py $(SUITE) --smoke --work build/bench-smoke
 
 interop: setup ## Every flow with many Git clients, as a matrix; GIT="path ..." adds versions of git.
 	$(BIN)/pytest -q -m interop

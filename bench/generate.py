@@ -1,18 +1,23 @@
-"""Make a repository with realistic deltas: seeded, so that two runs compare the same bytes.
+"""Make repositories to measure on: seeded, so that two runs compare the same bytes.
 
-    python bench/generate.py FOLDER [--commits 20000] [--files 800] [--seed 1]
+    python bench/generate.py deep|wide|blobs|many_refs FOLDER [--commits 20000] [--files 800] [--seed 1] ...
 
-Files of 20 to 400 lines in nested folders; each commit edits, adds or removes a few; every 50th is a merge; tags every
-500. The history is written by `git fast-import` and packed by `git repack`, so the deltas are git's own.
+deep: files of 20 to 400 lines in nested folders; each commit edits, adds or removes a few; every 50th is a merge; tags
+every 500. wide: 500,000 files, and a few hundred commits. blobs: large files, in versions. many_refs: a million refs.
+Histories are written by `git fast-import` and packed by `git repack`, so the deltas are git's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORDS = [
     "alpha",
@@ -127,38 +132,171 @@ class Writer:
                 self.out.write(tag.encode())
 
 
-def generate(folder: Path, *, commits: int = 20_000, files: int = 800, seed: int = 1) -> Path:
-    """Make the repository in ``folder`` unless it is there already; return the folder."""
+def _made(folder: Path, stamp: str, make: Callable[[Path], None]) -> Path:
+    """Make a repository unless it is there already, by this stamp; what was begun and not ended is thrown away."""
     done = folder / "generated"
-    stamp = f"{commits} {files} {seed}\n"
     if done.is_file() and done.read_text() == stamp:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    git = ["git", "--git-dir", str(folder)]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", str(folder)], check=True)
-    with subprocess.Popen(
-        [*git, "fast-import", "--quiet", "--force"], stdin=subprocess.PIPE
-    ) as importer:
-        assert importer.stdin is not None
-        Writer(importer.stdin, files=files, seed=seed).history(commits)
-        importer.stdin.close()
-    if importer.returncode:
-        raise SystemExit("git fast-import failed")
-    # One thread: deltas found by several threads differ from run to run.
-    subprocess.run(
-        [*git, "-c", "pack.threads=1", "repack", "-adfq", "--depth=50", "--window=10"], check=True
-    )
+    make(folder)
     done.write_text(stamp)
     return folder
 
+
+def _import(folder: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Feed one fast-import."""
+    words = ["git", "--git-dir", str(folder), "fast-import", "--quiet", "--force"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as importer:
+        assert importer.stdin is not None
+        write(importer.stdin)
+        importer.stdin.close()
+    if importer.returncode:
+        raise SystemExit("git fast-import failed")
+
+
+def _repack(folder: Path, *words: str) -> None:
+    # One thread: deltas found by several threads differ from run to run.
+    git = ["git", "--git-dir", str(folder), "-c", "pack.threads=1"]
+    subprocess.run([*git, "repack", "-adq", *words], check=True)
+
+
+def deep(folder: Path, *, commits: int = 20_000, files: int = 800, seed: int = 1) -> Path:
+    """Make a deep history, with the deltas that git finds."""
+
+    def make(folder: Path) -> None:
+        _import(folder, lambda out: Writer(out, files=files, seed=seed).history(commits))
+        _repack(folder, "-f", "--depth=50", "--window=10")
+
+    return _made(folder, f"deep {commits} {files} {seed}\n", make)
+
+
+def several(folder: Path, *, histories: int, commits: int, files: int = 200) -> Path:
+    """Make a repository of histories that share nothing, a branch each: ten of them are ten times the data of one.
+
+    Packed with fast-import's own deltas, so that an object is stored alike whatever else is there.
+    """
+
+    def make(folder: Path) -> None:
+        for number in range(histories):
+            part = folder / "part.git"
+            subprocess.run(
+                ["git", "init", "--quiet", "--bare", "-b", "main", str(part)], check=True
+            )
+            _import(
+                part, lambda out, n=number: Writer(out, files=files, seed=n + 1).history(commits)
+            )
+            ref = f"+refs/heads/main:refs/heads/{'main' if number == 0 else f'main{number}'}"
+            fetch = ["fetch", "--quiet", "--no-tags", f"file://{part.resolve()}", ref]
+            subprocess.run(["git", "--git-dir", str(folder), *fetch], check=True)
+            shutil.rmtree(part)
+        _repack(folder)
+
+    return _made(folder, f"several {histories} {commits} {files}\n", make)
+
+
+def wide(
+    folder: Path, *, files: int = 500_000, commits: int = 300, touched: int = 20, seed: int = 1
+) -> Path:
+    """Make a monorepo: very many small files in folders of 100, and commits that touch a few of them."""
+    some = random.Random(seed)
+    paths = [
+        f"{WORDS[n % 20]}{n // 100_000}/{WORDS[n // 20 % 20]}/part{n // 100}/{WORDS[n % 13]}_{n}.txt"
+        for n in range(files)
+    ]
+
+    def text(number: int) -> bytes:
+        lines = (" ".join(some.choices(WORDS, k=6)) for _ in range(some.randint(2, 8)))
+        return f"file {number}\n{chr(10).join(lines)}\n".encode()
+
+    def write(out: IO[bytes]) -> None:
+        clock = 1_600_000_000
+        for number in range(commits + 1):
+            which = range(files) if number == 0 else sorted(some.sample(range(files), touched))
+            out.write(
+                b"commit refs/heads/main\nmark :%d\ncommitter A <a@example.org> %d +0000\ndata 7\nchange\n"
+                % (number + 1, clock + number * 600)
+            )
+            if number:
+                out.write(b"from :%d\n" % number)
+            for at in which:
+                data = text(at)
+                out.write(
+                    b"M 100644 inline %s\ndata %d\n%s\n" % (paths[at].encode(), len(data), data)
+                )
+
+    def make(folder: Path) -> None:
+        _import(folder, write)
+        _repack(folder)
+
+    return _made(folder, f"wide {files} {commits} {touched} {seed}\n", make)
+
+
+def blobs(folder: Path, *, count: int = 12, mib: int = 8, versions: int = 3, seed: int = 1) -> Path:
+    """Make large blobs: half of them of noise, half of text; each in versions that differ in a few places."""
+    some = random.Random(seed)
+
+    def data_of(number: int) -> bytearray:
+        size = mib << 20
+        if number % 2 == 0:
+            return bytearray(some.randbytes(size))
+        line = [(" ".join(some.choices(WORDS, k=9)) + "\n").encode() for _ in range(5_000)]
+        return bytearray(b"".join(some.choices(line, k=size // 60)))
+
+    def write(out: IO[bytes]) -> None:
+        mark = 0
+        for number in range(count):
+            data = data_of(number)
+            for version in range(versions):
+                for _ in range(20 if version else 0):
+                    at = some.randrange(len(data) - 100)
+                    data[at : at + 50] = some.randbytes(60)
+                mark += 1
+                out.write(
+                    b"commit refs/heads/main\nmark :%d\ncommitter A <a@example.org> %d +0000\ndata 5\nblob\n"
+                    % (mark, 1_600_000_000 + mark)
+                )
+                if mark > 1:
+                    out.write(b"from :%d\n" % (mark - 1))
+                out.write(b"M 100644 inline media/big%d.bin\ndata %d\n" % (number, len(data)))
+                out.write(data)
+                out.write(b"\n")
+
+    def make(folder: Path) -> None:
+        _import(folder, write)
+        _repack(folder)
+
+    return _made(folder, f"blobs {count} {mib} {versions} {seed}\n", make)
+
+
+def many_refs(folder: Path, *, refs: int = 1_000_000) -> Path:
+    """Make a repository of one commit that very many refs name, packed as `git pack-refs` writes them."""
+
+    def make(folder: Path) -> None:
+        _import(folder, lambda out: Writer(out, files=20, seed=1).history(1))
+        git = ["git", "--git-dir", str(folder)]
+        done = subprocess.run([*git, "rev-parse", "main"], capture_output=True, check=True)
+        oid = done.stdout.strip()
+        names = sorted(b"refs/pull/%d/head" % number for number in range(refs))
+        head = b"# pack-refs with: peeled fully-peeled sorted \n"
+        rows = b"".join(oid + b" " + name + b"\n" for name in [b"refs/heads/main", *names])
+        (folder / "packed-refs").write_bytes(head + rows)
+        (folder / "refs" / "heads" / "main").unlink(missing_ok=True)
+
+    return _made(folder, f"many refs {refs}\n", make)
+
+
+KINDS = {"deep": deep, "wide": wide, "blobs": blobs, "many_refs": many_refs}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--commits", type=int, default=20_000)
-    parser.add_argument("--files", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=1)
-    words = parser.parse_args()
-    print(generate(words.folder, commits=words.commits, files=words.files, seed=words.seed))
+    for name in ("commits", "files", "seed", "refs", "count", "mib", "versions", "touched"):
+        parser.add_argument(f"--{name}", type=int)
+    words = vars(parser.parse_args())
+    make, folder = KINDS[words.pop("kind")], words.pop("folder")
+    print(make(folder, **{name: value for name, value in words.items() if value is not None}))

@@ -1,20 +1,21 @@
-"""Measuring processes: CPU, wall, peak memory of our own; medians and ratios."""
+"""Measuring processes: CPU, wall, peak memory of our own."""
 
 from __future__ import annotations
 
 import os
 import resource
-import statistics
 import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from result import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -96,11 +97,21 @@ def run(command: list[str], **words: object) -> Cost:
     return Cost(wall, cpu, peak.bytes)
 
 
-def median(costs: Iterable[Cost]) -> Cost:
-    """Return the medians of each column."""
-    rows = list(costs)
-    return Cost(
-        statistics.median(row.wall_s for row in rows),
-        statistics.median(row.cpu_s for row in rows),
-        int(statistics.median(row.memory_bytes for row in rows)),
-    )
+def wait_for_children(pid: int, before: list[int], most_s: float = 1.0) -> None:
+    """Wait until those of a request have ended: a CGI child ends after its answer, and counts when it was reaped."""
+    begun = time.monotonic()
+    while not set(children_of(pid)) <= set(before) and time.monotonic() - begun < most_s:
+        time.sleep(0.005)
+
+
+def watched(pid: int, work: Callable[[], T], *, every_s: float = 0.005) -> tuple[Cost, T]:
+    """Do something that a server works for; return what it cost the server and its children, and what came of it."""
+    pids = children_of(pid)
+    base, cpu = sum(map(memory_of, pids)), sum(map(cpu_of, pids))
+    with Peak(pid, every_s=every_s) as peak:
+        begun = time.monotonic()
+        made = work()
+        wall = time.monotonic() - begun
+    wait_for_children(pid, pids)
+    spent = sum(map(cpu_of, children_of(pid))) - cpu
+    return Cost(wall, max(0.0, spent), max(0, peak.bytes - base)), made

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+# Of suites, in a run and in RESULTS.md; one that is not named here comes last.
+ORDER = (
+    *("limits", "imports", "receive", "storage", "clones", "storms", "fetches", "pushes"),
+    *("refs", "many_refs", "objects", "forks", "settled", "growth", "scaling", "kernels"),
+)
 SHARES = (0.5, 0.95, 0.99)
 LEAST_IS_BEST = ("cpu", "wall", "p50", "p95", "p99", "memory", "size")
 MOST_IS_BEST = ("rate", "throughput")
@@ -172,13 +177,13 @@ class Result:
     """The rows of one suite on one data set, with what has to be known of the run."""
 
     dataset: str
-    about: str  # the data set in a line: objects, bytes
     suite: str
     revision: str
     date: str
     machine: str
     rounds: int
     rows: tuple[Row, ...]
+    about: str = ""  # the data set in a line: objects, bytes
     limits: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
@@ -206,6 +211,11 @@ def read(path: Path) -> Result:
 def read_all(folder: Path) -> list[Result]:
     """Read all results of a folder, in the order of their names."""
     return [read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def place_of(suite: str) -> tuple[int, str]:
+    """Return what suites are sorted by."""
+    return (ORDER.index(suite) if suite in ORDER else len(ORDER), suite)
 
 
 def _kept(row: Row) -> Row:
