@@ -14,6 +14,7 @@ cdef enum:
     WARNINGS_MAX = 100  # the same, of those that do not refuse anything
     SIDE_MAX = 1 << 20  # bytes of an object that is hashed beside others; it is held until that is done
     SORT_SMALL = 256  # objects that are sorted by insertion
+    SCAN_KEYS = 8  # so few keys, one line of the cache, are looked at one by one
     COMMIT = 1
     TREE = 2
     BLOB = 3
@@ -141,6 +142,7 @@ cdef class Resolver:
     cdef uint64_t failure  # status + (object index << 8), 0 while all is well
     cdef uint32_t *sorted  # object indices by id
     cdef uint32_t *buckets  # first of `sorted` by the top 16 bits
+    cdef uint64_t *keys  # the first 8 bytes of each id, as `sorted`; NULL for a few objects
     cdef bint linked
     cdef bint noting  # names of tree entries, beside the edges
     cdef uint32_t *walk  # object indices in the order in which they shall be laid out; NULL: as they came

@@ -191,6 +191,7 @@ cdef class Resolver:
         free(self.refs)
         free(self.sorted)
         free(self.buckets)
+        free(self.keys)
         free(self.walk)
         free(self.sight)
 
@@ -1177,7 +1178,10 @@ cdef class Resolver:
                     source[j] = source[j - 1]
                     j -= 1
                 source[j] = v
-        free(keys)
+        if ok:
+            self.keys = keys
+        else:
+            free(keys)
         free(keys2)
         free(other)
         return ok
@@ -1232,16 +1236,29 @@ cdef class Resolver:
 
     cdef uint32_t _rank(self, const uint8_t *oid) noexcept nogil:
         """How many of the sorted ids are below ``oid``."""
-        cdef uint32_t bucket = (<uint32_t>oid[0] << 8) | oid[1]
         cdef uint32_t low = 0, high = self.n, middle
-        cdef int order
-        if self.buckets != NULL:
-            low = self.buckets[bucket]
-            high = self.buckets[bucket + 1]
+        cdef uint64_t key
+        if self.keys != NULL:
+            # The first 8 bytes decide but for equal ids, and lie together; ids are all over the memory.
+            key = sg_u64be(oid)
+            low = self.buckets[key >> 48]
+            high = self.buckets[(key >> 48) + 1]
+            while high - low > SCAN_KEYS:
+                middle = low + ((high - low) >> 1)
+                if self.keys[middle] < key:
+                    low = middle + 1
+                else:
+                    high = middle
+            while low < high and self.keys[low] < key:
+                low += 1
+            high = self.buckets[(key >> 48) + 1]
+            while low < high and self.keys[low] == key and memcmp(
+                    self.ids + <size_t>self.sorted[low] * self.hash_size, oid, self.hash_size) < 0:
+                low += 1
+            return low
         while low < high:
             middle = low + ((high - low) >> 1)
-            order = memcmp(self.ids + <size_t>self.sorted[middle] * self.hash_size, oid, self.hash_size)
-            if order < 0:
+            if memcmp(self.ids + <size_t>self.sorted[middle] * self.hash_size, oid, self.hash_size) < 0:
                 low = middle + 1
             else:
                 high = middle

@@ -51,11 +51,12 @@ cdef class Ingest(Resolver):
     cdef uint32_t segments_room
     cdef uint32_t counts[5]
     cdef object _externals
-    cdef uint64_t n_links
+    cdef uint32_t *links  # by edge, as the graph has them: position, or EXTERNAL; made by `externals`
 
     def __dealloc__(self):
         free(self.order)
         free(self.segments)
+        free(self.links)
 
     # ---- positions ----
 
@@ -106,6 +107,8 @@ cdef class Ingest(Resolver):
         if self.sorted == NULL:
             raise Internal("layout before finish")
         free(self.order)
+        free(self.links)
+        self.links = NULL
         self._externals = None
         self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
         if self.order == NULL:
@@ -516,28 +519,64 @@ cdef class Ingest(Resolver):
     def externals(self):
         """Return the ids of objects outside the layout that kept objects link to, ascending, each once."""
         cdef uint32_t p, e
+        cdef uint64_t at = 0, n = 0, outside
         cdef Object *o
         cdef const uint8_t *oid
         cdef size_t h = self.hash_size
         found = set()
-        self.n_links = 0
         for p in range(self.kept):
-            o = &self.objects[self.order[p]]
-            self.n_links += o.edges
-            for e in range(o.edges):
-                oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
-                if self._link(oid) == NONE:
-                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
-            if o.type == TREE and o.similar != NONE:
-                oid = self.ids + <size_t>o.similar * h
-                if self._link(oid) == NONE:
-                    found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
+            n += self.objects[self.order[p]].edges
+        free(self.links)
+        self.links = <uint32_t *>malloc((<size_t>n + 1) * 4)
+        if self.links == NULL:
+            raise MemoryError
+        with nogil:
+            outside = self._find_links()
+        if outside:
+            for p in range(self.kept):
+                o = &self.objects[self.order[p]]
+                for e in range(o.edges):
+                    if self.links[at + e] == EXTERNAL:
+                        oid = self.lanes[o.lane].edges + (o.edge_at + e) * h
+                        found.add(PyBytes_FromStringAndSize(<const char *>oid, <Py_ssize_t>h))
+                at += o.edges
+                if o.type == TREE and o.similar != NONE and self._position(o.similar) == NONE:
+                    found.add(PyBytes_FromStringAndSize(<const char *>self.ids + <size_t>o.similar * h, <Py_ssize_t>h))
         self._externals = sorted(found)
         return self._externals
 
+    cdef uint64_t _find_links(self) noexcept nogil:
+        """Find all edges' positions; returns how many links lead outside."""
+        cdef uint32_t p, e, link
+        cdef uint64_t at = 0, outside = 0
+        cdef const uint8_t *row
+        cdef Object *o
+        for p in range(self.kept):
+            o = &self.objects[self.order[p]]
+            if o.edges:
+                row = self.lanes[o.lane].edges + o.edge_at * self.hash_size
+                for e in range(o.edges):
+                    link = self._link(row + e * self.hash_size)
+                    if link == NONE:
+                        link = EXTERNAL
+                        outside += 1
+                    self.links[at] = link
+                    at += 1
+            if o.type == TREE and o.similar != NONE and self._position(o.similar) == NONE:
+                outside += 1
+        return outside
+
+    cdef inline uint32_t _position(self, uint32_t i) noexcept nogil:
+        """Run-local position of an object, or of the copy of it that is kept; NONE without."""
+        if self.objects[i].keep:
+            return self.objects[i].position
+        return self._link(self.ids + <size_t>i * self.hash_size)
+
     def graph(self, generations=None):
         """Return the run's graph stream. ``generations`` maps external commit ids to their generation."""
-        cdef list externals = self._externals if self._externals is not None else self.externals()
+        if self._externals is None:
+            self.externals()
+        cdef list externals = self._externals
         cdef bytes flat = b"".join(externals)
         cdef const uint8_t *ext = <const uint8_t *>PyBytes_AS_STRING(flat)
         cdef uint32_t x = <uint32_t>len(externals)
@@ -570,11 +609,17 @@ cdef class Ingest(Resolver):
             return out
         finally:
             free(known)
+            free(self.links)
+            self.links = NULL
+            self._externals = None
 
-    cdef uint32_t _link_or_external(self, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:
-        cdef uint32_t found = self._link(oid), low = 0, high = x, middle
-        if found != NONE:
-            return found
+    cdef inline uint32_t _link_of(self, uint64_t at, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:
+        """The link of edge ``at``, whose id is ``oid``."""
+        cdef uint32_t link = self.links[at]
+        return link if link != EXTERNAL else self._external(oid, ext, x)
+
+    cdef uint32_t _external(self, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:
+        cdef uint32_t low = 0, high = x, middle
         while low < high:
             middle = low + ((high - low) >> 1)
             if memcmp(ext + middle * self.hash_size, oid, self.hash_size) < 0:
@@ -597,6 +642,7 @@ cdef class Ingest(Resolver):
         cdef uint8_t *edge_start = similar + <size_t>t * 4
         cdef uint8_t *edges = edge_start + (<size_t>t + 1) * 4
         cdef uint32_t p, e, at = 0, link
+        cdef uint64_t edge = 0
         cdef const uint8_t *row
         cdef Object *o
         memset(out, 0, 64)
@@ -614,28 +660,33 @@ cdef class Ingest(Resolver):
             o = &self.objects[self.order[p]]
             row = self.lanes[o.lane].edges + o.edge_at * h
             sg_put_u64(date + <size_t>p * 8, <uint64_t>o.date)
-            sg_put_u32(tree + <size_t>p * 4, self._link_or_external(row, ext, x))
+            sg_put_u32(tree + <size_t>p * 4, self._link_of(edge, row, ext, x))
             sg_put_u32(parent_start + <size_t>p * 4, at)
             for e in range(1, o.edges):
-                sg_put_u32(parents + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
+                sg_put_u32(parents + <size_t>at * 4, self._link_of(edge + e, row + e * h, ext, x))
                 at += 1
+            edge += o.edges
         sg_put_u32(parent_start + <size_t>c * 4, at)
         for p in range(g):
             o = &self.objects[self.order[c + p]]
             sg_put_u32(target + <size_t>p * 4,
-                       self._link_or_external(self.lanes[o.lane].edges + o.edge_at * h, ext, x))
+                       self._link_of(edge, self.lanes[o.lane].edges + o.edge_at * h, ext, x))
+            edge += o.edges
         at = 0
         for p in range(t):
             o = &self.objects[self.order[c + g + p]]
             link = NONE
             if o.similar != NONE:
-                link = self._link_or_external(self.ids + <size_t>o.similar * h, ext, x)
+                link = self._position(o.similar)
+                if link == NONE:
+                    link = self._external(self.ids + <size_t>o.similar * h, ext, x)
             sg_put_u32(similar + <size_t>p * 4, link)
             sg_put_u32(edge_start + <size_t>p * 4, at)
             row = self.lanes[o.lane].edges + o.edge_at * h
             for e in range(o.edges):
-                sg_put_u32(edges + <size_t>at * 4, self._link_or_external(row + e * h, ext, x))
+                sg_put_u32(edges + <size_t>at * 4, self._link_of(edge, row + e * h, ext, x))
                 at += 1
+                edge += 1
         sg_put_u32(edge_start + <size_t>t * 4, at)
         memcpy(edges + <size_t>n_edges * 4, ext, x * h)
         return number_generations(c, parent_start, parents, generation, known)

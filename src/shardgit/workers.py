@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from threading import Lock, Semaphore, Thread
+from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from shardgit import telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -220,6 +220,45 @@ class Workers:
                 self._jobs.put(None)
         for thread in self._running:
             thread.join()
+
+
+@contextmanager
+def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
+    """Give ``items``, made in a thread of their own that is up to ``count`` of them ahead.
+
+    What that thread raises is raised here behind the items before it. It ends with the block, wherever it stands.
+    """
+    ready: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
+    room = Semaphore(count)
+    leaving = Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                room.acquire()
+                if leaving.is_set():
+                    return
+                ready.put((item,))
+        except BaseException as error:
+            ready.put(error)
+        else:
+            ready.put(None)
+
+    def taken() -> Iterator[T]:
+        while (got := ready.get()) is not None:
+            if isinstance(got, BaseException):
+                raise got
+            room.release()
+            yield got[0]
+
+    thread = Thread(target=make, name="shardgit-ahead", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        leaving.set()
+        room.release()
+        thread.join()
 
 
 def _nothing() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.pool.manifest import Manifest, encode_placed
 from shardgit.pool.writer import RunWriter
+from shardgit.workers import ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from shardgit._layout import Ingest
     from shardgit.blocks.interface import BlockStore
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from shardgit.oid import BlockId, HashKind, PoolId
     from shardgit.pool.writer import NewBlock
 
-BATCH_BYTES = 64 << 20  # blocks put with one fsync a shard
+BATCH_BYTES = 32 << 20  # blocks put with one fsync a shard
+BLOCKS_AHEAD = 32  # that are made while a batch is put, where there are several batches
 
 
 class BlockBatch:
@@ -75,15 +78,19 @@ def write_run(
     wrote: Callable[[int], None] | None = None,
 ) -> None:
     """Make all blocks of a run and hand them to the batch. ``wrote`` hears the count of segments."""
-    for block in writer.segments(segments):
-        batch.add(block)
-        if wrote is not None:
-            wrote(len(writer.entries))
-    if indexed:
-        for block in writer.index():
+
+    def made() -> Iterator[NewBlock]:
+        yield from writer.segments(segments)
+        if indexed:
+            yield from writer.index()
+        yield from writer.graph(stream)
+
+    large = run_bytes(writer.ingest, segments, stream) > BATCH_BYTES
+    with ahead(made(), BLOCKS_AHEAD) if large else nullcontext(made()) as blocks:
+        for block in blocks:
             batch.add(block)
-    for block in writer.graph(stream):
-        batch.add(block)
+            if wrote is not None:
+                wrote(len(writer.entries))
 
 
 @dataclass(frozen=True, slots=True)
