@@ -9,120 +9,17 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from shardgit._foot cimport BIG, HEADER, NONE, TRAILER, Foot, end_at, foot_of, narrow, offset_at, ordinal_at, size_at
 from shardgit._kernel cimport *
 
 from shardgit.errors import BlockCorrupt, Internal, LimitExceeded
 
 cdef enum:
-    NONE = 0xFFFFFFFF
-    BIG = 0x80000000
-    HEADER = 64
-    TRAILER = 48
     PAYLOAD = 65515  # of a side-band-64k packet
     CACHE_BYTES = 33554432  # of objects made on the way, in one call
     MARK_BITS = 12  # of a key in an index row: one miss in 250 looks at a footer in a run of 400,000 objects
     INDEX_TRAILER = 32
     ROW_SPARE = 8  # bytes behind the rows, so that each can be read as a u64
-
-
-ctypedef struct Foot:
-    const uint8_t *data
-    const uint8_t *ids
-    const uint8_t *offsets
-    const uint8_t *sizes
-    const uint8_t *order
-    const uint8_t *big
-    const uint8_t *ext_at
-    const uint8_t *ext_id
-    const uint8_t *parts
-    size_t length
-    size_t h
-    uint32_t end
-    uint32_t n
-    uint32_t n_big
-    uint32_t n_ext
-    uint32_t n_parts
-    uint32_t offset_width  # bytes
-    uint32_t size_width
-    int type
-    int flags
-
-
-cdef bint foot_of(const uint8_t *data, size_t length, size_t h, Foot *f) noexcept nogil:
-    """Place the footer's arrays; False when the lengths do not add up."""
-    cdef const uint8_t *t
-    cdef uint64_t need
-    cdef size_t order = 2
-    if length < HEADER + TRAILER or length > 0x7FFFFFFF:
-        return False
-    t = data + length - TRAILER
-    if memcmp(t + 44, b"SGSF", 4) != 0:
-        return False
-    f.data = data
-    f.length = length
-    f.h = h
-    f.end = sg_u32(t)
-    f.n = sg_u32(t + 4)
-    f.n_big = sg_u32(t + 8)
-    f.n_ext = sg_u32(t + 12)
-    f.n_parts = sg_u32(t + 16)
-    f.type = t[20]
-    f.flags = t[21]
-    # Byte 23 was 0 when offsets and sizes took 4 bytes each, and the ordinals sorted by id stood behind them.
-    f.offset_width = 4
-    f.size_width = 4
-    if t[23]:
-        f.offset_width = t[23] & <uint32_t>7
-        f.size_width = <uint32_t>t[23] >> 3
-        order = 0
-    if not (1 <= f.offset_width <= 4 and 1 <= f.size_width <= 4) or (f.size_width < 4 and f.n_big):
-        return False
-    if f.end < HEADER or f.end > length - TRAILER or f.n == 0 or f.n > 65535:
-        return False
-    need = (<uint64_t>f.n * (h + f.offset_width + f.size_width + order) + <uint64_t>f.n_big * 8 + <uint64_t>f.n_ext * (h + 2) + <uint64_t>f.n_parts * 32)
-    if need != length - TRAILER - f.end:
-        return False
-    f.ids = data + f.end
-    f.offsets = f.ids + f.n * h
-    f.sizes = f.offsets + <size_t>f.n * f.offset_width
-    f.order = NULL
-    if order:
-        f.order = f.sizes + <size_t>f.n * f.size_width
-    f.big = f.sizes + <size_t>f.n * f.size_width + <size_t>f.n * order
-    f.ext_at = f.big + <size_t>f.n_big * 8
-    f.ext_id = f.ext_at + <size_t>f.n_ext * 2
-    f.parts = f.ext_id + f.n_ext * h
-    return True
-
-
-cdef inline uint32_t narrow(const uint8_t *p, uint32_t width) noexcept nogil:
-    """A number of 1 to 4 bytes; 4 are read, and behind a footer's arrays stands its trailer."""
-    return sg_u32(p) & (<uint32_t>0xFFFFFFFF >> (32 - 8 * width))
-
-
-cdef inline uint32_t offset_at(const Foot *f, uint32_t k) noexcept nogil:
-    return narrow(f.offsets + <size_t>k * f.offset_width, f.offset_width)
-
-
-cdef inline uint32_t end_at(const Foot *f, uint32_t k) noexcept nogil:
-    return offset_at(f, k + 1) if k + 1 < f.n else f.end
-
-
-cdef inline uint64_t size_at(const Foot *f, uint32_t k) noexcept nogil:
-    cdef uint32_t v = narrow(f.sizes + <size_t>k * f.size_width, f.size_width)
-    return sg_u64(f.big + <size_t>(v & ~<uint32_t>BIG) * 8) if v & BIG else v
-
-
-cdef uint32_t ordinal_at(const Foot *f, uint32_t offset) noexcept nogil:
-    """The entry that starts at an offset, NONE without."""
-    cdef uint32_t low = 0, high = f.n, middle
-    while low < high:
-        middle = low + ((high - low) >> 1)
-        if offset_at(f, middle) < offset:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < f.n and offset_at(f, low) == offset else <uint32_t>NONE
 
 
 cdef bint sound(const Foot *f) noexcept nogil:
@@ -521,6 +418,55 @@ def index_find(const uint8_t[::1] piece not None, const uint8_t[::1] ids not Non
                 out[i] = -2 - <int64_t>low
             else:
                 out[i] = row_position(&x, low)
+
+
+def index_find_all(list pieces not None, const uint8_t[::1] firsts not None, const uint8_t[::1] ids not None, int hash_size,
+                   int64_t start, int64_t[::1] out not None):
+    """For each id of the flat ``ids`` whose ``out`` is -1 write the position that a run's index has for it.
+
+    ``firsts`` are the 8 bytes with which the ids of each of ``pieces`` begin, flat; the run begins at ``start``. As with
+    ``index_find`` the caller compares the whole id. Returns the numbers of ids that several rows may have.
+    """
+    cdef Piece *x
+    cdef Py_ssize_t i, n = len(pieces), low, high, middle
+    cdef uint32_t first, end
+    cdef uint64_t key
+    if n == 0 or firsts.shape[0] != 8 * n or ids.shape[0] != out.shape[0] * hash_size:
+        raise Internal("one start for each piece and one result for each id is wanted")
+    x = <Piece *>malloc(<size_t>n * sizeof(Piece))
+    if x == NULL:
+        raise MemoryError
+    unsure = []
+    try:
+        for i in range(n):
+            take_piece(pieces[i], x + i)  # the list holds their bytes
+        for i in range(out.shape[0]):
+            if out[i] != -1:
+                continue
+            key = sg_u64be(&ids[i * hash_size])
+            low = 0
+            high = n
+            while low < high:
+                middle = low + ((high - low) >> 1)
+                if sg_u64be(&firsts[middle * 8]) <= key:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == 0:
+                continue
+            low -= 1
+            if low and sg_u64be(&firsts[low * 8]) == key:
+                unsure.append(int(i))  # equal keys may straddle two pieces
+                continue
+            first = first_row(x + low, key)
+            end = end_row(x + low, key)
+            if first + 1 == end:
+                out[i] = start + row_position(x + low, first)
+            elif first < end:
+                unsure.append(int(i))
+    finally:
+        free(x)
+    return unsure
 
 
 def index_rows(const uint8_t[::1] piece not None, uint64_t low_key, uint64_t high_key, uint32_t limit):

@@ -178,7 +178,30 @@ def run_segment(data: bytes) -> None:
     if not _segment.part_ids(data, 20):
         for ordinal in range(count):
             _segment.entry_at(data, 20, ordinal)
-        _segment.decode_many(data, 20, range(count), dict.fromkeys(outside, b"base"))
+        bases = dict.fromkeys(outside, b"base")
+        objects, _ = _segment.decode_many(data, 20, range(count), bases)
+        assert objects == in_messages(data, count, bases)
+
+
+def in_messages(data: bytes, count: int, bases: dict[bytes, bytes]) -> list[bytes]:
+    """Return the objects of a segment as its messages carry them, each of which has little room."""
+    from array import array
+
+    from shardgit._objects import Messages
+    from shardgit.v1.object_pb2 import GetObjectsResponse
+
+    made = Messages(20, 1024, 2_000)
+    made.begin(data, 0, array("q", range(count)), 0, count, 1 << 40, bases)
+    sizes: list[int] = []
+    held = b""
+    done = False
+    while not done:
+        done = made.fill(data)
+        answer = GetObjectsResponse.FromString(made.take())
+        sizes += answer.sizes
+        held += answer.data
+    ends = [sum(sizes[: number + 1]) for number in range(count)]
+    return [held[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def indexes() -> list[bytes]:

@@ -29,8 +29,10 @@ from shardgit.errors import (
 )
 from shardgit.limits import DEFAULT
 from shardgit.node import create_store, open_store
+from shardgit.oid import ObjectId
 from shardgit.rpc.server import make_server
 from shardgit.service.importing import import_repository
+from shardgit.service.reading import Reading
 from shardgit.service.repositories import Repositories
 from shardgit.v1 import (
     commit_pb2_grpc,
@@ -137,6 +139,38 @@ async def test_streams_that_break_the_rules_are_refused(target: str) -> None:
                 async for _ in stub.GetObjectInfo(asked):
                     pass
             assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_any_order_gives_what_the_order_of_the_request_gives(
+    target: str, store: Store
+) -> None:
+    """Large objects, which are streamed, and absent ids among them; each id as often as it is asked for."""
+    ids = [info.id for infos in Reading(store, "demo").all_infos() for info in infos]
+    random.Random(3).shuffle(ids)
+    ids[7:7] = [ObjectId(bytes(20)), ids[0], ids[0]]
+    request = object_pb2.GetObjectsRequest
+    told = []
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = object_pb2_grpc.ObjectServiceStub(channel)  # type: ignore[no-untyped-call]
+        for order in (request.ORDER_ANY, request.ORDER_REQUEST):
+            header = request(header=request.Header(repository="demo", order=order))
+            some = [request(data=request.Data(ids=one)) for one in (ids[:30], ids[30:])]
+            rows: list[tuple[bytes, int, int]] = []
+            data = b""
+            async for answer in stub.GetObjects(iter([header, *some])):
+                assert answer.ByteSize() <= DEFAULT.message_max_bytes
+                found = [answer.ids[at : at + 20] for at in range(0, len(answer.ids), 20)]
+                rows += zip(found, answer.types, answer.sizes, strict=True)
+                data += answer.data
+            at, out = 0, []
+            for oid, kind, size in rows:
+                out.append((oid, kind, data[at : at + size]))
+                at += size
+            assert at == len(data)
+            told.append(out)
+    assert [oid for oid, _, _ in told[1]] == ids
+    assert sorted(told[0]) == sorted(told[1])
+    assert max(len(data) for _, _, data in told[0]) == BIG
 
 
 async def test_long_words_of_a_client_come_back_cut(target: str) -> None:

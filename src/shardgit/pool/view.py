@@ -23,6 +23,7 @@ from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
 from shardgit.kept import Kept
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId, HashKind, ObjectId
+from shardgit.pool.finding import find_many
 from shardgit.pool.grafts import NO_GRAFTS, Grafts, parents_in
 from shardgit.pool.manifest import (
     ALONE,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 COMMIT = 1
+MANY_IDS = 256  # for each piece of the index: from there on all of it is opened at once
 _NONE: array[int] = array("q")
 BASES_HELD_BYTES = 128 << 10  # of one pool
 EXTERNAL_ROUNDS_MAX = 256  # a chain of bases over that many segments is not written
@@ -350,7 +352,8 @@ class PoolView:
 
     # ---- lookups ----
 
-    def _piece(self, ref: BlockRef, root: bytes) -> bytes:
+    def piece(self, ref: BlockRef, root: bytes) -> bytes:
+        """Return an index piece, which is held."""
         found = self._pieces.get(ref.id)
         if found is None:
             found = self._use(ref, bytes, root)
@@ -375,36 +378,52 @@ class PoolView:
             return [
                 self.positions([one])[0] if len(one) == self.hash_kind.size else -1 for one in ids
             ]
+        if len(waiting) >= MANY_IDS * max(1, sum(len(run.record.index) for run in self._indexed)):
+            places = array("q", out)
+            unsure = find_many(self, self._indexed, flat, places)
+            out = places.tolist()
+            waiting = [number for number in unsure if out[number] < 0]
         for placed in reversed(self._indexed):
             if not waiting:
                 break
-            run, start = placed.record, placed.start
-            firsts = [key for key, _ in run.index]
-            by_piece: dict[int, array[int]] = defaultdict(lambda: array("q"))
-            for number in waiting:
-                piece = bisect_right(firsts, ids[number][:8]) - 1
-                # Equal keys may straddle two pieces: the earlier one is asked too.
-                if piece >= 0:
-                    by_piece[piece].append(number)
-                    if piece and firsts[piece] == ids[number][:8]:
-                        by_piece[piece - 1].append(number)
-            candidates: list[tuple[int, int]] = []
-            for piece, which in by_piece.items():
-                data = self._piece(run.index[piece][1], placed.root)
-                found = array("q", bytes(8 * len(which)))
-                _segment.index_find(data, flat, self.hash_kind.size, which, found)
-                for number, local in zip(which, found, strict=True):
-                    if local >= 0:
-                        candidates.append((start + local, number))
-                    elif local < -1:
-                        key = int.from_bytes(ids[number][:8], "big")
-                        candidates += [
-                            (start + row, number)
-                            for row in _segment.index_rows(data, key, key, 1 << 16)
-                        ]
-            self._confirm(candidates, ids, out)
+            self._find_each(placed, ids, flat, waiting, out)
             waiting = [number for number in waiting if out[number] < 0]
         return out
+
+    def _find_each(
+        self,
+        placed: PlacedRun,
+        ids: Sequence[ObjectId],
+        flat: bytes,
+        waiting: list[int],
+        out: list[int],
+    ) -> None:
+        """Look the ids whose numbers are ``waiting`` up in one run."""
+        run, start = placed.record, placed.start
+        firsts = [key for key, _ in run.index]
+        by_piece: dict[int, array[int]] = defaultdict(lambda: array("q"))
+        for number in waiting:
+            piece = bisect_right(firsts, ids[number][:8]) - 1
+            # Equal keys may straddle two pieces: the earlier one is asked too.
+            if piece >= 0:
+                by_piece[piece].append(number)
+                if piece and firsts[piece] == ids[number][:8]:
+                    by_piece[piece - 1].append(number)
+        candidates: list[tuple[int, int]] = []
+        for piece, which in by_piece.items():
+            data = self.piece(run.index[piece][1], placed.root)
+            found = array("q", bytes(8 * len(which)))
+            _segment.index_find(data, flat, self.hash_kind.size, which, found)
+            for number, local in zip(which, found, strict=True):
+                if local >= 0:
+                    candidates.append((start + local, number))
+                elif local < -1:
+                    key = int.from_bytes(ids[number][:8], "big")
+                    candidates += [
+                        (start + row, number)
+                        for row in _segment.index_rows(data, key, key, 1 << 16)
+                    ]
+        self._confirm(candidates, ids, out)
 
     def _confirm(
         self, candidates: list[tuple[int, int]], ids: Sequence[ObjectId], out: list[int]
@@ -481,7 +500,7 @@ class PoolView:
         for run in self._indexed:
             for key, ref in run.record.index:
                 if int.from_bytes(key, "big") <= high:
-                    rows = _segment.index_rows(self._piece(ref, run.root), low, high, 4096)
+                    rows = _segment.index_rows(self.piece(ref, run.root), low, high, 4096)
                     places = [run.start + row for row in rows if among(run.start + row)]
                     ids = self.ids_at(places)
                     found += [oid for oid in ids if oid.hex().startswith(prefix)]
@@ -526,7 +545,7 @@ class PoolView:
                     raise BlockCorrupt(
                         "chain of external bases is too long", block=segment.entry.ref.id.hex()
                     )
-                bases |= self._bases(missing, rounds)
+                bases |= self.bases(missing, rounds=rounds)
                 ids, objects, missing = self.use_segment(segment, decode)
             for position, oid, data_or_none in zip(some, ids, objects, strict=True):
                 if data_or_none is None:
@@ -534,7 +553,8 @@ class PoolView:
                 out[position] = GitObject(ObjectId(oid), segment.entry.type, data_or_none)
         return [out[position] for position in positions]
 
-    def _bases(self, ids: list[bytes], rounds: int) -> dict[bytes, bytes]:
+    def bases(self, ids: list[bytes], *, rounds: int = EXTERNAL_ROUNDS_MAX) -> dict[bytes, bytes]:
+        """Return the bytes of objects that are bases in other segments. Errors: DataLoss where the pool has not all."""
         held = self._bases_held.get_many(ids)
         waiting = [ObjectId(oid) for oid in ids if oid not in held]
         if not waiting:

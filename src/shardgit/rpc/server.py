@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardgit.rpc.refs import Refs
-from shardgit.rpc.services import Commits, Objects, RepositoriesService
+from shardgit.rpc.services import Commits, Objects, RepositoriesService, add_objects
 from shardgit.rpc.shards import ShardServicer
 from shardgit.rpc.transport import Transport
 from shardgit.rpc.writes import Packs
@@ -18,7 +18,6 @@ from shardgit.v1 import (
     commit_pb2,
     commit_pb2_grpc,
     object_pb2,
-    object_pb2_grpc,
     pack_pb2,
     pack_pb2_grpc,
     ref_pb2,
@@ -61,7 +60,7 @@ async def make_server(
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
     )
-    object_pb2_grpc.add_ObjectServiceServicer_to_server(Objects(store), server)  # type: ignore[no-untyped-call]
+    add_objects(Objects(store), server)
     repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)  # type: ignore[no-untyped-call]
     ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store, stopping), server)  # type: ignore[no-untyped-call]
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
+
 from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import HashKind, ObjectId
 from shardgit.rpc.notes import note_of
@@ -26,16 +28,14 @@ from shardgit.v1 import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-    import grpc
-
     from shardgit.objects import Signature
-    from shardgit.pool.view import ObjectInfo
     from shardgit.service.store import Store
 
 T = TypeVar("T")
 BATCH_IDS = 256  # objects decoded in one job
 BATCH_BYTES = 4 << 20  # of objects that are held for one answer; a larger object is streamed
 INFO_IDS = 4_096
+MESSAGE_SPARE_BYTES = 1_024  # of a message, for what stands about its columns
 
 
 class _Service:
@@ -64,13 +64,32 @@ def _ids(reading: Reading, raw: Sequence[bytes]) -> list[ObjectId]:
     return [ObjectId(oid) for oid in raw]
 
 
+def _written(answer: bytes | object_pb2.GetObjectsResponse) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def add_objects(servicer: Objects, server: grpc.aio.Server) -> None:
+    """Have a server offer ObjectService; GetObjects makes most of its messages itself, as bytes."""
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.GetObjects,
+        request_deserializer=object_pb2.GetObjectsRequest.FromString,
+        response_serializer=_written,
+    )
+    name = object_pb2.DESCRIPTOR.services_by_name["ObjectService"].full_name
+    handlers = {"GetObjects": method}
+    # The first generic handler that knows a method wins, and of registered ones the last.
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    object_pb2_grpc.add_ObjectServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    server.add_registered_method_handlers(name, handlers)
+
+
 class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
     """ObjectService."""
 
     @bounded_stream
     async def GetObjects(
         self, requests: AsyncIterator[object_pb2.GetObjectsRequest], _: grpc.aio.ServicerContext
-    ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
+    ) -> AsyncIterator[bytes | object_pb2.GetObjectsResponse]:
         reading: Reading | None = None
         in_order = False
         asked = 0
@@ -89,23 +108,27 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
                 raise LimitExceeded(
                     "too many ids in one stream", limit=self.store.limits.ids_per_request_max
                 )
-            infos = await self._run(reading.infos, ids)
-            async for answer in self._objects(reading, ids, infos, in_order=in_order):
+            objects = self._in_order(reading, ids) if in_order else self._objects(reading, ids)
+            async for answer in objects:
                 yield answer
 
     async def _objects(
-        self,
-        reading: Reading,
-        ids: Sequence[ObjectId],
-        infos: Sequence[ObjectInfo | None],
-        *,
-        in_order: bool,
+        self, reading: Reading, ids: Sequence[ObjectId]
+    ) -> AsyncIterator[bytes | object_pb2.GetObjectsResponse]:
+        """Answer in the store's order: neighbours share blocks and bases, and are decoded together."""
+        room = self.store.limits.message_max_bytes - MESSAGE_SPARE_BYTES
+        decoding = await self._run(lambda: reading.decoding(ids, room=room, large=BATCH_BYTES))
+        while (message := await self._run(decoding.next)) is not None:
+            yield message
+        for place in decoding.large_places:
+            async for answer in self._large(reading, place):
+                yield answer
+
+    async def _in_order(
+        self, reading: Reading, ids: Sequence[ObjectId]
     ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
-        order = list(range(len(ids)))
-        if not in_order and reading.view is not None:
-            # Neighbours in the store share blocks and bases: they are decoded together.
-            positions = await self._run(reading.positions, ids)
-            order.sort(key=positions.__getitem__)
+        infos = await self._run(reading.infos, ids)
+        order = range(len(ids))
         at = 0
         while at < len(order):
             stop, held = at, 0
@@ -120,7 +143,8 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
             at = stop
             info = infos[some[0]]
             if len(some) == 1 and info is not None and info.size > BATCH_BYTES:
-                async for answer in self._large(reading, info):
+                position = await self._run(reading.position, info.id)
+                async for answer in self._large(reading, position):
                     yield answer
                 continue
             found = await self._run(reading.objects, [ids[number] for number in some])
@@ -137,10 +161,9 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
                 yield object_pb2.GetObjectsResponse(data=data[rest : rest + most])
 
     async def _large(
-        self, reading: Reading, info: ObjectInfo
+        self, reading: Reading, position: int
     ) -> AsyncIterator[object_pb2.GetObjectsResponse]:
-        position = await self._run(reading.position, info.id)
-        _, pieces = await self._run(reading.stream, position)
+        info, pieces = await self._run(reading.stream, position)
         yield object_pb2.GetObjectsResponse(
             ids=info.id, types=bytes([info.type]), sizes=[info.size]
         )

@@ -198,7 +198,8 @@ class _Stall:
 
     def begin(self, answer: Any) -> None:
         """Take note that an answer goes out."""
-        seconds = self._most_s + answer.ByteSize() / SLOWEST_BYTES_PER_S
+        size = len(answer) if isinstance(answer, bytes) else answer.ByteSize()
+        seconds = self._most_s + size / SLOWEST_BYTES_PER_S
         self._timer = self._loop.call_later(seconds, self._cut, "client took nothing for too long")
 
     def end(self) -> None:

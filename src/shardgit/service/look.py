@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
 from shardgit._graph import Walk
+from shardgit._objects import outside
 from shardgit.errors import ObjectMissing
 from shardgit.graph.closure import bit
 from shardgit.oid import ObjectId, hex_of
@@ -72,7 +74,11 @@ class Look:
         """Return positions of what the repository reaches or was given by id of late, -1 for all else."""
         if self.view is None:
             return [-1] * len(ids)
-        return [at if at >= 0 and self.owns(at) else -1 for at in self.view.positions(ids)]
+        places = array("q", self.view.positions(ids))
+        for number in outside(self.reachable, places):
+            if not self.uploaded.has(places[number]):
+                places[number] = -1
+        return places.tolist()
 
     def owns(self, position: int) -> bool:
         """Return whether the repository reaches an object of the pool, or was given it by id of late."""

@@ -11,6 +11,7 @@ from shardgit.errors import InvalidArgument, ObjectMissing, PathMissing, RefMiss
 from shardgit.graph.closure import bit
 from shardgit.objects import Commit, ObjectType, TreeEntry, parse_commit, parse_tree
 from shardgit.oid import ObjectId, hex_of
+from shardgit.pool.decoding import Decoding
 from shardgit.service.look import Look, ShownLook
 
 if TYPE_CHECKING:
@@ -164,6 +165,10 @@ class Reading(Look):
             else iter(())
         )
         return [next(held) if at >= 0 else None for at in positions]
+
+    def decoding(self, ids: Sequence[ObjectId], *, room: int, large: int) -> Decoding:
+        """Return what makes messages of objects in the store's order; what the repository does not reach is absent."""
+        return Decoding(self.view, ids, self.positions(ids), room=room, large=large)
 
     def infos(self, ids: Sequence[ObjectId]) -> list[ObjectInfo | None]:
         """Return id, type and size, None where the repository does not reach one."""
