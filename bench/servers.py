@@ -34,11 +34,12 @@ cgi.assign = ("" => "")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: the root of its processes, and the URL of the repository."""
+    """A running server: the root of its processes, the URL of the repository, and where it speaks gRPC."""
 
     name: str
     pid: int
     url: str
+    grpc: str = ""
 
 
 def free_port() -> int:
@@ -80,7 +81,7 @@ def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[
     try:
         url = f"http://127.0.0.1:{ports[0]}/{name}.git"
         _wait(f"http://127.0.0.1:{ports[2]}/readyz", says=b"%d of" % workers)
-        yield Server("shardgit", process.pid, url)
+        yield Server("shardgit", process.pid, url, f"127.0.0.1:{ports[1]}")
     finally:
         process.terminate()
         process.wait()

@@ -350,6 +350,17 @@ static inline sg_status sg_delta_sizes(const uint8_t *delta, size_t n, uint64_t 
     *at = a + b;
     return st;
 }
+static inline size_t sg_less(size_t a, size_t b) { return a < b ? a : b; }
+/* Copy n bytes that do not overlap; `spare` are those that may be read and written from there on, n at least. Most of a
+ * delta's copies are short: a call of memcpy for each costs more than what it copies. */
+static inline void sg_copy_short(uint8_t *to, const uint8_t *from, size_t n, size_t spare) {
+    if (n <= 32 && spare >= 32) {
+        memcpy(to, from, 16);
+        memcpy(to + 16, from + 16, 16);
+    } else {
+        memcpy(to, from, n);
+    }
+}
 typedef struct { uint32_t to, from, length; } sg_copy; /* one copy instruction: result[to..] = base[from..] */
 
 /* Apply `delta` to `base`. `result` must hold the result size that sg_delta_sizes gave. When `copies` is not NULL, up to
@@ -367,7 +378,10 @@ static inline sg_status sg_delta_apply(const uint8_t *base, size_t base_size, co
         uint8_t c = delta[i++];
         if (c & 0x80) {
             size_t from = 0, size = 0;
-            size_t need = (size_t)__builtin_popcount(c & 0x7fu);
+            size_t need = c & 0x7fu; /* the number of its bits; __builtin_popcount is a call on plain x86-64 */
+            need -= (need >> 1) & 0x55;
+            need = (need & 0x33) + ((need >> 2) & 0x33);
+            need = (need + (need >> 4)) & 0x0f;
             if (n - i < need) return SG_DELTA;
             if (c & 0x01) from = delta[i++];
             if (c & 0x02) from |= (size_t)delta[i++] << 8;
@@ -378,7 +392,7 @@ static inline sg_status sg_delta_apply(const uint8_t *base, size_t base_size, co
             if (c & 0x40) size |= (size_t)delta[i++] << 16;
             if (size == 0) size = 0x10000;
             if (from > base_size || size > base_size - from || size > result_size - to) return SG_RANGE;
-            memcpy(result + to, base + from, size);
+            sg_copy_short(result + to, base + from, size, sg_less(base_size - from, result_size - to));
             if (copies) {
                 if (noted < copies_room) {
                     copies[noted].to = (uint32_t)to;
@@ -390,7 +404,7 @@ static inline sg_status sg_delta_apply(const uint8_t *base, size_t base_size, co
             to += size;
         } else if (c) {
             if (c > n - i || c > result_size - to) return SG_RANGE;
-            memcpy(result + to, delta + i, c);
+            sg_copy_short(result + to, delta + i, c, sg_less(n - i, result_size - to));
             i += c;
             to += c;
         } else {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
@@ -61,6 +62,10 @@ class Decoding:
                 return made.take()
             self._segment = None
         return made.take() or None
+
+    def some(self, most: int) -> list[bytes]:
+        """Return up to so many messages, none behind the last."""
+        return list(itertools.islice(iter(self.next, None), most))
 
     def _view_of(self) -> PoolView:
         assert self._view is not None
