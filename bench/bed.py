@@ -28,6 +28,7 @@ class Bed:
     rounds: int = 5
     smoke: bool = False
     known_limits: dict[str, float] = field(default_factory=dict)
+    data: Path | None = None
 
     def size(self, full: int, smoke: int) -> int:
         """Return how large something is to be: the second where only running at all is looked at."""
@@ -50,7 +51,7 @@ class Bed:
     @property
     def kept(self) -> Path:
         """Return the folder of what may serve a later run: generated repositories, each with a stamp of its own."""
-        folder = self.work / "data"
+        folder = self.data or self.work / "data"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

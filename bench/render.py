@@ -235,8 +235,10 @@ def _lines(results: list[Result]) -> dict[str, dict[str, list[tuple[float, float
         for row in result.rows:
             if row.plot is None:
                 continue
-            for side in (row.ours, *row.peers):
-                words = (row.plot.line, side.name)
+            others = [side for side in row.peers if not side.name.startswith("shardgit")]
+            for side in (row.ours, *others):
+                data = result.dataset if result.dataset != "generated" else ""
+                words = (data, row.plot.line, side.name)
                 name = ", ".join(word for word in words if word)
                 point = (row.plot.x, side.value(row.plot.y), row.plot.x_label, row.plot.y)
                 found[row.plot.name].setdefault(name, []).append(point)
@@ -264,7 +266,7 @@ def draw(results: list[Result], folder: Path) -> list[str]:
         figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
         for label, points in sorted(lines.items()):
             ordered = sorted(points)
-            style = "o-" if "shardgit" in label else "s--"
+            style = "o-" if label.endswith("shardgit") else "s--"
             axes.plot([at[0] for at in ordered], [at[1] for at in ordered], style, label=label)
         _, _, x_label, what = next(iter(lines.values()))[0]
         axes.set_xscale("log", base=2)

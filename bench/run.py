@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 GENERATED = "generated"
-SMOKE_LIMIT = 300  # commits
+COMMITS, SMOKE_COMMITS = 20_000, 300
 
 
 def suites(names: list[str]) -> dict[str, ModuleType]:
@@ -101,14 +101,12 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def datasets(repositories: list[Path], work: Path, *, smoke: bool) -> dict[str, Path]:
+def datasets(repositories: list[Path], kept: Path, commits: int) -> dict[str, Path]:
     """Return the repositories to measure on, by name: those given, or the generated ones."""
     if repositories:
         return {path.resolve().name.removesuffix(".git"): path for path in repositories}
-    kept = work / "data"
-    commits = SMOKE_LIMIT if smoke else 20_000
-    found = {"deep": generate.deep(kept / "deep.git", commits=commits)}
-    if not smoke:
+    found = {"deep": generate.deep(kept / f"deep-{commits}.git", commits=commits)}
+    if commits == COMMITS:  # the whole set
         found["wide"] = generate.wide(kept / "wide.git")
         found["blobs"] = generate.blobs(kept / "blobs.git")
     return found
@@ -139,25 +137,30 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "out")
     parser.add_argument("--keep", type=Path, help="folder that the results are copied to as well")
     parser.add_argument("--smoke", action="store_true", help="small and once: does it run at all?")
+    parser.add_argument("--commits", type=int, help="of the generated history; others are not made")
+    parser.add_argument("--data", type=Path, help="folder of generated data; WORK/data")
+    parser.add_argument("--no-render", action="store_true")
     words = parser.parse_args()
     work = words.work.resolve()
+    kept = (words.data or work / "data").resolve()
     out = work / ("smoke" if words.smoke else "results")
     rounds = words.rounds or (1 if words.smoke else 5)
     wanted = suites(words.suite)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     what = {"revision": revision(), "date": today, "machine": machine()}
-    found = datasets(words.repo, work, smoke=words.smoke)
+    commits = SMOKE_COMMITS if words.smoke else words.commits or COMMITS
+    found = datasets(words.repo, kept, commits)
     limits: dict[str, float] = {}  # of the machine: one measurement for all data sets of a run
     made = []
     for number, (dataset, source) in enumerate(found.items()):
         repository = prepare(source, work / dataset)
-        bed = Bed(work, dataset, repository, rounds, words.smoke, limits)
+        bed = Bed(work, dataset, repository, rounds, words.smoke, limits, kept)
         for name, suite in wanted.items():
             if not getattr(suite, "GENERATED", False):
                 measure(bed, name, suite, out, what)
                 made.append(out / f"{dataset}.{name}.json")
             elif number == 0:  # its data does not depend on the repository
-                own = Bed(work, GENERATED, repository, rounds, words.smoke, limits)
+                own = Bed(work, GENERATED, repository, rounds, words.smoke, limits, kept)
                 measure(own, name, suite, out, what)
                 own.clean()
                 made.append(out / f"{GENERATED}.{name}.json")
@@ -169,7 +172,8 @@ def main() -> None:
         for path in made:
             shutil.copy(path, words.keep)
         out = words.keep
-    print(render.write(out))
+    if not words.no_render:
+        print(render.write(out))
 
 
 if __name__ == "__main__":
