@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test check format bench bench-smoke interop fault fuzz git-suite clean
+.PHONY: help setup run test check format bench bench-smoke compare interop fault fuzz git-suite clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -37,6 +37,10 @@ bench: setup ## Compare with git and others, as ratios: SUITE="imports clones", 
 
 bench-smoke: setup ## The same, small and once: does it run at all?
 	$(BIN)/python bench/run.py $(SUITE) --smoke --work build/bench-smoke
+
+compare: setup ## Two revisions of this project, measured in turn: A=main B=. SUITE="imports clones" ROUNDS=5.
+	$(BIN)/python bench/compare.py '$(or $(A),main)' '$(or $(B),.)' $(SUITE) --rounds $(or $(ROUNDS),5) \
+	  $(foreach repo,$(REPO),--repo '$(repo)')
 
 interop: setup ## Every flow with many Git clients, as a matrix; GIT="path ..." adds versions of git.
 	$(BIN)/pytest -q -m interop
