@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardgit._kernel cimport sg_copy, sg_inflater, sg_status
 from shardgit._sha1 cimport sg_sha1
+from shardgit._spill cimport sg_spill
 
 cdef enum:
     NONE = 0xFFFFFFFF
@@ -107,6 +108,7 @@ ctypedef struct Lane:
     const uint8_t *severity  # of each message, while one object is checked
     uint32_t checked
     size_t hash_size
+    sg_spill *spill
     bint no_memory
 
 
@@ -119,8 +121,10 @@ cdef class Resolver:
     cdef uint64_t objects_max
     cdef uint64_t raw_max
     cdef uint32_t depth_max
+    cdef sg_spill spill
     cdef Object *objects
     cdef uint8_t *ids
+    cdef size_t room  # objects that both have room for
     cdef uint32_t n
     cdef Pack *packs
     cdef uint16_t n_packs

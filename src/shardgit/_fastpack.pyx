@@ -14,10 +14,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
+from posix.unistd cimport close, dup
 
 from shardgit._fsck cimport SG_FSCK_TABLE, sg_fsck_object
 from shardgit._kernel cimport *
 from shardgit._sha1 cimport *
+from shardgit._spill cimport *
 
 from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
 
@@ -165,7 +167,10 @@ cdef class Resolver:
     """Packs whose objects are made and named; see ``_layout.Ingest``, which adds what comes then."""
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
-                  uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40):
+                  uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40,
+                  int spill=-1, size_t spill_bytes=SG_SPILL_BYTES):
+        self.spill.file = dup(spill) if spill >= 0 else -1
+        self.spill.least = spill_bytes if spill_bytes > 4096 else 4096
         self.hash_kind = hash_kind
         self.hash_size = sg_hash_size(hash_kind)
         self.size_max = size_max
@@ -185,8 +190,9 @@ cdef class Resolver:
             free(<void *>self.packs[i].data)
         free(self.buffers)
         free(self.packs)
-        free(self.objects)
-        free(self.ids)
+        if self.objects != NULL:
+            sg_spill_free(&self.spill, self.objects, self.room * sizeof(Object))
+            sg_spill_free(&self.spill, self.ids, self.room * self.hash_size)
         free(self.roots)
         free(self.refs)
         free(self.sorted)
@@ -194,6 +200,8 @@ cdef class Resolver:
         free(self.keys)
         free(self.walk)
         free(self.sight)
+        if self.spill.file >= 0:
+            close(self.spill.file)
 
     cdef uint64_t _lanes_used(self) noexcept nogil:
         cdef uint64_t most = self.n_lanes if self.n_lanes > self.lanes_most else self.lanes_most
@@ -254,15 +262,25 @@ cdef class Resolver:
             raise error_of(st, offset=int(failed_at), pack=int(self.n_packs - 1))
 
     cdef int _grow(self, uint32_t count) except -1:
-        cdef size_t total = <size_t>self.n + count
-        cdef Object *objects = <Object *>realloc(self.objects, (total + 1) * sizeof(Object))
-        if objects == NULL:
+        cdef size_t total = <size_t>self.n + count + 1, h = self.hash_size
+        if total <= self.room:
+            return 0
+        if self.objects != NULL and total < self.room + (self.room >> 3):
+            total = self.room + (self.room >> 3)  # bases come one by one
+        cdef Object *objects = <Object *>sg_spill_new(&self.spill, total * sizeof(Object))
+        cdef uint8_t *ids = <uint8_t *>sg_spill_new(&self.spill, total * h)
+        if objects == NULL or ids == NULL:
+            sg_spill_free(&self.spill, objects, total * sizeof(Object))
+            sg_spill_free(&self.spill, ids, total * h)
             raise MemoryError
+        if self.objects != NULL:
+            memcpy(objects, self.objects, self.n * sizeof(Object))
+            memcpy(ids, self.ids, self.n * h)
+            sg_spill_free(&self.spill, self.objects, self.room * sizeof(Object))
+            sg_spill_free(&self.spill, self.ids, self.room * h)
         self.objects = objects
-        cdef uint8_t *ids = <uint8_t *>realloc(self.ids, (total + 1) * self.hash_size)
-        if ids == NULL:
-            raise MemoryError
         self.ids = ids
+        self.room = total
         return 0
 
     cdef sg_status _scan(self, Pack *p, uint32_t count, const uint64_t *starts, uint64_t *failed_at) noexcept nogil:
@@ -934,19 +952,26 @@ cdef class Resolver:
     # ---- edges ----
 
     cdef sg_status _edge(self, Lane *lane, const uint8_t *oid) noexcept nogil:
-        cdef uint8_t *grown
-        cdef uint32_t *names
+        cdef void *grown
+        cdef uint64_t room
         if lane.n_edges == lane.edges_room:
-            grown = <uint8_t *>realloc(lane.edges, (lane.edges_room * 3 // 2 + 16384) * self.hash_size)
+            room = lane.edges_room * 3 // 2 + 16384
+            grown = sg_spill_grow(&self.spill, lane.edges, <size_t>lane.edges_room * self.hash_size,
+                                  <size_t>lane.n_edges * self.hash_size, <size_t>room * self.hash_size)
             if grown == NULL:
                 return SG_MEMORY
-            lane.edges = grown
-            lane.edges_room = lane.edges_room * 3 // 2 + 16384
+            lane.edges = <uint8_t *>grown
+            lane.spill = &self.spill
+            lane.hash_size = self.hash_size
             if self.noting:
-                names = <uint32_t *>realloc(lane.names, lane.edges_room * 4)
-                if names == NULL:
+                grown = realloc(lane.names, <size_t>room * 4)
+                if grown == NULL:
+                    sg_spill_free(&self.spill, lane.edges, <size_t>room * self.hash_size)
+                    lane.edges = NULL
+                    lane.edges_room = lane.n_edges = 0
                     return SG_MEMORY
-                lane.names = names
+                lane.names = <uint32_t *>grown
+            lane.edges_room = room
         if self.noting:
             lane.names[lane.n_edges] = 0
         memcpy(lane.edges + lane.n_edges * self.hash_size, oid, self.hash_size)
@@ -1491,7 +1516,8 @@ cdef void free_lane(Lane *lane) noexcept nogil:
     lane.findings = NULL
     free(lane.specials)
     lane.specials = NULL
-    free(lane.edges)
+    if lane.edges != NULL:
+        sg_spill_free(lane.spill, lane.edges, <size_t>lane.edges_room * lane.hash_size)
     lane.edges = NULL
     free(lane.names)
     lane.names = NULL

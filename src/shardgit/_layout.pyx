@@ -11,6 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from shardgit._fastpack cimport *
 from shardgit._kernel cimport *
+from shardgit._spill cimport *
 
 from shardgit._fastpack import error_of, tree_children
 from shardgit.errors import Internal, LimitExceeded
@@ -51,12 +52,18 @@ cdef class Ingest(Resolver):
     cdef uint32_t segments_room
     cdef uint32_t counts[5]
     cdef object _externals
+    cdef uint64_t n_links
     cdef uint32_t *links  # by edge, as the graph has them: position, or EXTERNAL; made by `externals`
 
     def __dealloc__(self):
         free(self.order)
         free(self.segments)
-        free(self.links)
+        self._forget_links()
+
+    cdef void _forget_links(self) noexcept nogil:
+        if self.links != NULL:
+            sg_spill_free(&self.spill, self.links, (<size_t>self.n_links + 1) * 4)
+            self.links = NULL
 
     # ---- positions ----
 
@@ -107,8 +114,7 @@ cdef class Ingest(Resolver):
         if self.sorted == NULL:
             raise Internal("layout before finish")
         free(self.order)
-        free(self.links)
-        self.links = NULL
+        self._forget_links()
         self._externals = None
         self.order = <uint32_t *>malloc((<size_t>self.n + 1) * 4)
         if self.order == NULL:
@@ -526,8 +532,9 @@ cdef class Ingest(Resolver):
         found = set()
         for p in range(self.kept):
             n += self.objects[self.order[p]].edges
-        free(self.links)
-        self.links = <uint32_t *>malloc((<size_t>n + 1) * 4)
+        self._forget_links()
+        self.n_links = n
+        self.links = <uint32_t *>sg_spill_new(&self.spill, (<size_t>n + 1) * 4)
         if self.links == NULL:
             raise MemoryError
         with nogil:
@@ -609,8 +616,7 @@ cdef class Ingest(Resolver):
             return out
         finally:
             free(known)
-            free(self.links)
-            self.links = NULL
+            self._forget_links()
             self._externals = None
 
     cdef inline uint32_t _link_of(self, uint64_t at, const uint8_t *oid, const uint8_t *ext, uint32_t x) noexcept nogil:

@@ -129,6 +129,57 @@ def test_a_cache_of_one_byte_gives_the_same_ids(history: tuple[Path, str]) -> No
     assert ids_of(got) == set(all_objects(folder))
 
 
+def laid_out(pack: bytes, kind: int, **spill: int) -> list[bytes]:
+    """Return all that an ingest of a pack on one thread gives: ids, index, graph, segments."""
+    got = Ingest(
+        kind,
+        size_max=1 << 32,
+        memory_max=1 << 24,
+        cache_max=1 << 26,
+        objects_max=1 << 31,
+        depth_max=4095,
+        **spill,
+    )
+    got.scan(pack)
+    got.link()
+    got.resolve()
+    got.finish()
+    segments = got.layout(target=1 << 16, most=1 << 18, count_most=100)
+    assert got.externals() == []
+    graph = got.graph()
+    assert got.graph() == graph
+    return [
+        got.sorted_ids(),
+        *got.index(),
+        graph,
+        *(got.segment(number, bytes(64)) for number in range(segments)),
+    ]
+
+
+def test_large_arrays_in_a_file_change_nothing(history: tuple[Path, str], tmp_path: Path) -> None:
+    folder, algorithm = history
+    (path,) = (folder / ".git/objects/pack").glob("*.pack")
+    pack, kind = path.read_bytes(), 1 if algorithm == "sha1" else 2
+    want = laid_out(pack, kind)
+    with (tmp_path / "spill").open("w+b") as spill:
+        assert laid_out(pack, kind, spill=spill.fileno(), spill_bytes=4096) == want
+        assert os.fstat(spill.fileno()).st_size > 100 * len(want[0]) // 20
+        # Nothing of it is kept on the disk, but for the last page that a file system may round to.
+        assert os.fstat(spill.fileno()).st_blocks <= 16
+    with path.open("rb") as closed:  # no room can be made in a file that is only read
+        assert laid_out(pack, kind, spill=closed.fileno(), spill_bytes=4096) == want
+    assert laid_out(pack, kind, spill_bytes=4096) == want
+
+
+def test_an_ingest_keeps_no_file_open(history: tuple[Path, str], tmp_path: Path) -> None:
+    folder, algorithm = history
+    (path,) = (folder / ".git/objects/pack").glob("*.pack")
+    before = len(os.listdir("/proc/self/fd"))
+    with (tmp_path / "spill").open("w+b") as spill:
+        laid_out(path.read_bytes(), 1 if algorithm == "sha1" else 2, spill=spill.fileno())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_segments_are_packs_that_git_accepts(history: tuple[Path, str], tmp_path: Path) -> None:
     folder, algorithm = history
     size = 20 if algorithm == "sha1" else 32

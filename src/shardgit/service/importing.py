@@ -194,7 +194,10 @@ class _Import:
         head = _ref(incoming, source_head) if source_head else None
         self.objects = ingest.objects_kept
         self.refs = len(refs)
-        steps = self._write(record, pool, ingest, incoming) if self.objects else ([], [])
+        segments, stream = incoming.segments, incoming.stream
+        del incoming  # its graph takes as much memory as the stream, and blocks are made without it
+        steps = self._write(record, pool, ingest, segments, stream) if self.objects else ([], [])
+        del stream
         size = view.objects if view is not None else 0
         relied = self.store.rely(pool, lambda: [marks, bits_of(known, size)])
         with self.store.journal.snapshot() as snapshot:
@@ -284,7 +287,7 @@ class _Import:
             return self._resolved(packs, hinted=False)
 
     def _resolved(self, packs: Sequence[SourcePack], *, hinted: bool) -> Ingest:
-        ingest = new_ingest(self.origin.hash_kind, self.store.limits)
+        ingest = new_ingest(self.origin.hash_kind, self.store.limits, scratch=self.store.scratch)
         total = sum(len(pack.data) for pack in packs)
         done = 0
         for pack in packs:
@@ -301,7 +304,12 @@ class _Import:
         return ingest
 
     def _write(
-        self, record: RepositoryRecord, pool: PoolState, ingest: Ingest, incoming: Incoming
+        self,
+        record: RepositoryRecord,
+        pool: PoolState,
+        ingest: Ingest,
+        segments: int,
+        stream: bytes,
     ) -> tuple[list[Condition], list[Operation]]:
         """Put every block of the new run; returns the steps that make it part of the pool as it was looked at.
 
@@ -311,8 +319,8 @@ class _Import:
             recent = write_recent(
                 self.store.blocks,
                 ingest,
-                segments=incoming.segments,
-                stream=incoming.stream,
+                segments=segments,
+                stream=stream,
                 pool=record.pool,
                 hash_kind=record.hash_kind,
                 limits=self.store.limits,
@@ -320,13 +328,13 @@ class _Import:
             return self.store.next_recent(pool, recent.root)
         limits = self.store.limits
         writer = RunWriter(ingest, record.pool, record.hash_kind, 0, limits=limits)
-        whole = run_bytes(ingest, incoming.segments, incoming.stream)
+        whole = run_bytes(ingest, segments, stream)
         batch = BlockBatch(self.store.blocks, embed=whole < limits.block_target_bytes // 2)
 
         def wrote(count: int) -> None:
-            self.progress(Progress("writing blocks", count, incoming.segments, "blocks"))
+            self.progress(Progress("writing blocks", count, segments, "blocks"))
 
-        write_run(writer, batch, segments=incoming.segments, stream=incoming.stream, wrote=wrote)
+        write_run(writer, batch, segments=segments, stream=stream, wrote=wrote)
         entries = tuple(writer.entries)
         manifest = Manifest(record.hash_kind, 1, len(entries), (writer.record(),), entries, ())
         root_id, blocks = encode_manifest(manifest, pool=record.pool, embedded=batch.embedded)

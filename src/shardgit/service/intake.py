@@ -17,7 +17,7 @@ from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
 from shardgit.service.quarantine import QuarantinedReading
-from shardgit.service.resolving import new_ingest
+from shardgit.service.resolving import SPILL_PACK_BYTES, new_ingest
 from shardgit.service.settings import settings_of
 from shardgit.service.store import Reach
 
@@ -106,7 +106,9 @@ class Intake:
     def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
         """Take several packs as if they were one. Errors as ``take``."""
         limits = self._limits()
-        ingest = new_ingest(self.record.hash_kind, limits)
+        large = sum(memoryview(pack).nbytes for pack, _ in packs) >= SPILL_PACK_BYTES
+        scratch = self.store.scratch if large else None
+        ingest = new_ingest(self.record.hash_kind, limits, scratch=scratch)
         checks = severities(self.settings, self.record.hash_kind)
         if checks is not None:
             ingest.check_objects(checks.table)

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from shardgit._layout import Ingest
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shardgit.limits import Limits
     from shardgit.oid import HashKind
     from shardgit.progress import Report
 
 TICK_S = 0.1
+SPILL_PACK_BYTES = 64 << 20  # of packs whose arrays may be larger than those that stay in memory
 THREADED_OBJECTS = 2_000  # fewer are made faster than threads start
 
 
-def new_ingest(kind: HashKind, limits: Limits) -> Ingest:
-    """Return an ingest bounded by ``limits``."""
-    return Ingest(
-        int(kind),
-        size_max=limits.object_size_max_bytes,
-        memory_max=limits.object_memory_max_bytes,
-        cache_max=limits.resolve_cache_max_bytes,
-        objects_max=limits.pack_objects_max,
-        depth_max=limits.delta_depth_max,
-        raw_max=limits.pack_raw_max_bytes,
-    )
+def new_ingest(kind: HashKind, limits: Limits, *, scratch: Path | None = None) -> Ingest:
+    """Return an ingest bounded by ``limits``.
+
+    Its large arrays lie in a file without a name in ``scratch``, where that is given: some 350 bytes an object, which
+    memory would have no room for with very many.
+    """
+    with nullcontext() if scratch is None else TemporaryFile(dir=scratch) as spill:
+        return Ingest(
+            int(kind),
+            size_max=limits.object_size_max_bytes,
+            memory_max=limits.object_memory_max_bytes,
+            cache_max=limits.resolve_cache_max_bytes,
+            objects_max=limits.pack_objects_max,
+            depth_max=limits.delta_depth_max,
+            raw_max=limits.pack_raw_max_bytes,
+            spill=-1 if spill is None else spill.fileno(),
+        )
 
 
 def run_all(ingest: Ingest, *, threads: int) -> None:
