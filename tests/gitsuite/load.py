@@ -56,7 +56,8 @@ class Everything(_Import):
         self.objects = ingest.objects_kept
         with self.store.journal.snapshot() as snapshot:
             state = self.store.state(snapshot, self.name)
-        steps = self._write(record, state.pool, ingest, incoming) if self.objects else ([], [])
+        laid_out = incoming.segments, incoming.stream
+        steps = self._write(record, state.pool, ingest, *laid_out) if self.objects else ([], [])
         with self.store.journal.snapshot() as snapshot:
             change = self.store.refs.replace_all(snapshot, record, refs, head, None)
         more = self.store.graft_steps(record, NO_GRAFTS, grafts)
