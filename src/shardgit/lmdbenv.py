@@ -219,9 +219,13 @@ class Environment:
     @contextmanager
     def read(self) -> Iterator[lmdb.Transaction]:
         """Open a read transaction whose values are views that die with it."""
-        self._check()
-        with self._environment.begin(buffers=True) as transaction:
+        with self.begin() as transaction:
             yield transaction
+
+    def begin(self) -> lmdb.Transaction:
+        """Return a read transaction as ``read`` opens one, to be entered and left at once."""
+        self._check()
+        return self._environment.begin(buffers=True)
 
     @contextmanager
     def pin(self) -> Iterator[int | None]:

@@ -429,7 +429,8 @@ async def test_a_client_that_leaves_ends_the_work(store: Store, source: Path) ->
 async def test_silence_is_filled_with_keepalives(source: Path, store: Store) -> None:
     """While the only workers are busy, nothing is made."""
     service = FetchService(store, version="1", keepalive_s=0.02)
-    request = Fetch(2, (main_of(source),), done=True, sideband=2)
+    many = tuple(ObjectId(number.to_bytes(20, "big")) for number in range(600))
+    request = Fetch(2, (main_of(source),), many, done=True, sideband=2)  # not held back to be kept
     stream = service.fetch("team/demo", request)
     assert await anext(stream) == b"000dpackfile\n"
     busy = [asyncio.ensure_future(store.workers.run(time.sleep, 0.2)) for _ in range(2)]

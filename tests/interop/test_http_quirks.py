@@ -74,7 +74,10 @@ def test_an_answer_to_http_1_0_is_not_chunked_and_ends_with_its_connection(serve
 
 def test_a_clone_through_an_http_1_0_client_is_a_whole_pack(server: Server, source: Path) -> None:
     tip = git(source, "rev-parse", "main").encode()
-    data = encode([b"command=fetch", Mark.DELIM, b"want " + tip, b"done", Mark.FLUSH])
+    many = [
+        b"have %040x" % number for number in range(600)
+    ]  # such an answer is not kept: no length
+    data = encode([b"command=fetch", Mark.DELIM, b"want " + tip, *many, b"done", Mark.FLUSH])
     head = POST.format("HTTP/1.0") + f"Content-Length: {len(data)}\r\n\r\n"
     head_of, _, body = raw(server, head.encode() + data).partition(b"\r\n\r\n")
     assert b"chunked" not in head_of.lower()

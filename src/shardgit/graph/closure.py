@@ -71,21 +71,6 @@ def bit(bits: bytes, position: int) -> bool:
     return position >> 3 < len(bits) and bool(bits[position >> 3] >> (position & 7) & 1)
 
 
-def union(*sets: bytes) -> bytes:
-    """Return the bitset of what any of the sets holds."""
-    size = max(map(len, sets), default=0)
-    found = 0
-    for bits in sets:
-        found |= int.from_bytes(bits, "little")
-    return found.to_bytes(size, "little")
-
-
-def common(one: bytes, other: bytes) -> bytes:
-    """Return the bitset of what both sets hold."""
-    found = int.from_bytes(one, "little") & int.from_bytes(other, "little")
-    return found.to_bytes(max(len(one), len(other)), "little")
-
-
 def bits_of(positions: Iterable[int], objects: int) -> bytes:
     """Return the bitset of positions in a pool of so many objects."""
     out = bytearray((objects + 7) >> 3)
@@ -174,9 +159,3 @@ COMMIT = 1
 def _reaches(graph: PoolGraph, descendant: int, ancestor: int) -> bool:
     at = graph.peel(descendant) if descendant >= 0 else -1
     return at >= 0 and graph.type_at(at) == COMMIT and graph.is_ancestor(ancestor, at)
-
-
-def without(bits: bytes, taken: bytes) -> bytes:
-    """Return a bitset without what another holds, as long as it was."""
-    left = int.from_bytes(bits, "little") & ~int.from_bytes(taken, "little")
-    return left.to_bytes(len(bits), "little")

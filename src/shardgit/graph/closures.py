@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from shardgit._bits import union
 from shardgit._graph import Walk, split_within
-from shardgit.graph.closure import finish, union
+from shardgit.graph.closure import finish
 from shardgit.objects import ObjectType
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
+from shardgit._bits import common, union
 from shardgit._graph import Walk, only_types, positions_of, split_within, trees_of
-from shardgit.graph.closure import bit, bits_of, closure, common, finish, levels, union
+from shardgit.graph.closure import bit, bits_of, closure, finish, levels
 from shardgit.graph.shallow import Boundary
 from shardgit.graph.sparse import Patterns, sparse_blobs
 from shardgit.objects import ObjectType

@@ -23,6 +23,7 @@ from shardgit.errors import (
 from shardgit.http.request import check_host
 from shardgit.http.stream import PackResponse
 from shardgit.protocol.pktline import one_line
+from shardgit.service.answers import Whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -116,7 +117,10 @@ class Edge:
         an error before raising it.
         """
         async with aclosing(source):
-            first = head + await anext(source, b"")
+            first = await anext(source, b"")
+            if isinstance(first, Whole):
+                return web.Response(body=head + first, headers=headers)
+            first = head + first
             second = await anext(source, None) if whole else b""
             if second is None:
                 return web.Response(body=first, headers=headers)

@@ -12,10 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardgit._bits import union
 from shardgit._fastpack import object_ids, tree_children
 from shardgit.errors import DataLoss, ShardgitError
 from shardgit.fsck import FsckConfig, Special, check_object, check_special, git_line
-from shardgit.graph.closure import bit, closure, union
+from shardgit.graph.closure import bit, closure
 from shardgit.objects import object_id, parse_commit, parse_tag, parse_tree
 from shardgit.oid import ObjectId, hex_of, oid_of
 from shardgit.operate.repository_refs import PoolTips, check_log, check_refs, tips_of_pool

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from shardgit import _segment
+from shardgit._bits import counts
 from shardgit.kept import Kept
 from shardgit.pool.manifest import ALONE
 from shardgit.pool.view import SMALL_BYTES
@@ -90,9 +91,7 @@ class Transfer:
         self.have = have
         self.options = options
         self._plan = [
-            (segment, count)
-            for segment in view.segments
-            if (count := _segment.range_count(wanted, segment.base, segment.entry.objects))
+            (view.segments[number], count) for number, count in counts(wanted, *view.spans())
         ]
         self.objects = sum(count for _, count in self._plan)
         self._trailers = trailers

@@ -162,6 +162,7 @@ class PoolView:
         # what a small push costs.
         self._bases_held = Kept(BASES_HELD_BYTES, largest_bytes=BASES_HELD_BYTES // 4)
         self._small = small_entries() if small is None else small
+        self._spans: tuple[array[int], array[int]] | None = None
         self._recent_runs: tuple[PlacedRun, ...] = ()
         self._recent_segments: list[PlacedSegment] = []  # by position
         self._recent_starts: list[int] = []
@@ -250,6 +251,7 @@ class PoolView:
         self.objects = before + run.record.objects
         self.runs = (*self.runs, run)
         self.segments = [*segments, *self.segments]
+        self._spans = None
         self._recent_runs = (*self._recent_runs, run)
         self._recent_segments = [*self._recent_segments, *placed]
         self._recent_starts = [*self._recent_starts, *(segment.base for segment in placed)]
@@ -453,6 +455,14 @@ class PoolView:
                 stop += 1
             yield segment, list(items[at:stop])
             at = stop
+
+    def spans(self) -> tuple[array[int], array[int]]:
+        """Return (the first positions, the numbers of objects) of ``segments``, in their order."""
+        if self._spans is None:
+            firsts = array("q", (segment.base for segment in self.segments))
+            sizes = array("q", (segment.entry.objects for segment in self.segments))
+            self._spans = firsts, sizes
+        return self._spans
 
     def segment_at(self, position: int) -> PlacedSegment:
         """Return the segment that holds a position; IndexError outside the pool."""

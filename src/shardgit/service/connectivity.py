@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardgit.graph.closure import bit, union
+from shardgit._bits import union
+from shardgit.graph.closure import bit
 from shardgit.oid import hex_of
 from shardgit.pool.grafts import Grafts
 

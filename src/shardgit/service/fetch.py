@@ -20,6 +20,7 @@ from shardgit.protocol.pktline import FLUSH_BYTES, SIDEBAND, SIDEBAND_64K, band,
 from shardgit.protocol.upload_pack import AdvertisedRef, Fetch, LsRefs, shown
 from shardgit.protocol.upload_pack_v0 import AdvertisementV0
 from shardgit.protocol.upload_pack_v2 import ls_refs_lines
+from shardgit.service.answers import KEEPALIVE, Answers, Place, Whole, place_of
 from shardgit.service.hiding import hidden_from_fetch
 from shardgit.service.look import history_ends
 from shardgit.service.negotiation import FetchSession
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 KEEPALIVE_S = 5.0
-KEEPALIVE = b"0005\x01"  # an empty packet of band 1
 PAGE_REFS = 8_192
 PAGE_BYTES = 2 << 20
 PIECE_BYTES = 512 << 10  # of an answer: its client is watched as it takes one
@@ -80,6 +80,7 @@ class FetchService:
         self.keepalive_s = keepalive_s
         self.session_id = uuid.uuid4().hex[:16].encode()  # of this process, for both sides' logs
         self.answers = Kept(ANSWERS_KEPT_BYTES)
+        self.packs = Answers()
 
     async def hash_kind(self, name: str) -> HashKind:
         """Return the hash of a repository's ids; RepositoryMissing without such a repository."""
@@ -196,7 +197,33 @@ class FetchService:
         Errors before the first piece are raised and nothing else. A later one goes out on band 3,
         where the client has side-bands, and is raised behind it.
         """
+        place, known = await self.store.workers.run(self._known, name, request)
+        if place is not None and known is None:
+            known = await self.packs.awaited(place)
+        if known is not None:
+            self._note(request)
+            yield known
+            return
+        made: list[FetchSession] = []
+        source = self._fetch(name, request, uris, made)
+        if place is not None:
+            at = place
+            source = self.packs.keep(at, source, lambda: place_of(made[0].state, request) == at)
+        async with aclosing(source):
+            async for piece in source:
+                yield piece
+
+    def _known(self, name: str, request: Fetch) -> tuple[Place | None, Whole | None]:
+        """Return what the answer to a request follows from, and the answer where it is known."""
+        with self.store.journal.snapshot() as snapshot:
+            place = place_of(self.store.state(snapshot, name), request)
+        return place, self.packs.get(place) if place is not None else None
+
+    async def _fetch(
+        self, name: str, request: Fetch, uris: Uris | None, made: list[FetchSession]
+    ) -> AsyncGenerator[bytes, None]:
         session = await self.session(name, request)
+        made.append(session)
         if uris is not None and request.uri_protocols:
             session.static = await uris(session)
         head, pack_follows = await self.store.workers.run(session.negotiate)
@@ -233,10 +260,13 @@ class FetchService:
 
     async def session(self, name: str, request: Fetch) -> FetchSession:
         """Begin a fetch: wants are checked. Errors as FetchSession."""
+        self._note(request)
+        return await self.store.workers.run(FetchSession, self.store, name, request)
+
+    def _note(self, request: Fetch) -> None:
         if request.session_id:
             ours, theirs = self.session_id.decode(), shown(request.session_id)
             telemetry.log().info("fetch_session", session=ours, client_session=theirs)
-        return await self.store.workers.run(FetchSession, self.store, name, request)
 
     async def pack(self, session: FetchSession, head: bytes = b"") -> AsyncGenerator[bytes, None]:
         """Send ``head`` and the pack of a fetch whose haves are answered. Errors as ``fetch``."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock
+from shardgit._bits import union
 from shardgit.errors import BasesGone, DataLoss, LimitExceeded, RepositoryMissing, Unavailable
-from shardgit.graph.closure import bits_of, union
+from shardgit.graph.closure import bits_of
 from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
 from shardgit.pool.append import Recent, write_recent

@@ -6,8 +6,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from shardgit._bits import without
 from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, ObjectMissing, RefMissing
-from shardgit.graph.closure import bit, bits_of, without
+from shardgit.graph.closure import bit, bits_of
 from shardgit.graph.selection import Sieve, selection
 from shardgit.graph.shallow import Boundary, moved, reached_grafts
 from shardgit.graph.sparse import Patterns

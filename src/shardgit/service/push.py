@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints, telemetry
+from shardgit._bits import union
 from shardgit.errors import (
     AlreadyExists,
     BasesGone,
@@ -17,7 +18,6 @@ from shardgit.errors import (
     RepositoryMissing,
     ShardgitError,
 )
-from shardgit.graph.closure import union
 from shardgit.protocol.receive_pack import UNPACKER_ERROR
 from shardgit.refs.log import LogNote
 from shardgit.service import policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit.graph.closure import without
+from shardgit._bits import without
 from shardgit.protocol.packfile_uris import PackUri
 from shardgit.service.bundles import CLONED, tips_of
 from shardgit.service.settings import settings_of
