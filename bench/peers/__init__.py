@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from measure import run
 
+from peers import build
 from peers.index_pack import libgit2_library
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def indexers(pack: Path, folder: Path) -> Indexers:
             found.absent += ("dulwich (takes many minutes)",)
         else:
             add("dulwich", [*script, "dulwich", str(pack), str(folder)], slow=True)
-    if gix := shutil.which("gix"):
-        words = ["free", "pack", "index", "create", "-p", str(pack), str(folder)]
-        add("gitoxide", [gix, *words])
-    else:
-        found.absent += ("gitoxide",)
-    found.absent += ("go-git", "JGit")
+    for name, said in build.NAMES.items():
+        if (words := build.command(name)) is None:
+            found.absent += (said,)
+        else:
+            # A program of ours on the library; one round where it takes as long as git and longer.
+            add(said, [*words, "index", str(pack), str(folder)], slow=big)
     return found

@@ -35,7 +35,8 @@ def rows(bed: Bed) -> list[Row]:
     sides = {"with": lambda: ours(bed.repository), "without": lambda: ours(bare)}
     costs = bed.alternate({**sides, **found.present}, slow=found.slow)
     peers = tuple(Side.of(name, costs[name]) for name in found.present)
-    goals = (Goal("cpu", at_most=0.25), Goal("wall", at_most=0.25))
+    rival = "git index-pack"
+    goals = (Goal("cpu", at_most=0.25, peer=rival), Goal("wall", at_most=0.25, peer=rival))
     out = []
     for path, name, more in (
         ("import", "with", " The .idx beside the pack spares us the pass that finds the entries."),

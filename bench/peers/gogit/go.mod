@@ -1,0 +1,3 @@
+module shardgit/bench/gogit
+
+go 1.21
