@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardgit._kernel cimport sg_copy, sg_inflater, sg_status
-from shardgit._sha1 cimport sg_sha1
+from shardgit._sha1 cimport sg_detector, sg_sha1
 from shardgit._spill cimport sg_spill
 
 cdef enum:
@@ -81,7 +81,9 @@ ctypedef struct Finding:
 
 ctypedef struct Lane:
     sg_inflater *inflater
-    sg_sha1 *side  # hashes objects side by side; NULL: each at once
+    sg_sha1 *side  # hashes objects; NULL: OpenSSL does, one by one
+    sg_detector *detector  # looks for collision attacks; NULL: nobody does
+    bint beside  # ids are known some time later, objects being hashed side by side
     uint8_t *delta
     size_t delta_room
     uint8_t *result
@@ -114,6 +116,7 @@ ctypedef struct Lane:
 
 cdef class Resolver:
     cdef readonly int hash_kind
+    cdef readonly bint detect  # collision attacks
     cdef size_t hash_size
     cdef uint64_t size_max
     cdef uint64_t memory_max
@@ -169,6 +172,7 @@ cdef class Resolver:
     cdef void _evict(self, Lane *lane) noexcept nogil
     cdef void _let_go(self, Lane *lane, Frame *f) noexcept nogil
     cdef void _hash(self, Lane *lane, Object *o, uint8_t *data, bint stays, uint8_t *oid) noexcept nogil
+    cdef void _hash_now(self, Lane *lane, Object *o, const uint8_t *data, uint8_t *oid) noexcept nogil
     cdef sg_status _make_again(self, Lane *lane, Frame *f) noexcept nogil
     cdef sg_status _data(self, Lane *lane, uint32_t i, uint8_t **out, size_t *out_size) noexcept nogil
     cdef sg_status _inflate(self, Lane *lane, Object *o, uint8_t *out) noexcept nogil

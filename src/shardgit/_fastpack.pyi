@@ -1,6 +1,7 @@
 """Types of the resolving half of the ingest kernel; see _fastpack.pyx."""
 
 from array import array
+from collections.abc import Iterable
 from typing import Self
 
 from typing_extensions import Buffer, disjoint_base
@@ -8,8 +9,17 @@ from typing_extensions import Buffer, disjoint_base
 def features() -> dict[str, str]: ...
 def error_of(st: int, **facts: object) -> Exception: ...
 def object_ids(
-    hash_kind: int, types: list[int], objects: list[bytes], lanes: int = 0
+    hash_kind: int,
+    types: list[int],
+    objects: list[bytes],
+    lanes: int = 0,
+    attacks: list[int] | None = None,
 ) -> list[bytes]: ...
+def message_digests(
+    messages: list[bytes], lanes: int = 0, attacks: list[int] | None = None, plain: bool = False
+) -> list[bytes]: ...
+def watched_id(type: int, pieces: Iterable[bytes], size: int) -> tuple[bytes, bool]: ...
+def attack_vectors(blocks: bytes, plain: bool = False) -> list[int]: ...
 def tree_children(tree: Buffer, hash_size: int) -> list[bytes]: ...
 
 MESSAGES: dict[int, str]
@@ -17,6 +27,7 @@ MESSAGES: dict[int, str]
 @disjoint_base
 class Resolver:
     hash_kind: int
+    detect: bool
     def __new__(
         cls,
         hash_kind: int,
@@ -29,6 +40,7 @@ class Resolver:
         raw_max: int = ...,
         spill: int = ...,
         spill_bytes: int = ...,
+        detect: int = ...,
     ) -> Self: ...
     def scan(self, pack: Buffer, offsets: array[int] | None = None) -> None: ...
     def link(self) -> None: ...

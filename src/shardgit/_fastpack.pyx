@@ -21,7 +21,7 @@ from shardgit._kernel cimport *
 from shardgit._sha1 cimport *
 from shardgit._spill cimport *
 
-from shardgit.errors import Internal, LimitExceeded, MalformedObject, MalformedPack
+from shardgit.errors import CollisionAttack, Internal, LimitExceeded, MalformedObject, MalformedPack
 
 def features():
     """Return what the kernels were built with: inflate, hash and zlib versions."""
@@ -37,51 +37,125 @@ cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
 
-def object_ids(int hash_kind, list types not None, list objects not None, int lanes=0):
+def object_ids(int hash_kind, list types not None, list objects not None, int lanes=0, list attacks=None):
     """Return the ids of whole objects, bytes each: many at once cost less than half of one after another.
 
     ``lanes`` are hashed side by side: 3 (SHA extensions), 8 (AVX2), 1 for none; 0, or what the machine lacks, is what
-    it has, or none.
+    it has, or none. With ``attacks`` the indices of objects that look like a SHA-1 collision attack are put there,
+    of 64 at most.
     """
+    cdef int kind
+    if len(types) != len(objects):
+        raise Internal("objects and types do not match", objects=len(objects))
+    for kind in types:
+        if not 1 <= kind <= 4:
+            raise Internal("an object has an impossible type", type=kind)
+    return hashed(hash_kind, bytes(types), objects, lanes, attacks, False)
+
+
+def message_digests(list messages not None, int lanes=0, list attacks=None, bint plain=False):
+    """Return the SHA-1 of messages that are no objects, by the code that makes ``object_ids``; for its tests.
+
+    ``plain`` looks for attacks without AVX2.
+    """
+    return hashed(1, bytes(len(messages)), messages, lanes, attacks, plain)
+
+
+cdef list hashed(int hash_kind, bytes types, list objects, int lanes, list attacks, bint plain):
+    """Return the ids of objects; those of type 0 are hashed without a header."""
     cdef Py_ssize_t count = len(objects), i
     cdef size_t size = sg_hash_size(hash_kind)
     cdef uint8_t *out = <uint8_t *>malloc(<size_t>count * size + 1)
     cdef const uint8_t **data = <const uint8_t **>malloc((<size_t>count + 1) * sizeof(void *))
     cdef size_t *sizes = <size_t *>malloc((<size_t>count + 1) * sizeof(size_t))
-    cdef uint8_t *kinds = <uint8_t *>malloc(<size_t>count + 1)
+    cdef const uint8_t *kinds = <const uint8_t *>PyBytes_AS_STRING(types)
     cdef sg_sha1 *side = NULL
-    cdef int kind
+    cdef sg_detector *detector = NULL
+    cdef bint detect = attacks is not None and hash_kind == 1
     cdef bytes one
     try:
-        if len(types) != count:
-            raise Internal("objects and types do not match", objects=int(count))
-        if out == NULL or data == NULL or sizes == NULL or kinds == NULL:
+        if out == NULL or data == NULL or sizes == NULL:
             raise MemoryError
         for i in range(count):
-            one, kind = objects[i], types[i]
-            if one is None or not 1 <= kind <= 4:
-                raise Internal("an object has an impossible type", type=kind)
+            one = objects[i]
+            if one is None:
+                raise Internal("an object is missing", number=int(i))
             data[i] = <const uint8_t *>PyBytes_AS_STRING(one)
             sizes[i] = <size_t>len(one)
-            kinds[i] = <uint8_t>kind
+        if detect:
+            detector = new_detector(plain)
+            if detector == NULL:
+                raise MemoryError
+        if hash_kind == 1:
+            side = side_by_side(lanes if count > 1 else 1, detector)
+            if detect and side == NULL:
+                raise MemoryError
         with nogil:
-            if hash_kind == 1 and count > 1:
-                side = side_by_side(lanes)
             for i in range(count):
-                if side != NULL:
+                if side == NULL:
+                    sg_object_id(hash_kind, kinds[i], data[i], sizes[i], out + <size_t>i * size)
+                elif side.lanes:
                     sg_sha1_add(side, kinds[i], data[i], sizes[i], out + <size_t>i * size, NULL, 0)
                 else:
-                    sg_object_id(hash_kind, kinds[i], data[i], sizes[i], out + <size_t>i * size)
+                    sg_sha1_now(side, kinds[i], data[i], sizes[i], out + <size_t>i * size)
             if side != NULL:
                 sg_sha1_flush(side)
+        if detector != NULL:
+            attacks.extend(sorted(
+                int((<const uint8_t *>detector.attacks[i] - out) // <Py_ssize_t>size) for i in range(detector.n_attacks)
+            ))
         return [PyBytes_FromStringAndSize(<const char *>out + i * <Py_ssize_t>size, <Py_ssize_t>size)
                 for i in range(count)]
     finally:
         free(side)
+        free(detector)
         free(out)
         free(data)
         free(sizes)
-        free(kinds)
+
+
+def watched_id(int type, pieces, uint64_t size):
+    """Return (SHA-1 id, whether it looks like a collision attack) of an object of ``size`` bytes that comes in pieces.
+
+    Type 0 is a message without a header.
+    """
+    cdef sg_watched one
+    cdef sg_detector *detector = new_detector(False)
+    cdef uint8_t out[20]
+    cdef uint8_t header[32]
+    cdef const uint8_t[::1] piece
+    if detector == NULL:
+        raise MemoryError
+    try:
+        sg_watched_begin(&one, detector, out)
+        sg_hash_update(&one.hash, header, sg_object_header(type, size, header))
+        for piece in pieces:
+            if piece.shape[0]:
+                with nogil:
+                    sg_hash_update(&one.hash, &piece[0], <size_t>piece.shape[0])
+        sg_watched_end(&one, out)
+        sg_detect_flush(detector)
+        return PyBytes_FromStringAndSize(<const char *>out, 20), detector.n_attacks > 0
+    finally:
+        free(detector)
+
+
+def attack_vectors(bytes blocks not None, bint plain=False):
+    """Return for each of up to 32 blocks a bit for each disturbance vector of _ubc.h that it may belong to; for tests."""
+    cdef sg_detector *detector
+    cdef uint8_t masks[4][32]
+    cdef Py_ssize_t count = len(blocks) // 64, i
+    if not 1 <= count <= 32 or len(blocks) % 64:
+        raise Internal("one to 32 whole blocks are wanted", bytes=len(blocks))
+    detector = new_detector(plain)
+    if detector == NULL:
+        raise MemoryError
+    for i in range(32):
+        detector.at[i] = <const uint8_t *>PyBytes_AS_STRING(blocks) + 64 * (i if i < count else 0)
+    detector.waiting = <int>count
+    detector.look(detector, masks)
+    free(detector)
+    return [masks[0][i] | masks[1][i] << 8 | masks[2][i] << 16 | <uint32_t>masks[3][i] << 24 for i in range(count)]
 
 
 cdef inline bint room_for(void **memory, size_t *room, size_t need) noexcept nogil:
@@ -168,10 +242,11 @@ cdef class Resolver:
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
                   uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40,
-                  int spill=-1, size_t spill_bytes=SG_SPILL_BYTES):
+                  int spill=-1, size_t spill_bytes=SG_SPILL_BYTES, bint detect=False):
         self.spill.file = dup(spill) if spill >= 0 else -1
         self.spill.least = spill_bytes if spill_bytes > 4096 else 4096
         self.hash_kind = hash_kind
+        self.detect = detect and hash_kind == 1
         self.hash_size = sg_hash_size(hash_kind)
         self.size_max = size_max
         self.memory_max = memory_max
@@ -594,9 +669,14 @@ cdef class Resolver:
         with nogil:
             lane.inflater = sg_inflater_new()
             lane.window = <uint8_t *>malloc(WINDOW)
-            if self.hash_kind == 1 and self.n_refs == 0:  # else the id tells at once who waits for it
-                lane.side = side_by_side(0)
-            if lane.inflater == NULL or lane.window == NULL:
+            if self.detect:
+                lane.detector = new_detector(False)
+            if self.hash_kind == 1:
+                # 1, for none: with REF_DELTA entries the id tells at once who waits for it.
+                lane.side = side_by_side(0 if self.n_refs == 0 else 1, lane.detector)
+                lane.beside = lane.side != NULL and lane.side.lanes > 0
+            if lane.inflater == NULL or lane.window == NULL or (
+                    self.detect and (lane.side == NULL or lane.detector == NULL)):
                 sg_swap(&self.failure, 0, SG_MEMORY)
             while sg_load(&self.failure) == 0:
                 first = sg_fetch_add(&self.taken, BATCH)
@@ -609,6 +689,11 @@ cdef class Resolver:
                         sg_swap(&self.failure, 0, <uint64_t>st + (<uint64_t>root << 8))
                         break
             end_side(lane)
+            if lane.detector != NULL and lane.detector.n_attacks:
+                first = <uint64_t>(<const uint8_t *>lane.detector.attacks[0] - self.ids) // self.hash_size
+                sg_swap(&self.failure, 0, SG_ATTACK + (first << 8))
+            free(lane.detector)
+            lane.detector = NULL
             drop_frames(lane)
             free_scratch(lane)
 
@@ -705,13 +790,20 @@ cdef class Resolver:
                     memcpy(owned, data, size)
                     data = owned
         if size > SIDE_MAX or (owned == NULL and not stays):
-            sg_object_id(self.hash_kind, o.type, data, size, oid)
+            self._hash_now(lane, o, data, oid)
             return
         sg_sha1_add(lane.side, o.type, data, size, oid, owned, room)
         if lane.result == NULL:
             lane.result = sg_sha1_spare(lane.side, &lane.result_room)
             if lane.result == NULL:
                 lane.result_room = 0
+
+    cdef void _hash_now(self, Lane *lane, Object *o, const uint8_t *data, uint8_t *oid) noexcept nogil:
+        """Compute the id of an object alone."""
+        if lane.detector != NULL:
+            sg_sha1_now(lane.side, o.type, data, <size_t>o.raw, oid)
+        else:
+            sg_object_id(self.hash_kind, o.type, data, <size_t>o.raw, oid)
 
     cdef sg_status _make_again(self, Lane *lane, Frame *f) noexcept nogil:
         """Make the data of a frame whose data was dropped."""
@@ -848,8 +940,8 @@ cdef class Resolver:
         if sg_fetch_add(&self.work, o.raw) > self.raw_max:
             return SG_LIMIT
         if not o.outside:
-            if lane.side == NULL:
-                sg_object_id(self.hash_kind, o.type, lane.result, <size_t>o.raw, oid)
+            if not lane.beside:
+                self._hash_now(lane, o, lane.result, oid)
             if self.severity != NULL and o.type != BLOB:
                 lane.severity = self.severity
                 lane.checked = i
@@ -890,7 +982,7 @@ cdef class Resolver:
             free(bounds)
             return st
         if not o.outside:
-            if lane.side != NULL:
+            if lane.beside:
                 self._hash(lane, o, lane.frames[lane.n_frames - 1].data if waits else lane.result, waits, oid)
             sg_fetch_add(&self.resolved, 1)
         return SG_OK
@@ -901,17 +993,23 @@ cdef class Resolver:
 
     cdef sg_status _stream_id(self, Lane *lane, Object *o, uint8_t *oid) noexcept nogil:
         """Compute the id of a large blob without holding it."""
-        cdef sg_hash hash
+        cdef sg_watched one
         cdef uint8_t header[32]
         cdef size_t used = 0
         cdef sg_status st
-        sg_hash_init(&hash, self.hash_kind)
-        sg_hash_update(&hash, header, sg_object_header(o.type, o.size, header))
+        if lane.detector != NULL:
+            sg_watched_begin(&one, lane.detector, oid)
+        else:
+            sg_hash_init(&one.hash, self.hash_kind)
+        sg_hash_update(&one.hash, header, sg_object_header(o.type, o.size, header))
         st = sg_inflate_stream(lane.inflater, self.packs[o.pack].data + o.at + o.head, <size_t>o.body, o.size, NULL,
-                               lane.window, WINDOW, &hash, &used)
+                               lane.window, WINDOW, &one.hash, &used)
         if st != SG_OK:
             return st
-        sg_hash_final(&hash, oid)
+        if lane.detector != NULL:
+            sg_watched_end(&one, oid)
+        else:
+            sg_hash_final(&one.hash, oid)
         sg_fetch_add(&self.work, o.size)
         return SG_OK if used == o.body else SG_RANGE
 
@@ -1104,6 +1202,8 @@ cdef class Resolver:
         cdef uint32_t i
         if failure:
             i = <uint32_t>(failure >> 8)
+            if (failure & 255) == SG_ATTACK:
+                raise error_of(SG_ATTACK, oid=self.id_at(i).hex())
             raise error_of(<int>(failure & 255), offset=int(self.objects[i].at), pack=int(self.objects[i].pack))
         if self.resolved != self.n - self.n_outside:
             for i in range(self.n):
@@ -1432,6 +1532,8 @@ def error_of(int st, **facts):
         return MemoryError()
     if st == SG_LIMIT:
         return LimitExceeded("object is over a size limit", **facts)
+    if st == SG_ATTACK:
+        return CollisionAttack("object looks like a SHA-1 collision attack", **facts)
     if st == SG_OBJECT:
         return MalformedObject("object does not parse as its type", **facts)
     return MalformedPack(MESSAGES.get(st, "pack is damaged"), **facts)
@@ -1451,15 +1553,23 @@ MESSAGES = {
 }
 
 
-cdef sg_sha1 *side_by_side(int lanes) noexcept nogil:
-    """Return what hashes objects side by side; NULL where nothing does, or without memory."""
+cdef sg_detector *new_detector(bint plain) noexcept nogil:
+    """Return what looks for collision attacks; NULL without memory."""
+    cdef sg_detector *made = <sg_detector *>aligned_alloc(32, sizeof(sg_detector))
+    if made != NULL:
+        sg_detect_begin(made, plain)
+    return made
+
+
+cdef sg_sha1 *side_by_side(int lanes, sg_detector *detector) noexcept nogil:
+    """Return what hashes objects side by side, or one by one for a detector; NULL when neither, or without memory."""
     cdef sg_sha1 *made
     lanes = sg_sha1_lanes(lanes)
-    if lanes == 0:
+    if lanes == 0 and detector == NULL:
         return NULL
     made = <sg_sha1 *>aligned_alloc(32, sizeof(sg_sha1))
     if made != NULL:
-        sg_sha1_begin(made, lanes)
+        sg_sha1_begin(made, lanes, detector)
     return made
 
 
@@ -1469,6 +1579,7 @@ cdef void end_side(Lane *lane) noexcept nogil:
         sg_sha1_flush(lane.side)
         free(lane.side)
         lane.side = NULL
+    lane.beside = False
 
 
 cdef void drop_frame(Lane *lane) noexcept nogil:
@@ -1512,6 +1623,8 @@ cdef void free_lane(Lane *lane) noexcept nogil:
     end_side(lane)
     drop_frames(lane)
     free_scratch(lane)
+    free(lane.detector)
+    lane.detector = NULL
     free(lane.findings)
     lane.findings = NULL
     free(lane.specials)

@@ -34,7 +34,8 @@ typedef enum {
     SG_OBJECT,      /* a commit, tree or tag that does not parse */
     SG_EXTERNAL,    /* the base is outside */
     SG_CHECKSUM,    /* a trailer that does not match */
-    SG_DEPTH        /* a delta chain that is too deep */
+    SG_DEPTH,       /* a delta chain that is too deep */
+    SG_ATTACK       /* a SHA-1 collision attack */
 } sg_status;
 
 /* ---- loads and stores, little-endian unless named otherwise ---- */
@@ -51,18 +52,22 @@ static inline uint64_t sg_u64be(const uint8_t *p) { return __builtin_bswap64(sg_
 #endif
 
 /* ---- hashing ---- */
-typedef struct {
+typedef struct sg_hash sg_hash;
+struct sg_hash {
     union { SHA_CTX sha1; SHA256_CTX sha256; } u;
     int kind; /* 1 SHA-1, 2 SHA-256 */
-} sg_hash;
+    void (*more)(sg_hash *h, const uint8_t *data, size_t n); /* takes the bytes instead; NULL: nobody does */
+};
 
 static inline size_t sg_hash_size(int kind) { return kind == 2 ? 32 : 20; }
 static inline void sg_hash_init(sg_hash *h, int kind) {
     h->kind = kind;
+    h->more = NULL;
     if (kind == 2) SHA256_Init(&h->u.sha256); else SHA1_Init(&h->u.sha1);
 }
 static inline void sg_hash_update(sg_hash *h, const void *data, size_t n) {
-    if (h->kind == 2) SHA256_Update(&h->u.sha256, data, n); else SHA1_Update(&h->u.sha1, data, n);
+    if (h->more != NULL) h->more(h, (const uint8_t *)data, n);
+    else if (h->kind == 2) SHA256_Update(&h->u.sha256, data, n); else SHA1_Update(&h->u.sha1, data, n);
 }
 static inline void sg_hash_final(sg_hash *h, uint8_t *out) {
     if (h->kind == 2) SHA256_Final(out, &h->u.sha256); else SHA1_Final(out, &h->u.sha1);

@@ -19,6 +19,7 @@ cdef extern from "_kernel.h" nogil:
         SG_EXTERNAL
         SG_CHECKSUM
         SG_DEPTH
+        SG_ATTACK
 
     const int SG_OFS_DELTA
     const int SG_REF_DELTA

@@ -2,15 +2,18 @@
  *
  * One message alone waits for itself: each round needs the one before. Three of them keep a core with the SHA extensions
  * busy, eight one with AVX2. Where there is neither, or for SHA-256, objects are hashed one by one by OpenSSL.
+ * With a detector every block is also looked at for collision attacks, see _detect.h.
  *
  * FIPS 180-4; the rounds by Intel's "SHA Extensions" and by vectors of one word of each message. */
 #ifndef SHARDGIT_SHA1_H
 #define SHARDGIT_SHA1_H
 
+#include "_detect.h"
 #include "_kernel.h"
 
 #define SG_LANES 8
 #define SG_SPARE 4 /* buffers that are kept for the next objects */
+#define SG_STEP 16 /* blocks of each lane at once where attacks are looked for: the states before them are noted */
 
 typedef struct {
     const uint8_t *at;   /* the next block */
@@ -31,6 +34,8 @@ struct sg_sha1 {
     uint32_t state[5][SG_LANES] __attribute__((aligned(32)));
     sg_sha1_job jobs[SG_LANES];
     void (*compress)(sg_sha1 *s, size_t blocks); /* takes that many blocks of each lane */
+    sg_detector *detector; /* NULL: attacks are not looked for */
+    uint32_t before[SG_STEP][8 * SG_LANES]; /* by block: the states before it, where there is a detector */
     int lanes; /* 0: one by one */
     int busy;
     uint8_t *spare[SG_SPARE];
@@ -39,8 +44,6 @@ struct sg_sha1 {
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
 /* ---- the SHA extensions, three lanes ---- */
 #define SG_NI __attribute__((target("sha,sse4.1,ssse3")))
 #define SG_UNROLL _Pragma("GCC unroll 4")
@@ -61,6 +64,7 @@ SG_NI static void sg_sha1_ni(sg_sha1 *s, size_t blocks) {
     const __m128i order = _mm_set_epi64x(0x0001020304050607LL, 0x08090a0b0c0d0e0fLL);
     __m128i abcd[3], e0[3], e1[3], m0[3], m1[3], m2[3], m3[3], before[3], e_before[3];
     const uint8_t *at[3];
+    uint32_t *noted = s->detector != NULL ? s->before[0] : NULL;
     SG_EACH {
         at[j] = s->jobs[j].at;
         abcd[j] = _mm_set_epi32((int)s->state[0][j], (int)s->state[1][j], (int)s->state[2][j], (int)s->state[3][j]);
@@ -68,6 +72,13 @@ SG_NI static void sg_sha1_ni(sg_sha1 *s, size_t blocks) {
     }
     while (blocks--) {
         SG_EACH { before[j] = abcd[j]; e_before[j] = e0[j]; }
+        if (noted != NULL) {
+            SG_EACH {
+                _mm_storeu_si128((__m128i *)(noted + 8 * j), _mm_shuffle_epi32(abcd[j], 0x1b));
+                noted[8 * j + 4] = (uint32_t)_mm_extract_epi32(e0[j], 3);
+            }
+            noted += 8 * SG_LANES;
+        }
         SG_EACH {
             m0[j] = SG_WORDS(0);
             e0[j] = _mm_add_epi32(e0[j], m0[j]);
@@ -146,36 +157,7 @@ SG_NI static void sg_sha1_ni(sg_sha1 *s, size_t blocks) {
 }
 
 /* ---- AVX2, eight lanes: a vector is one word of each message ---- */
-#define SG_AVX2 __attribute__((target("avx2")))
 typedef uint32_t sg_words __attribute__((vector_size(32)));
-
-/* Turn 32 bytes of each message into eight vectors of words. */
-SG_AVX2 static inline void sg_sha1_words(const uint8_t *const at[8], size_t offset, sg_words w[8]) {
-    const __m256i order = _mm256_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3,
-                                          12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
-    __m256i r[8], t[8], u[8];
-    for (int i = 0; i < 8; i++)
-        r[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(at[i] + offset)), order);
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        w[i] = (sg_words)_mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
-        w[i + 4] = (sg_words)_mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
-    }
-}
-
-#define SG_ROL(x, n) (((x) << (n)) | ((x) >> (32 - (n))))
-#define SG_CH(x, y, z) ((z) ^ ((x) & ((y) ^ (z))))
-#define SG_PARITY(x, y, z) ((x) ^ (y) ^ (z))
-#define SG_MAJ(x, y, z) (((x) & (y)) + ((z) & ((x) ^ (y))))
 #define SG_MIX(i) (x = w[((i) + 13) & 15] ^ w[((i) + 8) & 15] ^ w[((i) + 2) & 15] ^ w[(i) & 15], \
                    w[(i) & 15] = SG_ROL(x, 1))
 #define SG_ROUND(F, k, word) { \
@@ -186,6 +168,7 @@ SG_AVX2 static inline void sg_sha1_words(const uint8_t *const at[8], size_t offs
 SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
     sg_words a, b, c, d, e, w[16], x;
     const uint8_t *at[8];
+    uint32_t *noted = s->detector != NULL ? s->before[0] : NULL;
     memcpy(&a, s->state[0], 32);
     memcpy(&b, s->state[1], 32);
     memcpy(&c, s->state[2], 32);
@@ -194,8 +177,16 @@ SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
     for (int j = 0; j < 8; j++) at[j] = s->jobs[j].at;
     while (blocks--) {
         const sg_words a0 = a, b0 = b, c0 = c, d0 = d, e0 = e;
-        sg_sha1_words(at, 0, w);
-        sg_sha1_words(at, 32, w + 8);
+        if (noted != NULL) {
+            memcpy(noted, &a, 32);
+            memcpy(noted + 8, &b, 32);
+            memcpy(noted + 16, &c, 32);
+            memcpy(noted + 24, &d, 32);
+            memcpy(noted + 32, &e, 32);
+            noted += 8 * SG_LANES;
+        }
+        sg_sha1_words(at, 0, (__m256i *)w);
+        sg_sha1_words(at, 32, (__m256i *)w + 8);
         for (int j = 0; j < 8; j++) at[j] += 64;
         _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) SG_ROUND(SG_CH, 0x5A827999u, w[i])
         _Pragma("GCC unroll 4") for (int i = 16; i < 20; i++) SG_ROUND(SG_CH, 0x5A827999u, SG_MIX(i))
@@ -220,10 +211,8 @@ static inline int sg_sha1_has_ni(void) {
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
     return (b >> 29 & 1) && __builtin_cpu_supports("sse4.1");
 }
-static inline int sg_sha1_has_avx2(void) { return __builtin_cpu_supports("avx2"); }
 #else
 static inline int sg_sha1_has_ni(void) { return 0; }
-static inline int sg_sha1_has_avx2(void) { return 0; }
 #endif
 
 /* Return how many lanes this machine has for `wanted` of them (0: the best there is); 0 without: one by one. */
@@ -231,7 +220,7 @@ static inline int sg_sha1_lanes(int wanted) {
     static int known, ni, avx2; /* asking a virtual machine takes microseconds; whoever is first finds the same */
     if (!known) {
         ni = sg_sha1_has_ni();
-        avx2 = sg_sha1_has_avx2();
+        avx2 = sg_has_avx2();
         known = 1;
     }
     if ((wanted == 0 || wanted == 3) && ni) return 3;
@@ -239,9 +228,10 @@ static inline int sg_sha1_lanes(int wanted) {
     return 0;
 }
 
-static inline void sg_sha1_begin(sg_sha1 *s, int lanes) {
+static inline void sg_sha1_begin(sg_sha1 *s, int lanes, sg_detector *detector) {
     memset(s, 0, sizeof *s);
     s->lanes = lanes;
+    s->detector = detector;
 #if defined(__x86_64__) && defined(__GNUC__)
     s->compress = lanes == 3 ? sg_sha1_ni : sg_sha1_avx2;
 #endif
@@ -288,6 +278,31 @@ static inline void sg_sha1_end(sg_sha1 *s, int lane) {
     job->owned = NULL;
 }
 
+/* Show the detector the blocks that were just taken. */
+static inline void sg_sha1_watch(sg_sha1 *s, size_t blocks) {
+    const size_t apart = s->lanes == 3 ? 1 : SG_LANES; /* words of one state */
+    for (int i = 0; i < s->lanes; i++) {
+        const uint8_t *at = s->jobs[i].at - 64 * blocks;
+        const uint32_t *state = s->before[0] + (apart == 1 ? 8 * i : i);
+        if (s->jobs[i].oid == NULL) continue;
+        for (size_t k = 0; k < blocks; k++)
+            sg_detect_add(s->detector, at + 64 * k, state + 8 * SG_LANES * k, apart, s->jobs[i].oid);
+    }
+    sg_detect_keep(s->detector);
+}
+
+/* Take blocks of one message by OpenSSL, and show them to a detector. */
+static inline void sg_sha1_blocks(SHA_CTX *one, const uint8_t *at, size_t blocks, sg_detector *d, const void *message) {
+    uint32_t states[SG_WAITING][5];
+    for (size_t k = 0; k < blocks; k++, at += 64) {
+        uint32_t *state = states[k % SG_WAITING]; /* looked at when as many more have come, or kept */
+        state[0] = one->h0; state[1] = one->h1; state[2] = one->h2; state[3] = one->h3; state[4] = one->h4;
+        sg_detect_add(d, at, state, 1, message);
+        SHA1_Transform(one, at);
+    }
+    sg_detect_keep(d);
+}
+
 /* Take blocks of all lanes until one of them is at the end of its piece. */
 static inline void sg_sha1_step(sg_sha1 *s) {
     size_t least = SIZE_MAX;
@@ -299,7 +314,9 @@ static inline void sg_sha1_step(sg_sha1 *s) {
         }
     for (int i = 0; i < s->lanes; i++)
         if (s->jobs[i].oid == NULL) s->jobs[i].at = some; /* an idle lane reads what a busy one does */
+    if (s->detector != NULL && least > SG_STEP) least = SG_STEP;
     s->compress(s, least);
+    if (s->detector != NULL) sg_sha1_watch(s, least);
     for (int i = 0; i < s->lanes; i++) {
         sg_sha1_job *job = &s->jobs[i];
         if (job->oid == NULL) continue;
@@ -318,8 +335,10 @@ static inline void sg_sha1_alone(sg_sha1 *s, int lane) {
     one.h2 = s->state[2][lane];
     one.h3 = s->state[3][lane];
     one.h4 = s->state[4][lane];
-    do SHA1_Update(&one, job->at, 64 * job->blocks);
-    while (sg_sha1_more(job));
+    do {
+        if (s->detector != NULL) sg_sha1_blocks(&one, job->at, job->blocks, s->detector, job->oid);
+        else SHA1_Update(&one, job->at, 64 * job->blocks);
+    } while (sg_sha1_more(job));
     s->state[0][lane] = one.h0;
     s->state[1][lane] = one.h1;
     s->state[2][lane] = one.h2;
@@ -328,10 +347,8 @@ static inline void sg_sha1_alone(sg_sha1 *s, int lane) {
     sg_sha1_end(s, lane);
 }
 
-/* Have an object hashed, some time before `sg_sha1_flush` is through; its bytes must stay until then, or until
- * `sg_sha1_leave` says who frees them. With `owned` they are freed when that is done. */
-static inline void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid,
-                               uint8_t *owned, size_t room) {
+/* Begin with an object; returns its lane. Type 0: a message without a header. */
+static inline int sg_sha1_take(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid) {
     static const uint32_t start[5] = {0x67452301u, 0xEFCDAB89u, 0x98BADCFEu, 0x10325476u, 0xC3D2E1F0u};
     sg_sha1_job *job;
     size_t head, first;
@@ -343,8 +360,6 @@ static inline void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t
     job->data = data;
     job->size = size;
     job->oid = oid;
-    job->owned = owned;
-    job->room = room;
     job->bits = 8 * ((uint64_t)head + size);
     job->ended = 0;
     job->taken = 0;
@@ -358,7 +373,22 @@ static inline void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t
         (void)sg_sha1_more(job);
     }
     s->busy++;
+    return lane;
+}
+
+/* Have an object hashed, some time before `sg_sha1_flush` is through; its bytes must stay until then, or until
+ * `sg_sha1_leave` says who frees them. With `owned` they are freed when that is done. */
+static inline void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid,
+                               uint8_t *owned, size_t room) {
+    const int lane = sg_sha1_take(s, type, data, size, oid);
+    s->jobs[lane].owned = owned;
+    s->jobs[lane].room = room;
     while (s->busy == s->lanes) sg_sha1_step(s);
+}
+
+/* Hash an object at once, alone; also where there are no lanes. */
+static inline void sg_sha1_now(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid) {
+    sg_sha1_alone(s, sg_sha1_take(s, type, data, size, oid));
 }
 
 /* Say that whoever holds `data` lets go of it. Returns whether it is to be freed at once. */
@@ -384,7 +414,53 @@ static inline void sg_sha1_flush(sg_sha1 *s) {
     while (3 * s->busy > s->lanes) sg_sha1_step(s);
     for (int i = 0; i < s->lanes; i++)
         if (s->jobs[i].oid != NULL) sg_sha1_alone(s, i);
+    if (s->detector != NULL) sg_detect_flush(s->detector);
     while (s->spares) free(s->spare[--s->spares]);
+}
+
+/* ---- a long message that comes in pieces, shown to a detector ---- */
+typedef struct {
+    sg_hash hash; /* the first member: what gets one takes the other */
+    sg_detector *detector;
+    const void *message;
+    uint64_t size;
+    uint8_t edge[128]; /* what is not a whole block yet */
+} sg_watched;
+
+static inline void sg_watched_more(sg_hash *hash, const uint8_t *data, size_t n) {
+    sg_watched *one = (sg_watched *)hash;
+    const size_t held = (size_t)(one->size % 64), fill = held == 0 ? 0 : n < 64 - held ? n : 64 - held;
+    one->size += n;
+    if (fill) {
+        memcpy(one->edge + held, data, fill);
+        if (held + fill == 64) sg_sha1_blocks(&hash->u.sha1, one->edge, 1, one->detector, one->message);
+        data += fill;
+        n -= fill;
+    }
+    sg_sha1_blocks(&hash->u.sha1, data, n / 64, one->detector, one->message);
+    if (n % 64) memcpy(one->edge, data + (n & ~(size_t)63), n % 64);
+}
+
+/* Begin a SHA-1 that `sg_hash_update` goes on with. */
+static inline void sg_watched_begin(sg_watched *one, sg_detector *detector, const void *message) {
+    memset(one, 0, sizeof *one);
+    sg_hash_init(&one->hash, 1);
+    one->hash.more = sg_watched_more;
+    one->detector = detector;
+    one->message = message;
+}
+
+/* End it. What the detector found is known once that is flushed. */
+static inline void sg_watched_end(sg_watched *one, uint8_t *out) {
+    const uint64_t bits = 8 * one->size;
+    const size_t held = (size_t)(one->size % 64), blocks = held < 56 ? 1 : 2;
+    const SHA_CTX *sha = &one->hash.u.sha1;
+    one->edge[held] = 0x80;
+    memset(one->edge + held + 1, 0, blocks * 64 - 8 - held - 1);
+    for (int i = 0; i < 8; i++) one->edge[blocks * 64 - 1 - (size_t)i] = (uint8_t)(bits >> 8 * i);
+    sg_sha1_blocks(&one->hash.u.sha1, one->edge, blocks, one->detector, one->message);
+    const uint32_t words[5] = {sha->h0, sha->h1, sha->h2, sha->h3, sha->h4};
+    for (int i = 0; i < 5; i++) sg_put_u32(out + 4 * i, __builtin_bswap32(words[i]));
 }
 
 #endif

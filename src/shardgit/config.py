@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SHARDGIT_"
+DETECTIONS = ("push", "always", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WORKERS_MAX = 256
 DRAIN_MAX_S = 3_600.0
@@ -39,6 +40,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
+    detect_collisions: str = (
+        "push"  # SHA-1 attacks in what is pushed; "always": in imports and verifications, too
+    )
     drain_s: float = 30.0  # how long a stopping worker waits for its requests
     maintenance: str = "on"  # "off": no worker settles, compacts or collects by itself
     maintenance_interval_s: float = 60.0  # between two looks at what is due
@@ -64,6 +68,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument(
                 "log_level is not known", log_level=self.log_level, known="|".join(LOG_LEVELS)
             )
+        check_detection(self.detect_collisions)
         if self.http_url and not _URL.fullmatch(self.http_url):
             raise InvalidArgument("http_url is no http:// or https:// URL", url=self.http_url[:200])
         if self.hooks_dir and not self.hooks_dir.startswith("/"):
@@ -96,6 +101,17 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def folder(self) -> Path:
         """The store's folder."""
         return Path(self.data)
+
+
+def check_detection(text: str) -> str:
+    """Return a value of ``detect_collisions``; InvalidArgument when it is none."""
+    if text not in DETECTIONS:
+        raise InvalidArgument(
+            "detect_collisions is not known",
+            detect_collisions=text[:50],
+            known="|".join(DETECTIONS),
+        )
+    return text
 
 
 def split_address(text: str, key: str = "address") -> tuple[str, int]:

@@ -6,6 +6,7 @@
     |   |   +-- MalformedPack         a pack, an entry or a delta
     |   |   +-- MalformedObject       a commit, tree, tag or loose object
     |   |   +-- FsckRefused           an object that fsck does not let pass
+    |   |   +-- CollisionAttack       an object made to have the SHA-1 of another one
     |   |   +-- MalformedPacket       a pkt-line or a protocol request
     |   +-- InvalidRefName
     |   +-- InvalidRepositoryName
@@ -102,6 +103,10 @@ class MalformedObject(MalformedInput):
 
 class FsckRefused(MalformedInput):
     """Objects that fsck does not let pass; ``lines`` says which, in git's words."""
+
+
+class CollisionAttack(MalformedInput):
+    """An object was made to have the SHA-1 of another one; ``oid`` says which."""
 
 
 class MalformedPacket(MalformedInput):

@@ -98,10 +98,12 @@ def open_store(
     threads: int | None = None,
     limits: Limits = DEFAULT,
     restoring: bool = False,
+    detect_collisions: str = "push",
 ) -> Iterator[Store]:
     """Open an embedded store; any number of processes may have it open, each of them once.
 
-    One that is not restored to its end is Refused unless ``restoring``.
+    One that is not restored to its end is Refused unless ``restoring``. ``detect_collisions`` says where SHA-1
+    collision attacks are looked for: in what comes by a ``push``, ``always`` or ``never``.
     """
     layout = open_layout(folder)
     with ExitStack() as opened:
@@ -127,6 +129,7 @@ def open_store(
             workers=workers,
             limits=limits,
             scratch=layout.scratch,
+            detect_collisions=detect_collisions,
         )
         opened.pop_all()  # from here on the store closes them
         try:

@@ -50,7 +50,10 @@ def run_worker(config: ServeConfig, place: Place) -> int:
     telemetry.configure(level=config.log_level)
     _raise_file_limit()
     try:
-        with open_store(config.folder) as store, _maintaining(config, store):
+        with (
+            open_store(config.folder, detect_collisions=config.detect_collisions) as store,
+            _maintaining(config, store),
+        ):
             sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
             drop_left(store.scratch, "push")
             uvloop.run(_serve(config, place, store))

@@ -292,7 +292,17 @@ def run_ids(data: bytes) -> None:
         at += size * 3
     wanted = [hashlib.sha1(b"blob %d\0" % len(one) + one).digest() for one in objects]
     for lanes in (1, 3, 8):
+        attacks: list[int] = []
         assert _fastpack.object_ids(1, [3] * len(objects), objects, lanes) == wanted
+        assert _fastpack.object_ids(1, [3] * len(objects), objects, lanes, attacks) == wanted
+        assert _fastpack.message_digests(objects, lanes, attacks, plain=True) == [
+            hashlib.sha1(one).digest() for one in objects
+        ]
+        assert attacks == []
+    assert _fastpack.watched_id(3, [rest[:at], rest[at:]], len(rest)) == (
+        hashlib.sha1(b"blob %d\0" % len(rest) + rest).digest(),
+        False,
+    )
 
 
 def run_ring(data: bytes) -> None:

@@ -38,7 +38,10 @@ def test_ids_are_those_of_objects_hashed_alone(
     objects = [rand.randbytes(size) for _, size in shapes]
     wanted = [alone(kind, type_, data) for type_, data in zip(types, objects, strict=True)]
     for lanes in LANES:
+        attacks: list[int] = []
         assert object_ids(kind, types, objects, lanes) == wanted
+        assert object_ids(kind, types, objects, lanes, attacks) == wanted
+        assert attacks == []
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -46,6 +49,7 @@ def test_every_size_around_the_edges_of_blocks(lanes: int) -> None:
     objects = [bytes([size & 255]) * size for size in range(400)]
     wanted = [alone(HashKind.SHA1, 3, data) for data in objects]
     assert object_ids(HashKind.SHA1, [3] * 400, objects, lanes) == wanted
+    assert object_ids(HashKind.SHA1, [3] * 400, objects, lanes, []) == wanted
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -54,6 +58,7 @@ def test_a_long_object_among_many_short_ones(lanes: int) -> None:
     objects.insert(7, random.Random(7).randbytes(3_000_000))
     wanted = [alone(HashKind.SHA1, 3, data) for data in objects]
     assert object_ids(HashKind.SHA1, [3] * 51, objects, lanes) == wanted
+    assert object_ids(HashKind.SHA1, [3] * 51, objects, lanes, []) == wanted
 
 
 def test_a_type_that_is_none_is_refused() -> None:

@@ -46,6 +46,7 @@ def ingest(
         cache_max=cache,
         objects_max=1 << 20,
         depth_max=depth,
+        detect=True,
     )
     got.scan(pack)
     got.link()

@@ -134,8 +134,11 @@ def opened(data: Path | None) -> Iterator[Store]:
     """Open the store in a folder."""
     folder = data_folder(data)
     from shardgit import telemetry
+    from shardgit.config import PREFIX, check_detection
     from shardgit.node import open_store
 
     telemetry.configure(level="warning")  # to standard error; the default would be our output
-    with open_store(folder) as store:
+    # What would be looked for by a server of the store is looked for here.
+    detection = check_detection(os.environ.get(f"{PREFIX}DETECT_COLLISIONS", "push"))
+    with open_store(folder, detect_collisions=detection) as store:
         yield store

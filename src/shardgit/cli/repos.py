@@ -215,6 +215,10 @@ def import_(
         bool,
         typer.Option("--overwrite", help="Also undo what was pushed since the last import."),
     ] = False,
+    detect: Annotated[
+        bool,
+        typer.Option("--detect-collisions", help="Refuse objects made to have another's SHA-1."),
+    ] = False,
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
@@ -234,7 +238,14 @@ def import_(
         from shardgit.service.importing import import_repository
 
         with progress_bar(quiet=json) as report:
-            done = import_repository(store, name, source, progress=report, overwrite=overwrite)
+            done = import_repository(
+                store,
+                name,
+                source,
+                progress=report,
+                overwrite=overwrite,
+                detect=detect or None,
+            )
         if json:
             print_json(done)
             return

@@ -30,6 +30,7 @@ class FindingKind(enum.StrEnum):
     BROKEN = "broken_link"  # a row, or a block that matches its id, that does not parse
     INDEX = "wrong_index"  # an entry that points nowhere or to another object
     OBJECT = "damaged_object"  # a Git object whose bytes give another id, or none
+    ATTACK = "collision_attack"  # a Git object that was made to have the SHA-1 of another one
 
 
 @dataclass(frozen=True, slots=True)

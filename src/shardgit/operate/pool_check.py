@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardgit import _segment
-from shardgit._fastpack import object_ids
+from shardgit._fastpack import object_ids, watched_id
 from shardgit.blocks.block import BlockKind, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, ShardgitError
 from shardgit.journal.records import PoolRecord, pool_key, recents_range, serial_of
 from shardgit.objects import object_id
+from shardgit.oid import HashKind
 from shardgit.operate.findings import REPAIR, REPAIR_FROM, Finding, FindingKind
 from shardgit.pool.manifest import ALONE
 from shardgit.pool.view import PoolView
@@ -24,16 +25,22 @@ if TYPE_CHECKING:
 BATCH_OBJECTS = 1_024
 BATCH_BYTES = 32 << 20
 KEY_BYTES = 8
+ATTACK = "it looks like a SHA-1 collision attack"
+ATTACKED = "shardgit ref log NAME"  # tells who brought it
+Bad = tuple[FindingKind, str, str]  # of one object: kind, id, what is wrong
 Step = tuple[int, int, int, list[Finding]]  # segments done, objects, bytes read, findings
 
 
 class PoolCheck:
     """One pool as it is now, read from the store's files."""
 
-    def __init__(self, files: StoreFiles, pool: PoolRecord, limits: Limits) -> None:
+    def __init__(
+        self, files: StoreFiles, pool: PoolRecord, limits: Limits, *, detect: bool = False
+    ) -> None:
         self.files = files
         self.pool = pool
         self.limits = limits
+        self.detect = detect and pool.hash_kind is HashKind.SHA1  # collision attacks
 
     def open(self) -> PoolView | None:
         """Return the pool's view; None when it is empty. Errors: DataLoss."""
@@ -65,13 +72,13 @@ class PoolCheck:
             segment = segments[number]
             bad = [
                 Finding(
-                    FindingKind.OBJECT,
+                    kind,
                     what,
-                    REPAIR_FROM,
+                    REPAIR_FROM if kind is FindingKind.OBJECT else ATTACKED,
                     block=segment.entry.ref.id.hex(),
                     object=oid,
                 )
-                for oid, what in bad_objects(view, segment)
+                for kind, oid, what in bad_objects(view, segment, detect=self.detect)
             ]
             yield number + 1, segment.entry.objects, segment.entry.entry_bytes, bad
 
@@ -140,8 +147,11 @@ def wrong_graph(view: PoolView) -> Iterator[Finding]:
         return  # a block is gone, which is a finding of its own
 
 
-def bad_objects(view: PoolView, segment: PlacedSegment) -> Iterator[tuple[str, str]]:
-    """Make every object of a segment anew; returns (id, what is wrong) of those that do not give their id."""
+def bad_objects(view: PoolView, segment: PlacedSegment, *, detect: bool = False) -> Iterator[Bad]:
+    """Make every object of a segment anew; returns (kind, id, what is wrong) of those that do not give their id.
+
+    With ``detect`` SHA-1 collision attacks as well.
+    """
     positions = range(segment.base, segment.base + segment.entry.objects)
     try:
         infos = view.info(positions)
@@ -166,27 +176,35 @@ def bad_objects(view: PoolView, segment: PlacedSegment) -> Iterator[tuple[str, s
         at = some.stop
         try:
             if len(batch) == 1:
-                pieces = view.read_stream(some.start)
-                made = [bytes(object_id(batch[0].type, pieces, batch[0].size, view.hash_kind))]
-            else:
-                objects = [one.data for one in view.read_positions(some)]
-                made = object_ids(view.hash_kind, [info.type for info in batch], objects)
-            for info, oid in zip(batch, made, strict=True):
-                if oid != info.id:
-                    yield info.id.hex(), "its bytes give another id"
-        except ShardgitError as error:
-            if len(batch) == 1:
-                yield batch[0].id.hex(), f"it cannot be made: {error}"
+                yield from _one_by_one(view, some, detect=detect)
                 continue
-            yield from _one_by_one(view, some)
+            objects = [one.data for one in view.read_positions(some)]
+        except ShardgitError:
+            yield from _one_by_one(view, some, detect=detect)
+            continue
+        attacks: list[int] = []
+        types = [info.type for info in batch]
+        made = object_ids(view.hash_kind, types, objects, 0, attacks if detect else None)
+        for info, oid in zip(batch, made, strict=True):
+            if oid != info.id:
+                yield FindingKind.OBJECT, info.id.hex(), "its bytes give another id"
+        for number in attacks:
+            yield FindingKind.ATTACK, batch[number].id.hex(), ATTACK
 
 
-def _one_by_one(view: PoolView, positions: range) -> Iterator[tuple[str, str]]:
+def _one_by_one(view: PoolView, positions: range, *, detect: bool) -> Iterator[Bad]:
     for position in positions:
         (info,) = view.info([position])
         try:
-            made = object_id(info.type, view.read_stream(position), info.size, view.hash_kind)
-            if made != info.id:
-                yield info.id.hex(), "its bytes give another id"
+            pieces = view.read_stream(position)
+            if detect:
+                made, attack = watched_id(info.type, pieces, info.size)
+            else:
+                made, attack = object_id(info.type, pieces, info.size, view.hash_kind), False
         except ShardgitError as error:
-            yield info.id.hex(), f"it cannot be made: {error}"
+            yield FindingKind.OBJECT, info.id.hex(), f"it cannot be made: {error}"
+            continue
+        if made != info.id:
+            yield FindingKind.OBJECT, info.id.hex(), "its bytes give another id"
+        if attack:
+            yield FindingKind.ATTACK, info.id.hex(), ATTACK

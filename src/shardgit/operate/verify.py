@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit._bits import union
-from shardgit._fastpack import object_ids, tree_children
+from shardgit._fastpack import object_ids, tree_children, watched_id
 from shardgit.errors import DataLoss, ShardgitError
 from shardgit.fsck import FsckConfig, Special, check_object, check_special, git_line
 from shardgit.graph.closure import bit, closure
 from shardgit.objects import object_id, parse_commit, parse_tag, parse_tree
-from shardgit.oid import ObjectId, hex_of, oid_of
+from shardgit.oid import HashKind, ObjectId, hex_of, oid_of
 from shardgit.operate.repository_refs import PoolTips, check_log, check_refs, tips_of_pool
 from shardgit.pool.grafts import parents_in
 from shardgit.pool.manifest import ALONE
@@ -44,7 +44,10 @@ DAMAGE = frozenset({"damaged", "missing", "broken_link", "wrong_index", "bad_ref
 
 @dataclass(frozen=True, slots=True)
 class RepositoryFinding:
-    """Something that fsck says. ``kind`` is one of DAMAGE, "dangling", "unborn" or a message id of git's fsck."""
+    """Something that fsck says.
+
+    ``kind`` is one of DAMAGE, "dangling", "unborn", "collision_attack" or a message id of git's fsck.
+    """
 
     severity: str  # error, warning or notice
     kind: str
@@ -94,6 +97,7 @@ class _Verify:
         self.control = control
         self.findings: list[RepositoryFinding] = []
         self.counts: Counter[str] = Counter()
+        self.detect = False  # SHA-1 collision attacks
         self.special: dict[tuple[int, bytes], None] = {}
         self.missing: set[bytes] = set()
         self.known: set[bytes] = set()
@@ -135,6 +139,7 @@ class _Verify:
 
     def _objects(self, state: RepositoryState, view: PoolView, tips: PoolTips) -> None:
         kind = state.record.hash_kind
+        self.detect = self.store.detects_always and kind is HashKind.SHA1
         asked = settings_of(state.record).fsck
         skip = [oid_of(text, kind) for text in asked.skip_list if len(text) == 2 * kind.size]
         self.config = FsckConfig.parse(asked.severities, skip, strict=False)
@@ -191,7 +196,10 @@ class _Verify:
         for some in _batches(positions, infos):
             found = list(self._read(view, some, infos, segment.base))
             types, objects = [one.type for _, one in found], [one.data for _, one in found]
-            made = object_ids(view.hash_kind, types, objects)
+            attacks: list[int] = []
+            made = object_ids(view.hash_kind, types, objects, 0, attacks if self.detect else None)
+            for number in attacks:
+                self._attack(found[number][1].id)
             for (position, one), oid in zip(found, made, strict=True):
                 if oid != one.id:
                     line = f"error: {hex_of(one.id)}: hash mismatch"
@@ -221,7 +229,14 @@ class _Verify:
 
     def _large(self, view: PoolView, position: int, info: ObjectInfo) -> None:
         try:
-            made = object_id(info.type, view.read_stream(position), info.size, view.hash_kind)
+            pieces = view.read_stream(position)
+            if self.detect:
+                raw, attack = watched_id(info.type, pieces, info.size)
+                made = ObjectId(raw)
+                if attack:
+                    self._attack(info.id)
+            else:
+                made = object_id(info.type, pieces, info.size, view.hash_kind)
         except ShardgitError as error:
             line = f"error: {hex_of(info.id)}: object corrupt or missing: {error}"
             self.told("error", "damaged", line, info.id)
@@ -230,6 +245,10 @@ class _Verify:
             line = f"error: {hex_of(info.id)}: hash mismatch"
             self.told("error", "damaged", line, info.id)
         self._index(view, range(position, position + 1), [info])
+
+    def _attack(self, oid: ObjectId) -> None:
+        line = f"error: {hex_of(oid)}: looks like a SHA-1 collision attack"
+        self.told("error", "collision_attack", line, oid)
 
     def _index(self, view: PoolView, positions: range, infos: list[ObjectInfo]) -> None:
         """Look every object up by its id: the index must lead to where it is."""

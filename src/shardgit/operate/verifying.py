@@ -134,6 +134,7 @@ def verify(
             shard=shard,
             objects=objects,
             resume=resume,
+            detect=store.detects_always,
         )
 
 
@@ -145,18 +146,21 @@ def verify_store(
     shard: int | None = None,
     objects: bool = False,
     resume: bool = False,
+    detect: bool = False,
 ) -> Verification:
     """Verify the store in a folder; its ``journal``, when it opens, keeps how far the verification is.
 
-    One shard alone, with ``shard``. Errors: Stopped, Conflict when another verification has taken over,
-    ShardMissing.
+    One shard alone, with ``shard``. With ``detect`` ``objects`` are looked at for collision attacks, too. Errors:
+    Stopped, Conflict when another verification has taken over, ShardMissing.
     """
     with StoreFiles(folder) as files:
         if shard is not None and shard not in files.shards:
             raise ShardMissing("the store has no such shard", shard=shard)
-        return Verifying(
+        work = Verifying(
             files, control, journal=journal, shard=shard, objects=objects, resume=resume
-        ).run()
+        )
+        work.detect = detect
+        return work.run()
 
 
 class Verifying:
@@ -181,6 +185,7 @@ class Verifying:
         self.mend = mend
         self.rows = 0
         self.resumed = False
+        self.detect = False  # SHA-1 collision attacks
         self.sound: set[int] = set()  # shards whose pages are as they must be
         self.blind = False  # at the last look not all that leads to blocks could be read
         self._begun = clock.monotonic()
@@ -546,7 +551,7 @@ class Verifying:
         skip = self.state.segment if self.state.pool == name else 0
         if not skip:
             self.state = replace(self.state, pool=name, segment=0)
-        check = PoolCheck(self.files, record, DEFAULT)
+        check = PoolCheck(self.files, record, DEFAULT, detect=self.detect)
         try:
             steps = check.run(objects=self.state.objects, skip=skip)
             for segment, count, read, found in steps:

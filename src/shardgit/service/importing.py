@@ -75,6 +75,7 @@ def import_repository(
     progress: Report = silent,
     use_index: bool = True,
     overwrite: bool = False,
+    detect: bool | None = None,
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
@@ -83,6 +84,8 @@ def import_repository(
 
     A repository whose refs were moved by a push, or by hand, since its last import keeps them: Refused, unless
     ``overwrite`` says that they shall be the source's all the same.
+
+    With ``detect`` SHA-1 collision attacks are looked for; without it the store says.
 
     Errors: NotFound and Refused for the source, MalformedInput for what it holds, LimitExceeded, StorageFull, Conflict
     when another import or push into the repository won meanwhile.
@@ -93,6 +96,7 @@ def import_repository(
         store.lease(),  # on the blocks that are put before the commit
     ):
         job = _Import(store, name, origin, progress, overwrite=overwrite)
+        job.detect = store.detects_always if detect is None else detect
         job.run(use_index=use_index)
     return ImportResult(
         repository=name,
@@ -124,6 +128,7 @@ class _Import:
         self.origin = origin
         self.progress = progress
         self.created = False
+        self.detect = False
         self._before: PoolState | None = None  # the pool of the round before,
         self._known: Sequence[int] = ()  # and what was left out because it had that
         self.objects = self.objects_in_source = self.objects_unreachable = self.refs = (
@@ -287,7 +292,12 @@ class _Import:
             return self._resolved(packs, hinted=False)
 
     def _resolved(self, packs: Sequence[SourcePack], *, hinted: bool) -> Ingest:
-        ingest = new_ingest(self.origin.hash_kind, self.store.limits, scratch=self.store.scratch)
+        ingest = new_ingest(
+            self.origin.hash_kind,
+            self.store.limits,
+            scratch=self.store.scratch,
+            detect=self.detect,
+        )
         total = sum(len(pack.data) for pack in packs)
         done = 0
         for pack in packs:

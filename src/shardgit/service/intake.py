@@ -100,7 +100,7 @@ class Intake:
         """Parse and resolve a pack, compute every id, run fsck.
 
         Deltas may have bases that the repository reaches. Errors: MalformedPack, MalformedObject, FsckRefused,
-        ObjectCollision, LimitExceeded, DataLoss.
+        CollisionAttack, ObjectCollision, LimitExceeded, DataLoss.
         """
         self.take_all([(pack, offsets)])
 
@@ -109,7 +109,9 @@ class Intake:
         limits = self._limits()
         large = sum(memoryview(pack).nbytes for pack, _ in packs) >= SPILL_PACK_BYTES
         scratch = self.store.scratch if large else None
-        ingest = new_ingest(self.record.hash_kind, limits, scratch=scratch)
+        ingest = new_ingest(
+            self.record.hash_kind, limits, scratch=scratch, detect=self.store.detects_pushed
+        )
         checks = severities(self.settings, self.record.hash_kind)
         if checks is not None:
             ingest.check_objects(checks.table)

@@ -22,11 +22,13 @@ SPILL_PACK_BYTES = 64 << 20  # of packs whose arrays may be larger than those th
 THREADED_OBJECTS = 2_000  # fewer are made faster than threads start
 
 
-def new_ingest(kind: HashKind, limits: Limits, *, scratch: Path | None = None) -> Ingest:
+def new_ingest(
+    kind: HashKind, limits: Limits, *, scratch: Path | None = None, detect: bool = False
+) -> Ingest:
     """Return an ingest bounded by ``limits``.
 
     Its large arrays lie in a file without a name in ``scratch``, where that is given: some 350 bytes an object, which
-    memory would have no room for with very many.
+    memory would have no room for with very many. With ``detect`` a SHA-1 collision attack in it is a CollisionAttack.
     """
     with nullcontext() if scratch is None else TemporaryFile(dir=scratch) as spill:
         return Ingest(
@@ -38,6 +40,7 @@ def new_ingest(kind: HashKind, limits: Limits, *, scratch: Path | None = None) -
             depth_max=limits.delta_depth_max,
             raw_max=limits.pack_raw_max_bytes,
             spill=-1 if spill is None else spill.fileno(),
+            detect=detect,
         )
 
 

@@ -206,6 +206,7 @@ class Store:
         workers: Workers,
         limits: Limits,
         scratch: Path,
+        detect_collisions: str = "push",
     ) -> None:
         self.journal = journal
         self.blocks = blocks
@@ -213,6 +214,8 @@ class Store:
         self.workers = workers
         self.limits = limits
         self.scratch = scratch
+        self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
+        self.detects_always = detect_collisions == "always"
         self.leases = Leases(scratch / "leases")
         self.trailers = Trailers()
         self.entries = kept_entries()
