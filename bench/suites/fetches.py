@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bed import Bed
 
 HOW = "One worker; clients share the cores with the servers; latencies of all rounds."
+NEW = " A worker keeps short answers; here each request also names a commit that the server lacks, always another."
 
 
 def rows(bed: Bed) -> list[Row]:
@@ -44,4 +46,23 @@ def rows(bed: Bed) -> list[Row]:
             found = bed.alternate({one.name: partial(once, one) for one in (ours, theirs)})
             mine, other = (side_of(name, some) for name, some in found.items())
             out.append(Row("fetches", path, mine, (other,), goals=goals, how=HOW))
+        out.append(apart(bed, ours, theirs, tip, behind))
     return out
+
+
+def apart(bed: Bed, ours: Server, theirs: Server, tip: bytes, behind: bytes) -> Row:
+    """Fetch the same by requests of which no two are equal: each client has a commit of its own, too."""
+    numbers = itertools.count(1)
+    each = bed.size(8, 2)
+
+    def once(server: Server) -> Traffic:
+        def body() -> bytes:
+            return fetch_body([tip], [behind, b"%040x" % next(numbers)], [])
+
+        jobs = [[fetch_of(server.url, body()) for _ in range(each)] for _ in range(16)]
+        return measured(server, jobs)
+
+    found = bed.alternate({one.name: partial(once, one) for one in (ours, theirs)})
+    mine, other = (side_of(name, some) for name, some in found.items())
+    path = "fetch of ten new commits, 16 clients, no two requests equal"
+    return Row("fetches", path, mine, (other,), goals=(Goal("cpu", at_most=1 / 8),), how=HOW + NEW)

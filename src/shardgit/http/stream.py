@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from aiohttp.abc import AbstractStreamWriter
+
 WRITE_BYTES = 1 << 20
-HIGH_WATER_BYTES = 1 << 20
+HIGH_WATER_BYTES = 256 << 10  # that wait for a client before the next piece is asked for
+DIRECT_BYTES = 64 << 10
 
 
 class PackResponse(web.StreamResponse):
     """A response whose pieces come from an iterator that is pulled by the client's pace.
 
-    At most 1 MiB waits for the client here, beside the pieces that the iterator holds. A client
+    At most 256 KiB and a piece wait for the client here, beside those that the iterator holds. A client
     that takes nothing for ``stall_s`` is cut off.
     """
 
@@ -39,16 +42,20 @@ class PackResponse(web.StreamResponse):
         self, request: web.Request, first: Iterable[bytes], source: AsyncIterator[bytes]
     ) -> None:
         """Send ``first`` and then the source to its end. What it raises goes through."""
-        await self.prepare(request)
+        writer = await self.prepare(request)
         transport = request.transport
-        if transport is None:
+        if transport is None or writer is None:
             raise ConnectionResetError("client is gone")
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        chunked = self.content_length is None and request.version >= HttpVersion11
         with _Watch(self, transport, self._stall_s):
             for piece in first:
                 await self._piece(piece)
             async for piece in source:
-                await self._piece(piece)
+                if chunked and len(piece) >= DIRECT_BYTES:
+                    await self._chunk(piece, writer, transport)
+                else:
+                    await self._piece(piece)
 
     async def _piece(self, piece: bytes) -> None:
         """Send one piece, waiting after each MiB that the client has not taken."""
@@ -60,6 +67,24 @@ class PackResponse(web.StreamResponse):
         for at in range(0, len(piece), WRITE_BYTES):
             await self.write(view[at : at + WRITE_BYTES])
             self._sent += WRITE_BYTES
+
+    async def _chunk(
+        self, piece: bytes, writer: AbstractStreamWriter, transport: asyncio.WriteTransport
+    ) -> None:
+        """Send one piece as a chunk, without the copy that aiohttp makes of it for Python 3.11.
+
+        The transport holds the piece itself, which other answers may be sending too.
+        """
+        view = memoryview(piece)
+        for at in range(0, len(piece), WRITE_BYTES):
+            part = view[at : at + WRITE_BYTES]
+            if transport.is_closing():
+                raise ConnectionResetError("client is gone")
+            transport.write(b"%x\r\n" % len(part))
+            transport.write(part)
+            transport.write(b"\r\n")
+            self._sent += len(part)
+            await writer.drain()
 
     @property
     def sent(self) -> int:

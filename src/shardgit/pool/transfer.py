@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from shardgit import _segment
 from shardgit._bits import counts
 from shardgit.kept import Kept
 from shardgit.pool.manifest import ALONE
+from shardgit.pool.sharing import Sharing
 from shardgit.pool.view import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardgit.pool.sharing import SharedPlan
     from shardgit.pool.view import PlacedSegment, PoolView
 
 PIECE_BYTES = 1 << 20
@@ -85,6 +88,7 @@ class Transfer:
         options: TransferOptions,
         trailers: Trailers | None = None,
         entries: Kept | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.view = view
         self.wanted = wanted
@@ -96,6 +100,7 @@ class Transfer:
         self.objects = sum(count for _, count in self._plan)
         self._trailers = trailers
         self._entries = entries if entries is not None else kept_entries()
+        self._sharing = sharing if sharing is not None else Sharing()
         self.objects_rewritten = 0  # sent whole because their base is not with the client
 
     def chunks(self) -> Iterator[bytes]:
@@ -113,6 +118,14 @@ class Transfer:
 
     def _pieces(self) -> Iterator[bytes]:
         plan = self._key()
+        framed = plan + bytes([self.options.sideband])
+        shared = self._sharing.enter(framed)
+        try:
+            yield from self._framed(plan, shared)
+        finally:
+            self._sharing.leave(framed)
+
+    def _framed(self, plan: bytes, shared: SharedPlan) -> Iterator[bytes]:
         known = self._trailers.get(plan) if self._trailers else None
         framer = _segment.PackFramer(
             int(self.view.hash_kind), sideband=self.options.sideband, trailer=known
@@ -136,10 +149,11 @@ class Transfer:
             if segment.entry.flags & ALONE:
                 for part in self.view.parts(segment):
                     yield framer.frame(part, 0, len(part))
-            elif verbatim:
-                yield self.view.use_segment(
-                    segment, lambda view: _frame_entries(framer, view, self.view.hash_kind.size)
-                )
+            elif verbatim and known is not None:
+                make = partial(self._verbatim_frame, framer, segment)
+                yield shared.frame(segment.entry.ref.id, make)
+            elif verbatim:  # each hashes for itself what it sends
+                yield self._verbatim_frame(framer, segment)
             else:
                 yield from self._some(framer, segment)
         if small:
@@ -147,6 +161,13 @@ class Transfer:
         if self._trailers is not None:
             self._trailers.put(plan, framer.digest())
         yield framer.trailer()
+
+    def _verbatim_frame(self, framer: _segment.PackFramer, segment: PlacedSegment) -> bytes:
+        def frame(view: memoryview) -> bytes:
+            start, end = _segment.entries_span(view, self.view.hash_kind.size)
+            return framer.frame(view, start, end)
+
+        return self.view.use_segment(segment, frame)
 
     def _key(self) -> bytes:
         """Return what the stream's bytes depend on, hashed."""
@@ -207,8 +228,3 @@ class Transfer:
                     yield made
                 else:
                     yield entry
-
-
-def _frame_entries(framer: _segment.PackFramer, view: memoryview, hash_size: int) -> bytes:
-    start, end = _segment.entries_span(view, hash_size)
-    return framer.frame(view, start, end)

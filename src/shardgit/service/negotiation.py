@@ -315,6 +315,7 @@ class FetchSession(ShownLook):
             options=options,
             trailers=self.store.trailers,
             entries=self.store.entries,
+            sharing=self.store.sharing,
         )
 
     def _listed_packs(self) -> list[PackUri]:

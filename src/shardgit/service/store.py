@@ -43,6 +43,7 @@ from shardgit.journal.records import (
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
+from shardgit.pool.sharing import Sharing
 from shardgit.pool.transfer import Trailers, kept_entries
 from shardgit.pool.view import PoolView, small_entries
 from shardgit.refs.change import HEAD, first_steps
@@ -219,6 +220,7 @@ class Store:
         self.leases = Leases(scratch / "leases")
         self.trailers = Trailers()
         self.entries = kept_entries()
+        self.sharing = Sharing()
         self.closures = Closures()
         self._small = small_entries()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks

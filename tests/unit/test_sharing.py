@@ -1,0 +1,121 @@
+"""Transfers of one plan that are under way at once share what they send; alone, nothing is held."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from reference.gits import make_history
+
+from shardgit.node import create_store, open_store
+from shardgit.oid import BlockId
+from shardgit.pool import transfer
+from shardgit.pool.sharing import Sharing
+from shardgit.pool.transfer import Trailers, Transfer, TransferOptions
+from shardgit.service.importing import import_repository
+from shardgit.service.reading import Reading
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+BLOCKS = [BlockId(bytes([number]) * 32) for number in range(8)]
+
+
+class Maker:
+    """Counts what it makes."""
+
+    def __init__(self, size: int = 100) -> None:
+        self.size = size
+        self.made = 0
+
+    def __call__(self) -> bytes:
+        self.made += 1
+        return bytes(self.size)
+
+
+def test_alone_nothing_is_held() -> None:
+    sharing, make = Sharing(), Maker()
+    shared = sharing.enter(b"plan")
+    for _ in range(3):
+        assert shared.frame(BLOCKS[0], make) == bytes(100)
+    assert make.made == 3
+    assert sharing.enter(b"another") is not shared
+
+
+def test_two_share_and_the_last_takes_it_away() -> None:
+    sharing, make = Sharing(), Maker()
+    shared = sharing.enter(b"plan")
+    assert sharing.enter(b"plan") is shared
+    first = shared.frame(BLOCKS[0], make)
+    assert shared.frame(BLOCKS[0], make) is first
+    assert make.made == 1
+    sharing.leave(b"plan")
+    sharing.leave(b"plan")
+    assert sharing.enter(b"plan") is not shared
+
+
+def test_what_is_held_is_bounded() -> None:
+    sharing, make = Sharing(most_bytes=300), Maker()
+    shared = sharing.enter(b"plan")
+    sharing.enter(b"plan")
+    for block in BLOCKS:
+        shared.frame(block, make)
+    for block in BLOCKS[-3:]:
+        shared.frame(block, make)
+    assert make.made == len(BLOCKS)
+    shared.frame(BLOCKS[0], make)
+    assert make.made == len(BLOCKS) + 1
+
+
+def test_many_threads_make_one_frame_once() -> None:
+    sharing, make = Sharing(), Maker()
+    shared = sharing.enter(b"plan")
+    sharing.enter(b"plan")
+    threads = [threading.Thread(target=shared.frame, args=(BLOCKS[0], make)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert make.made == 1
+
+
+def test_transfers_side_by_side_send_what_one_alone_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "SMALL_BYTES", 0)
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(make_history(tmp_path / "work", commits=12)))
+        reading = Reading(store, "demo")
+        assert reading.view is not None
+        trailers, sharing = Trailers(), Sharing()
+
+        def begin(*, sideband: bool) -> Transfer:
+            assert reading.view is not None
+            return Transfer(
+                reading.view,
+                reading.reachable,
+                options=TransferOptions(sideband=sideband),
+                trailers=trailers,
+                sharing=sharing,
+            )
+
+        alone = {sideband: list(begin(sideband=sideband).chunks()) for sideband in (True, False)}
+        assert alone[True] != alone[False]
+        several = [begin(sideband=sideband).chunks() for sideband in (True, False, True, False)]
+        rounds = list(zip(*several, strict=True))
+        assert [list(one) for one in zip(*rounds, strict=True)] == [
+            alone[True],
+            alone[False],
+            alone[True],
+            alone[False],
+        ]
+        assert any(first is second for first, _, second, _ in rounds)
+        left = begin(sideband=True).chunks()
+        next(left)
+        next(left)
+        del left  # a client that goes away
+        assert not sharing._plans
