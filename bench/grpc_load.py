@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IDS_PER_MESSAGE = 40_000  # under 1 MiB
-OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
+# A connection of its own for each channel: else all of a process share one, and so one worker.
+OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.use_local_subchannel_pool", 1)]
 
 
 def varint(value: int) -> bytes:

@@ -13,18 +13,21 @@ from collections import deque
 from dataclasses import dataclass, field
 
 PIECE_BYTES = 1 << 20
+TAIL_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """Requests that are sent one after another, each when the answer to the one before is whole; timed together.
 
-    ``good`` must stand in the last answer and ``bad`` must not, where they are given; a long answer is counted only.
+    ``good`` must stand in the last answer and ``bad`` must not, where they are given, and ``end`` in its last bytes; of
+    a long answer only the beginning and the end are kept.
     """
 
     requests: tuple[bytes, ...]
     good: bytes = b""
     bad: bytes = b""
+    end: bytes = b""
 
 
 class _Answer:
@@ -40,14 +43,14 @@ class _Answer:
         self._length = -1
         self._chunked = False
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: memoryview) -> bool:
         """Take what came; say whether the answer is whole."""
         if not self._length + 1 and not self._chunked:
             self.head += data
             end = self.head.find(b"\r\n\r\n")
             if end < 0:
                 return False
-            data, self.head = self.head[end + 4 :], self.head[: end + 4].lower()
+            data, self.head = memoryview(self.head)[end + 4 :], self.head[: end + 4].lower()
             at = self.head.find(b"content-length:")
             self._chunked = at < 0
             if at >= 0:
@@ -55,7 +58,7 @@ class _Answer:
         self.count += len(data)
         if len(self.start) < self.KEEP_BYTES:
             self.start += data[: self.KEEP_BYTES]
-        self.tail = (self.tail + data)[-7:]
+        self.tail = (self.tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
         if self._chunked:
             return self.tail.endswith(b"\r\n0\r\n\r\n") or self.tail == b"0\r\n\r\n"
         return self.count >= self._length
@@ -66,6 +69,7 @@ class _Answer:
         wrong = last and (
             (exchange.good and exchange.good not in seen) or (exchange.bad and exchange.bad in seen)
         )
+        wrong = wrong or (last and exchange.end not in self.tail)
         if wrong or not self.head.startswith((b"http/1.1 200", b"http/1.0 200")):
             raise SystemExit(f"server refused: {self.head[:200]!r} {self.start[:300]!r}")
 
@@ -81,9 +85,15 @@ class _Client:
     unsent: bytes | memoryview = b""
 
 
-def run(where: tuple[str, int], jobs: list[list[Exchange]]) -> list[float]:
-    """Run each client's exchanges, all clients side by side; returns each exchange's time in seconds."""
+def run(
+    where: tuple[str, int], jobs: list[list[Exchange]], sizes: list[int] | None = None
+) -> list[float]:
+    """Run each client's exchanges, all clients side by side; returns each exchange's time in seconds.
+
+    ``sizes`` takes the bytes of each one's last answer, framing of HTTP included.
+    """
     out: list[float] = []
+    room = memoryview(bytearray(PIECE_BYTES))
     with selectors.DefaultSelector() as waiting:
         clients = [_Client(where, deque(job)) for job in jobs if job]
         for client in clients:
@@ -94,10 +104,12 @@ def run(where: tuple[str, int], jobs: list[list[Exchange]]) -> list[float]:
                 client = key.data
                 if events & selectors.EVENT_WRITE:
                     _send(client, waiting)
-                if events & selectors.EVENT_READ and _receive(client, waiting):
+                if events & selectors.EVENT_READ and _receive(client, waiting, room):
                     client.at += 1
                     if client.at == len(client.left[0].requests):
                         out.append(time.monotonic() - client.begun)
+                        if sizes is not None:
+                            sizes.append(client.answer.count)
                         client.left.popleft()
                         client.at = 0
                     if client.left:
@@ -135,20 +147,20 @@ def _send(client: _Client, waiting: selectors.BaseSelector) -> None:
     waiting.modify(client.socket, selectors.EVENT_READ | more, client)
 
 
-def _receive(client: _Client, waiting: selectors.BaseSelector) -> bool:
+def _receive(client: _Client, waiting: selectors.BaseSelector, room: memoryview) -> bool:
     assert client.socket is not None
     try:
-        data = client.socket.recv(PIECE_BYTES)
+        count = client.socket.recv_into(room)
     except BlockingIOError:
         return False
     except ConnectionResetError:
-        data = b""
-    if not data:
+        count = 0
+    if not count:
         if client.answer.head:
             raise SystemExit("server closed the connection inside an answer")
         _again(client, waiting)  # it had enough of this connection
         return False
-    if not client.answer.feed(data):
+    if not client.answer.feed(room[:count]):
         return False
     exchange = client.left[0]
     client.answer.check(exchange, client.at + 1 == len(exchange.requests))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import load
 from measure import run, watched
 from result import Cost, Goal, Row, Side
 from servers import Server, clone_body, discard, head, http_backend, shardgit, tips
@@ -55,12 +57,12 @@ def rows(bed: Bed) -> list[Row]:
 
 def clone(server: Server, body: bytes, clients: int = 1) -> tuple[Cost, int]:
     """Serve a clone, or several at once; returns what it cost, and the bytes of all."""
-
-    def work() -> int:
-        with ThreadPoolExecutor(clients) as pool:
-            return sum(pool.map(lambda _: discard(server.url, body), range(clients)))
-
-    return watched(server.pid, work)
+    at = urlsplit(server.url)
+    where = (str(at.hostname), at.port or 80)
+    sizes: list[int] = []
+    request = replace(fetch_of(server.url, body), end=b"0000")
+    cost, _ = watched(server.pid, lambda: load.run(where, [[request]] * clients, sizes))
+    return cost, sum(sizes)
 
 
 def _side(name: str, rounds: list[tuple[Cost, int]], count: int = 1) -> Side:

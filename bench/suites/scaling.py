@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bed import SHARDGIT, Bed, new_store
-from measure import run
+from grpc_load import get_objects
+from measure import run, watched
 from result import Cost, Goal, Plot, Row, Side
 from servers import Server, clone_body, http_backend, shardgit, tips
 from traffic import Traffic, fetch_body, fetch_of, git, measured, side_of
 
 from suites.clones import clone
+from suites.objects import sample
 
 if TYPE_CHECKING:
     from load import Exchange
@@ -26,7 +29,7 @@ def rows(bed: Bed) -> list[Row]:
     tip = git(bed.repository, "rev-parse", "HEAD")
     behind = git(bed.repository, "rev-parse", "HEAD~10")
     ten = fetch_body([tip], [behind], [])
-    return [*workers(bed, ten), *shards(bed), *clients(bed, ten)]
+    return [*workers(bed, ten), *object_reads(bed), *shards(bed), *clients(bed, ten)]
 
 
 def workers(bed: Bed, ten: bytes) -> list[Row]:
@@ -70,6 +73,40 @@ def workers(bed: Bed, ten: bytes) -> list[Row]:
             )
             out.append(Row("scaling", f"{path}, 2 workers", mine, (alone,), goals=goals, how=how))
     return out
+
+
+def object_reads(bed: Bed) -> list[Row]:
+    """Read objects at random by one worker and by two, four connections each."""
+    connections, most = 4, bed.size(30_000, 300)
+    ids = [bytes.fromhex(oid.decode()) for oid in sample(bed, most)]
+    parts = [ids[at::connections] for at in range(connections)]
+    with (
+        shardgit(bed.store, workers=WORKERS[0]) as one,
+        shardgit(bed.store, workers=WORKERS[1]) as two,
+    ):
+
+        def once(server: Server) -> tuple[Cost, int]:
+            def work() -> int:
+                with ThreadPoolExecutor(connections) as pool:
+                    return sum(pool.map(partial(get_objects, server.grpc, "bench"), parts))
+
+            return watched(server.pid, work)
+
+        servers = {"one": one, "two": two}
+        for server in servers.values():
+            once(server)
+        found = bed.alternate({name: partial(once, each) for name, each in servers.items()})
+    mine, alone = (
+        Side.of(name, [cost for cost, _ in found[which]], count=len(ids))
+        for name, which in (("shardgit", "two"), ("shardgit, 1 worker", "one"))
+    )
+    goals = (Goal("rate", at_least=PER_CORE * WORKERS[1]), Goal("cpu", at_most=1 / PER_CORE))
+    how = (
+        f"{connections} connections of one process, GetObjects in any order; it reads answers on the same cores,"
+        " CPU each shows whether workers hinder each other. Connections fall to workers as the kernel deals them."
+    )
+    path = "objects at random, 2 workers"
+    return [Row("scaling", path, mine, (alone,), goals=goals, how=how)]
 
 
 def shards(bed: Bed) -> list[Row]:
