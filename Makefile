@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test check format bench bench-smoke compare interop fault fuzz git-suite clean
+.PHONY: help setup run test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -37,6 +37,9 @@ bench: setup ## Compare with git and others, as ratios: SUITE="imports clones", 
 
 bench-smoke: setup ## The same, small and once: does it run at all?
 	$(BIN)/python bench/run.py $(SUITE) --smoke --work build/bench-smoke
+
+bench-peers: setup ## Build gitoxide, go-git and JGit for it, where cargo, go and mvn are there.
+	$(BIN)/python bench/peers/build.py
 
 compare: setup ## Two revisions of this project, measured in turn: A=main B=. SUITE="imports clones" ROUNDS=5.
 	$(BIN)/python bench/compare.py '$(or $(A),main)' '$(or $(B),.)' $(SUITE) --rounds $(or $(ROUNDS),5) \

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from bed import SHARDGIT, Bed, pack_of
+from bed import SHARDGIT, new_store, pack_of
 from measure import run
 from peers import indexers
 from result import Goal, Row, Side
@@ -16,6 +14,7 @@ from result import Goal, Row, Side
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bed import Bed
     from result import Cost
 
 HOW = "A process each, from start to end. An import is durable and readable when it returns, the others write an .idx."
@@ -27,12 +26,14 @@ def rows(bed: Bed) -> list[Row]:
     bare = without_index(bed)
     found = indexers(pack, bed.fresh("indexed"))
 
-    def ours(source: Path) -> Cost:
-        store = bed.fresh("imported") / "store"
-        subprocess.run([*SHARDGIT, "init", str(store)], check=True, stdout=subprocess.DEVNULL)
-        return run([*SHARDGIT, "repo", "import", "bench", str(source), "--data", str(store)])
+    def ours(source: Path, detect: str = "never") -> Cost:
+        store = new_store(bed.fresh("imported") / "store")
+        words = ["repo", "import", "bench", str(source), "--data", str(store)]
+        environment = {**os.environ, "SHARDGIT_DETECT_COLLISIONS": detect}
+        return run([*SHARDGIT, *words], env=environment)
 
     sides = {"with": lambda: ours(bed.repository), "without": lambda: ours(bare)}
+    sides["detecting"] = lambda: ours(bed.repository, "always")
     costs = bed.alternate({**sides, **found.present}, slow=found.slow)
     peers = tuple(Side.of(name, costs[name]) for name in found.present)
     rival = "git index-pack"
@@ -57,6 +58,21 @@ def rows(bed: Bed) -> list[Row]:
             )
         )
     shutil.rmtree(bed.fresh("imported"))
+    mine = Side.of("shardgit", costs["detecting"])
+    off = Side.of("shardgit, not detecting", costs["with"])
+    out.append(
+        Row(
+            "imports",
+            "import, SHA-1 collision attacks looked for",
+            mine,
+            (off, *(peer for peer in peers if peer.name == rival)),
+            goals=(
+                Goal("cpu", at_most=1.4, peer=off.name),
+                Goal("wall", at_most=1.4, peer=off.name),
+            ),
+            how="SHARDGIT_DETECT_COLLISIONS=always; git looks for them always.",
+        )
+    )
     return out
 
 
@@ -74,7 +90,3 @@ def least_cpu_s(bed: Bed) -> float:
     """Return what must be spent on any machine like this: each entry inflated once, each object hashed once."""
     inflated = bed.inflated_bytes / bed.limit("inflate")
     return inflated + bed.object_bytes / bed.limit("sha1 lanes")
-
-
-if __name__ == "__main__":
-    sys.exit("python bench/run.py imports")
