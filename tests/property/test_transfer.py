@@ -19,7 +19,8 @@ from shardgit.graph.selection import selection
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
-from shardgit.pool.transfer import Trailers, Transfer, TransferOptions, kept_entries
+from shardgit.pool.trailers import Trailers
+from shardgit.pool.transfer import Transfer, TransferOptions, kept_entries
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.importing import import_repository

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardgit.pool.sharing import SharedPlan
+    from shardgit.pool.trailers import Trailers
     from shardgit.pool.view import PlacedSegment, PoolView
 
 PIECE_BYTES = 1 << 20
@@ -36,32 +35,6 @@ class TransferOptions:
     ofs_delta: bool = True
     thin: bool = False
     sideband: bool = False
-
-
-class Trailers:
-    """The trailers of packs that were sent before, by plan.
-
-    The hash is half of what the server pays for a full clone of git.git (perf).
-    """
-
-    def __init__(self, most: int = 4_096) -> None:
-        self._most = most
-        self._known: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, plan: bytes) -> bytes | None:
-        """Return the trailer of a plan, None when it was not sent whole yet."""
-        with self._lock:
-            if plan in self._known:
-                self._known.move_to_end(plan)
-            return self._known.get(plan)
-
-    def put(self, plan: bytes, trailer: bytes) -> None:
-        """Note the trailer of a plan."""
-        with self._lock:
-            self._known[plan] = trailer
-            while len(self._known) > self._most:
-                self._known.popitem(last=False)
 
 
 def kept_entries(most_bytes: int = 32 << 20) -> Kept:

@@ -44,7 +44,8 @@ from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
 from shardgit.pool.sharing import Sharing
-from shardgit.pool.transfer import Trailers, kept_entries
+from shardgit.pool.trailers import Trailers
+from shardgit.pool.transfer import kept_entries
 from shardgit.pool.view import PoolView, small_entries
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
@@ -218,7 +219,7 @@ class Store:
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"
         self.leases = Leases(scratch / "leases")
-        self.trailers = Trailers()
+        self.trailers = Trailers(scratch / "trailers")
         self.entries = kept_entries()
         self.sharing = Sharing()
         self.closures = Closures()
