@@ -11,7 +11,8 @@ from shardgit.node import create_store, open_store
 from shardgit.oid import BlockId
 from shardgit.pool import transfer
 from shardgit.pool.sharing import Sharing
-from shardgit.pool.transfer import Trailers, Transfer, TransferOptions
+from shardgit.pool.trailers import Trailers
+from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
 
