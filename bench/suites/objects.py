@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from grpc_load import get_objects
 from measure import children_of, run, watched
+from peers import build
 from result import Cost, Goal, Row, Side
 from servers import shardgit
 
@@ -56,19 +57,27 @@ def rows(bed: Bed) -> list[Row]:
             "git cat-file --batch --buffer": partial(cat_file, core, bed, names, "--buffer"),
             "git cat-file --batch": partial(cat_file, core, bed, names),
         }
+        counts = dict.fromkeys(sides, len(ids))
         absent = []
         for library in ("pygit2", "dulwich"):
             if importlib.util.find_spec(library):
-                sides[library] = partial(read_by, core, library, bed, few)
+                command = [sys.executable, str(SCRIPT), library, str(bed.repository), str(few)]
+                sides[library], counts[library] = partial(read_by, core, command), len(fewer)
             else:
                 absent.append(library)
-        found = bed.alternate(sides, slow=("dulwich",))
+        for peer, said in build.NAMES.items():
+            if words := build.command(peer):
+                command = [*words, "read", str(bed.repository), str(names)]
+                sides[said], counts[said] = partial(read_by, core, command), len(ids)
+            else:
+                absent.append(said)
+        found = bed.alternate(sides, slow=("dulwich", "go-git"))
     made = {
         name: Side.of(
             name,
             [cost for cost, _ in some],
             size_bytes=some[0][1],
-            count=len(fewer) if name in ("pygit2", "dulwich") else len(ids),
+            count=counts[name],
         )
         for name, some in found.items()
     }
@@ -95,7 +104,9 @@ def rows(bed: Bed) -> list[Row]:
             goals if side is mine else (),
             "grpc",
             share,
-            HOW + how + f" The libraries read {len(fewer):,} of them.",
+            HOW
+            + how
+            + f" dulwich and pygit2 read {len(fewer):,} of them, dulwich and go-git in one round.",
         )
         out.append(row)
     return out
@@ -138,7 +149,6 @@ def cat_file(core: int, bed: Bed, names: Path, *more: str) -> tuple[Cost, int]:
         return run(["taskset", "-c", str(core), *command], stdin=file), 0
 
 
-def read_by(core: int, library: str, bed: Bed, names: Path) -> tuple[Cost, int]:
-    """Let a library read the objects."""
-    command = [sys.executable, str(SCRIPT), library, str(bed.repository), str(names)]
+def read_by(core: int, command: list[str]) -> tuple[Cost, int]:
+    """Let another implementation read the objects."""
     return run(["taskset", "-c", str(core), *command]), 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _KINDS = {"int": "N", "int range": "N", "float": "N", "float range": "N", "path": "PATH"}
 _KIND = re.compile(r" <([a-z ]+)>|(?<=[a-z]) (TEXT|INTEGER|FLOAT|INTEGER RANGE)$")
-_RANGE = re.compile(r" *\[[0-9<>=]*x[0-9<>=]*\]|; [0-9<>=]*x[0-9<>=]*(?=\])")
+_RANGE = re.compile(r" *\[[0-9.<>=]*x[0-9.<>=]*\]|; [0-9.<>=]*x[0-9.<>=]*(?=\])")
 
 
 def dress(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli import backups, collecting, keys, objects, refs, repos, shards, undeleting
+from shardgit.cli import backups, bench, collecting, keys, objects, refs, repos, shards, undeleting
 from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
 from shardgit.cli.context import (
     FAILED,
@@ -58,6 +58,7 @@ repos.app.command("deleted")(undeleting.deleted)
 repos.app.command("undelete")(undeleting.undelete)
 app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
+app.command("bench")(bench.bench)
 
 
 @app.command()
