@@ -15,8 +15,7 @@
 #include "_ubc.h"
 
 #define SG_ATTACKS 64 /* messages that are told; more may be there */
-
-
+#define SG_UBC_WORDS (SG_UBC_LAST + 1 - SG_UBC_FIRST)
 #define SG_WAITING 32 /* blocks that are looked at together: a vector of AVX2 holds a byte of each */
 
 typedef struct sg_detector sg_detector;
@@ -107,6 +106,7 @@ struct sg_detector {
     }
 #define SG_SPREAD(to, out) memcpy(to, &(out), 16)
 #include "_detect_wide.h"
+#undef SG_SPREAD
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -135,6 +135,7 @@ SG_AVX2 static inline void sg_sha1_words(const uint8_t *const at[8], size_t offs
         w[i + 4] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
     }
 }
+
 /* ---- AVX2 ---- */
 #define SG_NAME(x) x##_avx2
 #define SG_TARGET SG_AVX2
@@ -152,6 +153,15 @@ SG_AVX2 static inline void sg_sha1_words(const uint8_t *const at[8], size_t offs
     _mm256_storeu_si256((__m256i *)(to), \
                         _mm256_permutevar8x32_epi32((__m256i)(out), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)))
 #include "_detect_wide.h"
+
+/* Look at the blocks of four rows of eight, whose words from SG_UBC_FIRST on are known already. */
+SG_AVX2 static inline void sg_look_rows(const sg_words_avx2 rows[4][SG_UBC_WORDS], uint8_t masks[4][SG_WAITING]) {
+    const sg_words_avx2 *const w[4] = {rows[0], rows[1], rows[2], rows[3]};
+    sg_bytes_avx2 out[4];
+    sg_look_words_avx2(w, out);
+    for (int i = 0; i < 4; i++) SG_SPREAD(masks[i], out[i]);
+}
+#undef SG_SPREAD
 
 static inline int sg_has_avx2(void) { return __builtin_cpu_supports("avx2") != 0; }
 #else
@@ -184,34 +194,46 @@ static inline void sg_detect_judge(sg_detector *d) {
     d->suspects = 0;
 }
 
-static inline void sg_detect_suspect(sg_detector *d, int j, uint32_t mask) {
+/* Note a block for the judge, once for each DV it may belong to. */
+static inline void sg_detect_suspect(sg_detector *d, const uint8_t *block, const uint32_t *state, size_t stride,
+                                     const void *message, uint32_t mask) {
     for (; mask; mask &= mask - 1) {
         const int to = d->suspects;
-        for (int t = 0; t < 16; t++) d->suspect_words[t][to] = sg_u32be(d->at[j] + 4 * t);
-        for (int i = 0; i < 5; i++) d->suspect_states[i][to] = d->states[j][(size_t)i * d->strides[j]];
+        for (int t = 0; t < 16; t++) d->suspect_words[t][to] = sg_u32be(block + 4 * t);
+        for (size_t i = 0; i < 5; i++) d->suspect_states[i][to] = state[i * stride];
         d->suspect_vectors[to] = (uint32_t)__builtin_ctz(mask);
-        d->suspect_messages[to] = d->messages[j];
+        d->suspect_messages[to] = message;
         if (++d->suspects == 8) sg_detect_judge(d);
     }
 }
 
-/* Look at the blocks that wait. */
-static inline void sg_detect_look(sg_detector *d) {
-    uint8_t masks[4][SG_WAITING];
-    for (int j = d->waiting; j & 7; j++) d->at[j] = d->at[0];
-    d->look(d, masks);
-    for (int first = 0; first < d->waiting; first += 8) {
+/* Return the next block, from *at on, for which there is a mask, and that mask; SG_WAITING when there is none. */
+static inline int sg_detect_next(uint8_t masks[4][SG_WAITING], int *at, uint32_t *mask) {
+    for (; *at < SG_WAITING; *at = (*at | 7) + 1) {
+        const int first = *at & ~7;
         const uint64_t rows[4] = {sg_u64(masks[0] + first), sg_u64(masks[1] + first), sg_u64(masks[2] + first),
                                   sg_u64(masks[3] + first)};
-        uint64_t any = rows[0] | rows[1] | rows[2] | rows[3];
-        while (any) {
-            const int bit = __builtin_ctzll(any) & ~7, j = first + bit / 8;
-            uint32_t mask = 0;
-            any &= ~((uint64_t)255 << bit);
-            for (int i = 0; i < 4; i++) mask |= (uint32_t)(rows[i] >> bit & 255) << 8 * i;
-            if (j < d->waiting) sg_detect_suspect(d, j, mask);
+        const uint64_t any = (rows[0] | rows[1] | rows[2] | rows[3]) >> 8 * (*at & 7) << 8 * (*at & 7);
+        if (any) {
+            const int bit = __builtin_ctzll(any) & ~7;
+            *mask = 0;
+            for (int i = 0; i < 4; i++) *mask |= (uint32_t)(rows[i] >> bit & 255) << 8 * i;
+            *at = first + bit / 8 + 1;
+            return *at - 1;
         }
     }
+    return SG_WAITING;
+}
+
+/* Look at the blocks that wait. */
+static inline void sg_detect_look(sg_detector *d) {
+    uint8_t masks[4][SG_WAITING] = {{0}};
+    uint32_t mask = 0;
+    int at = 0, j;
+    for (j = d->waiting; j & 7; j++) d->at[j] = d->at[0];
+    d->look(d, masks);
+    while ((j = sg_detect_next(masks, &at, &mask)) < d->waiting)
+        sg_detect_suspect(d, d->at[j], d->states[j], d->strides[j], d->messages[j], mask);
     d->waiting = d->kept = 0;
 }
 

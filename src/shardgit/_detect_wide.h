@@ -11,10 +11,21 @@ SG_TARGET static inline void SG_NAME(sg_ubc)(const SG_BYTES (*planes)[2], SG_BYT
     masks[0] = out0; masks[1] = out1; masks[2] = out2; masks[3] = out3;
 }
 
+/* Look at four vectors of blocks by their words from SG_UBC_FIRST on. */
+SG_TARGET static inline void SG_NAME(sg_look_words)(const SG_WORDS *const w[4], SG_BYTES masks[4]) {
+    SG_BYTES planes[SG_UBC_WORDS][2];
+    for (int t = 0; t < SG_UBC_WORDS; t++) {
+        SG_PACK(planes[t][0], w[0][t] & SG_ALL(255), w[1][t] & SG_ALL(255), w[2][t] & SG_ALL(255),
+                w[3][t] & SG_ALL(255));
+        SG_PACK(planes[t][1], w[0][t] >> 25, w[1][t] >> 25, w[2][t] >> 25, w[3][t] >> 25);
+    }
+    SG_NAME(sg_ubc)((const SG_BYTES (*)[2])planes, masks);
+}
 /* Look at four vectors of blocks, of which `count` are there. */
 SG_TARGET static inline void SG_NAME(sg_look_some)(const uint8_t *const *at, int count, SG_BYTES masks[4]) {
-    SG_BYTES planes[SG_UBC_LAST + 1 - SG_UBC_FIRST][2];
     SG_WORDS w[4][SG_UBC_LAST + 1];
+    const SG_WORDS *const late[4] = {w[0] + SG_UBC_FIRST, w[1] + SG_UBC_FIRST, w[2] + SG_UBC_FIRST,
+                                     w[3] + SG_UBC_FIRST};
     for (int k = 0; k < 4; k++) {
         if (k * SG_LANES_WIDE >= count) { /* nothing there: any words do */
             memcpy(w[k], w[0], sizeof *w);
@@ -23,12 +34,7 @@ SG_TARGET static inline void SG_NAME(sg_look_some)(const uint8_t *const *at, int
         SG_GATHER(w[k], at + k * SG_LANES_WIDE);
         SG_EXPAND(w[k], SG_UBC_LAST + 1)
     }
-    for (int t = SG_UBC_FIRST; t <= SG_UBC_LAST; t++) {
-        SG_BYTES *p = planes[t - SG_UBC_FIRST];
-        SG_PACK(p[0], w[0][t] & SG_ALL(255), w[1][t] & SG_ALL(255), w[2][t] & SG_ALL(255), w[3][t] & SG_ALL(255));
-        SG_PACK(p[1], w[0][t] >> 25, w[1][t] >> 25, w[2][t] >> 25, w[3][t] >> 25);
-    }
-    SG_NAME(sg_ubc)((const SG_BYTES (*)[2])planes, masks);
+    SG_NAME(sg_look_words)(late, masks);
 }
 SG_TARGET static void SG_NAME(sg_look)(const sg_detector *d, uint8_t masks[4][SG_WAITING]) {
     SG_BYTES out[4];
@@ -104,4 +110,3 @@ SG_TARGET static uint32_t SG_NAME(sg_judge)(const sg_detector *d) {
 #undef SG_WIDTH
 #undef SG_GATHER
 #undef SG_PACK
-#undef SG_SPREAD

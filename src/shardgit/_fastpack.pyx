@@ -28,7 +28,7 @@ def features():
     return {
         "inflate": sg_inflate_name().decode(),
         "hash": sg_openssl_name().decode(),
-        "sha1_lanes": str(sg_sha1_lanes(0)),
+        "sha1_lanes": str(sg_sha1_lanes(0, False)),
         "zlib": sg_zlib_name().decode(),
     }
 
@@ -1564,7 +1564,7 @@ cdef sg_detector *new_detector(bint plain) noexcept nogil:
 cdef sg_sha1 *side_by_side(int lanes, sg_detector *detector) noexcept nogil:
     """Return what hashes objects side by side, or one by one for a detector; NULL when neither, or without memory."""
     cdef sg_sha1 *made
-    lanes = sg_sha1_lanes(lanes)
+    lanes = sg_sha1_lanes(lanes, detector != NULL)
     if lanes == 0 and detector == NULL:
         return NULL
     made = <sg_sha1 *>aligned_alloc(32, sizeof(sg_sha1))

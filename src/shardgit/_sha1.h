@@ -13,7 +13,8 @@
 
 #define SG_LANES 8
 #define SG_SPARE 4 /* buffers that are kept for the next objects */
-#define SG_STEP 16 /* blocks of each lane at once where attacks are looked for: the states before them are noted */
+#define SG_STEP 16 /* blocks of each of three lanes at once where attacks are looked for: the states are noted */
+#define SG_STEP_WIDE 8 /* the same of eight lanes: message words are noted, too */
 
 typedef struct {
     const uint8_t *at;   /* the next block */
@@ -36,6 +37,7 @@ struct sg_sha1 {
     void (*compress)(sg_sha1 *s, size_t blocks); /* takes that many blocks of each lane */
     sg_detector *detector; /* NULL: attacks are not looked for */
     uint32_t before[SG_STEP][8 * SG_LANES]; /* by block: the states before it, where there is a detector */
+    uint32_t words[SG_STEP_WIDE][SG_UBC_WORDS][SG_LANES] __attribute__((aligned(32))); /* that it looks at, of 8 lanes */
     int lanes; /* 0: one by one */
     int busy;
     uint8_t *spare[SG_SPARE];
@@ -158,6 +160,7 @@ SG_NI static void sg_sha1_ni(sg_sha1 *s, size_t blocks) {
 
 /* ---- AVX2, eight lanes: a vector is one word of each message ---- */
 typedef uint32_t sg_words __attribute__((vector_size(32)));
+#define SG_SEEN(i) if (watched && (i) >= SG_UBC_FIRST && (i) <= SG_UBC_LAST) rows[i - SG_UBC_FIRST] = w[(i) & 15];
 #define SG_MIX(i) (x = w[((i) + 13) & 15] ^ w[((i) + 8) & 15] ^ w[((i) + 2) & 15] ^ w[(i) & 15], \
                    w[(i) & 15] = SG_ROL(x, 1))
 #define SG_ROUND(F, k, word) { \
@@ -165,10 +168,11 @@ typedef uint32_t sg_words __attribute__((vector_size(32)));
         e = d; d = c; c = SG_ROL(b, 30); b = a; a = made; \
     }
 
-SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
+SG_AVX2 static inline __attribute__((always_inline)) void sg_sha1_eight(sg_sha1 *s, size_t blocks, const int watched) {
     sg_words a, b, c, d, e, w[16], x;
     const uint8_t *at[8];
-    uint32_t *noted = s->detector != NULL ? s->before[0] : NULL;
+    uint32_t *noted = s->before[0];
+    sg_words *rows = (sg_words *)s->words;
     memcpy(&a, s->state[0], 32);
     memcpy(&b, s->state[1], 32);
     memcpy(&c, s->state[2], 32);
@@ -177,7 +181,7 @@ SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
     for (int j = 0; j < 8; j++) at[j] = s->jobs[j].at;
     while (blocks--) {
         const sg_words a0 = a, b0 = b, c0 = c, d0 = d, e0 = e;
-        if (noted != NULL) {
+        if (watched) {
             memcpy(noted, &a, 32);
             memcpy(noted + 8, &b, 32);
             memcpy(noted + 16, &c, 32);
@@ -190,9 +194,19 @@ SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
         for (int j = 0; j < 8; j++) at[j] += 64;
         _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) SG_ROUND(SG_CH, 0x5A827999u, w[i])
         _Pragma("GCC unroll 4") for (int i = 16; i < 20; i++) SG_ROUND(SG_CH, 0x5A827999u, SG_MIX(i))
-        _Pragma("GCC unroll 20") for (int i = 20; i < 40; i++) SG_ROUND(SG_PARITY, 0x6ED9EBA1u, SG_MIX(i))
-        _Pragma("GCC unroll 20") for (int i = 40; i < 60; i++) SG_ROUND(SG_MAJ, 0x8F1BBCDCu, SG_MIX(i))
-        _Pragma("GCC unroll 20") for (int i = 60; i < 80; i++) SG_ROUND(SG_PARITY, 0xCA62C1D6u, SG_MIX(i))
+        _Pragma("GCC unroll 20") for (int i = 20; i < 40; i++) {
+            SG_ROUND(SG_PARITY, 0x6ED9EBA1u, SG_MIX(i))
+            SG_SEEN(i)
+        }
+        _Pragma("GCC unroll 20") for (int i = 40; i < 60; i++) {
+            SG_ROUND(SG_MAJ, 0x8F1BBCDCu, SG_MIX(i))
+            SG_SEEN(i)
+        }
+        _Pragma("GCC unroll 20") for (int i = 60; i < 80; i++) {
+            SG_ROUND(SG_PARITY, 0xCA62C1D6u, SG_MIX(i))
+            SG_SEEN(i)
+        }
+        if (watched) rows += SG_UBC_WORDS;
         a += a0; b += b0; c += c0; d += d0; e += e0;
     }
     memcpy(s->state[0], &a, 32);
@@ -201,6 +215,28 @@ SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) {
     memcpy(s->state[3], &d, 32);
     memcpy(s->state[4], &e, 32);
     for (int j = 0; j < 8; j++) s->jobs[j].at = at[j];
+}
+
+SG_AVX2 static void sg_sha1_avx2(sg_sha1 *s, size_t blocks) { sg_sha1_eight(s, blocks, 0); }
+SG_AVX2 static void sg_sha1_avx2_watched(sg_sha1 *s, size_t blocks) { sg_sha1_eight(s, blocks, 1); }
+
+/* Look at as many rows of blocks as make fours; returns how many. */
+static inline size_t sg_sha1_look_rows(sg_sha1 *s, size_t rows) {
+    size_t row = 0;
+    for (; row + 4 <= rows; row += 4) {
+        uint8_t masks[4][SG_WAITING];
+        uint32_t mask = 0;
+        int at = 0, j;
+        sg_look_rows((const sg_words_avx2(*)[SG_UBC_WORDS])s->words[row], masks);
+        while ((j = sg_detect_next(masks, &at, &mask)) < SG_WAITING) {
+            const int lane = j % 8;
+            const size_t k = row + (size_t)j / 8;
+            const sg_sha1_job *job = &s->jobs[lane];
+            if (job->oid != NULL)
+                sg_detect_suspect(s->detector, job->at - 64 * (rows - k), s->before[k] + lane, SG_LANES, job->oid, mask);
+        }
+    }
+    return row;
 }
 
 static inline int sg_sha1_has_ni(void) {
@@ -215,14 +251,16 @@ static inline int sg_sha1_has_ni(void) {
 static inline int sg_sha1_has_ni(void) { return 0; }
 #endif
 
-/* Return how many lanes this machine has for `wanted` of them (0: the best there is); 0 without: one by one. */
-static inline int sg_sha1_lanes(int wanted) {
+/* Return how many lanes this machine has for `wanted` of them (0: the best there is); 0 without: one by one.
+ * With a detector eight are better, which has the message words of them for nothing. */
+static inline int sg_sha1_lanes(int wanted, int detecting) {
     static int known, ni, avx2; /* asking a virtual machine takes microseconds; whoever is first finds the same */
     if (!known) {
         ni = sg_sha1_has_ni();
         avx2 = sg_has_avx2();
         known = 1;
     }
+    if (wanted == 0 && detecting && avx2) return 8;
     if ((wanted == 0 || wanted == 3) && ni) return 3;
     if ((wanted == 0 || wanted == 8) && avx2) return 8;
     return 0;
@@ -233,7 +271,7 @@ static inline void sg_sha1_begin(sg_sha1 *s, int lanes, sg_detector *detector) {
     s->lanes = lanes;
     s->detector = detector;
 #if defined(__x86_64__) && defined(__GNUC__)
-    s->compress = lanes == 3 ? sg_sha1_ni : sg_sha1_avx2;
+    s->compress = lanes == 3 ? sg_sha1_ni : detector != NULL ? sg_sha1_avx2_watched : sg_sha1_avx2;
 #endif
 }
 
@@ -281,11 +319,15 @@ static inline void sg_sha1_end(sg_sha1 *s, int lane) {
 /* Show the detector the blocks that were just taken. */
 static inline void sg_sha1_watch(sg_sha1 *s, size_t blocks) {
     const size_t apart = s->lanes == 3 ? 1 : SG_LANES; /* words of one state */
+    size_t done = 0;
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (s->lanes == SG_LANES) done = sg_sha1_look_rows(s, blocks);
+#endif
     for (int i = 0; i < s->lanes; i++) {
         const uint8_t *at = s->jobs[i].at - 64 * blocks;
         const uint32_t *state = s->before[0] + (apart == 1 ? 8 * i : i);
         if (s->jobs[i].oid == NULL) continue;
-        for (size_t k = 0; k < blocks; k++)
+        for (size_t k = done; k < blocks; k++)
             sg_detect_add(s->detector, at + 64 * k, state + 8 * SG_LANES * k, apart, s->jobs[i].oid);
     }
     sg_detect_keep(s->detector);
@@ -314,7 +356,10 @@ static inline void sg_sha1_step(sg_sha1 *s) {
         }
     for (int i = 0; i < s->lanes; i++)
         if (s->jobs[i].oid == NULL) s->jobs[i].at = some; /* an idle lane reads what a busy one does */
-    if (s->detector != NULL && least > SG_STEP) least = SG_STEP;
+    if (s->detector != NULL) {
+        const size_t most = s->lanes == SG_LANES ? SG_STEP_WIDE : SG_STEP;
+        if (least > most) least = most;
+    }
     s->compress(s, least);
     if (s->detector != NULL) sg_sha1_watch(s, least);
     for (int i = 0; i < s->lanes; i++) {

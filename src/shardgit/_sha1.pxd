@@ -22,7 +22,7 @@ cdef extern from "_sha1.h" nogil:
         int lanes
         sg_detector *detector
 
-    int sg_sha1_lanes(int wanted)
+    int sg_sha1_lanes(int wanted, int detecting)
     void sg_sha1_begin(sg_sha1 *s, int lanes, sg_detector *detector)
     void sg_sha1_add(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid, uint8_t *owned, size_t room)
     void sg_sha1_now(sg_sha1 *s, int type, const uint8_t *data, size_t size, uint8_t *oid)
