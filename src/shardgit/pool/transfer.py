@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 # A small fetch takes a little of many segments: handing on each bit by itself cost 6 of 8 ms.
 CHUNK_BYTES = 256 << 10
+CROWD = 4  # transfers of one plan at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,13 @@ class Transfer:
         self._trailers = trailers
         self._entries = entries if entries is not None else kept_entries()
         self._sharing = sharing if sharing is not None else Sharing()
+        self._shared: SharedPlan | None = None
         self.objects_rewritten = 0  # sent whole because their base is not with the client
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether this is one of several transfers of one plan that are under way."""
+        return self._shared is not None and self._shared.active >= CROWD
 
     def chunks(self) -> Iterator[bytes]:
         """Return the stream, from the pack's header to its trailer."""
@@ -92,7 +99,7 @@ class Transfer:
     def _pieces(self) -> Iterator[bytes]:
         plan = self._key()
         framed = plan + bytes([self.options.sideband])
-        shared = self._sharing.enter(framed)
+        self._shared = shared = self._sharing.enter(framed)
         try:
             yield from self._framed(plan, shared)
         finally:

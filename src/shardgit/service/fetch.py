@@ -304,20 +304,25 @@ class FetchService:
         framed = request.sideband == 0 or (transfer is not None and request.sideband == 2)
         if talks:
             yield band(2, b"Enumerating objects: %d, done.\n" % objects, room=room)
-        ahead = _Ahead(self.store, lambda: next(chunks, None))
+        ahead: _Ahead[bytes | None] | None = None
         try:
             while True:
+                ahead = ahead or _Ahead(self.store, lambda: next(chunks, None))
                 while not await ahead.within(self.keepalive_s):
                     if request.sideband:
                         yield KEEPALIVE
-                chunk = ahead.result()
+                chunk, ahead = ahead.result(), None
                 if chunk is None:
                     break
-                # The next one is made while this one goes out: 2 chunks a client, and no more.
-                ahead = _Ahead(self.store, lambda: next(chunks, None))
+                # The next one is made while this one goes out: 2 chunks a client, and no more. In a crowd
+                # others keep the cores busy meanwhile, and one will do.
+                if transfer is None or not transfer.is_crowded:
+                    ahead = _Ahead(self.store, lambda: next(chunks, None))
                 yield chunk if framed else band(1, chunk, room=room)
+                del chunk
         finally:
-            await ahead.close()
+            if ahead is not None:
+                await ahead.close()
         if talks:
             again = transfer.objects_rewritten if transfer else 0
             counts = (objects, objects - again, again)
