@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+BINARY = shutil.which("lighttpd", path=f"{os.environ['PATH']}:/usr/sbin")
+BACKEND = "git http-backend" if BINARY else "git http-backend, no lighttpd"
 LIGHTTPD = """
 server.document-root = "{root}"
 server.bind = "127.0.0.1"
@@ -89,29 +91,29 @@ def shardgit(store: Path, *, name: str = "bench", workers: int = 1) -> Iterator[
 
 @contextlib.contextmanager
 def http_backend(repository: Path, folder: Path) -> Iterator[Server]:
-    """Serve a bare repository by git http-backend behind lighttpd."""
-    binary = shutil.which("lighttpd") or "/usr/sbin/lighttpd"
-    backend = subprocess.run(
-        ["git", "--exec-path"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """Serve a bare repository by git http-backend behind lighttpd; without lighttpd by a server that says so."""
+    done = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True)
+    backend = done.stdout.strip()
     port = free_port()
+    root = repository.parent.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "lighttpd.conf"
-    text = LIGHTTPD.format(
-        root=repository.parent.resolve(), port=port, folder=folder.resolve(), backend=backend
-    )
-    config.write_text(
-        text.replace('("/" => ', '("/git/" => ').replace(
-            f'"{backend}/")', f'"{backend}/git-http-backend/")'
+    if BINARY is not None:
+        config = folder / "lighttpd.conf"
+        text = LIGHTTPD.format(root=root, port=port, folder=folder.resolve(), backend=backend)
+        config.write_text(
+            text.replace('("/" => ', '("/git/" => ').replace(
+                f'"{backend}/")', f'"{backend}/git-http-backend/")'
+            )
         )
-    )
-    process = subprocess.Popen(
-        [binary, "-D", "-f", str(config)], env={**os.environ, "HOME": str(folder)}
-    )
+        command = [BINARY, "-D", "-f", str(config)]
+    else:
+        script = str(Path(__file__).with_name("cgi_server.py"))
+        command = [sys.executable, script, str(port), str(root), f"{backend}/git-http-backend"]
+    process = subprocess.Popen(command, env={**os.environ, "HOME": str(folder)})
     try:
         url = f"http://127.0.0.1:{port}/git/{repository.name}"
         _wait(f"{url}/info/refs?service=git-upload-pack")
-        yield Server("git http-backend", process.pid, url)
+        yield Server(BACKEND, process.pid, url)
     finally:
         process.terminate()
         process.wait()

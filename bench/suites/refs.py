@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 
 from bed import Bed, new_store
@@ -25,7 +26,7 @@ def rows(bed: Bed) -> list[Row]:
     whole = head + b"0000"
     few = head + line(b"ref-prefix refs/heads/\n") + b"0000"
     folder = bed.fresh("lighttpd-refs")
-    made = {"shardgit": 0, "git http-backend": 0}
+    made: dict[str, int] = defaultdict(int)
 
     def once(server: Server, body: bytes, each: int, *, new: bool = False) -> Traffic:
         if new:

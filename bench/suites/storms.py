@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from discard import clone_request, discard_many, whole_answer
 from measure import watched
-from result import Cost, Goal, Row, Side
+from result import Cost, Goal, Plot, Row, Side
 from servers import Server, clone_body, http_backend, shardgit, tips
 
 if TYPE_CHECKING:
@@ -58,5 +58,13 @@ def storm(
         goals = (Goal("cpu", at_most=0.1), Goal("memory", at_most=1 / 8))
     share = bed.share("loopback", mine.size_bytes, mine.cpu_s)
     return Row(
-        "storms", path, mine, (theirs,), goals=goals, limit="loopback", limit_share=share, how=HOW
+        "storms",
+        path,
+        mine,
+        (theirs,),
+        goals=goals,
+        limit="loopback",
+        limit_share=share,
+        how=HOW,
+        plot=Plot("clone-by-clients", clients, "clients", "cpu") if clients > 1 else None,
     )
