@@ -30,7 +30,7 @@ GOALS = (Goal("cpu", at_most=1.2, peer=WITHIN), Goal("p50", at_most=1.2, peer=WI
 HOW = "One worker, one client, each push durable when it is answered; the two repositories take turns."
 OVER_HTTP = (
     " The advertisement is limited as it is by default: more than 10,000 refs show their branches only."
-    " http-backend shows all."
+    " http-backend shows all. One push into each before: the first that a worker takes looks at all refs once (2 s)."
 )
 
 
@@ -38,7 +38,7 @@ def rows(bed: Bed) -> list[Row]:
     """Push over HTTP, then over gRPC, then move refs alone."""
     refs = bed.size(1_000_000, 2_000)
     each = bed.size(30, 2)
-    source, bodies = push_bodies(bed.fresh("many-source"), 2 * each * bed.rounds)
+    source, bodies = push_bodies(bed.fresh("many-source"), 2 * each * bed.rounds + 1)
     root = bed.fresh("many-root")
     bares = {"many": bare(root, "many", source, refs), "few": bare(root, "few", source, FEW)}
     store = new_store(bed.fresh("many-store") / "store", bares)
@@ -46,8 +46,8 @@ def rows(bed: Bed) -> list[Row]:
     out = []
     with serve(store, name="many") as ours:
         with http_backend(bares["many"], bed.fresh("lighttpd-many")) as theirs:
-            out.append(over_http(bed, ours, theirs, bodies[: each * bed.rounds], each, refs))
-        packs = [parsed(body) for body in bodies[each * bed.rounds :]]
+            out.append(over_http(bed, ours, theirs, bodies[: each * bed.rounds + 1], each, refs))
+        packs = [parsed(body) for body in bodies[each * bed.rounds + 1 :]]
         out.append(over_grpc(bed, ours, packs, each, refs))
         out.append(moves(bed, ours, bytes.fromhex(first), bed.size(100, 3), refs))
     return out
@@ -86,6 +86,8 @@ def over_http(
         return measured(server, [[push_of(url, body) for body in some]])
 
     few = ours.url.replace("/many.git", "/few.git")
+    for side, url in (("many", ours.url), ("few", few)):
+        once(side, url, ours, 1)
     found = bed.alternate(
         {
             "many": partial(once, "many", ours.url, ours, each),
