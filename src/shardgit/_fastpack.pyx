@@ -14,7 +14,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
-from posix.unistd cimport close, dup
+from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
+from posix.unistd cimport close
 
 from shardgit._fsck cimport SG_FSCK_TABLE, sg_fsck_object
 from shardgit._kernel cimport *
@@ -243,7 +244,7 @@ cdef class Resolver:
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
                   uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40,
                   int spill=-1, size_t spill_bytes=SG_SPILL_BYTES, bint detect=False):
-        self.spill.file = dup(spill) if spill >= 0 else -1
+        self.spill.file = fcntl(spill, F_DUPFD_CLOEXEC, 0) if spill >= 0 else -1
         self.spill.least = spill_bytes if spill_bytes > 4096 else 4096
         self.hash_kind = hash_kind
         self.detect = detect and hash_kind == 1

@@ -12,9 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define SG_SPILL_BYTES ((size_t)64 << 20)
+#define SG_SPILL_SPARE ((uint64_t)1 << 30) /* bytes of the disk that are left to who stores what is to stay */
 
 typedef struct {
     int file;     /* -1: none */
@@ -27,6 +29,16 @@ static inline size_t sg_spill_pages(size_t bytes) {
     return (bytes + page - 1) & ~(page - 1);
 }
 
+/* Reserve bytes of the file now: a page that a full disk has no room for would kill the process later. Returns whether
+ * they are there; what was got of them is given back otherwise. */
+static inline int sg_spill_reserve(sg_spill *s, uint64_t start, size_t bytes) {
+    struct statvfs disk;
+    if (fstatvfs(s->file, &disk) != 0 || (uint64_t)disk.f_bavail * disk.f_frsize < SG_SPILL_SPARE + bytes) return 0;
+    if (posix_fallocate(s->file, (off_t)start, (off_t)bytes) == 0) return 1;
+    (void)fallocate(s->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)bytes);
+    return 0;
+}
+
 /* Return memory for an array, NULL without. */
 static inline void *sg_spill_new(sg_spill *s, size_t bytes) {
     const size_t all = sg_spill_pages(bytes);
@@ -34,10 +46,10 @@ static inline void *sg_spill_new(sg_spill *s, size_t bytes) {
     if (bytes < s->least) return malloc(bytes ? bytes : 1);
     if (s->file >= 0) {
         const uint64_t start = __atomic_fetch_add(&s->end, all, __ATOMIC_RELAXED);
-        /* Reserved now: a page that a full disk has no room for would kill the process later. */
-        if (posix_fallocate(s->file, (off_t)start, (off_t)all) == 0) {
+        if (sg_spill_reserve(s, start, all)) {
             at = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_SHARED, s->file, (off_t)start);
             if (at != MAP_FAILED) return at;
+            (void)fallocate(s->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)all);
         }
     }
     at = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

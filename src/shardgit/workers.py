@@ -247,7 +247,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
     def taken() -> Iterator[T]:
         while (got := ready.get()) is not None:
             if isinstance(got, BaseException):
-                raise got
+                try:
+                    raise got
+                finally:
+                    # An error leads to this frame, hence to itself, and would keep all that its maker held.
+                    del got
             room.release()
             yield got[0]
 

@@ -120,6 +120,7 @@ async def test_a_client_that_leaves_takes_nothing_from_the_others(
             await asyncio.sleep(0)
         first.cancel()
     assert {one.result() for one in others} == {await answer(service, request)}
+    assert service.sessions == 2  # one of them made it for all
     with contextlib.suppress(asyncio.CancelledError):
         first.result()
 
@@ -172,8 +173,14 @@ async def test_what_follows_from_more_is_not_kept(store: Store, history: Path) -
     blob = b"main:empty"
     sparse = replace(fetch(tip), filters=(Filter(FilterKind.SPARSE, name=blob),))
     uris = replace(fetch(tip), uri_protocols=("https",), sideband_all=True)
+    git(history, "checkout", "-q", "-b", "secret", "main")
+    git(history, "commit", "-q", "--allow-empty", "-m", "secret")
+    import_repository(store, "demo", str(history))
+    hiding = {"fetch.hidden_refs": ["refs/heads/secret"], "fetch.hidden_wants": True}
+    Configuring(store).update("demo", hiding)
+    hidden = fetch(oid(history, "secret"), haves=(tip,))  # looked up beside what the key tells
     many = fetch(tip, haves=tuple(ObjectId(n.to_bytes(20, "big")) for n in range(IDS_MAX)))
-    for request in (sparse, uris, many):
+    for request in (sparse, uris, hidden, many):
         service.sessions = 0
         assert await answer(service, request) == await answer(service, request)
         assert service.sessions == 2

@@ -57,17 +57,81 @@ def test_two_share_and_the_last_takes_it_away() -> None:
     assert sharing.enter(b"plan") is not shared
 
 
-def test_what_is_held_is_bounded() -> None:
-    sharing, make = Sharing(most_bytes=300), Maker()
+def test_who_is_left_alone_holds_nothing() -> None:
+    sharing, make = Sharing(), Maker()
     shared = sharing.enter(b"plan")
     sharing.enter(b"plan")
-    for block in BLOCKS:
-        shared.frame(block, make)
+    shared.frame(BLOCKS[0], make)
+    assert sharing.held_bytes == 100
+    sharing.leave(b"plan")
+    assert sharing.held_bytes == 0
+    shared.frame(BLOCKS[0], make)
+    assert (make.made, sharing.held_bytes) == (2, 0)
+
+
+def test_what_all_plans_hold_is_bounded_and_the_longest_unused_goes() -> None:
+    sharing, make = Sharing(most_bytes=300), Maker()
+    for plan in (b"one", b"two"):
+        sharing.enter(plan)
+        shared = sharing.enter(plan)
+        for block in BLOCKS:
+            shared.frame(block, make)
+    shared = sharing.enter(b"two")
+    assert sharing.held_bytes == 300
+    assert make.made == 2 * len(BLOCKS)
     for block in BLOCKS[-3:]:
         shared.frame(block, make)
-    assert make.made == len(BLOCKS)
-    shared.frame(BLOCKS[0], make)
-    assert make.made == len(BLOCKS) + 1
+    assert make.made == 2 * len(BLOCKS)
+    shared.frame(BLOCKS[0], make)  # in the place of the last but two
+    shared.frame(BLOCKS[-2], make)
+    shared.frame(BLOCKS[-1], make)
+    assert make.made == 2 * len(BLOCKS) + 1
+    for plan in (b"one", b"one", b"two", b"two", b"two"):
+        sharing.leave(plan)
+    assert sharing.held_bytes == 0
+
+
+def test_what_is_larger_than_all_is_not_held() -> None:
+    sharing, make = Sharing(most_bytes=99), Maker()
+    shared = sharing.enter(b"plan")
+    sharing.enter(b"plan")
+    assert shared.frame(BLOCKS[0], make) == bytes(100)
+    assert sharing.held_bytes == 0
+
+
+def test_what_cannot_be_made_is_made_by_who_wants_it_next() -> None:
+    sharing = Sharing()
+    shared = sharing.enter(b"plan")
+    sharing.enter(b"plan")
+    begun, go = threading.Event(), threading.Event()
+    failed: list[Exception] = []
+
+    def broken() -> bytes:
+        begun.set()
+        go.wait(10)
+        raise OSError
+
+    def first() -> None:
+        try:
+            shared.frame(BLOCKS[0], broken)
+        except OSError as error:
+            failed.append(error)
+
+    got: list[bytes] = []
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    begun.wait(10)
+    make = Maker()
+    threads.append(threading.Thread(target=lambda: got.append(shared.frame(BLOCKS[0], make))))
+    threads[1].start()
+    assert shared.frame(BLOCKS[1], make) == bytes(100)  # nobody else waits
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(failed) == 1
+    assert got == [bytes(100)]
+    assert shared.frame(BLOCKS[0], make) == bytes(100)
+    assert sharing.held_bytes in (100, 200)
 
 
 def test_many_threads_make_one_frame_once() -> None:

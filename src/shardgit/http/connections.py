@@ -92,8 +92,11 @@ class Connections:
         """Close the connection that has idled for longest, if one idles."""
         while (longest := next(iter(self._idle), None)) is not None:
             del self._idle[longest]
-            if longest.transport is not None:
+            transport = longest.transport
+            if transport is not None:
                 longest.force_close()
+                if transport.get_write_buffer_size():
+                    transport.abort()  # its client does not take the end of its answer
                 return True
         return False
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+SMALL_BYTES = 64 << 10  # of an answer that aiohttp may copy and write by itself
 NO_CACHE = {
     "Expires": "Fri, 01 Jan 1980 00:00:00 GMT",
     "Pragma": "no-cache",
@@ -118,12 +119,16 @@ class Edge:
         """
         async with aclosing(source):
             first = await anext(source, b"")
-            if isinstance(first, Whole):
-                return web.Response(body=head + first, headers=headers)
-            first = head + first
-            second = await anext(source, None) if whole else b""
-            if second is None:
-                return web.Response(body=first, headers=headers)
+            pieces = (head, first)
+            second: bytes | None = None
+            if not isinstance(first, Whole):
+                second = await anext(source, None) if whole else b""
+            if second is not None:
+                pieces = (head + first, second)
+            elif len(head) + len(first) <= SMALL_BYTES:
+                return web.Response(body=head + first, headers=headers, status=status)
+            else:  # as any stream: its client is watched, and what other answers send too is not copied
+                length = len(head) + len(first)
             if request.method == "HEAD":
                 empty = web.StreamResponse(headers=headers, status=status)
                 empty.content_length = length
@@ -137,9 +142,11 @@ class Edge:
             response = PackResponse(
                 headers=named, stall_s=self.limits.client_stall_max_s, status=status, length=length
             )
+            if "Connection" in named:
+                response.force_close()
             call.streaming = response
             try:
-                await response.send(request, (first, second), source)
+                await response.send(request, pieces, source)
             except (ConnectionError, asyncio.CancelledError):
                 raise
             except Exception as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from shardgit import _segment
 from shardgit.pool.manifest import ALONE
 from shardgit.service.incoming import HOPS_MAX, resolve_thin
-from shardgit.service.resolving import SPILL_PACK_BYTES, new_ingest
+from shardgit.service.resolving import new_ingest, spills
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,7 @@ def merged(
     """
     limits = store.limits
     with _entries(store, view, runs) as (pack, offsets):
-        scratch = store.scratch if len(pack) >= SPILL_PACK_BYTES else None
+        scratch = store.scratch if spills([pack]) else None
         ingest = new_ingest(view.hash_kind, limits, scratch=scratch)
         if choose is not None:
             ingest.note_names()

@@ -6,7 +6,7 @@ Clones come in crowds: each of 32 made, framed and held every segment for itself
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
+from threading import Event, RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
     from shardgit.oid import BlockId
 
-HELD_BYTES = 16 << 20  # of one plan: who is further behind makes its own
+HELD_BYTES = 32 << 20  # of all plans: who is further behind makes its own
+
+
+class _Frame:
+    """A framed segment, or one that is being made."""
+
+    __slots__ = ("data", "ready")
+
+    def __init__(self) -> None:
+        self.data: bytes | None = None  # None once ready: it could not be made
+        self.ready = Event()
 
 
 class SharedPlan:
@@ -23,49 +33,90 @@ class SharedPlan:
     Nothing is held while one transfer alone is under way.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, sharing: Sharing) -> None:
         self.active = 0
-        self._most_bytes = most_bytes
-        self._held: OrderedDict[BlockId, bytes] = OrderedDict()
-        self._bytes = 0
-        self._lock = Lock()
+        self.frames: dict[BlockId, _Frame] = {}
+        self._sharing = sharing
 
     def frame(self, block: BlockId, make: Callable[[], bytes]) -> bytes:
-        """Return a framed segment; one thread at a time makes what is not held, the others wait for it."""
-        if self.active < 2:
+        """Return a framed segment; one thread makes what is not held, others that want the same wait for it."""
+        found, mine = self._sharing.look(self, block)
+        if found is None:
             return make()
-        with self._lock:
-            found = self._held.get(block)
-            if found is None:
-                found = self._held[block] = make()
-                self._bytes += len(found)
-                while self._bytes > self._most_bytes:
-                    _, dropped = self._held.popitem(last=False)
-                    self._bytes -= len(dropped)
-            return found
+        if not mine:
+            found.ready.wait()
+            return found.data if found.data is not None else make()
+        try:
+            found.data = make()
+        finally:
+            found.ready.set()
+            self._sharing.keep(self, block, found)
+        return found.data
 
 
 class Sharing:
-    """The plans that are being sent now."""
+    """The plans that are being sent now, and what they hold together, the longest unused let go first."""
 
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self._most_bytes = most_bytes
         self._plans: dict[bytes, SharedPlan] = {}
-        self._lock = Lock()
+        self._held: OrderedDict[_Frame, tuple[SharedPlan, BlockId]] = OrderedDict()
+        self._bytes = 0
+        # A transfer that nobody wants any more may be ended by Python's collector, inside any call of ours.
+        self._lock = RLock()
+
+    @property
+    def held_bytes(self) -> int:
+        """What all plans hold."""
+        return self._bytes
 
     def enter(self, plan: bytes) -> SharedPlan:
         """Begin a transfer; ``leave`` ends it."""
         with self._lock:
             shared = self._plans.get(plan)
             if shared is None:
-                shared = self._plans[plan] = SharedPlan(self._most_bytes)
+                shared = self._plans[plan] = SharedPlan(self)
             shared.active += 1
             return shared
 
     def leave(self, plan: bytes) -> None:
-        """End a transfer. What was held goes with the last."""
+        """End a transfer. What was held for it goes when at most one is left."""
         with self._lock:
             shared = self._plans[plan]
             shared.active -= 1
+            if shared.active < 2:
+                for block in list(shared.frames):
+                    self._drop(shared, block)
             if not shared.active:
                 del self._plans[plan]
+
+    def look(self, shared: SharedPlan, block: BlockId) -> tuple[_Frame | None, bool]:
+        """Return (what is held or being made, whether the caller makes it); None where nothing is shared."""
+        with self._lock:
+            if shared.active < 2:
+                return None, False
+            found = shared.frames.get(block)
+            if found is not None:
+                if found in self._held:
+                    self._held.move_to_end(found)
+                return found, False
+            made = shared.frames[block] = _Frame()
+            return made, True
+
+    def keep(self, shared: SharedPlan, block: BlockId, made: _Frame) -> None:
+        """Take over what was made for a plan, unless nobody shares it any more."""
+        with self._lock:
+            if shared.frames.get(block) is not made:
+                return
+            if made.data is None:
+                del shared.frames[block]
+                return
+            self._held[made] = (shared, block)
+            self._bytes += len(made.data)
+            while self._bytes > self._most_bytes:
+                self._drop(*next(iter(self._held.values())))
+
+    def _drop(self, shared: SharedPlan, block: BlockId) -> None:
+        dropped = shared.frames.pop(block, None)
+        if dropped is not None and self._held.pop(dropped, None) is not None:
+            self._bytes -= len(dropped.data or b"")

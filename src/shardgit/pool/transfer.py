@@ -98,15 +98,20 @@ class Transfer:
 
     def _pieces(self) -> Iterator[bytes]:
         plan = self._key()
+        known = self._trailers.get(plan) if self._trailers else None
+        if known is None:  # each hashes for itself what it sends
+            yield from self._framed(plan, None, None)
+            return
         framed = plan + bytes([self.options.sideband])
         self._shared = shared = self._sharing.enter(framed)
         try:
-            yield from self._framed(plan, shared)
+            yield from self._framed(plan, known, shared)
         finally:
             self._sharing.leave(framed)
 
-    def _framed(self, plan: bytes, shared: SharedPlan) -> Iterator[bytes]:
-        known = self._trailers.get(plan) if self._trailers else None
+    def _framed(
+        self, plan: bytes, known: bytes | None, shared: SharedPlan | None
+    ) -> Iterator[bytes]:
         framer = _segment.PackFramer(
             int(self.view.hash_kind), sideband=self.options.sideband, trailer=known
         )
@@ -129,16 +134,16 @@ class Transfer:
             if segment.entry.flags & ALONE:
                 for part in self.view.parts(segment):
                     yield framer.frame(part, 0, len(part))
-            elif verbatim and known is not None:
+            elif verbatim and shared is not None:
                 make = partial(self._verbatim_frame, framer, segment)
                 yield shared.frame(segment.entry.ref.id, make)
-            elif verbatim:  # each hashes for itself what it sends
+            elif verbatim:
                 yield self._verbatim_frame(framer, segment)
             else:
                 yield from self._some(framer, segment)
         if small:
             yield framer.frame(b"".join(small), 0, size)
-        if self._trailers is not None:
+        if self._trailers is not None and known is None:
             self._trailers.put(plan, framer.digest())
         yield framer.trailer()
 

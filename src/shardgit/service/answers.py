@@ -36,6 +36,14 @@ class Whole(bytes):
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of an answer: it is here, or it is not one that is kept; or whoever made it has ``left``."""
+
+    answer: Whole | None = None
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """What an answer follows from."""
 
@@ -47,7 +55,8 @@ class Place:
     @property
     def size_bytes(self) -> int:
         """About what this costs as a key."""
-        return KEY_BYTES + ID_BYTES * _ids_in(self.request)
+        names = sum(map(len, (*self.request.want_refs, *self.request.deepening.without)))
+        return KEY_BYTES + ID_BYTES * _ids_in(self.request) + names
 
 
 def place_of(state: RepositoryState, request: Fetch) -> Place | None:
@@ -73,7 +82,7 @@ class Answers:
 
     def __init__(self, most_bytes: int = ANSWERS_BYTES) -> None:
         self._kept = Kept(most_bytes, largest_bytes=ANSWER_BYTES)
-        self._making: dict[Place, asyncio.Future[Whole | None]] = {}
+        self._making: dict[Place, asyncio.Future[_Outcome]] = {}
 
     def get(self, place: Place) -> Whole | None:
         """Return an answer that is kept."""
@@ -82,8 +91,11 @@ class Answers:
 
     async def awaited(self, place: Place) -> Whole | None:
         """Return the answer that is being made for another client; None when nobody makes one that is kept."""
-        making = self._making.get(place)
-        return await asyncio.shield(making) if making is not None else None
+        while (making := self._making.get(place)) is not None:
+            outcome = await asyncio.shield(making)
+            if not outcome.left:
+                return outcome.answer
+        return None  # its maker was left by its client: the first who hears of it makes it
 
     async def keep(
         self, place: Place, source: AsyncGenerator[bytes, None], still: Callable[[], bool]
@@ -95,22 +107,24 @@ class Answers:
         """
         held: list[bytes] = []
         answer = None
-        making: asyncio.Future[Whole | None] = asyncio.get_running_loop().create_future()
+        making: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
         self._making.setdefault(place, making)
         async with aclosing(source):
             try:
                 answer = await _short(source, held)
             except Exception:
-                self._tell(place, making, None)
+                self._tell(place, making, _Outcome())
                 for piece in held:
                     yield piece
                 raise
-            finally:
-                if answer is not None and still():
-                    self._kept.put(place, answer, place.size_bytes)
-                    self._tell(place, making, answer)
-                else:
-                    self._tell(place, making, None)
+            except BaseException:  # cancelled, or closed
+                self._tell(place, making, _Outcome(left=True))
+                raise
+            if answer is not None and still():
+                self._kept.put(place, answer, place.size_bytes)
+                self._tell(place, making, _Outcome(answer))
+            else:
+                self._tell(place, making, _Outcome())
             if answer is not None:
                 yield answer
                 return
@@ -120,13 +134,11 @@ class Answers:
             async for piece in source:
                 yield piece
 
-    def _tell(
-        self, place: Place, making: asyncio.Future[Whole | None], answer: Whole | None
-    ) -> None:
+    def _tell(self, place: Place, making: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
         if self._making.get(place) is making:
             del self._making[place]
         if not making.done():
-            making.set_result(answer)
+            making.set_result(outcome)
 
 
 async def _short(source: AsyncGenerator[bytes, None], held: list[bytes]) -> Whole | None:

@@ -208,7 +208,11 @@ class FetchService:
         source = self._fetch(name, request, uris, made)
         if place is not None:
             at = place
-            source = self.packs.keep(at, source, lambda: place_of(made[0].state, request) == at)
+
+            def still() -> bool:
+                return made[0].follows_its_look and place_of(made[0].state, request) == at
+
+            source = self.packs.keep(at, source, still)
         async with aclosing(source):
             async for piece in source:
                 yield piece

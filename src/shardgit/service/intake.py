@@ -18,7 +18,7 @@ from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
 from shardgit.service.quarantine import QuarantinedReading
-from shardgit.service.resolving import SPILL_PACK_BYTES, new_ingest
+from shardgit.service.resolving import new_ingest, spills
 from shardgit.service.settings import settings_of
 from shardgit.service.store import Reach
 
@@ -107,8 +107,7 @@ class Intake:
     def take_all(self, packs: Sequence[tuple[Buffer, array[int] | None]]) -> None:
         """Take several packs as if they were one. Errors as ``take``."""
         limits = self._limits()
-        large = sum(memoryview(pack).nbytes for pack, _ in packs) >= SPILL_PACK_BYTES
-        scratch = self.store.scratch if large else None
+        scratch = self.store.scratch if spills(pack for pack, _ in packs) else None
         ingest = new_ingest(
             self.record.hash_kind, limits, scratch=scratch, detect=self.store.detects_pushed
         )

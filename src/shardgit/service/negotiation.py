@@ -64,6 +64,8 @@ class FetchSession(ShownLook):
         self.wanted_refs: list[tuple[bytes, ObjectId]] = []
         self._without: list[ObjectId] = []
         self._hidden_tips: set[ObjectId | None] = set()
+        self._shown_tips: set[ObjectId | None] | None = None  # None: any that is reachable
+        self.follows_its_look = True  # what may be fetched, by one look at the journal
         super().__init__(store, name)
         ids = dict.fromkeys([*request.wants, *(oid for _, oid in self.wanted_refs)])
         self.wants = self._wanted(list(ids))
@@ -86,6 +88,7 @@ class FetchSession(ShownLook):
         absent = {oid for oid, at in zip(ids, places, strict=True) if at < 0}
         if not absent or not hidden or not settings_of(self.record).fetch.hidden_wants:
             return places
+        self.follows_its_look = False
         with self.store.journal.snapshot() as snapshot:
             refs = self.store.refs.list(snapshot, self.record)
             self._hidden_tips = {
@@ -101,19 +104,25 @@ class FetchSession(ShownLook):
 
     def _check_shown(self, request: Fetch) -> None:
         """Refuse ids that no ref shows, in v0 and where settings say so."""
-        if request.version == 2 or settings_of(self.record).fetch.allow_reachable_wants:
+        if self._shown_tips is None:
             return
-        with self.store.journal.snapshot() as snapshot:
-            refs = self.store.refs.list(snapshot, self.record)
-            tips = {ref.target for ref in refs if not self.hidden().hides(ref.name)}
-            head = self.store.refs.get(snapshot, self.record, b"HEAD")
-        tips |= self._hidden_tips
         for oid in request.wants:
-            if oid not in tips and (head is None or oid != head.target):
+            if oid not in self._shown_tips and oid not in self._hidden_tips:
                 raise ObjectMissing(f"upload-pack: not our ref {hex_of(oid)}")
+
+    def _shown(self, snapshot: JournalSnapshot) -> set[ObjectId | None] | None:
+        """Return what refs show, None where a client may ask for all that they reach."""
+        if self.request.version == 2 or settings_of(self.record).fetch.allow_reachable_wants:
+            return None
+        hidden = self.hidden()
+        refs = self.store.refs.list(snapshot, self.record)
+        head = self.store.refs.get(snapshot, self.record, b"HEAD")
+        tips = {ref.target for ref in refs if not hidden.hides(ref.name)}
+        return tips | ({head.target} if head is not None else set())
 
     def _load(self, snapshot: JournalSnapshot, name: str) -> None:
         super()._load(snapshot, name)
+        self._shown_tips = self._shown(snapshot)
         refs, hidden = self.store.refs, self.hidden()
         if self.request.include_tag:
             tags = refs.list(snapshot, self.record, prefixes=(b"refs/tags/",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,20 @@ from shardgit._layout import Ingest
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
+
+    from typing_extensions import Buffer
 
     from shardgit.limits import Limits
     from shardgit.oid import HashKind
     from shardgit.progress import Report
 
 TICK_S = 0.1
-SPILL_PACK_BYTES = 64 << 20  # of packs whose arrays may be larger than those that stay in memory
+SPILL_OBJECTS = (
+    150_000  # in packs whose arrays, of edges first, may be larger than those that stay in memory
+)
 THREADED_OBJECTS = 2_000  # fewer are made faster than threads start
 
 
@@ -30,7 +36,7 @@ def new_ingest(
     Its large arrays lie in a file without a name in ``scratch``, where that is given: some 350 bytes an object, which
     memory would have no room for with very many. With ``detect`` a SHA-1 collision attack in it is a CollisionAttack.
     """
-    with nullcontext() if scratch is None else TemporaryFile(dir=scratch) as spill:
+    with _spill(scratch) as spill:
         return Ingest(
             int(kind),
             size_max=limits.object_size_max_bytes,
@@ -42,6 +48,22 @@ def new_ingest(
             spill=-1 if spill is None else spill.fileno(),
             detect=detect,
         )
+
+
+@contextmanager
+def _spill(scratch: Path | None) -> Iterator[BinaryIO | None]:
+    """Give a file without a name; None, and the arrays stay in memory, where none is wanted or can be made."""
+    with ExitStack() as held:
+        file = None
+        with suppress(OSError):
+            file = held.enter_context(TemporaryFile(dir=scratch)) if scratch is not None else None
+        yield file
+
+
+def spills(packs: Iterable[Buffer]) -> bool:
+    """Whether packs say that they hold so many objects that the arrays of an ingest should lie in a file."""
+    heads = (bytes(memoryview(pack)[8:12]) for pack in packs)
+    return sum(int.from_bytes(head, "big") for head in heads) >= SPILL_OBJECTS
 
 
 def run_all(ingest: Ingest, *, threads: int) -> None:
