@@ -175,6 +175,7 @@ async def test_what_follows_from_more_is_not_kept(store: Store, history: Path) -
     uris = replace(fetch(tip), uri_protocols=("https",), sideband_all=True)
     git(history, "checkout", "-q", "-b", "secret", "main")
     git(history, "commit", "-q", "--allow-empty", "-m", "secret")
+    git(history, "checkout", "-q", "main")
     import_repository(store, "demo", str(history))
     hiding = {"fetch.hidden_refs": ["refs/heads/secret"], "fetch.hidden_wants": True}
     Configuring(store).update("demo", hiding)
