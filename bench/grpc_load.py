@@ -42,14 +42,17 @@ def get_objects(
     address: str, name: str, ids: Sequence[bytes], *, per_message: int = IDS_PER_MESSAGE
 ) -> int:
     """Read objects and throw them away; returns the bytes of the answers."""
+    return asyncio.run(ask_objects(address, name, ids, per_message=per_message))
+
+
+async def ask_objects(
+    address: str, name: str, ids: Sequence[bytes], *, per_message: int = IDS_PER_MESSAGE
+) -> int:
+    """Read objects over a connection of its own; returns the bytes of the answers."""
     requests = object_requests(name, ids, per_message=per_message)
-
-    async def ask() -> int:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-            call = channel.stream_stream("/shardgit.v1.ObjectService/GetObjects")
-            size = 0
-            async for message in call(iter(requests)):
-                size += len(message)
-            return size
-
-    return asyncio.run(ask())
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        call = channel.stream_stream("/shardgit.v1.ObjectService/GetObjects")
+        size = 0
+        async for message in call(iter(requests)):
+            size += len(message)
+        return size

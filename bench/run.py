@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,11 +113,15 @@ def datasets(repositories: list[Path], kept: Path, commits: int) -> dict[str, Pa
     return found
 
 
-def measure(bed: Bed, name: str, suite: ModuleType, out: Path, what: dict[str, str]) -> None:
-    """Run one suite and write its file."""
+def measure(bed: Bed, name: str, suite: ModuleType, out: Path, what: dict[str, str]) -> bool:
+    """Run one suite and write its file; say whether it ran to its end."""
     begun = time.monotonic()
     print(f"{bed.dataset} {name} ...", file=sys.stderr, flush=True)
-    rows = suite.rows(bed)
+    try:
+        rows = suite.rows(bed)
+    except (Exception, SystemExit):  # the other suites of a long run are not lost for one
+        traceback.print_exc()
+        return False
     about = "" if bed.dataset == GENERATED else bed.about
     limits = dict(bed.known_limits)
     words = {"about": about, "limits": limits, **what}
@@ -124,6 +129,7 @@ def measure(bed: Bed, name: str, suite: ModuleType, out: Path, what: dict[str, s
     result.write(out)
     gc.collect()
     print(f"{bed.dataset} {name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    return True
 
 
 def main() -> None:
@@ -151,19 +157,25 @@ def main() -> None:
     commits = SMOKE_COMMITS if words.smoke else words.commits or COMMITS
     found = datasets(words.repo, kept, commits)
     limits: dict[str, float] = {}  # of the machine: one measurement for all data sets of a run
-    made = []
+    made: list[Path] = []
+    failed: list[str] = []
+
+    def one(bed: Bed, name: str, suite: ModuleType) -> None:
+        if measure(bed, name, suite, out, what):
+            made.append(out / f"{bed.dataset}.{name}.json")
+        else:
+            failed.append(f"{bed.dataset} {name}")
+
     for number, (dataset, source) in enumerate(found.items()):
         repository = prepare(source, work / dataset)
         bed = Bed(work, dataset, repository, rounds, words.smoke, limits, kept)
         for name, suite in wanted.items():
             if not getattr(suite, "GENERATED", False):
-                measure(bed, name, suite, out, what)
-                made.append(out / f"{dataset}.{name}.json")
+                one(bed, name, suite)
             elif number == 0:  # its data does not depend on the repository
                 own = Bed(work, GENERATED, repository, rounds, words.smoke, limits, kept)
-                measure(own, name, suite, out, what)
+                one(own, name, suite)
                 own.clean()
-                made.append(out / f"{GENERATED}.{name}.json")
         bed.clean()
         limits.pop("inflate", None)  # of this repository's pack
         limits.pop("inflate by zlib", None)
@@ -174,6 +186,8 @@ def main() -> None:
         out = words.keep
     if not words.no_render:
         print(render.write(out))
+    if failed:
+        raise SystemExit(f"did not run to the end: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Crates, Go modules and jars come from the usual registries. What is built is fou
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -32,13 +33,20 @@ STEPS = {
 def command(name: str) -> list[str] | None:
     """Return how a peer is started, None if it was not built."""
     folder = BUILT / name
-    if not (folder / "built").exists():
+    stamp = folder / "built"
+    if not stamp.exists() or stamp.read_text() != _source(name):
         return None
     return {
         "gix": [str(folder / "target" / "release" / "gix-peer")],
         "gogit": [str(folder / "gogit-peer")],
         "jgit": ["java", "-cp", f"{folder / 'classes'}:{folder / 'lib'}/*", "Peer"],
     }[name]
+
+
+def _source(name: str) -> str:
+    """Return a hash of a peer's source: what was built of another one is none."""
+    files = sorted(path for path in (HERE / name).rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def build(name: str) -> None:
@@ -54,7 +62,7 @@ def build(name: str) -> None:
         if done.returncode:
             print(f"{NAMES[name]}: {' '.join(step[:2])} failed", file=sys.stderr)
             return
-    (folder / "built").touch()
+    (folder / "built").write_text(_source(name))
     print(f"{NAMES[name]}: built", file=sys.stderr)
 
 

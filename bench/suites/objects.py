@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -139,7 +140,8 @@ def pinned(pid: int) -> Iterator[int]:
 
 def _keep_on(tasks: str, cores: set[int]) -> None:
     for thread in Path(tasks).iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+        with contextlib.suppress(ProcessLookupError):  # a thread that ended meanwhile
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def cat_file(core: int, bed: Bed, names: Path, *more: str) -> tuple[Cost, int]:

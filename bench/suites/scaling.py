@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bed import SHARDGIT, Bed, new_store
-from grpc_load import get_objects
+from grpc_load import ask_objects
 from measure import run, watched
 from result import Cost, Goal, Plot, Row, Side
 from servers import Server, clone_body, http_backend, shardgit, tips
@@ -86,11 +86,11 @@ def object_reads(bed: Bed) -> list[Row]:
     ):
 
         def once(server: Server) -> tuple[Cost, int]:
-            def work() -> int:
-                with ThreadPoolExecutor(connections) as pool:
-                    return sum(pool.map(partial(get_objects, server.grpc, "bench"), parts))
+            async def ask() -> int:
+                asked = (ask_objects(server.grpc, "bench", some) for some in parts)
+                return sum(await asyncio.gather(*asked))
 
-            return watched(server.pid, work)
+            return watched(server.pid, lambda: asyncio.run(ask()))
 
         servers = {"one": one, "two": two}
         for server in servers.values():
