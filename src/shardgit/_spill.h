@@ -15,7 +15,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#define SG_SPILL_BYTES ((size_t)64 << 20)
+#define SG_SPILL_BYTES ((size_t)4 << 20)
 #define SG_SPILL_SPARE ((uint64_t)1 << 30) /* bytes of the disk that are left to who stores what is to stay */
 
 typedef struct {

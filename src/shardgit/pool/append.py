@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from shardgit.oid import BlockId, HashKind, PoolId
     from shardgit.pool.writer import NewBlock
 
-BATCH_BYTES = 16 << 20  # blocks put with one fsync a shard
-BLOCKS_AHEAD = 16  # that are made while a batch is put, where there are several batches
+BATCH_BYTES = 8 << 20  # blocks put with one fsync a shard
+BLOCKS_AHEAD = 8  # that are made while a batch is put, where there are several batches
 
 
 class BlockBatch:
