@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from shardgit._foot cimport NONE, Foot, end_at, foot_of, offset_at, ordinal_at, size_at
+from shardgit._foot cimport HEADER, NONE, Foot, end_at, foot_of, offset_at, ordinal_at, size_at
 from shardgit._kernel cimport *
 
 from shardgit.errors import BlockCorrupt, Internal
@@ -79,6 +79,7 @@ ctypedef struct Entry:
     uint32_t base  # in the segment, NONE without
     uint32_t asked  # how often it is wanted
     uint32_t uses  # by deltas that are still to be made
+    uint32_t end  # which base outside the segment its chain ends on, NONE without
     uint8_t type  # of the entry
     uint8_t needed
     uint8_t owned  # made is ours to free; else it lies in the message
@@ -104,15 +105,28 @@ cdef void forget(Maker *m, uint32_t k) noexcept nogil:
     e.owned = 0
 
 
+cdef size_t left_behind(const Foot *f, uint32_t k, uint32_t body) noexcept nogil:
+    """Bytes of an entry behind its first ``body``; 0 where the offsets give it no such place.
+
+    Whoever checked the segment knows that they do; this keeps one that nobody checked from being read past its end.
+    """
+    cdef uint64_t start = <uint64_t>offset_at(f, k) + body, end = end_at(f, k)
+    return <size_t>(end - start) if offset_at(f, k) >= HEADER and start < end <= f.end else 0
+
+
 cdef sg_status head_of(const Foot *f, uint32_t k, Entry *e) noexcept nogil:
     """Read the head of an entry."""
     cdef uint32_t at = offset_at(f, k)
-    cdef size_t left = end_at(f, k) - at, head = 0, more = 0
+    cdef size_t left = left_behind(f, k, 0), head = 0, more = 0
     cdef uint64_t distance = 0
     cdef int type = 0
-    cdef sg_status st = sg_entry_header(f.data + at, left, &type, &e.raw, &head)
+    cdef sg_status st
     e.base = <uint32_t>NONE
+    e.end = <uint32_t>NONE
     e.size = size_at(f, k)
+    if left == 0:
+        return SG_RANGE
+    st = sg_entry_header(f.data + at, left, &type, &e.raw, &head)
     if st != SG_OK:
         return st
     if type == SG_OFS_DELTA:
@@ -139,10 +153,12 @@ cdef sg_status inflate(const Foot *f, Maker *m, uint32_t k, uint8_t *to) noexcep
     """Make an object whose base is at hand, at ``to``."""
     cdef Entry *e = m.entries + k
     cdef const uint8_t *source = f.data + offset_at(f, k) + e.body
-    cdef size_t left = end_at(f, k) - offset_at(f, k) - e.body, used = 0
+    cdef size_t left = left_behind(f, k, e.body), used = 0
     cdef const uint8_t *on = e.on
     cdef uint64_t on_size = e.on_size
     cdef sg_status st
+    if left == 0:
+        return SG_RANGE
     if e.type < 5:
         return sg_inflate(m.inflater, source, left, to, <size_t>e.size, &used)
     if e.base != <uint32_t>NONE:
@@ -205,6 +221,7 @@ cdef class Messages:
 
     ``begin`` a segment, ``fill`` until it says that the segment is done, and ``take`` each message that is full. What is
     made on the way is freed when no object wants it any more; of bases that wait at most ``held`` bytes are kept, and one.
+    Bases outside the segment are the caller's to bound: they are held until the segment is done, or others are given.
     """
     cdef Maker m
     cdef Foot f
@@ -213,7 +230,9 @@ cdef class Messages:
     cdef uint64_t held
     cdef readonly Py_ssize_t objects  # in the message so far
     cdef PyObject *out  # bytes under construction: head, data
-    cdef object bases
+    cdef dict bases
+    cdef list names  # of bases outside the segment
+    cdef int64_t base  # where the segment's first object is
     cdef uint8_t *data
     cdef size_t at
     cdef uint8_t *ids
@@ -301,11 +320,13 @@ cdef class Messages:
         """Turn to a segment whose first object is at ``base``; its objects at ``places[start:stop]`` are wanted.
 
         Returns (the places of those over ``large`` bytes, which are left out; ids of bases outside the segment that
-        ``bases`` lacks, with which this must be called again).
+        ``bases`` lacks, each once, with which this must be called again).
         """
         cdef Py_ssize_t i
         cdef int64_t k
         cdef uint32_t at
+        if self.rest != <uint32_t>NONE:
+            raise Internal("a segment is begun in the middle of another's object")
         self._let_go()
         take_foot(block, self.hash_size, &self.f)
         if self.f.flags & 1:
@@ -315,11 +336,10 @@ cdef class Messages:
         memset(self.m.entries, 0, <size_t>self.f.n * sizeof(Entry))
         self.next = 0
         self.first = 0
-        self.bases = bases
+        self.base = base
         if start < 0 or stop > places.shape[0]:
             raise IndexError(stop)
         over = []
-        missing = []
         for i in range(start, stop):
             k = places[i] - base
             if k < 0 or k >= self.f.n:
@@ -329,8 +349,44 @@ cdef class Messages:
                 over.append(int(places[i]))
             else:
                 self.m.entries[at].asked += 1
-                self._need(at, missing)
-        return over, missing
+        self._mark()
+        self._name()
+        return over, self.give(bases)
+
+    def ends(self, const int64_t[::1] places not None, Py_ssize_t start, Py_ssize_t stop):
+        """Return for each of the places which of the segment's ids of bases outside it wants, -1 for none of them.
+
+        They are numbered as ``begin`` without bases names them.
+        """
+        cdef Py_ssize_t i
+        cdef int64_t k
+        cdef Entry *e
+        if start < 0 or stop > places.shape[0]:
+            raise IndexError(stop)
+        out = []
+        for i in range(start, stop):
+            k = places[i] - self.base
+            if k < 0 or k >= self.f.n:
+                raise IndexError(places[i])
+            e = self.m.entries + k
+            out.append(int(e.end) if e.asked and e.end != <uint32_t>NONE else -1)
+        return out
+
+    def give(self, dict bases=None):
+        """Have these bases outside the segment at hand and no others; returns the ids that are wanted and not there."""
+        cdef Entry *e
+        cdef uint32_t k
+        cdef bytes held
+        self.bases = bases
+        if not self.names:
+            return []
+        for k in range(self.f.n):
+            e = self.m.entries + k
+            if e.needed and e.type == SG_REF_DELTA:
+                held = bases.get(self.names[e.end]) if bases is not None else None
+                e.on = <const uint8_t *>PyBytes_AS_STRING(held) if held is not None else NULL
+                e.on_size = <uint64_t>len(held) if held is not None else 0
+        return [oid for oid in self.names if bases is None or oid not in bases]
 
     cdef int _grow(self) except -1:
         cdef size_t n = self.f.n
@@ -348,29 +404,47 @@ cdef class Messages:
         self.f.n = <uint32_t>n
         return 0
 
-    cdef int _need(self, uint32_t k, list missing) except -1:
-        """Mark an object and its bases as needed."""
-        cdef sg_status st
+    cdef int _mark(self) except -1:
+        """Mark what is asked for and its bases as needed."""
+        cdef sg_status st = SG_OK
         cdef Entry *e
-        cdef bytes oid, held
-        while k != <uint32_t>NONE and not self.m.entries[k].needed:
+        cdef uint32_t k = 0, each
+        with nogil:
+            for each in range(self.f.n):
+                if not self.m.entries[each].asked:
+                    continue
+                k = each
+                while k != <uint32_t>NONE and not self.m.entries[k].needed:
+                    e = self.m.entries + k
+                    e.needed = 1
+                    st = head_of(&self.f, k, e)
+                    if st != SG_OK:
+                        break
+                    if e.base != <uint32_t>NONE:
+                        self.m.entries[e.base].uses += 1
+                    k = e.base
+                if st != SG_OK:
+                    break
+        if st != SG_OK:
+            raise BlockCorrupt("segment entry is off", ordinal=int(k), status=int(st))
+        return 0
+
+    cdef int _name(self) except -1:
+        """Number the ids of bases outside the segment, and tell which of them each chain ends on."""
+        cdef Entry *e
+        cdef uint32_t k
+        cdef dict names = {}
+        for k in range(self.f.n):
             e = self.m.entries + k
-            e.needed = 1
-            st = head_of(&self.f, k, e)
-            if st != SG_OK:
-                raise BlockCorrupt("segment entry is off", ordinal=int(k), status=int(st))
-            if e.type == SG_REF_DELTA:
+            if not e.needed:
+                continue
+            if e.base != <uint32_t>NONE:
+                e.end = self.m.entries[e.base].end  # a base has a lower ordinal
+            elif e.type == SG_REF_DELTA:
                 oid = PyBytes_FromStringAndSize(
                     <const char *>self.f.data + offset_at(&self.f, k) + e.body - self.f.h, <Py_ssize_t>self.f.h)
-                if self.bases is not None and oid in self.bases:
-                    held = self.bases[oid]
-                    e.on = <const uint8_t *>PyBytes_AS_STRING(held)
-                    e.on_size = <uint64_t>len(held)
-                elif oid not in missing:
-                    missing.append(oid)
-            elif e.base != <uint32_t>NONE:
-                self.m.entries[e.base].uses += 1
-            k = e.base
+                e.end = <uint32_t>names.setdefault(oid, len(names))
+        self.names = list(names)
         return 0
 
     def fill(self, const uint8_t[::1] block not None):
@@ -392,6 +466,9 @@ cdef class Messages:
             raise MemoryError
         if st != SG_OK:
             raise BlockCorrupt("stored object does not decode", ordinal=int(self.next), status=int(st))
+        if done:
+            self.bases = None
+            self._let_go()
         return bool(done)
 
     cdef sg_status _fill(self, bint *done) noexcept nogil:

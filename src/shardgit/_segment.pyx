@@ -634,7 +634,7 @@ def decode_many(const uint8_t[::1] block not None, int hash_size, ordinals not N
     m.delta_room = 0
     m.held = 0
     out = []
-    missing = []
+    missing = {}
     try:
         if m.inflater == NULL or m.made == NULL or m.sizes == NULL or m.stack == NULL:
             raise MemoryError
@@ -646,8 +646,7 @@ def decode_many(const uint8_t[::1] block not None, int hash_size, ordinals not N
             if st == SG_EXTERNAL:
                 oid = external_of(&f, stuck)
                 if bases is None or oid not in bases:
-                    if oid not in missing:
-                        missing.append(oid)
+                    missing[oid] = None
                     out.append(None)
                     continue
                 held = bases[oid]
@@ -667,15 +666,20 @@ def decode_many(const uint8_t[::1] block not None, int hash_size, ordinals not N
                 m.held = 0
     finally:
         free_maker(&m, f.n)
-    return out, missing
+    return out, list(missing)
 
 
 cdef bytes external_of(const Foot *f, uint32_t ordinal):
     """The base id that a REF_DELTA entry names."""
-    cdef uint32_t i
-    for i in range(f.n_ext):
-        if sg_u16(f.ext_at + <size_t>i * 2) == ordinal:
-            return PyBytes_FromStringAndSize(<const char *>f.ext_id + i * f.h, <Py_ssize_t>f.h)
+    cdef uint32_t low = 0, high = f.n_ext, middle
+    while low < high:  # they stand in entry order
+        middle = low + ((high - low) >> 1)
+        if sg_u16(f.ext_at + <size_t>middle * 2) < ordinal:
+            low = middle + 1
+        else:
+            high = middle
+    if low < f.n_ext and sg_u16(f.ext_at + <size_t>low * 2) == ordinal:
+        return PyBytes_FromStringAndSize(<const char *>f.ext_id + low * f.h, <Py_ssize_t>f.h)
     raise BlockCorrupt("external base is not in the footer", ordinal=int(ordinal))
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import zlib
 from array import array
 from typing import TYPE_CHECKING
 
 import pytest
 from fuzz.fuzz import packs, resolve, segments
 from reference.gits import git, make_history
+from reference.packs import PackMaker, copy, entry_header, insert, varint
 
 from shardgit import _segment
 from shardgit._objects import Messages, confirm, outside
 from shardgit.errors import BlockCorrupt, Internal
 from shardgit.node import create_store, open_store
-from shardgit.oid import ObjectId
+from shardgit.oid import HashKind, ObjectId
+from shardgit.pool import decoding as pool_decoding
+from shardgit.pool import outside as pool_outside
 from shardgit.pool import view as pool_view
 from shardgit.pool.decoding import Decoding
 from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
+from shardgit.service.uploading import Uploading
 from shardgit.v1 import object_pb2
 
 if TYPE_CHECKING:
@@ -258,3 +264,77 @@ def test_bases_of_other_segments_are_asked_for() -> None:
             assert [one for _, _, one in told(out)] == plain
             found += 1
     assert found
+
+
+def blob_id(data: bytes) -> ObjectId:
+    return ObjectId(hashlib.sha1(b"blob %d\0" % len(data) + data).digest())
+
+
+def on_top(store: Store, name: str, before: list[bytes], mark: bytes) -> list[bytes]:
+    """Upload a pack of deltas, each on another of the blobs before; returns the blobs that they make."""
+    pack, out = PackMaker(), []
+    for data in before:
+        delta = varint(len(data)) + varint(len(data) + len(mark)) + insert(mark)
+        delta += copy(0, len(data))
+        pack.body += entry_header(7, len(delta)) + blob_id(data) + zlib.compress(delta)
+        pack.count += 1
+        out.append(mark + data)
+    upload(store, name, pack)
+    return out
+
+
+def upload(store: Store, name: str, pack: PackMaker) -> None:
+    uploading = Uploading(store, name)
+    uploading.take(pack.pack())
+    uploading.upload()
+
+
+def test_bases_outside_are_held_a_share_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas on deltas on others' objects come out whole, however few of the bases are held at once."""
+    store.create_repository("shares", HashKind.SHA1)
+    # Too large for what a view keeps of bases.
+    blobs = [b"%04d" % number + b"x" * (33_000 + number) for number in range(60)]
+    first = PackMaker()
+    for data in blobs:
+        first.body += entry_header(3, len(data)) + zlib.compress(data)
+        first.count += 1
+    upload(store, "shares", first)
+    second = on_top(store, "shares", blobs, b"second")
+    third = on_top(store, "shares", second, b"third")
+    data_of = {blob_id(data): data for data in (*blobs, *second, *third)}
+    for share in (1, 100_000, 1 << 24):
+        monkeypatch.setattr(pool_outside, "SHARE_BYTES", share)
+        monkeypatch.setattr(pool_decoding, "SHARE_BYTES", share)
+        reading = Reading(store, "shares")
+        assert reading.view is not None
+        names = [blob_id(data) for data in blobs]
+        cut = pool_outside.shares(reading.view, names)
+        assert [oid for one in cut for oid in one] == names
+        assert all(sum(len(data_of[ObjectId(o)]) for o in c) <= max(share, 33_063) for c in cut)
+        assert len(cut) == {1: 60, 100_000: 20, 1 << 24: 1}[share]
+        decoding = reading.decoding(list(data_of), room=10_000, large=4 << 20)
+        messages = []
+        while some := decoding.some(2):
+            messages += some
+        got = told(messages)
+        assert len(got) == len(data_of)
+        assert {oid: data for oid, _, data in got} == data_of
+        objects = reading.objects(list(data_of))
+        assert [one.data for one in objects if one] == list(data_of.values())
+
+
+def test_a_segment_whose_offsets_fall_is_refused() -> None:
+    """No check went before: what lies between two offsets must not be taken for a length."""
+    block = bytearray(max(segments(), key=lambda one: _segment.check(one, 20)))
+    count = _segment.check(block, 20)
+    width = block[-48 + 23] & 7 or 4
+    at = int.from_bytes(block[-48:-44], "little") + count * 20 + (count // 2) * width
+    for wrong in (0, (1 << 8 * width) - 1):
+        block[at : at + width] = wrong.to_bytes(width, "little")
+        with pytest.raises(BlockCorrupt):
+            _segment.check(block, 20)
+        made = Messages(20, 1_024)
+        with pytest.raises(BlockCorrupt):
+            made.begin(block, 0, array("q", range(count)), 0, count, 1 << 40)

@@ -8,8 +8,8 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from shardgit._objects import Messages
-from shardgit.errors import DataLoss
 from shardgit.pool.manifest import ALONE
+from shardgit.pool.outside import SHARE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,9 @@ class Decoding:
     ``places`` are their positions, -1 for what is answered as absent, in the order of ``ids``. Objects of over
     ``large`` bytes are left out: ``large_places`` has those that were passed so far. Methods run in the calling thread,
     one at a time; a message holds at most ``room`` bytes. Errors: DataLoss as the view's.
+
+    Objects of a segment that are deltas on others' are decoded a share of the bases at a time; a share is let go when
+    its objects are made. Between two calls of ``some`` at most SHARE_BYTES of bases are held.
     """
 
     def __init__(
@@ -45,7 +48,10 @@ class Decoding:
         self._absent_count = len(self._absent) // size
         self._made = Messages(size, room)
         self._at = 0
-        self._segment: PlacedSegment | None = None
+        self._segment: PlacedSegment | None = None  # that is being decoded
+        self._shares: list[tuple[array[int], dict[bytes, int]]] = []  # of it, that are to come
+        self._given: dict[bytes, int] = {}  # the bases that are at hand
+        self._given_bytes = 0
 
     def next(self) -> bytes | None:
         """Return the next message, None behind the last."""
@@ -54,46 +60,79 @@ class Decoding:
             self._absent_told = made.absent(self._absent, self._absent_told)
             if self._absent_told < self._absent_count:
                 return made.take()
-        while self._segment is not None or self._at < len(self._places):
+        while True:
             if self._segment is None:
-                self._segment = self._begin()
-                continue
-            if not self._view_of().use_segment(self._segment, made.fill):
+                if self._at == len(self._places):
+                    return made.take() or None
+                self._begin()
+            elif not self._view_of().use_segment(self._segment, made.fill):
                 return made.take()
-            self._segment = None
-        return made.take() or None
+            elif self._shares:
+                self._turn(self._segment)
+            else:
+                self._segment = None
+                self._given = {}
+                self._given_bytes = 0
 
     def some(self, most: int) -> list[bytes]:
         """Return up to so many messages, none behind the last."""
-        return list(itertools.islice(iter(self.next, None), most))
+        if self._given and not self._given_bytes:
+            self._give()
+        out = list(itertools.islice(iter(self.next, None), most))
+        if self._given_bytes > SHARE_BYTES:  # who takes the messages may take long
+            self._made.give()
+            self._given_bytes = 0
+        return out
 
     def _view_of(self) -> PoolView:
         assert self._view is not None
         return self._view
 
-    def _begin(self) -> PlacedSegment | None:
-        """Turn to the segment of the next place; None where all that is wanted of it is large."""
+    def _begin(self) -> None:
+        """Turn to the segment of the next place, unless all that is wanted of it is large."""
         view, places, start = self._view_of(), self._places, self._at
         segment = view.segment_at(places[start])
         stop = bisect_left(places, segment.base + segment.entry.objects, start)
         self._at = stop
         if segment.entry.flags & ALONE:
             self.large_places += places[start:stop]
-            return None
-        bases: dict[bytes, bytes] | None = None
-        while True:
+            return
+        some = places[start:stop]
+        large, missing = self._wanted(segment, some)
+        self.large_places += large
+        self._segment = segment
+        self._given = {}
+        self._given_bytes = 0
+        if not missing:
+            return
+        shares = view.base_shares(missing)
+        if len(shares) == 1:
+            self._given = shares[0]
+            self._give()
+            return
+        share_of = {oid: number for number, share in enumerate(shares) for oid in share}
+        parts = [array("q") for _ in shares]
+        for place, end in zip(some, self._made.ends(some, 0, len(some)), strict=True):
+            parts[share_of[missing[end]] if end >= 0 else 0].append(place)
+        self._shares = list(zip(parts, shares, strict=True))
+        self._turn(segment)
 
-            def begin(
-                block: memoryview, bases: dict[bytes, bytes] | None = bases
-            ) -> tuple[list[int], list[bytes]]:
-                return self._made.begin(
-                    block, segment.base, places, start, stop, self._large, bases
-                )
+    def _wanted(self, segment: PlacedSegment, places: array[int]) -> tuple[list[int], list[bytes]]:
+        """Say which places of a segment are to be decoded next; returns what Messages.begin does."""
 
-            large, missing = view.use_segment(segment, begin)
-            if not missing:
-                self.large_places += large
-                return segment
-            if bases is not None:
-                raise DataLoss("delta base is not in the pool", oid=missing[0].hex())
-            bases = view.bases(missing)
+        def begin(block: memoryview) -> tuple[list[int], list[bytes]]:
+            return self._made.begin(block, segment.base, places, 0, len(places), self._large)
+
+        return self._view_of().use_segment(segment, begin)
+
+    def _turn(self, segment: PlacedSegment) -> None:
+        """Turn to the objects of a segment that the next share of bases is for."""
+        places, self._given = self._shares.pop()
+        self._wanted(segment, places)
+        self._give()
+
+    def _give(self) -> None:
+        """Have the bases at hand that are deltas' of the segment."""
+        bases = self._view_of().bases(self._given)
+        self._given_bytes = sum(map(len, bases.values()))
+        self._made.give(bases)

@@ -36,9 +36,10 @@ from shardgit.pool.manifest import (
     embedded_block,
     runs_in_order,
 )
+from shardgit.pool.outside import located, shares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shardgit.blocks.interface import BlockStore
 
@@ -539,41 +540,73 @@ class PoolView:
                 out[segment.base] = GitObject(info.id, info.type, data)
                 continue
             ordinals = [position - segment.base for position in some]
-            bases: dict[bytes, bytes] = {}
 
             def decode(
-                view: memoryview, ordinals: list[int] = ordinals, bases: dict[bytes, bytes] = bases
+                view: memoryview, ordinals: list[int] = ordinals
             ) -> tuple[list[bytes], list[bytes | None], list[bytes]]:
                 return (
                     _segment.ids_at(view, size, ordinals),
-                    *_segment.decode_many(view, size, ordinals, bases),
+                    *_segment.decode_many(view, size, ordinals),
                 )
 
             ids, objects, missing = self.use_segment(segment, decode)
             if missing:
-                if rounds == 0:
-                    raise BlockCorrupt(
-                        "chain of external bases is too long", block=segment.entry.ref.id.hex()
-                    )
-                bases |= self.bases(missing, rounds=rounds)
-                ids, objects, missing = self.use_segment(segment, decode)
+                self._decode_rest(segment, ordinals, objects, missing, rounds)
             for position, oid, data_or_none in zip(some, ids, objects, strict=True):
                 if data_or_none is None:
                     raise BlockCorrupt("object has no base", oid=oid.hex())
                 out[position] = GitObject(ObjectId(oid), segment.entry.type, data_or_none)
         return [out[position] for position in positions]
 
-    def bases(self, ids: list[bytes], *, rounds: int = EXTERNAL_ROUNDS_MAX) -> dict[bytes, bytes]:
-        """Return the bytes of objects that are bases in other segments. Errors: DataLoss where the pool has not all."""
-        held = self._bases_held.get_many(ids)
-        waiting = [ObjectId(oid) for oid in ids if oid not in held]
+    def _decode_rest(
+        self,
+        segment: PlacedSegment,
+        ordinals: Sequence[int],
+        objects: list[bytes | None],
+        missing: Sequence[bytes],
+        rounds: int,
+    ) -> None:
+        """Put those objects of a segment in their places that are None for want of the bases that are missing."""
+        if rounds == 0:
+            raise BlockCorrupt(
+                "chain of external bases is too long", block=segment.entry.ref.id.hex()
+            )
+        for share in self.base_shares(missing):
+            bases = self.bases(share, rounds=rounds)
+            waiting = [number for number, data in enumerate(objects) if data is None]
+            wanted = [ordinals[number] for number in waiting]
+
+            def decode(
+                view: memoryview, wanted: list[int] = wanted, bases: dict[bytes, bytes] = bases
+            ) -> list[bytes | None]:
+                return _segment.decode_many(view, self.hash_kind.size, wanted, bases)[0]
+
+            for number, data in zip(waiting, self.use_segment(segment, decode), strict=True):
+                objects[number] = data
+
+    def base_shares(self, ids: Sequence[bytes]) -> list[dict[bytes, int]]:
+        """Cut bases in other segments into what ``bases`` may be asked for at once. Errors: DataLoss as there.
+
+        Those that are held, and a single one, are not looked for: their positions are -1.
+        """
+        if len(ids) == 1 or len(self._bases_held.get_many(ids)) == len(ids):
+            return [dict.fromkeys(ids, -1)]
+        return shares(self, ids)
+
+    def bases(
+        self, places: Mapping[bytes, int], *, rounds: int = EXTERNAL_ROUNDS_MAX
+    ) -> dict[bytes, bytes]:
+        """Return the bytes of bases in other segments by id. Errors: DataLoss where the pool has not all.
+
+        ``places`` are their positions, -1 where they are to be looked for.
+        """
+        held = self._bases_held.get_many(places)
+        waiting = {oid: at for oid, at in places.items() if oid not in held}
         if not waiting:
             return held
-        positions = self.positions(waiting)
-        lost = [oid.hex() for oid, position in zip(waiting, positions, strict=True) if position < 0]
-        if lost:
-            raise DataLoss("delta base is not in the pool", oid=lost[0])
-        bases = self.read_positions(positions, rounds=rounds - 1)
+        if -1 in waiting.values():
+            waiting = located(self, waiting)
+        bases = self.read_positions([*waiting.values()], rounds=rounds - 1)
         found: dict[bytes, bytes] = {base.id: base.data for base in bases}
         for oid, data in found.items():
             self._bases_held.put(oid, data)
