@@ -34,6 +34,7 @@ from shardgit.rpc.server import make_server
 from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
 from shardgit.service.repositories import Repositories
+from shardgit.service.uploading import put_objects
 from shardgit.v1 import (
     commit_pb2_grpc,
     object_pb2,
@@ -319,3 +320,31 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     async with shardgit.aio.connect("127.0.0.1:1") as client:
         with pytest.raises(Unavailable):
             await client.repository("demo")
+
+
+async def test_messages_may_be_larger_than_their_data_column(tmp_path: Path) -> None:
+    """A data column holds less than 2 MiB, whatever a message may have."""
+    create_store(tmp_path / "data")
+    limits = replace(DEFAULT, message_max_bytes=4 << 20)
+    with open_store(tmp_path / "data", limits=limits) as store:
+        Repositories(store).create("demo")
+        data = [(3, random.Random(number).randbytes(700_000)) for number in range(4)]
+        ids = put_objects(store, "demo", data)
+        server = await make_server(store, f"unix:{tmp_path}/socket")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
+                stub = object_pb2_grpc.ObjectServiceStub(channel)  # type: ignore[no-untyped-call]
+                request = object_pb2.GetObjectsRequest
+                header = request(header=request.Header(repository="demo"))
+                some = request(data=request.Data(ids=ids))
+                answers = [answer async for answer in stub.GetObjects(iter([header, some]))]
+        finally:
+            await server.stop(None)
+    assert len(answers) > 1
+    assert max(len(answer.data) for answer in answers) > 1 << 20
+    assert sorted(size for answer in answers for size in answer.sizes) == [700_000] * 4
+    whole = b"".join(answer.data for answer in answers)
+    assert sorted(whole[at : at + 700_000] for at in range(0, len(whole), 700_000)) == sorted(
+        one for _, one in data
+    )

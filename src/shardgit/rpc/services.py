@@ -36,6 +36,7 @@ BATCH_IDS = 256  # objects decoded in one job
 BATCH_BYTES = 4 << 20  # of objects that are held for one answer; a larger object is streamed
 INFO_IDS = 4_096
 MESSAGES_A_JOB = 4  # one costs 8 % more CPU in turns between threads (bench objects)
+MESSAGE_ROOM_MAX = (2 << 20) - 1  # of data in one: its length stands before it, in three bytes
 MESSAGE_SPARE_BYTES = 1_024  # of a message, for what stands about its columns
 
 
@@ -117,7 +118,7 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         self, reading: Reading, ids: Sequence[ObjectId]
     ) -> AsyncIterator[bytes | object_pb2.GetObjectsResponse]:
         """Answer in the store's order: neighbours share blocks and bases, and are decoded together."""
-        room = self.store.limits.message_max_bytes - MESSAGE_SPARE_BYTES
+        room = min(self.store.limits.message_max_bytes - MESSAGE_SPARE_BYTES, MESSAGE_ROOM_MAX)
         decoding = await self._run(lambda: reading.decoding(ids, room=room, large=BATCH_BYTES))
         while messages := await self._run(decoding.some, MESSAGES_A_JOB):
             for message in messages:
