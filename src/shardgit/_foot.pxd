@@ -95,9 +95,23 @@ cdef inline uint32_t end_at(const Foot *f, uint32_t k) noexcept nogil:
     return offset_at(f, k + 1) if k + 1 < f.n else f.end
 
 
+cdef inline bint span_at(const Foot *f, uint32_t k, uint32_t *at, size_t *length) noexcept nogil:
+    """Where an entry begins and how long it is; False when that is not among the entries."""
+    cdef uint32_t end = end_at(f, k)
+    at[0] = offset_at(f, k)
+    if at[0] < HEADER or at[0] >= end or end > f.end:
+        return False
+    length[0] = end - at[0]
+    return True
+
+
 cdef inline uint64_t size_at(const Foot *f, uint32_t k) noexcept nogil:
+    """An object's size; more than any has when the footer has no such row."""
     cdef uint32_t v = narrow(f.sizes + <size_t>k * f.size_width, f.size_width)
-    return sg_u64(f.big + <size_t>(v & ~<uint32_t>BIG) * 8) if v & BIG else v
+    if not v & BIG:
+        return v
+    v &= ~<uint32_t>BIG
+    return sg_u64(f.big + <size_t>v * 8) if v < f.n_big else ~<uint64_t>0
 
 
 cdef inline uint32_t ordinal_at(const Foot *f, uint32_t offset) noexcept nogil:

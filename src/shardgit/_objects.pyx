@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from shardgit._foot cimport HEADER, NONE, Foot, end_at, foot_of, offset_at, ordinal_at, size_at
+from shardgit._foot cimport NONE, Foot, foot_of, offset_at, ordinal_at, size_at, span_at
 from shardgit._kernel cimport *
 
 from shardgit.errors import BlockCorrupt, Internal
@@ -23,7 +23,10 @@ cdef extern from "Python.h":
 
 cdef enum:
     HELD_BYTES = 16777216  # of bases that later objects of a segment want
+    STEP_BYTES = 67108864  # made in one fill: some 0.1 s, in which nobody can cancel and a transaction is open
+    EACH_BYTES = 1024  # what making an object costs beside its bytes, in bytes
     ROOM_MAX = 2097151  # what a length of three bytes can tell
+    SIZE_BITS = 56  # of an object; no delta that a segment holds makes more
     HEAD = 4  # the data field's tag and length
     ROW = 11  # bytes of an object's type, size and share of two lengths, at most
 
@@ -41,20 +44,44 @@ def confirm(const uint8_t[::1] block not None, int hash_size, int64_t base, cons
     Looks at ``places[start:stop]`` and the ``numbers`` beside them; the segment's first object is at ``base``.
     """
     cdef Foot f
-    cdef Py_ssize_t i
-    cdef int64_t k, number
+    cdef Py_ssize_t i = start
+    cdef int64_t count = ids.shape[0] // hash_size
+    cdef const int64_t *place = NULL
+    cdef const int64_t *number = NULL
+    cdef const uint8_t *oid = NULL
     take_foot(block, hash_size, &f)
     if start < 0 or stop > places.shape[0] or stop > numbers.shape[0]:
         raise IndexError(stop)
     out = []
-    for i in range(start, stop):
-        k = places[i] - base
-        number = numbers[i]
-        if k < 0 or k >= f.n or number < 0 or (number + 1) * hash_size > ids.shape[0]:
-            raise IndexError(number)
-        if memcmp(f.ids + <size_t>k * f.h, &ids[number * hash_size], f.h) != 0:
-            out.append(int(number))
+    if count == 0 and start < stop:
+        raise IndexError(0)
+    if start < stop:
+        place = &places[0]
+        number = &numbers[0]
+        oid = &ids[0]
+    while i < stop:
+        with nogil:
+            i = another(&f, base, place, number, i, stop, oid, count)
+        if i < 0:
+            raise IndexError(numbers[-1 - i])
+        if i < stop:
+            out.append(int(numbers[i]))
+        i += 1
     return out
+
+
+cdef Py_ssize_t another(const Foot *f, int64_t base, const int64_t *places, const int64_t *numbers, Py_ssize_t i,
+                        Py_ssize_t stop, const uint8_t *ids, int64_t count) noexcept nogil:
+    """The next of the places from ``i`` on at which another id stands, ``stop`` without; -1 - i for one that is off."""
+    cdef int64_t k
+    while i < stop:
+        k = places[i] - base
+        if k < 0 or k >= f.n or numbers[i] < 0 or numbers[i] >= count:
+            return -1 - i
+        if memcmp(f.ids + <size_t>k * f.h, ids + <size_t>numbers[i] * f.h, f.h) != 0:
+            return i
+        i += 1
+    return stop
 
 
 def outside(const uint8_t[::1] bits not None, const int64_t[::1] places not None):
@@ -78,11 +105,14 @@ ctypedef struct Entry:
     uint32_t body  # where the stream begins, from the entry's start
     uint32_t base  # in the segment, NONE without
     uint32_t asked  # how often it is wanted
-    uint32_t uses  # by deltas that are still to be made
+    uint32_t uses  # by deltas that are still to be made for the first time
     uint32_t end  # which base outside the segment its chain ends on, NONE without
+    uint32_t older  # of those that are ours, used before
+    uint32_t newer
     uint8_t type  # of the entry
     uint8_t needed
     uint8_t owned  # made is ours to free; else it lies in the message
+    uint8_t counted  # made once; its base has one use less since
 
 
 ctypedef struct Maker:
@@ -93,39 +123,76 @@ ctypedef struct Maker:
     size_t entries_room
     size_t delta_room
     uint64_t held
+    uint64_t most  # of held, beside a base and what is made of it
+    uint64_t spent  # in this fill
+    uint64_t step  # of spent
+    uint64_t times  # objects made, again ones too
+    uint32_t oldest  # of those that are ours, in the order in which they were used
+    uint32_t newest
+
+
+cdef void hold(Maker *m, uint32_t k) noexcept nogil:
+    """An object that was made is ours."""
+    cdef Entry *e = m.entries + k
+    e.owned = 1
+    e.older = m.newest
+    e.newer = <uint32_t>NONE
+    if m.newest != <uint32_t>NONE:
+        m.entries[m.newest].newer = k
+    else:
+        m.oldest = k
+    m.newest = k
+    m.held += e.size
+
+
+cdef void let_go(Maker *m, uint32_t k) noexcept nogil:
+    """An object is ours no longer."""
+    cdef Entry *e = m.entries + k
+    if e.older != <uint32_t>NONE:
+        m.entries[e.older].newer = e.newer
+    else:
+        m.oldest = e.newer
+    if e.newer != <uint32_t>NONE:
+        m.entries[e.newer].older = e.older
+    else:
+        m.newest = e.older
+    m.held -= e.size
+    e.owned = 0
 
 
 cdef void forget(Maker *m, uint32_t k) noexcept nogil:
     """Let go of an object that is made."""
     cdef Entry *e = m.entries + k
     if e.owned:
+        let_go(m, k)
         free(e.made)
-        m.held -= e.size
     e.made = NULL
-    e.owned = 0
 
 
-cdef size_t left_behind(const Foot *f, uint32_t k, uint32_t body) noexcept nogil:
-    """Bytes of an entry behind its first ``body``; 0 where the offsets give it no such place.
-
-    Whoever checked the segment knows that they do; this keeps one that nobody checked from being read past its end.
-    """
-    cdef uint64_t start = <uint64_t>offset_at(f, k) + body, end = end_at(f, k)
-    return <size_t>(end - start) if offset_at(f, k) >= HEADER and start < end <= f.end else 0
+cdef void make_room(Maker *m, uint64_t size, uint32_t base) noexcept nogil:
+    """Forget what was used longest ago until so much more fits; not the base of what is to be made."""
+    cdef uint32_t k = m.oldest, newer
+    while k != <uint32_t>NONE and m.held + size > m.most:
+        newer = m.entries[k].newer
+        if k != base:
+            forget(m, k)
+        k = newer
 
 
 cdef sg_status head_of(const Foot *f, uint32_t k, Entry *e) noexcept nogil:
     """Read the head of an entry."""
-    cdef uint32_t at = offset_at(f, k)
-    cdef size_t left = left_behind(f, k, 0), head = 0, more = 0
+    cdef uint32_t at = 0
+    cdef size_t left = 0, head = 0, more = 0
     cdef uint64_t distance = 0
     cdef int type = 0
     cdef sg_status st
     e.base = <uint32_t>NONE
     e.end = <uint32_t>NONE
     e.size = size_at(f, k)
-    if left == 0:
+    if not span_at(f, k, &at, &left):
         return SG_RANGE
+    if e.size >> SIZE_BITS:
+        return SG_SIZE
     st = sg_entry_header(f.data + at, left, &type, &e.raw, &head)
     if st != SG_OK:
         return st
@@ -149,18 +216,27 @@ cdef sg_status head_of(const Foot *f, uint32_t k, Entry *e) noexcept nogil:
     return SG_SIZE if e.raw > sg_inflate_most(left - e.body) else SG_OK
 
 
-cdef sg_status inflate(const Foot *f, Maker *m, uint32_t k, uint8_t *to) noexcept nogil:
-    """Make an object whose base is at hand, at ``to``."""
+cdef sg_status inflate(const Foot *f, Maker *m, uint32_t k, uint8_t **to) noexcept nogil:
+    """Make an object whose base is at hand, at ``to``, or in memory of its own when that is NULL."""
     cdef Entry *e = m.entries + k
-    cdef const uint8_t *source = f.data + offset_at(f, k) + e.body
-    cdef size_t left = left_behind(f, k, e.body), used = 0
+    cdef const uint8_t *source
+    cdef uint32_t at = 0
+    cdef size_t left = 0, used = 0
+    cdef uint64_t claimed = 0, claimed_base = 0
     cdef const uint8_t *on = e.on
     cdef uint64_t on_size = e.on_size
     cdef sg_status st
-    if left == 0:
+    # The block may lie elsewhere than when its heads were read.
+    if not span_at(f, k, &at, &left) or e.body > left:
         return SG_RANGE
+    source = f.data + at + e.body
+    left -= e.body
     if e.type < 5:
-        return sg_inflate(m.inflater, source, left, to, <size_t>e.size, &used)
+        if to[0] == NULL:
+            to[0] = <uint8_t *>malloc(<size_t>e.size + 1)
+            if to[0] == NULL:
+                return SG_MEMORY
+        return sg_inflate(m.inflater, source, left, to[0], <size_t>e.size, &used)
     if e.base != <uint32_t>NONE:
         on = m.entries[e.base].made
         on_size = m.entries[e.base].size
@@ -175,11 +251,23 @@ cdef sg_status inflate(const Foot *f, Maker *m, uint32_t k, uint8_t *to) noexcep
     st = sg_inflate(m.inflater, source, left, m.delta, <size_t>e.raw, &used)
     if st != SG_OK:
         return st
-    return sg_delta_apply(on, <size_t>on_size, m.delta, <size_t>e.raw, to, <size_t>e.size, NULL, 0, &used)
+    if to[0] == NULL:
+        st = sg_delta_sizes(m.delta, <size_t>e.raw, &claimed_base, &claimed, &used)
+        if st != SG_OK:
+            return st
+        if claimed != e.size:
+            return SG_SIZE
+        to[0] = <uint8_t *>malloc(<size_t>e.size + 1)
+        if to[0] == NULL:
+            return SG_MEMORY
+    return sg_delta_apply(on, <size_t>on_size, m.delta, <size_t>e.raw, to[0], <size_t>e.size, NULL, 0, &used)
 
 
 cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, uint8_t *to) noexcept nogil:
-    """Make an object, and of its bases those that are not at hand; at ``to``, or in memory of its own when that is NULL."""
+    """Make an object, and of its bases those that are not at hand; at ``to``, or in memory of its own when that is NULL.
+
+    Where this fill has made enough it ends early, with SG_OK: the object is not made, but its next base is at hand.
+    """
     cdef uint32_t top = 0, k = wanted
     cdef uint8_t *made
     cdef Entry *e
@@ -189,27 +277,32 @@ cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, uint8_t *to) noexc
         m.stack[top] = k  # bases have lower ordinals, so there are fewer than f.n
         top += 1
         k = m.entries[k].base
+    if k != <uint32_t>NONE and m.entries[k].owned:
+        let_go(m, k)
+        hold(m, k)  # used last
     while top:
+        if m.spent >= m.step:
+            return SG_OK
         top -= 1
         k = m.stack[top]
         e = m.entries + k
-        made = to
-        if to == NULL or k != wanted:
-            made = <uint8_t *>malloc(<size_t>e.size + 1)
-            if made == NULL:
-                return SG_MEMORY
-        st = inflate(f, m, k, made)
+        made = to if k == wanted else NULL
+        if made == NULL:
+            make_room(m, e.size, e.base)
+        st = inflate(f, m, k, &made)
         if st != SG_OK:
-            if made != to:
+            if made != to or k != wanted:
                 free(made)
             return st
         e.made = made
-        e.owned = made != to
-        if e.owned:
-            m.held += e.size
+        if made != to:
+            hold(m, k)
+        m.times += 1
+        m.spent += e.size + e.raw + EACH_BYTES
         if e.base != <uint32_t>NONE:
             base = m.entries + e.base
-            if base.uses:
+            if not e.counted:
+                e.counted = 1
                 base.uses -= 1
             if base.uses == 0 and base.asked == 0:
                 forget(m, e.base)
@@ -222,12 +315,13 @@ cdef class Messages:
     ``begin`` a segment, ``fill`` until it says that the segment is done, and ``take`` each message that is full. What is
     made on the way is freed when no object wants it any more; of bases that wait at most ``held`` bytes are kept, and one.
     Bases outside the segment are the caller's to bound: they are held until the segment is done, or others are given.
+    A fill ends when it has made about ``step`` bytes, too: it holds a transaction, and cannot be cancelled.
     """
     cdef Maker m
     cdef Foot f
     cdef int hash_size
     cdef size_t room
-    cdef uint64_t held
+    cdef bint begun
     cdef readonly Py_ssize_t objects  # in the message so far
     cdef PyObject *out  # bytes under construction: head, data
     cdef dict bases
@@ -245,14 +339,17 @@ cdef class Messages:
     cdef uint32_t rest  # the object that goes on in the next message
     cdef uint64_t rest_at
 
-    def __cinit__(self, int hash_size, size_t room, uint64_t held=HELD_BYTES):
+    def __cinit__(self, int hash_size, size_t room, uint64_t held=HELD_BYTES, uint64_t step=STEP_BYTES):
         if not (1024 <= room <= ROOM_MAX) or hash_size not in (20, 32):
             raise Internal("messages have no such room", room=int(room))
         memset(&self.m, 0, sizeof(Maker))
         memset(&self.f, 0, sizeof(Foot))
         self.hash_size = hash_size
         self.room = room
-        self.held = held
+        self.m.most = held
+        self.m.step = step
+        self.m.oldest = <uint32_t>NONE
+        self.m.newest = <uint32_t>NONE
         self.rest = <uint32_t>NONE
         self.m.inflater = sg_inflater_new()
         if self.m.inflater == NULL:
@@ -264,7 +361,7 @@ cdef class Messages:
         self.sizes = <uint8_t *>malloc(self.rows_room * 10)
         if self.ids == NULL or self.types == NULL or self.sizes == NULL:
             raise MemoryError
-        self._fresh()
+        self._turn(self._blank())
 
     def __dealloc__(self):
         Py_XDECREF(self.out)
@@ -286,15 +383,30 @@ cdef class Messages:
             self.m.entries[k].made = NULL
             self.m.entries[k].owned = 0
         self.m.held = 0
+        self.m.oldest = <uint32_t>NONE
+        self.m.newest = <uint32_t>NONE
         self.f.n = 0
 
-    cdef int _fresh(self) except -1:
-        self.out = new_bytes(NULL, <Py_ssize_t>(HEAD + self.room + 64))
-        self.data = <uint8_t *>text_of(self.out) + HEAD
+    cdef PyObject *_blank(self) except NULL:
+        return new_bytes(NULL, <Py_ssize_t>(HEAD + self.room + 64))
+
+    cdef void _turn(self, PyObject *blank) noexcept:
+        """Begin another message."""
+        self.out = blank
+        self.data = <uint8_t *>text_of(blank) + HEAD
         self.at = 0
         self.objects = 0
         self.sizes_at = 0
-        return 0
+
+    @property
+    def made(self):
+        """How many objects were made so far, those that were made again too."""
+        return int(self.m.times)
+
+    @property
+    def held(self):
+        """Bytes of the objects that are kept for others."""
+        return int(self.m.held)
 
     cdef size_t _left(self, size_t more) noexcept nogil:
         """The room for data once the message has ``more`` rows more."""
@@ -325,14 +437,16 @@ cdef class Messages:
         cdef Py_ssize_t i
         cdef int64_t k
         cdef uint32_t at
+        cdef Foot f
         if self.rest != <uint32_t>NONE:
-            raise Internal("a segment is begun in the middle of another's object")
+            raise Internal("an object goes on in the next message")
+        self.begun = False
         self._let_go()
-        take_foot(block, self.hash_size, &self.f)
-        if self.f.flags & 1:
-            self.f.n = 0
+        take_foot(block, self.hash_size, &f)
+        if f.flags & 1:
             raise Internal("a segment in parts is not decoded here")
-        self._grow()
+        self._grow(f.n)
+        self.f = f
         memset(self.m.entries, 0, <size_t>self.f.n * sizeof(Entry))
         self.next = 0
         self.first = 0
@@ -351,6 +465,7 @@ cdef class Messages:
                 self.m.entries[at].asked += 1
         self._mark()
         self._name()
+        self.begun = True
         return over, self.give(bases)
 
     def ends(self, const int64_t[::1] places not None, Py_ssize_t start, Py_ssize_t stop):
@@ -388,11 +503,9 @@ cdef class Messages:
                 e.on_size = <uint64_t>len(held) if held is not None else 0
         return [oid for oid in self.names if bases is None or oid not in bases]
 
-    cdef int _grow(self) except -1:
-        cdef size_t n = self.f.n
+    cdef int _grow(self, size_t n) except -1:
         if n <= self.m.entries_room:
             return 0
-        self.f.n = 0
         free(self.m.entries)
         free(self.m.stack)
         self.m.entries_room = 0
@@ -401,7 +514,6 @@ cdef class Messages:
         if self.m.entries == NULL or self.m.stack == NULL:
             raise MemoryError
         self.m.entries_room = n
-        self.f.n = <uint32_t>n
         return 0
 
     cdef int _mark(self) except -1:
@@ -448,16 +560,16 @@ cdef class Messages:
         return 0
 
     def fill(self, const uint8_t[::1] block not None):
-        """Go on with the segment that was begun, whose bytes these are; says whether it is done, else the message is full.
+        """Go on with the segment that was begun, whose bytes these are; says whether it is done.
 
-        BlockCorrupt when an object does not decode.
+        Else the message is full, or enough was made for now: there may be nothing in it. BlockCorrupt when an object does
+        not decode.
         """
         cdef sg_status st
         cdef bint done = False
         cdef Foot now
-        cdef uint32_t n = self.f.n
         take_foot(block, self.hash_size, &now)
-        if now.n != n or now.length != self.f.length:
+        if not self.begun or now.n != self.f.n or now.length != self.f.length:
             raise Internal("segment is another than was begun")
         self.f = now
         with nogil:
@@ -473,32 +585,24 @@ cdef class Messages:
 
     cdef sg_status _fill(self, bint *done) noexcept nogil:
         cdef Entry *e
-        cdef uint32_t k
         cdef sg_status st
         done[0] = False
+        self.m.spent = 0
         if self.rest != <uint32_t>NONE and not self._go_on():
             return SG_OK
         while self.next < self.f.n:
             e = self.m.entries + self.next
-            if not e.asked and not e.uses:
-                if e.needed:
-                    forget(&self.m, self.next)
-                self.next += 1
-                continue
-            if e.asked and not self._left(1):
-                return SG_OK
-            if self.m.held > self.held:
-                for k in range(self.f.n):
-                    if self.m.entries[k].owned:
-                        forget(&self.m, k)
-            if e.made == NULL:
-                st = make(&self.f, &self.m, self.next,
-                          self.data + self.at if e.asked and e.size <= self._left(1) else NULL)
-                if st != SG_OK:
-                    return st
             if not e.asked:
-                self.next += 1
+                if not e.uses:
+                    forget(&self.m, self.next)
+                self.next += 1  # a base is made when what hangs from it is
                 continue
+            if not self._left(1):
+                return SG_OK
+            if e.made == NULL:
+                st = make(&self.f, &self.m, self.next, self.data + self.at if e.size <= self._left(1) else NULL)
+                if st != SG_OK or e.made == NULL:
+                    return st
             e.asked -= 1
             self._row(self.f.ids + <size_t>self.next * self.f.h, self.f.type, e.size)
             if e.made == self.data + self.at:
@@ -528,13 +632,19 @@ cdef class Messages:
 
     def take(self):
         """Return the message, b"" where there is nothing to tell; the next one begins."""
-        cdef size_t head, end = 0
+        cdef size_t head, rows, sizes_size, end = 0
         cdef size_t ids_size = <size_t>self.objects * <size_t>self.hash_size
         cdef uint8_t *to
         cdef PyObject *out = self.out
+        cdef PyObject *blank
         if not self.objects and not self.at:
             return b""
-        self._keep()
+        blank = self._blank()
+        try:
+            self._keep()
+        except MemoryError:
+            Py_XDECREF(blank)
+            raise
         to = self.data - HEAD
         if self.at:
             to[0] = 0x22
@@ -542,15 +652,16 @@ cdef class Messages:
             if head < HEAD:
                 memmove(to + head, self.data, self.at)
             end = head + self.at
-        self.out = NULL
-        _PyBytes_Resize(&out, <Py_ssize_t>(end + ids_size + <size_t>self.objects + self.sizes_at + 24))
+        rows = <size_t>self.objects
+        sizes_size = self.sizes_at
+        self._turn(blank)  # from here on the message is lost where memory is short
+        _PyBytes_Resize(&out, <Py_ssize_t>(end + ids_size + rows + sizes_size + 24))
         to = <uint8_t *>text_of(out) + end
-        if self.objects:
+        if rows:
             to += column(to, 0x0A, self.ids, ids_size)
-            to += column(to, 0x12, self.types, <size_t>self.objects)
-            to += column(to, 0x1A, self.sizes, self.sizes_at)
+            to += column(to, 0x12, self.types, rows)
+            to += column(to, 0x1A, self.sizes, sizes_size)
         _PyBytes_Resize(&out, <Py_ssize_t>(to - <uint8_t *>text_of(out)))
-        self._fresh()
         message = <object>out
         Py_XDECREF(out)
         return message
@@ -570,8 +681,7 @@ cdef class Messages:
                     raise MemoryError
                 memcpy(made, e.made, <size_t>e.size)
                 e.made = made
-                e.owned = 1
-                self.m.held += e.size
+                hold(&self.m, k)
             else:
                 e.made = NULL
         self.first = self.next

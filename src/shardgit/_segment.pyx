@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from shardgit._foot cimport BIG, HEADER, NONE, TRAILER, Foot, end_at, foot_of, narrow, offset_at, ordinal_at, size_at
+from shardgit._foot cimport BIG, HEADER, NONE, TRAILER, Foot, end_at, foot_of, narrow, offset_at, ordinal_at, size_at, span_at
 from shardgit._kernel cimport *
 
 from shardgit.errors import BlockCorrupt, Internal, LimitExceeded
@@ -17,6 +17,7 @@ from shardgit.errors import BlockCorrupt, Internal, LimitExceeded
 cdef enum:
     PAYLOAD = 65515  # of a side-band-64k packet
     CACHE_BYTES = 33554432  # of objects made on the way, in one call
+    SIZE_BITS = 56  # of an object; no delta that a segment holds makes more
     MARK_BITS = 12  # of a key in an index row: one miss in 250 looks at a footer in a run of 400,000 objects
     INDEX_TRAILER = 32
     ROW_SPARE = 8  # bytes behind the rows, so that each can be read as a u64
@@ -178,16 +179,18 @@ def entry_at(const uint8_t[::1] block not None, int hash_size, uint32_t ordinal)
     take_foot(block, hash_size, &f)
     if ordinal >= f.n or f.flags & 1:
         raise IndexError(ordinal)
-    cdef uint32_t at = offset_at(&f, ordinal)
-    cdef size_t left = end_at(&f, ordinal) - at
-    cdef sg_status st = sg_entry_header(f.data + at, left, &type, &size, &head)
+    cdef uint32_t at = 0
+    cdef size_t left = 0
+    cdef sg_status st = SG_RANGE
+    if span_at(&f, ordinal, &at, &left):
+        st = sg_entry_header(f.data + at, left, &type, &size, &head)
     if st == SG_OK and type == SG_OFS_DELTA:
         st = sg_ofs_distance(f.data + at + head, left - head, &distance, &more)
     elif type == SG_REF_DELTA:
         more = f.h
     if st != SG_OK or head + more > left:
         raise BlockCorrupt("segment entry is off", ordinal=int(ordinal))
-    return int(type), int(size), int(at + head + more), int(end_at(&f, ordinal))
+    return int(type), int(size), int(at + head + more), int(at + left)
 
 
 # ---- index pieces ----
@@ -532,10 +535,10 @@ cdef void free_maker(Maker *m, uint32_t n) noexcept nogil:
 cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, const uint8_t *base, uint64_t base_size,
                     uint32_t *stuck) noexcept nogil:
     """Make object ``wanted``; with an external base in its chain and ``base`` NULL: SG_EXTERNAL, *stuck its ordinal."""
-    cdef uint32_t top = 0, k = wanted, at
+    cdef uint32_t top = 0, k = wanted, at = 0
     cdef int type = 0
     cdef uint64_t size = 0, distance = 0, claimed = 0, result = 0
-    cdef size_t head = 0, more = 0, used = 0, left
+    cdef size_t head = 0, more = 0, used = 0, left = 0
     cdef uint8_t *made
     cdef const uint8_t *on
     cdef uint64_t on_size
@@ -544,8 +547,9 @@ cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, const uint8_t *bas
     while m.made[k] == NULL:
         m.stack[top] = k
         top += 1
-        at = offset_at(f, k)
-        st = sg_entry_header(f.data + at, end_at(f, k) - at, &type, &size, &head)
+        if not span_at(f, k, &at, &left):
+            return SG_RANGE
+        st = sg_entry_header(f.data + at, left, &type, &size, &head)
         if st != SG_OK:
             return st
         if type == SG_REF_DELTA:
@@ -556,9 +560,11 @@ cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, const uint8_t *bas
             break
         if type != SG_OFS_DELTA:
             break
-        st = sg_ofs_distance(f.data + at + head, end_at(f, k) - at - head, &distance, &more)
+        st = sg_ofs_distance(f.data + at + head, left - head, &distance, &more)
         if st != SG_OK:
             return st
+        if distance > at:
+            return SG_RANGE
         k = ordinal_at(f, <uint32_t>(at - distance))
         if k == NONE or top >= f.n:
             return SG_RANGE
@@ -567,8 +573,8 @@ cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, const uint8_t *bas
     while top:
         top -= 1
         k = m.stack[top]
-        at = offset_at(f, k)
-        left = end_at(f, k) - at
+        if not span_at(f, k, &at, &left):
+            return SG_RANGE
         st = sg_entry_header(f.data + at, left, &type, &size, &head)
         if st != SG_OK:
             return st
@@ -579,10 +585,12 @@ cdef sg_status make(const Foot *f, Maker *m, uint32_t wanted, const uint8_t *bas
                 return st
         elif type == SG_REF_DELTA:
             more = f.h
+        if more > left - head:
+            return SG_TRUNCATED
         head += more
-        if size > sg_inflate_most(left - head):
-            return SG_SIZE
         result = size_at(f, k)
+        if size > sg_inflate_most(left - head) or (type < 5 and size != result) or result >> SIZE_BITS:
+            return SG_SIZE
         made = <uint8_t *>malloc(<size_t>result + 1)
         if made == NULL:
             return SG_MEMORY

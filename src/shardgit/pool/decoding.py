@@ -54,7 +54,7 @@ class Decoding:
         self._given_bytes = 0
 
     def next(self) -> bytes | None:
-        """Return the next message, None behind the last."""
+        """Return the next message, None behind the last; b"" where much was made and nothing is to be told yet."""
         made = self._made
         if self._absent_told < self._absent_count:
             self._absent_told = made.absent(self._absent, self._absent_told)

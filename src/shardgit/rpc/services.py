@@ -122,7 +122,8 @@ class Objects(ObjectWrites, _Service, object_pb2_grpc.ObjectServiceServicer):
         decoding = await self._run(lambda: reading.decoding(ids, room=room, large=BATCH_BYTES))
         while messages := await self._run(decoding.some, MESSAGES_A_JOB):
             for message in messages:
-                yield message
+                if message:
+                    yield message
         for place in decoding.large_places:
             async for answer in self._large(reading, place):
                 yield answer
