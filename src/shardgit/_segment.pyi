@@ -22,8 +22,15 @@ def index_find(
     piece: Buffer, ids: Buffer, hash_size: int, which: array[int], out: array[int]
 ) -> None: ...
 def index_find_all(
-    pieces: list[bytes], firsts: Buffer, ids: Buffer, hash_size: int, start: int, out: array[int]
-) -> list[int]: ...
+    pieces: list[bytes],
+    firsts: Buffer,
+    ids: Buffer,
+    hash_size: int,
+    start: int,
+    which: array[int],
+    found: array[int],
+    out: array[int],
+) -> tuple[int, int]: ...
 def index_rows(piece: Buffer, low_key: int, high_key: int, limit: int) -> list[int]: ...
 def decode_many(
     block: Buffer, hash_size: int, ordinals: Iterable[int], bases: dict[bytes, bytes] | None = None

@@ -424,52 +424,73 @@ def index_find(const uint8_t[::1] piece not None, const uint8_t[::1] ids not Non
 
 
 def index_find_all(list pieces not None, const uint8_t[::1] firsts not None, const uint8_t[::1] ids not None, int hash_size,
-                   int64_t start, int64_t[::1] out not None):
-    """For each id of the flat ``ids`` whose ``out`` is -1 write the position that a run's index has for it.
+                   int64_t start, int64_t[::1] which not None, int64_t[::1] found not None, int64_t[::1] out not None):
+    """For each id number in ``which`` (into the flat ``ids``) write the position that a run's index has for it to ``out``.
 
     ``firsts`` are the 8 bytes with which the ids of each of ``pieces`` begin, flat; the run begins at ``start``. As with
-    ``index_find`` the caller compares the whole id. Returns the numbers of ids that several rows may have.
+    ``index_find`` the caller compares the whole id. An id that several rows may have gets -2. Returns (how many numbers
+    are left at the front of ``which``: those that the run lacks; how many ``found`` begins with: those that it has).
     """
     cdef Piece *x
-    cdef Py_ssize_t i, n = len(pieces), low, high, middle
-    cdef uint32_t first, end
-    cdef uint64_t key
+    cdef Py_ssize_t i, n = len(pieces), left = 0, hits = 0
+    cdef const uint8_t *first
+    cdef const uint8_t *oid
+    cdef int64_t place
     if n == 0 or firsts.shape[0] != 8 * n or ids.shape[0] != out.shape[0] * hash_size:
         raise Internal("one start for each piece and one result for each id is wanted")
+    if found.shape[0] < which.shape[0]:
+        raise Internal("all that is looked for may be found")
+    for i in range(which.shape[0]):
+        if which[i] < 0 or which[i] >= out.shape[0]:
+            raise IndexError(which[i])
+    if which.shape[0] == 0:
+        return 0, 0
+    first = &firsts[0]
+    oid = &ids[0]
     x = <Piece *>malloc(<size_t>n * sizeof(Piece))
     if x == NULL:
         raise MemoryError
-    unsure = []
+    pieces = list(pieces)  # ours, and so are their bytes while nobody else can run
     try:
         for i in range(n):
-            take_piece(pieces[i], x + i)  # the list holds their bytes
-        for i in range(out.shape[0]):
-            if out[i] != -1:
-                continue
-            key = sg_u64be(&ids[i * hash_size])
-            low = 0
-            high = n
-            while low < high:
-                middle = low + ((high - low) >> 1)
-                if sg_u64be(&firsts[middle * 8]) <= key:
-                    low = middle + 1
+            take_piece(pieces[i], x + i)
+        with nogil:
+            for i in range(which.shape[0]):
+                place = place_of(x, n, first, sg_u64be(oid + which[i] * hash_size))
+                if place == -1:
+                    which[left] = which[i]
+                    left += 1
+                elif place < 0:
+                    out[which[i]] = place
                 else:
-                    high = middle
-            if low == 0:
-                continue
-            low -= 1
-            if low and sg_u64be(&firsts[low * 8]) == key:
-                unsure.append(int(i))  # equal keys may straddle two pieces
-                continue
-            first = first_row(x + low, key)
-            end = end_row(x + low, key)
-            if first + 1 == end:
-                out[i] = start + row_position(x + low, first)
-            elif first < end:
-                unsure.append(int(i))
+                    out[which[i]] = start + place
+                    found[hits] = which[i]
+                    hits += 1
     finally:
         free(x)
-    return unsure
+    return int(left), int(hits)
+
+
+cdef int64_t place_of(const Piece *x, Py_ssize_t n, const uint8_t *firsts, uint64_t key) noexcept nogil:
+    """The position that a run's pieces have for a key: -1 for none, -2 where several rows may have it."""
+    cdef Py_ssize_t low = 0, high = n, middle
+    cdef uint32_t first, end
+    while low < high:
+        middle = low + ((high - low) >> 1)
+        if sg_u64be(firsts + middle * 8) <= key:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0:
+        return -1
+    low -= 1
+    if low and sg_u64be(firsts + low * 8) == key:
+        return -2  # equal keys may straddle two pieces
+    first = first_row(x + low, key)
+    end = end_row(x + low, key)
+    if first >= end:
+        return -1
+    return row_position(x + low, first) if first + 1 == end else -2
 
 
 def index_rows(const uint8_t[::1] piece not None, uint64_t low_key, uint64_t high_key, uint32_t limit):

@@ -14,29 +14,38 @@ if TYPE_CHECKING:
 
     from shardgit.pool.view import PlacedRun, PoolView
 
+UNSURE = -2  # in place of a position: several rows of an index may be the id's
+
 
 def find_many(view: PoolView, runs: Sequence[PlacedRun], ids: bytes, out: array[int]) -> list[int]:
     """Write the positions of those of the flat ``ids`` whose ``out`` is -1, from the newest of ``runs`` on.
 
     Returns the numbers of ids that have to be looked up one by one: their keys are not their own.
     """
-    unsure: list[int] = []
+    waiting = array("q", (number for number, at in enumerate(out) if at == -1))
     for run in reversed(runs):
+        if not waiting:
+            break
         index = run.record.index
         pieces = [view.piece(ref, run.root) for _, ref in index]
         firsts = b"".join(key for key, _ in index)
-        unsure += index_find_all(pieces, firsts, ids, view.hash_kind.size, run.start, out)
-        for number in _wrong(view, run, ids, out):
+        found = array("q", waiting)
+        size = view.hash_kind.size
+        left, hits = index_find_all(pieces, firsts, ids, size, run.start, waiting, found, out)
+        del waiting[left:]
+        for number in _wrong(view, ids, found[:hits], out):
             out[number] = -1
+            waiting.append(number)
+    # Older runs did not look for these: one by one it is the newest that counts, too.
+    unsure = [number for number, at in enumerate(out) if at == UNSURE]
+    for number in unsure:
+        out[number] = -1
     return unsure
 
 
-def _wrong(view: PoolView, run: PlacedRun, ids: bytes, out: array[int]) -> list[int]:
-    """Return the numbers of the ids of which another stands at its place in a run."""
-    start, end = run.start, run.start + run.record.objects
-    order = sorted(
-        (number for number, at in enumerate(out) if start <= at < end), key=out.__getitem__
-    )
+def _wrong(view: PoolView, ids: bytes, found: array[int], out: array[int]) -> list[int]:
+    """Return the numbers of those ``found`` ids of which another stands at its place."""
+    order = sorted(found, key=out.__getitem__)
     numbers = array("q", order)
     places = array("q", map(out.__getitem__, order))
     wrong: list[int] = []
