@@ -110,7 +110,7 @@ ctypedef struct Lane:
     const uint8_t *severity  # of each message, while one object is checked
     uint32_t checked
     size_t hash_size
-    sg_spill *spill
+    sg_spill *spill  # that its edges came from; NULL: plain memory, as those of the delta encoder are
     bint no_memory
 
 

@@ -1630,8 +1630,10 @@ cdef void free_lane(Lane *lane) noexcept nogil:
     lane.findings = NULL
     free(lane.specials)
     lane.specials = NULL
-    if lane.edges != NULL:
+    if lane.spill != NULL:
         sg_spill_free(lane.spill, lane.edges, <size_t>lane.edges_room * lane.hash_size)
+    else:
+        free(lane.edges)
     lane.edges = NULL
     free(lane.names)
     lane.names = NULL
