@@ -152,7 +152,7 @@ OTHER = build([RingShard(n, n % 3) for n in range(8)], replicas=3, seed=8)
 MOVING = Ring.decode(RING).towards(OTHER.table)
 
 
-@settings(max_examples=20, deadline=None)
+@FEW
 @given(shapes(), shapes(), st.integers(1, 3))
 def test_what_is_put_under_one_ring_is_read_under_its_neighbours(
     old: tuple[list[RingShard], int], new: tuple[list[RingShard], int], replicas: int
