@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import grpc
 from bed import Bed, new_store
 from measure import run, watched
 from result import Cost, Goal, Row, Side
@@ -16,7 +16,8 @@ from servers import Server
 from servers import shardgit as serve
 from traffic import Traffic, side_of
 
-import shardgit.aio
+from shardgit.v1.repository_pb2 import ForkRepositoryRequest
+from shardgit.v1.repository_pb2_grpc import RepositoryServiceStub
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,17 +43,19 @@ def rows(bed: Bed) -> list[Row]:
 def forks(server: Server, first: int, count: int) -> Traffic:
     """Make some forks; those before were made."""
 
-    async def make() -> list[float]:
+    def make(stub: RepositoryServiceStub) -> list[float]:
         times = []
-        async with shardgit.aio.connect(server.grpc) as client:
-            await client.repo("bench").ref("HEAD")
-            for number in range(first, first + count):
-                begun = time.monotonic()
-                await client.fork("bench", f"forks/{number}")
-                times.append(time.monotonic() - begun)
+        for number in range(first, first + count):
+            asked = ForkRepositoryRequest(source="bench", target=f"forks/{number}")
+            begun = time.monotonic()
+            stub.ForkRepository(asked)
+            times.append(time.monotonic() - begun)
         return times
 
-    cost, times = watched(server.pid, lambda: asyncio.run(make()), every_s=0.05)
+    with grpc.insecure_channel(server.grpc) as channel:
+        grpc.channel_ready_future(channel).result()
+        stub = RepositoryServiceStub(channel)
+        cost, times = watched(server.pid, lambda: make(stub), every_s=0.05)
     return Traffic(cost, tuple(times))
 
 
