@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit.backup.bucket import FolderBucket
+from shardgit.buckets.folder import FolderBucket
 from shardgit.errors import Conflict, StoreBusy
 from shardgit.processes import born
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardgit.backup.bucket import Bucket
-    from shardgit.backup.cloud import CloudBucket
+    from shardgit.buckets.bucket import Bucket
+    from shardgit.buckets.cloud import CloudBucket
 
 LEASE = "lease"
 LEASE_S = 600.0
@@ -66,7 +66,7 @@ def writing(bucket: Bucket) -> Iterator[Callable[[], None]]:
         with _locked(bucket):
             yield lambda: None
         return
-    from shardgit.backup.cloud import CloudBucket
+    from shardgit.buckets.cloud import CloudBucket
 
     assert isinstance(bucket, CloudBucket)
     lease = _Lease(bucket)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock
-from shardgit.backup.bucket import sync_folder
 from shardgit.backup.deleted import deleted_repositories, undelete
 from shardgit.backup.restoring import KEY, RestoreState
 from shardgit.backup.rewind import check_targets, reached_by, refs_then
+from shardgit.buckets.folder import sync_folder
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.faultpoints import reach
 from shardgit.graph.shallow import with_lacking

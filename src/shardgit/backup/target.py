@@ -32,7 +32,7 @@ from shardgit.errors import BackupCorrupt, BackupMissing, Refused, StoreFormatUn
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from shardgit.backup.bucket import Bucket
+    from shardgit.buckets.bucket import Bucket
 
 FORMAT = "format"
 MAGIC = "shardgit backup"
@@ -91,7 +91,7 @@ class Target:
 
     def cut_ids(self) -> list[str]:
         """Return the ids of all backups, oldest first."""
-        names = (name.rpartition("/")[2] for name, _ in self.bucket.list("cuts"))
+        names = (one.name.rpartition("/")[2] for one in self.bucket.list("cuts"))
         return sorted(name for name in names if NAME.fullmatch(name))
 
     def cut(self, cut: str) -> Cut:
@@ -106,7 +106,7 @@ class Target:
 
     def facts(self, cut: str) -> CutFacts:
         """Return what a backup tells about itself, without reading it whole. Errors: BackupCorrupt."""
-        found = decode_facts(self.bucket.get_range(cut_name(cut), 0, FACTS_READ_BYTES))
+        found = decode_facts(self._range(cut_name(cut), 0, FACTS_READ_BYTES))
         if found.id != cut:
             raise BackupCorrupt("backup has another id than its name", backup=cut)
         return found
@@ -126,6 +126,15 @@ class Target:
                 "backup was pruned while it was read", backup=cut, target=self.bucket.where
             ) from error
 
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        """Return some bytes of an object, fewer at its end. Errors: BackupCorrupt when it is missing."""
+        found = self.bucket.get_range(name, start, end)
+        if found is None:
+            raise BackupCorrupt(
+                "object of the backup is missing", target=self.bucket.where, object=name
+            )
+        return found
+
     # ---- blobs ----
 
     def load(self) -> None:
@@ -136,12 +145,12 @@ class Target:
         # Indexes first: a prune that runs meanwhile writes new packs before it deletes old ones, so what an old index
         # names and is gone is found in packs that are listed later.
         named: list[Pack] = []
-        for name, _ in list(self.bucket.list("indexes")):
+        for name in [one.name for one in self.bucket.list("indexes")]:
             data = self.bucket.get(name)
             if data is not None:
                 self.indexes.append(name)
                 named += decode_index(data)
-        sizes = {name.rpartition("/")[2]: size for name, size in self.bucket.list("packs")}
+        sizes = {one.name.rpartition("/")[2]: one.size for one in self.bucket.list("packs")}
         for pack in named:
             if sizes.get(pack.id.hex()) == pack.size:
                 self.take(pack)
@@ -181,12 +190,12 @@ class Target:
 
     def _footer(self, pack_id: bytes, size: int) -> Pack:
         name = pack_name(pack_id)
-        tail = self.bucket.get_range(name, max(0, size - FOOTER_GUESS_BYTES), size)
+        tail = self._range(name, max(0, size - FOOTER_GUESS_BYTES), size)
         length = footer_bytes(tail[-TRAILER_BYTES:])
         if length > size:
             raise BackupCorrupt("footer of a pack is cut short", pack=pack_id.hex())
         if length > len(tail):
-            tail = self.bucket.get_range(name, size - length, size)
+            tail = self._range(name, size - length, size)
         found = decode_footer(tail[-length:])
         if found.id != pack_id or found.size != size:
             raise BackupCorrupt("pack has another footer than its name says", pack=pack_id.hex())
@@ -236,7 +245,7 @@ class Target:
         then. Errors: BackupCorrupt.
         """
         try:
-            data = self.bucket.get_range(pack_name(span.pack), span.start, span.end)
+            data = self._range(pack_name(span.pack), span.start, span.end)
         except BackupCorrupt as error:
             newer = self._without(span.pack)
             if newer is None:

@@ -4,43 +4,66 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from obstore import exceptions, store
 
-from shardgit.errors import (
-    BackupCorrupt,
-    InvalidArgument,
-    PermissionRefused,
-    Unavailable,
-)
+from shardgit.buckets.bucket import Listed
+from shardgit.errors import InvalidArgument, PermissionRefused, StorageFull, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TIMEOUT_S = 120
-RETRY_S = 300
+_FULL = ("507 Insufficient Storage", "<Code>XMinioStorageFull", "<Code>QuotaExceeded")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 
 
-class CloudBucket:
-    """See Bucket. Credentials, region and endpoint come from the environment, as for the clouds' own tools."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request may take, and until when it is sent again.
 
-    def __init__(self, url: str) -> None:
+    Only what may be sent twice is: reads, lists, deletes and puts without a condition. Pauses between tries double,
+    with jitter, from 0.1 s to ``pause_max_s``. A call lasts ``retry_s`` + ``timeout_s`` at most.
+    """
+
+    timeout_s: float = 120
+    retry_s: float = 300
+    retries: int = 10
+    pause_max_s: float = 15
+
+
+class CloudBucket:
+    """See Bucket. Credentials, region and endpoint come from the environment, as for the clouds' own tools.
+
+    A store that is away, slow or in error is Unavailable once ``patience`` has ended.
+    """
+
+    def __init__(self, url: str, *, patience: Patience | None = None) -> None:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query:
             raise InvalidArgument(
                 "credentials belong into the environment, not into a URL", scheme=parts.scheme
             )
         self.where = url.rstrip("/")
-        client: dict[str, Any] = {"timeout": timedelta(seconds=TIMEOUT_S)}
+        patience = patience or Patience()
+        client: dict[str, Any] = {
+            "timeout": timedelta(seconds=patience.timeout_s),
+            "connect_timeout": timedelta(seconds=min(5.0, patience.timeout_s)),
+        }
         if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
             client["allow_http"] = True
         words: dict[str, Any] = {
             "client_options": client,
-            "retry_config": {"retry_timeout": timedelta(seconds=RETRY_S)},
+            "retry_config": {
+                "retry_timeout": timedelta(seconds=patience.retry_s),
+                "max_retries": patience.retries,
+                "backoff": {"max_backoff": timedelta(seconds=patience.pause_max_s)},
+            },
         }
         if parts.scheme in {"s3", "s3a"} and "AWS_CHECKSUM_ALGORITHM" not in os.environ:
             words["checksum_algorithm"] = "SHA256"  # the store refuses what the wire has changed
@@ -58,10 +81,14 @@ class CloudBucket:
             yield
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as cause:
             raise PermissionRefused(
-                "backup's target may not be used", **facts, cause=_said(cause)
+                "object store may not be used", **facts, cause=_said(cause)
             ) from cause
         except (exceptions.BaseError, OSError, ValueError) as cause:
-            raise Unavailable("backup's target failed", **facts, cause=_said(cause)) from cause
+            if any(word in str(cause) for word in _FULL):
+                raise StorageFull(
+                    "no space left in the object store", **facts, cause=_said(cause)
+                ) from cause
+            raise Unavailable("object store failed", **facts, cause=_said(cause)) from cause
 
     def put(self, name: str, data: bytes) -> None:
         """See Bucket."""
@@ -102,22 +129,30 @@ class CloudBucket:
             except FileNotFoundError:
                 return None
 
-    def get_range(self, name: str, start: int, end: int) -> bytes:
+    def get_range(self, name: str, start: int, end: int) -> bytes | None:
         """See Bucket."""
         with self._typed(name):
             try:
                 return bytes(self._store.get_range(name, start=start, end=end))
-            except FileNotFoundError as cause:
-                raise BackupCorrupt(
-                    "object of the backup is missing", target=self.where, object=name
-                ) from cause
+            except FileNotFoundError:
+                return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def size(self, name: str) -> int | None:
+        """See Bucket."""
+        with self._typed(name):
+            try:
+                return int(self._store.head(name)["size"])
+            except FileNotFoundError:
+                return None
+
+    def list(self, prefix: str) -> Iterator[Listed]:
         """See Bucket."""
         with self._typed(prefix):
             for some in self._store.list(prefix or None):
                 for one in some:
-                    yield one["path"], one["size"]
+                    written: datetime = one["last_modified"]
+                    age = written - _EPOCH
+                    yield Listed(one["path"], one["size"], age // _MILLISECOND)
 
     def delete(self, names: Sequence[str]) -> None:
         """See Bucket."""

@@ -1,0 +1,1 @@
+"""Named objects in folders, object stores and memory."""
