@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import seaweed
 import structlog
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ def _logs_as_they_were() -> Iterator[None]:
     """A test that sends logs to its own, captured standard error leaves no other test a closed file."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.Seaweed]:
+    """Give an S3 server, for tests marked ``cluster``."""
+    with seaweed.seaweed(tmp_path_factory.mktemp("seaweed")) as made:
+        yield made
+
+
+@pytest.fixture
+def s3_url(s3_server: seaweed.Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the URL of an empty prefix on that server, which the environment leads to."""
+    for key, value in s3_server.environment.items():
+        monkeypatch.setenv(key, value)
+    return s3_server.fresh_url()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

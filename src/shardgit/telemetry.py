@@ -120,6 +120,25 @@ BLOCK_REPAIRS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+OBJECT_STORE_REQUESTS = Counter(
+    "shardgit_object_store_requests_total",
+    "Requests for blocks to the object store, as this process saw them end.",
+    ["operation", "outcome"],
+    registry=REGISTRY,
+)
+OBJECT_STORE_SECONDS = Histogram(
+    "shardgit_object_store_seconds",
+    "Time of requests for blocks to the object store, with what was sent again.",
+    ["operation"],
+    buckets=_BUCKETS,
+    registry=REGISTRY,
+)
+OBJECT_STORE_BYTES = Counter(
+    "shardgit_object_store_bytes_total",
+    "Bytes of blocks that were put into the object store and got from it.",
+    ["operation"],
+    registry=REGISTRY,
+)
 SCRUB_BYTES = Counter(
     "shardgit_scrub_bytes_total", "Bytes of blocks that shard verify has hashed.", registry=REGISTRY
 )

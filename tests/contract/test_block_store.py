@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +26,7 @@ from shardgit.blocks.block import (
     partition_of,
 )
 from shardgit.blocks.memory import MemoryBlocks
+from shardgit.blocks.object_store import ObjectBlocks, open_blocks_bucket
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
 from shardgit.errors import BlockCorrupt
@@ -35,20 +36,27 @@ from shardgit.ring.ring import PARTITIONS, Ring, RingShard
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from shardgit.blocks.interface import BlockStore
 
 POOL = PoolId(b"p" * 16)
+KINDS = ["memory", "shard", "routed", "replicas", "objects-memory", "objects-file"]
+ON_S3 = pytest.param("objects-s3", marks=pytest.mark.cluster)
+LASTING = ["shard", "routed", "replicas", "objects-file"]
 MISSING = BlockId(b"\x77" * 32)
+
+
+class Closes(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass
 class Opened:
     store: BlockStore
     workers: Workers
-    closers: list[ShardStore] = field(default_factory=list)
+    closers: Sequence[Closes] = field(default_factory=list)
 
 
 def make_block(size: int = 3_000, seed: int = 0) -> tuple[BlockId, bytes]:
@@ -61,9 +69,13 @@ def make_blocks(count: int, size: int = 3_000) -> list[tuple[BlockId, bytes]]:
     return [make_block(size, seed) for seed in range(count)]
 
 
-def open_store(kind: str, folder: Path, workers: Workers) -> Opened:
+def open_store(kind: str, folder: Path, workers: Workers, url: str = "") -> Opened:
     if kind == "memory":
         return Opened(MemoryBlocks(workers), workers)
+    if kind.startswith("objects"):
+        url = url or ("memory://" if kind == "objects-memory" else (folder / "objects").as_uri())
+        objects = ObjectBlocks(open_blocks_bucket(url), workers)
+        return Opened(objects, workers, [objects])
     if kind == "shard":
         shard = ShardStore(folder / "shard", workers, create=True)
         return Opened(shard, workers, [shard])
@@ -77,10 +89,11 @@ def ring_of_four(replicas: int) -> Ring:
     return build([RingShard(n, n % 2) for n in range(4)], replicas=replicas)
 
 
-@pytest.fixture(params=["memory", "shard", "routed", "replicas"])
+@pytest.fixture(params=[*KINDS, ON_S3])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
     workers = Workers(4)
-    made = open_store(request.param, tmp_path, workers)
+    url = request.getfixturevalue("s3_url") if request.param.endswith("-s3") else ""
+    made = open_store(request.param, tmp_path, workers, url)
     yield made
     workers.close()
     for shard in made.closers:
@@ -317,7 +330,7 @@ async def test_a_read_and_a_scan_that_are_cancelled_leave_the_store_in_order(
         st.tuples(st.sampled_from(["put", "delete", "get"]), st.sets(st.integers(0, 11))),
         max_size=20,
     ),
-    kind=st.sampled_from(["shard", "routed", "replicas"]),
+    kind=st.sampled_from(LASTING),
 )
 def test_every_store_does_what_a_dict_does(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, set[int]]], kind: str
@@ -348,7 +361,7 @@ def test_every_store_does_what_a_dict_does(
 
 def test_blocks_outlive_the_stores_that_put_them(tmp_path: Path) -> None:
     blocks = make_blocks(30)
-    for kind in ("shard", "routed", "replicas"):
+    for kind in LASTING:
         workers = Workers(2)
         folder = tmp_path / kind
         for _ in range(2):

@@ -8,16 +8,33 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shardgit import clock
+from shardgit.blocks.object_store import open_blocks_bucket
 from shardgit.errors import Internal
+from shardgit.journal.bucket_bundles import BucketBundles
 from shardgit.journal.bundles import BUNDLE_ID_BYTES, Bundles, FileBundles, MemoryBundles
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(params=["memory", "files"])
+KINDS = ["memory", "files", "bucket-memory", "bucket-file"]
+ON_S3 = pytest.param("bucket-s3", marks=pytest.mark.cluster)
+
+
+@pytest.fixture(params=[*KINDS, ON_S3])
 def bundles(request: pytest.FixtureRequest, tmp_path: Path) -> Bundles:
-    return MemoryBundles() if request.param == "memory" else FileBundles(tmp_path / "bundles")
+    match request.param:
+        case "memory":
+            return MemoryBundles()
+        case "files":
+            return FileBundles(tmp_path / "bundles")
+        case "bucket-memory":
+            url = "memory://"
+        case "bucket-file":
+            url = str(tmp_path / "bucket")
+        case _:
+            url = request.getfixturevalue("s3_url")
+    return BucketBundles(open_blocks_bucket(url))
 
 
 def fresh() -> bytes:
@@ -30,6 +47,7 @@ def test_what_was_put_is_read_in_pieces(bundles: Bundles) -> None:
     assert bundles.read(bundle, 0, len(data)) == data
     assert bundles.read(bundle, 1_000, 77) == data[1_000:1_077]
     assert bundles.read(bundle, len(data) - 5, 100) == data[-5:]
+    assert bundles.read(bundle, len(data) + 5, 100) == b""
 
 
 def test_a_missing_bundle_is_none(bundles: Bundles) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _FULL = ("507 Insufficient Storage", "<Code>XMinioStorageFull", "<Code>QuotaExceeded")
+_BEHIND_THE_END = "416 "  # the status, as obstore words it
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
@@ -136,6 +137,10 @@ class CloudBucket:
                 return bytes(self._store.get_range(name, start=start, end=end))
             except FileNotFoundError:
                 return None
+            except exceptions.BaseError as cause:
+                if _BEHIND_THE_END not in str(cause):
+                    raise
+                return b""
 
     def size(self, name: str) -> int | None:
         """See Bucket."""
