@@ -8,29 +8,23 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import struct
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import lmdb
-from blake3 import blake3
-
 from shardgit import faultpoints
 from shardgit.errors import (
     Conflict,
-    DataLoss,
     Internal,
     JournalCorrupt,
-    ShardgitError,
     StorageFull,
     Unavailable,
 )
+from shardgit.journal.answers import copy_of, settle, settle_there
 from shardgit.journal.interface import (
-    KEY_MAX_BYTES,
     Compare,
     CompareRange,
     Delete,
@@ -39,153 +33,19 @@ from shardgit.journal.interface import (
     Row,
     check_commit,
 )
+from shardgit.journal.rows import LmdbSnapshot, frame_row, get_row, rows_between, typed
 from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment, raise_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    import lmdb
+
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
 
-_FRAME = struct.Struct("<Q8s")
-_SEED = struct.Struct("<HQ")
 LOAD_BYTES = 32 << 20  # of one transaction of a journal that is written anew
-ROWS_KNOWN, ROW_KNOWN_BYTES = 64, 4_096  # that a snapshot keeps
 GROUP_MAX = 256  # commits that share one transaction
-
-
-def _checksum(key: bytes, revision: int, value: bytes) -> bytes:
-    return blake3(b"".join((_SEED.pack(len(key), revision), key, value))).digest(length=8)
-
-
-def decode_row(key: bytes, framed: bytes | memoryview) -> Row:
-    """Return the row that LMDB has as ``framed``; JournalCorrupt when it does not match its checksum."""
-    if len(framed) < _FRAME.size:
-        raise JournalCorrupt("journal row is too short", key=key.hex())
-    revision, checksum = _FRAME.unpack_from(framed)
-    value = bytes(framed[_FRAME.size :])
-    if _checksum(key, revision, value) != checksum:
-        raise JournalCorrupt("journal row does not match its checksum", key=key.hex())
-    return Row(key, value, revision)
-
-
-def _get(transaction: lmdb.Transaction, key: bytes) -> Row | None:
-    """Return a row.
-
-    A miss is believed only when the rows on both sides of it are whole and in order.
-    """
-    if not 1 <= len(key) <= KEY_MAX_BYTES:
-        return None
-    framed = transaction.get(key)
-    if framed is not None:
-        return decode_row(key, framed)
-    with transaction.cursor() as cursor:
-        behind = cursor.set_range(key)
-        if behind:
-            after = bytes(cursor.key())
-            decode_row(after, cursor.value())
-            if after <= key:
-                raise JournalCorrupt("journal rows are out of order", key=after.hex())
-        if cursor.prev() if behind else cursor.last():
-            before = bytes(cursor.key())
-            decode_row(before, cursor.value())
-            if before >= key:
-                raise JournalCorrupt("journal rows are out of order", key=before.hex())
-    return None
-
-
-def _between(transaction: lmdb.Transaction, low: bytes, high: bytes) -> Iterator[Row]:
-    low = low[: KEY_MAX_BYTES + 1] or b"\0"
-    last: bytes | None = None
-    start = low[:KEY_MAX_BYTES]
-    with transaction.cursor() as cursor:
-        found = cursor.set_range(start)
-        if found and start < low and bytes(cursor.key()) == start:
-            found = cursor.next()
-        while found:
-            key = bytes(cursor.key())
-            row = decode_row(key, cursor.value())
-            if key < low or (last is not None and key <= last):
-                raise JournalCorrupt("journal rows are out of order", key=key.hex())
-            if key >= high:
-                return
-            yield row
-            last = key
-            found = cursor.next()
-
-
-def _ours(error: lmdb.Error | DataLoss, path: str) -> ShardgitError:
-    """Return LMDB's own errors as ours."""
-    if isinstance(error, JournalCorrupt):
-        return error
-    if isinstance(error, DataLoss):
-        return JournalCorrupt(error.message, **error.facts)
-    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
-        return JournalCorrupt("journal is damaged", path=path, cause=str(error))
-    if isinstance(error, lmdb.ReadersFullError):
-        return Unavailable("journal has no free reader slot", path=path)
-    return Unavailable("journal failed", path=path, cause=str(error))
-
-
-@contextmanager
-def _typed(path: str) -> Iterator[None]:
-    """Turn LMDB's own errors into ours."""
-    try:
-        yield
-    except (lmdb.Error, DataLoss) as cause:
-        error = _ours(cause, path)
-        if error is cause:
-            raise
-        raise error from cause
-
-
-class _Snapshot:
-    def __init__(self, transaction: lmdb.Transaction, path: str) -> None:
-        self._transaction: lmdb.Transaction | None = transaction
-        self._path = path
-        self.revision = int(transaction.id())
-        self._known: dict[bytes, Row | None] = {}  # a request asks for some rows several times
-
-    def _open(self) -> lmdb.Transaction:
-        if self._transaction is None:
-            raise Unavailable("journal snapshot has ended")
-        return self._transaction
-
-    def end(self) -> None:
-        self._transaction = None
-
-    def get(self, key: bytes) -> Row | None:
-        transaction = self._open()
-        known = self._known
-        if key in known:
-            return known[key]
-        try:
-            row = _get(transaction, key)
-        except (lmdb.Error, DataLoss) as cause:
-            error = _ours(cause, self._path)
-            if error is cause:
-                raise
-            raise error from cause
-        if len(known) < ROWS_KNOWN and (row is None or len(row.value) <= ROW_KNOWN_BYTES):
-            known[key] = row
-        return row
-
-    def range(self, low: bytes, high: bytes, *, limit: int | None = None) -> Iterator[Row]:
-        return self._range(self._open(), low, high, limit)
-
-    def _range(
-        self, transaction: lmdb.Transaction, low: bytes, high: bytes, limit: int | None
-    ) -> Iterator[Row]:
-        if limit is not None and limit <= 0:
-            return
-        given = 0
-        with _typed(self._path):
-            for row in _between(transaction, low, high):
-                yield row
-                given += 1
-                if given == limit:
-                    return
-                self._open()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +65,7 @@ class LmdbJournal:
 
     def __init__(self, folder: Path, *, create: bool = False, map_bytes: int = MAP_BYTES) -> None:
         self._path = str(folder)
-        with _typed(self._path):
+        with typed(self._path):
             self._environment = Environment(folder, create=create, map_bytes=map_bytes)
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -239,7 +99,7 @@ class LmdbJournal:
         """See Journal."""
         self._check_open()
         with self._environment.read() as transaction:
-            opened = _Snapshot(transaction, self._path)
+            opened = LmdbSnapshot(transaction, self._path)
             try:
                 yield opened
             finally:
@@ -284,7 +144,7 @@ class LmdbJournal:
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""
         future: Future[int] = Future()
-        self.commit_soon(conditions, operations, partial(_settled, future))
+        self.commit_soon(conditions, operations, partial(settle, future))
         try:
             return future.result()
         finally:
@@ -296,7 +156,7 @@ class LmdbJournal:
         """See Journal."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
-        self.commit_soon(conditions, operations, partial(_settled_there, loop, future))
+        self.commit_soon(conditions, operations, partial(settle_there, loop, future))
         try:
             return await future
         finally:
@@ -343,7 +203,7 @@ class LmdbJournal:
                     self._commit_group([waiting])
                 return
             for waiting in group:
-                waiting.answer(_copy_of(error))
+                waiting.answer(copy_of(error))
             return
         for waiting, answer in zip(group, answers, strict=True):
             waiting.answer(answer)
@@ -354,7 +214,7 @@ class LmdbJournal:
         # commit point: a crash before the end of this block leaves nothing of the group, a crash
         # after it all of it, fsynced. Callers hear of it only after. A commit under way when the
         # process died is one or the other, whole.
-        with _typed(self._path), self._environment.write() as transaction:
+        with typed(self._path), self._environment.write() as transaction:
             revision = int(transaction.id())
             for number, waiting in enumerate(group):
                 try:
@@ -363,7 +223,7 @@ class LmdbJournal:
                 except (Conflict, JournalCorrupt) as error:
                     # The error itself leads to this frame, hence to itself, and would keep all that its waiter's
                     # frames hold until Python looks for cycles.
-                    failed[number] = _copy_of(error)
+                    failed[number] = copy_of(error)
                     continue
                 for operation in waiting.operations:
                     wrote = _apply(transaction, operation, revision) or wrote
@@ -413,7 +273,7 @@ def write_journal(folder: Path, rows: Iterable[Row], *, revision: int) -> int:
     count = 0
     last = b""
     waiting = iter(rows)
-    with _typed(str(folder)):
+    with typed(str(folder)):
         environment = Environment(folder, create=True)
     try:
         while some := _batch(waiting):
@@ -421,15 +281,14 @@ def write_journal(folder: Path, rows: Iterable[Row], *, revision: int) -> int:
                 if row.revision > revision or row.key <= last:
                     raise JournalCorrupt("row is out of order", key=row.key.hex())
                 last = row.key
-            with _typed(str(folder)), environment.write() as transaction:
+            with typed(str(folder)), environment.write() as transaction:
                 for row in some:
-                    checksum = _checksum(row.key, row.revision, row.value)
-                    framed = _FRAME.pack(row.revision, checksum) + row.value
+                    framed = frame_row(row.key, row.revision, row.value)
                     transaction.put(row.key, framed, append=True)
             count += len(some)
     finally:
         environment.close()
-    with _typed(str(folder)):
+    with typed(str(folder)):
         raise_transaction(folder / "data.mdb", revision)
     return count
 
@@ -444,46 +303,14 @@ def _batch(rows: Iterator[Row]) -> list[Row]:
     return some
 
 
-def _settled(future: Future[int], outcome: int | BaseException) -> None:
-    if isinstance(outcome, int):
-        future.set_result(outcome)
-    else:
-        future.set_exception(outcome)
-
-
-def _settled_there(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[int], outcome: int | BaseException
-) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(_tell, future, outcome)
-
-
-def _tell(future: asyncio.Future[int], outcome: int | BaseException) -> None:
-    if future.done():  # its caller was cancelled
-        return
-    if isinstance(outcome, int):
-        future.set_result(outcome)
-    else:
-        future.set_exception(outcome)
-
-
-def _copy_of(error: BaseException) -> BaseException:
-    """Return an error of its own for each waiter: a traceback grows with every raise."""
-    if not isinstance(error, ShardgitError):
-        return Internal("journal commit failed", cause=repr(error))
-    copy = type(error)(error.message, **error.facts)
-    copy.__cause__ = error.__cause__
-    return copy
-
-
 def _check(transaction: lmdb.Transaction, condition: Condition) -> None:
     match condition:
         case Compare(key, revision):
-            row = _get(transaction, key)
+            row = get_row(transaction, key)
             if (0 if row is None else row.revision) != revision:
                 raise Conflict("journal row has changed", key=key.hex())
         case CompareRange(low, high, revision):
-            if any(row.revision > revision for row in _between(transaction, low, high)):
+            if any(row.revision > revision for row in rows_between(transaction, low, high)):
                 raise Conflict("journal range has changed", low=low.hex())
 
 
@@ -491,8 +318,7 @@ def _apply(transaction: lmdb.Transaction, operation: Operation, revision: int) -
     """Apply one operation; says whether it changed anything."""
     match operation:
         case Put(key, value):
-            framed = _FRAME.pack(revision, _checksum(key, revision, value)) + value
-            return bool(transaction.put(key, framed))
+            return bool(transaction.put(key, frame_row(key, revision, value)))
         case Delete(key):
             return bool(transaction.delete(key))
         case DeleteRange(low, high):

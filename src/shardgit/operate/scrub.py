@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from shardgit.blocks.block import BlockKind
 from shardgit.errors import DataLoss
-from shardgit.journal.lmdb import decode_row
+from shardgit.journal.rows import decode_row
 from shardgit.oid import BlockId, HashKind, PoolId
 from shardgit.operate.scrubber import END, ROW, SEEN
 
