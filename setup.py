@@ -78,9 +78,10 @@ class build_proto(Command):
         ]
         if protoc.main(arguments):
             raise SystemExit("protoc failed")
-        (Path(out) / "shardgit" / "v1" / "__init__.py").write_text(
-            '"""Protobuf modules generated from proto/shardgit/v1."""\n'
-        )
+        for package in ("v1", "etcdpb"):
+            (Path(out) / "shardgit" / package / "__init__.py").write_text(
+                f'"""Protobuf modules generated from proto/shardgit/{package}."""\n'
+            )
 
     def get_source_files(self) -> list[str]:
         return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "proto").rglob("*.proto"))

@@ -40,6 +40,8 @@
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
     +-- Unavailable               UNAVAILABLE          retry the same call
     |   +-- HookFailed                a hook could not be asked, or gave no answer
+    |   +-- OutcomeUnknown            no answer came: it may have been done, or be done later; look before going on
+    |   +-- HistoryGone               that revision of etcd was compacted away
     +-- DataLoss                  DATA_LOSS            stored bytes are missing or damaged
     |   +-- BlockCorrupt
     |   +-- JournalCorrupt
@@ -255,6 +257,14 @@ class Unavailable(ShardgitError):
 
 class HookFailed(Unavailable):
     """A hook could not be asked, or gave no answer."""
+
+
+class OutcomeUnknown(Unavailable):
+    """No answer came: what was asked for may have been done, or be done later."""
+
+
+class HistoryGone(Unavailable):
+    """A revision of etcd that is asked for was compacted away."""
 
 
 class DataLoss(ShardgitError):
