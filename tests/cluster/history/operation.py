@@ -23,6 +23,10 @@ class Touch:
     ref: str
     value: Value
 
+    def __str__(self) -> str:
+        """Name and the first digits of the value."""
+        return f"{self.ref} {'nothing' if self.value is None else self.value.hex()[:12]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -47,11 +51,6 @@ class Operation:
     def __str__(self) -> str:
         """Client, times in ms, what it expected and put, and how it ended."""
         until = "" if self.returned_ns is None else f"{self.returned_ns / 1e6:.3f}"
-        words = [f"{touch.ref} was {_shown(touch.value)}" for touch in self.expects]
-        words += [f"{touch.ref} := {_shown(touch.value)}" for touch in self.puts]
+        words = [", ".join(map(str, touches)) for touches in (self.expects, self.puts) if touches]
         when = f"{self.called_ns / 1e6:.3f}..{until}"
-        return f"client {self.client} {when} {self.outcome.value}: {', '.join(words)}"
-
-
-def _shown(value: Value) -> str:
-    return "nothing" if value is None else value.hex()[:12]
+        return f"client {self.client} {when} {self.outcome.value}: {' -> '.join(words)}"
