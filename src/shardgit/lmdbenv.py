@@ -172,9 +172,20 @@ def _reserve_lock_file(folder: Path) -> None:
 
 
 class Environment:
-    """One LMDB environment with one unnamed table. Never used across a fork."""
+    """One LMDB environment with one unnamed table. Never used across a fork.
 
-    def __init__(self, folder: Path, *, create: bool = False, map_bytes: int = MAP_BYTES) -> None:
+    Without ``durable`` a commit outlives the process, but not the machine: after a crash of that, what was not
+    ``sync``ed may be damaged, its trees too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        create: bool = False,
+        map_bytes: int = MAP_BYTES,
+        durable: bool = True,
+    ) -> None:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -193,8 +204,8 @@ class Environment:
                 create=create,
                 subdir=True,
                 writemap=False,
-                metasync=True,
-                sync=True,
+                metasync=durable,
+                sync=durable,
                 readahead=True,
                 meminit=False,
             )
@@ -291,6 +302,16 @@ class Environment:
             end = (int(self._environment.info()["last_pgno"]) + 1) * PAGE_BYTES
             if self.file.stat().st_size > end:
                 os.truncate(self.file, end)
+
+    def sync(self) -> None:
+        """Make all commits durable. Errors: StorageFull, Unavailable."""
+        self._check()
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as cause:
+            raise Unavailable(
+                "database was not written", path=str(self.folder), cause=str(cause)
+            ) from cause
 
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction."""

@@ -139,6 +139,24 @@ OBJECT_STORE_BYTES = Counter(
     ["operation"],
     registry=REGISTRY,
 )
+TIER_READS = Counter(
+    "shardgit_tier_reads_total",
+    "Reads of blocks from the node's tier, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+TIER_WRITES = Counter(
+    "shardgit_tier_writes_total",
+    "Blocks that were to go into the node's tier, by part and outcome.",
+    ["part", "outcome"],
+    registry=REGISTRY,
+)
+TIER_DROPS = Counter(
+    "shardgit_tier_drops_total",
+    "What the node's tier has dropped, by reason: generations, and single damaged blocks.",
+    ["reason"],
+    registry=REGISTRY,
+)
 SCRUB_BYTES = Counter(
     "shardgit_scrub_bytes_total", "Bytes of blocks that shard verify has hashed.", registry=REGISTRY
 )

@@ -15,6 +15,7 @@ from shardgit import faultpoints
 from shardgit.blocks.block import verify_block
 from shardgit.blocks.identity import environment_of, identity_mark
 from shardgit.blocks.on_workers import OnWorkers
+from shardgit.blocks.seen import Seen
 from shardgit.errors import (
     DataLoss,
     Internal,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SCAN_BATCH = 256
-# Ids of one generation of blocks seen whole; two of them take 32 MB at most, for 256 GiB of blocks.
-SEEN_MAX = 1 << 17
-SEEN_BYTES = 16
 OVERFLOW_HEADER_BYTES = 16
 # Puts leave this much of a disk, so that the journal and deletes, which also take pages, go on.
 RESERVE_BYTES = 16 << 20
@@ -51,32 +49,6 @@ class ShardStats:
     blocks: int
     live_bytes: int
     file_bytes: int
-
-
-class _Seen:
-    """The blocks that this process has checked already; the longest unseen are forgotten first."""
-
-    def __init__(self) -> None:
-        self._young: set[bytes] = set()
-        self._old: set[bytes] = set()
-
-    def __contains__(self, block: BlockId) -> bool:
-        key = block[:SEEN_BYTES]
-        if key in self._young:
-            return True
-        if key not in self._old:
-            return False
-        self.add(block)
-        return True
-
-    def add(self, block: BlockId) -> None:
-        if len(self._young) >= SEEN_MAX:
-            self._old, self._young = self._young, set()
-        self._young.add(block[:SEEN_BYTES])
-
-    def discard(self, block: BlockId) -> None:
-        self._young.discard(block[:SEEN_BYTES])
-        self._old.discard(block[:SEEN_BYTES])
 
 
 class _Missing:
@@ -98,12 +70,13 @@ class _Opened:
         self.active: deque[None] = deque()
 
 
-def _open(folder: Path, *, create: bool = False) -> _Opened:
+def _open(folder: Path, *, create: bool = False, durable: bool = True) -> _Opened:
     """Open the environment that the shard's identity names now."""
     while True:
         mark = identity_mark(folder)
         try:
-            opened = _Opened(Environment(environment_of(folder), create=create), mark)
+            environment = Environment(environment_of(folder), create=create, durable=durable)
+            opened = _Opened(environment, mark)
         except DataLoss:
             if identity_mark(folder) == mark:
                 raise
@@ -121,22 +94,32 @@ class ShardStore(OnWorkers):
     is StorageFull before anything is written, and so it is when too little of the disk would be
     left (RESERVE_BYTES). Deleting frees pages for later puts; the file stays as large as it was.
 
+    One that is not ``durable`` is whole after a kill, but after a crash of the machine only if it was ``sync``ed behind
+    the last write.
+
     A compaction puts another environment in the place of this one, also under processes that have it open: who does
     not find a block, or has the lock for writing, looks whether that happened.
     """
 
     def __init__(
-        self, folder: Path, workers: Workers, *, bytes_max: int | None = None, create: bool = False
+        self,
+        folder: Path,
+        workers: Workers,
+        *,
+        bytes_max: int | None = None,
+        create: bool = False,
+        durable: bool = True,
     ) -> None:
         self.workers = workers
         self.bytes_max = bytes_max
         self.folder = folder
-        self._opened = _open(folder, create=create)
+        self._durable = durable
+        self._opened = _open(folder, create=create, durable=durable)
         self._before: list[_Opened] = []  # closed once nobody uses them any more
         self._swapping = threading.Lock()
         # One writer a process; between processes LMDB's own lock orders them.
         self._writer = threading.Lock()
-        self._seen = _Seen()
+        self._seen = Seen()
         self._closed = False
         self._retired = False
 
@@ -202,7 +185,7 @@ class ShardStore(OnWorkers):
             if self._closed or self._retired or identity_mark(self.folder) == self._opened.mark:
                 return False
             self._before.append(self._opened)
-            self._opened = _open(self.folder)
+            self._opened = _open(self.folder, durable=self._durable)
             self._close_idle()
             return True
 
@@ -392,6 +375,16 @@ class ShardStore(OnWorkers):
             live, _ = opened.environment.pages_used()
             size = opened.environment.file.stat().st_size
             return ShardStats(opened.environment.entries(), live * PAGE_BYTES, size)
+
+    def file_bytes(self) -> int:
+        """Return the bytes of the database file."""
+        with self._using() as opened:
+            return opened.environment.file.stat().st_size
+
+    def sync(self) -> None:
+        """Make durable what was written, for a shard that is not so by itself."""
+        with self._using() as opened:
+            opened.environment.sync()
 
     def reader_check(self) -> int:
         """Free the reader slots of dead processes; returns how many there were."""

@@ -1,0 +1,453 @@
+"""A bounded cache of blocks in one folder: LMDB environments in a row, the oldest dropped whole.
+
+    boot                 the boot of the machine under which this was written
+    g-<16 hex>/          a generation: data.mdb, lock.mdb; blocks go to the highest
+    g-<16 hex>/sealed    its bytes are durable: it outlives a crash of the machine
+    making/              generations that are being made, and the lock of who does
+
+Deleting single blocks from one large environment would leave holes that large blocks do not fit in, and a file that
+never shrinks. Here nothing is deleted to make room but whole files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from shardgit import clock, telemetry
+from shardgit.blocks.identity import fsync, write_durably
+from shardgit.blocks.shard import ShardStore
+from shardgit.errors import (
+    BlockCorrupt,
+    DataLoss,
+    Internal,
+    ShardgitError,
+    ShardMissing,
+    StorageFull,
+    Unavailable,
+)
+from shardgit.filelock import holding
+from shardgit.lmdbenv import LOCK_FILE_BYTES, PAGE_BYTES, Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardgit.oid import BlockId
+    from shardgit.workers import Workers
+
+T = TypeVar("T")
+GENERATIONS = 8
+CARRIED = 2  # of so many oldest generations a block that is read goes on to the newest
+TRIES = 8
+CARRIES_WAITING_MAX = 64
+MAKING_WAIT_S = 5.0
+TICK_NS = 50_000_000  # times of files are some milliseconds coarse
+AWAY_S = 5.0  # how long a folder that failed is left alone
+# Beside the blocks' own pages: the tree's, and those that two transactions before have left.
+TREE_BYTES = 64 << 10
+SEALED, BOOT, MAKING = "sealed", "boot", "making"
+_NAME = re.compile("g-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """What a job made of a block; ``ages`` when the block's generation is among the next to be dropped."""
+
+    result: T
+    ages: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    number: int
+    inode: int  # of its folder
+    store: ShardStore
+
+
+class Generations:
+    """At most ``bytes_max`` of blocks; any number of processes may share the folder.
+
+    Nothing here raises because of the disk: a folder that is full, away or damaged misses what is asked for and takes
+    nothing, and is looked at again after AWAY_S. A damaged block is dropped, a damaged environment too. Several
+    processes that write at once may together be over the limit by a batch each; of a dropped generation the disk gets
+    its bytes back when the last process has looked around.
+    """
+
+    def __init__(self, folder: Path, workers: Workers, *, bytes_max: int) -> None:
+        self.folder = folder
+        self.workers = workers
+        self.generation_bytes = bytes_max // GENERATIONS - LOCK_FILE_BYTES
+        self.block_max_bytes = self.generation_bytes - TREE_BYTES
+        self._open: tuple[_Generation, ...] = ()  # newest first
+        self._mark = 0
+        self._leaving: list[ShardStore] = []
+        self._lock = threading.RLock()
+        self._carrying: set[BlockId] = set()
+        self._away_until = 0.0
+        self._closed = False
+        with self._tried("open"):
+            self._set_up()
+            self._refresh()
+
+    def _tried(self, what: str) -> _Tried:
+        return _Tried(self, what)
+
+    def is_away(self) -> bool:
+        """Whether the folder failed a moment ago."""
+        return clock.monotonic() < self._away_until
+
+    def leave_alone(self, what: str, error: Exception) -> None:
+        """Note that the folder failed."""
+        if not self.is_away():
+            telemetry.log().warning(
+                "tier_failed", path=str(self.folder), doing=what, error=str(error)
+            )
+        self._away_until = clock.monotonic() + AWAY_S
+
+    @contextmanager
+    def _making(self) -> Iterator[Path]:
+        """Hold the lock of who makes and drops generations. Errors: Unavailable, after MAKING_WAIT_S."""
+        folder = self.folder / MAKING
+        folder.mkdir(parents=True, exist_ok=True)
+        end = clock.monotonic() + MAKING_WAIT_S
+        while True:
+            with holding(folder / "lock") as held:
+                if held:
+                    yield folder
+                    return
+            if clock.monotonic() > end:
+                raise Unavailable("generations are locked for too long", path=str(self.folder))
+            clock.sleep(0.005)
+
+    def _set_up(self) -> None:
+        with self._making():
+            self._drop_unsafe()
+
+    def _drop_unsafe(self) -> None:
+        """Drop what a crash of the machine, or of a process that made a generation, has left."""
+        shutil.rmtree(self.folder / MAKING / "new", ignore_errors=True)
+        boot = _boot()
+        mark = self.folder / BOOT
+        if not mark.exists() or mark.read_text("ascii", "replace") != boot:
+            for path in self._paths():
+                if not (path / SEALED).exists():
+                    shutil.rmtree(path, ignore_errors=True)
+            write_durably(mark, boot)
+
+    def _paths(self) -> list[Path]:
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, reverse=True)
+
+    # ---- who is here ----
+
+    def _refresh(self) -> bool:
+        """Take over generations that came and went; says whether any did."""
+        with self._lock:
+            if not self.folder.exists():
+                self._set_up()  # taken away under us
+            mark = self.folder.stat().st_mtime_ns
+            if mark == self._mark or self._closed:
+                return False
+            if abs(time.time_ns() - mark) < TICK_NS:
+                mark = 0  # another change in the same tick would have the same time
+            before = {(one.number, one.inode): one for one in self._open}
+            now: list[_Generation] = []
+            for path in self._paths():
+                number = int(path.name[2:], 16)
+                inode = path.stat().st_ino
+                one = before.pop((number, inode), None)
+                if one is None:
+                    try:
+                        store = ShardStore(path, self.workers, durable=False)
+                        one = _Generation(number, inode, store)
+                    except DataLoss:
+                        if (path / "data.mdb").exists():  # else another process drops it
+                            telemetry.TIER_DROPS.labels("damaged").inc()
+                        shutil.rmtree(path, ignore_errors=True)
+                        continue
+                now.append(one)
+            changed = tuple(now) != self._open
+            self._open = tuple(now)
+            for gone in before.values():
+                self._retire(gone)
+            self._mark = mark
+            return changed
+
+    def _retire(self, gone: _Generation) -> None:
+        gone.store.retire()
+        if not gone.store.idle():
+            self._leaving.append(gone.store)
+
+    def look_around(self) -> None:
+        """Do what gives a disk its bytes back under an idle process; makes durable what is not written any more."""
+        with self._tried("look around"):
+            self._refresh()
+            self._seal()
+        with self._lock:
+            self._leaving = [store for store in self._leaving if not store.idle()]
+
+    # ---- reading ----
+
+    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | None:
+        """Run a job over a block's bytes where they lie; None when it is not here. What the job raises is raised."""
+        if self.is_away():
+            return None
+        found = self._use(block, job)
+        if found is None:
+            with self._tried("look for generations"):
+                if self._refresh():
+                    return self._use(block, job)
+        return found
+
+    def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | None:
+        for age, one in enumerate(self._open):
+            run = _Run(job)
+            try:
+                found = one.store.use(block, run)
+            except ShardMissing:
+                continue  # dropped this moment
+            except (ShardgitError, OSError) as error:
+                if run.has_failed or isinstance(error, Internal):
+                    raise
+                if isinstance(error, BlockCorrupt):
+                    telemetry.TIER_DROPS.labels("block").inc()
+                    self._delete_from(one, [block])
+                elif isinstance(error, DataLoss):
+                    self.drop_damaged(one.number)
+                else:
+                    self.leave_alone("read", error)
+                continue
+            if found is not None:
+                return Found(found[0], ages=age >= GENERATIONS - CARRIED)
+        return None
+
+    def drop_damaged(self, number: int) -> None:
+        """Drop a generation whose trees are damaged."""
+        with self._tried("drop a damaged generation"), self._lock:
+            for one in self._open:
+                if one.number == number:
+                    telemetry.TIER_DROPS.labels("damaged").inc()
+                    self._open = tuple(other for other in self._open if other is not one)
+                    self._retire(one)
+                    shutil.rmtree(one.store.folder, ignore_errors=True)
+
+    def recheck(self, block: BlockId) -> bool:
+        """Look whether a block's bytes are what they were, and drop them if not; says whether any were dropped."""
+        dropped = False
+        for one in self._open:
+            try:
+                one.store.read_sync(block)
+            except BlockCorrupt:
+                dropped = True
+                telemetry.TIER_DROPS.labels("block").inc()
+                self._delete_from(one, [block])
+            except (ShardgitError, OSError):
+                continue
+        return dropped
+
+    def has_many(self, ids: Sequence[BlockId]) -> list[bool]:
+        """Say which blocks are here."""
+        found = [False] * len(ids)
+        if self.is_away():
+            return found
+        with self._tried("look for generations"):
+            self._refresh()
+        for one in self._open:
+            with suppress(ShardgitError, OSError):
+                here = one.store.has_many_sync(ids)
+                found = [before or now for before, now in zip(found, here, strict=True)]
+        return found
+
+    def sample(self, start: BlockId, count: int) -> list[BlockId]:
+        """Return blocks that go next, from ``start`` on in their order; none while there is room."""
+        generations = self._open
+        if len(generations) < GENERATIONS:
+            return []
+        with suppress(ShardgitError, OSError):
+            oldest = generations[-1].store
+            for low in (start[0] << 8 | start[1], 0):
+                found = [block for block, _ in islice(oldest.scan_sync(low), count)]
+                if found:
+                    return found
+        return []
+
+    def scan(self) -> Iterator[tuple[BlockId, int]]:
+        """Return id and bytes of what is here, in no order; a block may be told twice."""
+        for one in self._open:
+            with suppress(ShardgitError, OSError):
+                yield from one.store.scan_sync()
+
+    def bytes_used(self) -> int:
+        """Return the bytes of all files."""
+        total = 0
+        with suppress(OSError):
+            for path in self._paths():
+                for file in path.iterdir():
+                    with suppress(OSError):
+                        total += file.stat().st_size
+        return total
+
+    # ---- writing ----
+
+    def put(self, blocks: Sequence[tuple[BlockId, bytes]]) -> int:
+        """Take blocks that were checked against their ids; returns how many, not durable ones."""
+        taken = 0
+        if self.is_away():
+            return 0
+        with self._tried("write"):
+            for block, data in blocks:
+                if len(data) > self.block_max_bytes:
+                    continue
+                self._put(block, data)
+                taken += 1
+        return taken
+
+    def _put(self, block: BlockId, data: bytes) -> None:
+        need = len(data) + 2 * PAGE_BYTES
+        is_full = False
+        for _ in range(TRIES):
+            self._refresh()
+            newest = self._open[0] if self._open else None
+            try:
+                if newest is not None and self._has_room(newest, need):
+                    newest.store.put_verified_sync([(block, data)])
+                    return
+            except ShardMissing:
+                continue
+            except StorageFull:
+                if is_full or not self._drop_oldest(keep=1):
+                    raise
+                is_full = True
+                continue
+            except DataLoss:
+                if newest is not None:
+                    self.drop_damaged(newest.number)
+                continue
+            self._begin_one(newest.number if newest is not None else -1)
+        raise Unavailable("generations come and go too fast", path=str(self.folder))
+
+    def _has_room(self, one: _Generation, need: int) -> bool:
+        return one.store.file_bytes() + need + TREE_BYTES // 2 <= self.generation_bytes
+
+    def _begin_one(self, behind: int) -> None:
+        """Begin a generation behind that one, unless another process just has; drop the oldest."""
+        with self._lock:
+            with self._making() as making:
+                paths = self._paths()
+                newest = int(paths[0].name[2:], 16) if paths else -1
+                if newest <= behind:
+                    shutil.rmtree(making / "new", ignore_errors=True)
+                    Environment(making / "new", create=True, durable=False).close()
+                    (making / "new").rename(self.folder / f"g-{behind + 1:016x}")
+                    for path in self._paths()[GENERATIONS:]:
+                        telemetry.TIER_DROPS.labels("oldest").inc()
+                        shutil.rmtree(path, ignore_errors=True)
+            self._refresh()
+        self.workers.later(("seal", str(self.folder)), self.look_around)
+
+    def _drop_oldest(self, *, keep: int) -> bool:
+        with self._lock:
+            paths = self._paths()
+            if len(paths) <= keep:
+                return False
+            telemetry.TIER_DROPS.labels("no_space").inc()
+            shutil.rmtree(paths[-1], ignore_errors=True)
+            self._refresh()
+            self._leaving = [store for store in self._leaving if not store.idle()]
+            return True
+
+    def _seal(self) -> None:
+        """Make durable the generations that are written to no more."""
+        for one in self._open[1:]:
+            mark = one.store.folder / SEALED
+            if not mark.exists():
+                with suppress(ShardMissing):
+                    one.store.sync()
+                    write_durably(mark, "")
+
+    def carry(self, block: BlockId) -> None:
+        """Bring a block of an old generation to the newest, soon."""
+        if len(self._carrying) < CARRIES_WAITING_MAX and block not in self._carrying:
+            self._carrying.add(block)
+            self.workers.later(("carry", str(self.folder), block), lambda: self._carry(block))
+
+    def _carry(self, block: BlockId) -> None:
+        self._carrying.discard(block)
+        found = self._use(block, bytes)
+        if found is not None and found.ages:
+            self.put([(block, found.result)])
+
+    def delete(self, ids: Sequence[BlockId]) -> None:
+        """Drop blocks, from all generations."""
+        with self._tried("look for generations"):
+            self._refresh()
+        for one in self._open:
+            self._delete_from(one, ids)
+
+    def _delete_from(self, one: _Generation, ids: Sequence[BlockId]) -> None:
+        with self._tried("delete"), suppress(ShardMissing, DataLoss):
+            here = one.store.has_many_sync(ids)
+            gone = [block for block, is_here in zip(ids, here, strict=True) if is_here]
+            if gone:
+                # What is written behind its seal is not durable: after a crash it would be damaged, and believed.
+                with suppress(FileNotFoundError):
+                    (one.store.folder / SEALED).unlink()
+                    fsync(one.store.folder)
+                one.store.delete_many_sync(gone)
+
+    def close(self) -> None:
+        """Close every environment; no call may be under way."""
+        with self._lock:
+            self._closed = True
+            for store in [*(one.store for one in self._open), *self._leaving]:
+                store.close()
+            self._open = ()
+
+
+class _Tried:
+    """Lets no failure of the disk out."""
+
+    __slots__ = ("_part", "_what")
+
+    def __init__(self, part: Generations, what: str) -> None:
+        self._part = part
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, OSError | ShardgitError):
+            self._part.leave_alone(self._what, error)
+            return True
+        return False
+
+
+class _Run(Generic[T]):
+    """A job that remembers whether it was the one that failed; its result in a tuple, for it may be None."""
+
+    __slots__ = ("has_failed", "job")
+
+    def __init__(self, job: Callable[[memoryview], T]) -> None:
+        self.job = job
+        self.has_failed = False
+
+    def __call__(self, view: memoryview) -> tuple[T]:
+        self.has_failed = True
+        result = self.job(view)
+        self.has_failed = False
+        return (result,)
+
+
+def _boot() -> str:
+    """Return what tells this boot of the machine from others."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text("ascii").strip() if file.exists() else os.uname().nodename

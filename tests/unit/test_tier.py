@@ -1,0 +1,317 @@
+"""The node's tier: bounded, shared by processes, and never in the way."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardgit import faultpoints
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
+from shardgit.blocks.frequency import COUNT_MAX, Sketch
+from shardgit.blocks.generations import AWAY_S, BOOT, GENERATIONS, SEALED, Generations
+from shardgit.blocks.tier import FOREIGN, OWNED, Tier
+from shardgit.clock import replaced
+from shardgit.errors import MalformedPack
+from shardgit.oid import BlockId, HashKind, PoolId
+from shardgit.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+POOL = PoolId(b"p" * 16)
+MIB = 1 << 20
+
+
+def make_block(size: int, seed: int) -> tuple[BlockId, bytes]:
+    body = random.Random(seed).randbytes(size - HEADER_SIZE)
+    data = new_header(BlockKind.SEGMENT, HashKind.SHA1, POOL, size) + body
+    return block_id(data), data
+
+
+@contextmanager
+def opened(
+    *folders: Path, owned: int = 8 * MIB, foreign: int = 8 * MIB
+) -> Iterator[tuple[Tier, Workers]]:
+    workers = Workers(2)
+    tier = Tier(folders, workers, owned_bytes=owned, foreign_bytes=foreign)
+    try:
+        yield tier, workers
+    finally:
+        workers.close()
+        tier.close()
+
+
+def settle(workers: Workers) -> None:
+    """Wait for what runs behind."""
+    done = threading.Event()
+    workers.later("settle", done.set)
+    assert done.wait(30)
+
+
+def read(tier: Tier, block: BlockId) -> bytes | None:
+    found = tier.use(block, bytes)
+    return None if found is None else found[0]
+
+
+def test_what_was_put_is_there_and_what_was_deleted_is_not(tmp_path: Path) -> None:
+    with opened(tmp_path) as (tier, _):
+        owned, foreign = make_block(5_000, 1), make_block(70_000, 2)
+        assert tier.put(*owned, owned=True)
+        assert tier.put(*foreign, owned=False)
+        ids = [owned[0], foreign[0], BlockId(b"\1" * 32)]
+        assert [read(tier, block) for block in ids] == [owned[1], foreign[1], None]
+        assert tier.has_many(ids) == [True, True, False]
+        assert set(tier.scan()) == {(owned[0], 5_000), (foreign[0], 70_000)}
+        tier.delete_many(ids)
+        assert tier.has_many(ids) == [False] * 3
+
+
+@settings(max_examples=10, deadline=None)
+@given(sizes=st.lists(st.integers(100, 400_000), min_size=5, max_size=60), disks=st.integers(1, 3))
+def test_it_stays_within_its_bytes_and_gives_back_what_was_put(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], disks: int
+) -> None:
+    folder = tmp_path_factory.mktemp("tier")
+    most = 6 * MIB * disks
+    with opened(*(folder / str(n) for n in range(disks)), owned=most) as (tier, _):
+        blocks = [make_block(size, seed) for seed, size in enumerate(sizes)]
+        for block, data in blocks:
+            assert tier.put(block, data, owned=True) == (len(data) < most // disks // 8 - 200_000)
+            assert tier.bytes_used()[OWNED] <= most
+        for block, data in blocks:
+            assert read(tier, block) in (data, None)
+        small = [b for b in blocks if len(b[1]) < 300_000]
+        if small:
+            assert read(tier, small[-1][0]) == small[-1][1]
+
+
+def test_the_oldest_go_and_those_that_are_read_stay(tmp_path: Path) -> None:
+    with opened(tmp_path, owned=8 * MIB) as (tier, workers):
+        kept, *others = [make_block(100_000, seed) for seed in range(200)]
+        tier.put(*kept, owned=True)
+        for block, data in others:
+            tier.put(block, data, owned=True)
+            assert read(tier, kept[0]) == kept[1]
+            settle(workers)
+        assert tier.has_many([block for block, _ in others[:20]]) == [False] * 20
+        assert tier.has_many([block for block, _ in others[-20:]]) == [True] * 20
+
+
+def test_a_damaged_block_is_a_miss_and_is_dropped(tmp_path: Path) -> None:
+    block, data = make_block(50_000, 1)
+    with opened(tmp_path) as (tier, _):
+        tier.put(block, data, owned=True)
+    (file,) = (tmp_path / OWNED).glob("g-*/data.mdb")
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(data[1_000:1_100]) + 50] ^= 1
+    file.write_bytes(raw)
+    with opened(tmp_path) as (tier, _):
+        assert read(tier, block) is None
+        assert tier.has_many([block]) == [False]
+        tier.put(block, data, owned=True)
+        assert read(tier, block) == data
+
+
+def test_bytes_that_go_bad_under_a_job_are_dropped_and_other_failures_are_the_jobs(
+    tmp_path: Path,
+) -> None:
+    block, data = make_block(50_000, 1)
+
+    def fail(view: memoryview) -> None:
+        raise MalformedPack("no pack", bytes=len(view))
+
+    with opened(tmp_path) as (tier, _):
+        tier.put(block, data, owned=True)
+        with pytest.raises(MalformedPack):
+            tier.use(block, fail)
+        assert read(tier, block) == data
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "gone"])
+def test_a_damaged_environment_is_a_miss_and_is_dropped(tmp_path: Path, damage: str) -> None:
+    blocks = [make_block(50_000, seed) for seed in range(8)]
+    with opened(tmp_path) as (tier, _):
+        for block, data in blocks:
+            tier.put(block, data, owned=True)
+    (file,) = (tmp_path / OWNED).glob("g-*/data.mdb")
+    size = file.stat().st_size
+    match damage:
+        case "empty":
+            file.write_bytes(b"")
+        case "cut":
+            file.write_bytes(file.read_bytes()[: size // 2])
+        case "noise":
+            file.write_bytes(random.Random(1).randbytes(size))
+        case _:
+            file.unlink()
+    with opened(tmp_path) as (tier, _):
+        assert read(tier, blocks[0][0]) is None
+        for block, data in blocks:
+            assert tier.put(block, data, owned=True)
+            assert read(tier, block) == data
+
+
+def test_the_disk_may_go_under_an_open_tier(tmp_path: Path) -> None:
+    blocks = [make_block(50_000, seed) for seed in range(4)]
+    clock = _Later()
+    with opened(tmp_path / "disk") as (tier, _), replaced(clock):
+        for block, data in blocks[:2]:
+            tier.put(block, data, owned=True)
+        shutil.rmtree(tmp_path / "disk")
+        (tmp_path / "disk").write_text("not a folder")
+        for block, data in blocks:
+            tier.use(block, bytes)
+            tier.put(block, data, owned=True)
+        (tmp_path / "disk").unlink()
+        clock.now += AWAY_S + 1
+        for block, data in blocks:
+            assert tier.put(block, data, owned=True)
+            assert read(tier, block) == data
+
+
+class _Later:
+    """A clock that is put forward by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def now_ms(self) -> int:
+        return int(self.now * 1_000)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_full_disk_costs_the_oldest_and_then_the_block(tmp_path: Path) -> None:
+    blocks = [make_block(200_000, seed) for seed in range(30)]
+    with opened(tmp_path, owned=8 * MIB) as (tier, _):
+        for block, data in blocks:
+            tier.put(block, data, owned=True)
+        before = len(list((tmp_path / OWNED).glob("g-*")))
+        fresh, more = make_block(200_000, 100), make_block(200_000, 101)
+        left = [1, 1_000]
+
+        def full(point: str) -> None:
+            if point == "shard.before_put" and left[0]:
+                left[0] -= 1
+                raise OSError(28, "No space left on device")
+
+        with faultpoints.listening(full):
+            assert tier.put(*fresh, owned=True)
+            assert len(list((tmp_path / OWNED).glob("g-*"))) == before - 1
+            left[0] = left[1]
+            assert not tier.put(*more, owned=True)
+        assert read(tier, blocks[0][0]) is None
+
+
+def test_only_what_is_durable_outlives_a_crash_of_the_machine(tmp_path: Path) -> None:
+    blocks = [make_block(300_000, seed) for seed in range(10)]
+    with opened(tmp_path, owned=8 * MIB) as (tier, workers):
+        for block, data in blocks:
+            tier.put(block, data, owned=True)
+        settle(workers)
+        tier.look_around()
+        assert read(tier, blocks[-1][0]) == blocks[-1][1]
+    sealed = {path.parent.name for path in (tmp_path / OWNED).glob(f"g-*/{SEALED}")}
+    every = {path.name for path in (tmp_path / OWNED).glob("g-*")}
+    assert every - sealed == {max(every)}
+    with opened(tmp_path) as (tier, _):  # the same boot: nothing is lost
+        assert tier.has_many([blocks[-1][0]]) == [True]
+    (tmp_path / OWNED / BOOT).write_text("another")
+    with opened(tmp_path, owned=8 * MIB) as (tier, _):
+        assert {path.name for path in (tmp_path / OWNED).glob("g-*")} == sealed
+        assert read(tier, blocks[0][0]) == blocks[0][1]
+        tier.delete_many([blocks[0][0]])
+    left = {path.parent.name for path in (tmp_path / OWNED).glob(f"g-*/{SEALED}")}
+    assert sealed - left == {min(sealed)}
+
+
+def test_often_asked_foreign_blocks_outlive_a_scan_of_others(tmp_path: Path) -> None:
+    with opened(tmp_path, foreign=8 * MIB) as (tier, workers):
+        hot = [make_block(50_000, seed) for seed in range(20)]
+        cold = [make_block(50_000, 1_000 + seed) for seed in range(400)]
+
+        def ask(block: BlockId, data: bytes) -> bool:
+            if tier.use(block, len) is not None:
+                return True
+            tier.put(block, data, owned=False)
+            return False
+
+        for _ in range(4):
+            for one in hot:
+                ask(*one)
+        for at, one in enumerate(cold):
+            ask(*one)
+            ask(*hot[at % len(hot)])
+            settle(workers)
+        assert tier.bytes_used()[FOREIGN] <= 8 * MIB
+        assert sum(ask(*one) for one in hot) == len(hot)
+        assert sum(tier.has_many([block for block, _ in cold])) < 150
+
+
+def test_a_second_process_finds_what_the_first_has_put_and_begun(tmp_path: Path) -> None:
+    blocks = [make_block(200_000, seed) for seed in range(40)]
+    child = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from shardgit.blocks.generations import Generations
+        from shardgit.workers import Workers
+
+        part = Generations(Path(sys.argv[1]), Workers(1), bytes_max=8 << 20)
+        for line in sys.stdin:
+            found = part.use(bytes.fromhex(line), bytes)
+            print("none" if found is None else len(found.result), flush=True)
+        part.close()
+    """)
+    workers = Workers(1)
+    part = Generations(tmp_path, workers, bytes_max=8 * MIB)
+    with subprocess.Popen(
+        [sys.executable, "-c", child, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for block, data in blocks:
+            assert part.put([(block, data)]) == 1
+            process.stdin.write(block.hex() + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "200000\n"
+        process.stdin.close()
+        assert process.wait(30) == 0
+    assert len(list(tmp_path.glob("g-*"))) == GENERATIONS
+    workers.close()
+    part.close()
+
+
+def test_the_sketch_counts_up_to_its_most_and_forgets_by_halves(tmp_path: Path) -> None:
+    sketch = Sketch(tmp_path / "sketch", blocks=100)
+    ids = [block_id(bytes([n])) for n in range(50)]
+    for _ in range(30):
+        sketch.count(ids[0])
+    for block in ids[1:]:
+        sketch.count(block)
+    assert sketch.estimate(ids[0]) == COUNT_MAX
+    assert sum(sketch.estimate(block) == 1 for block in ids[1:]) > 40
+    shared = Sketch(tmp_path / "sketch", blocks=100)
+    assert shared.estimate(ids[0]) == COUNT_MAX
+    for _ in range(sketch.sample):
+        sketch.count(ids[1])
+    assert shared.estimate(ids[0]) == COUNT_MAX // 2
+    sketch.close()
+    shared.close()
