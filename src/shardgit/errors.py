@@ -35,6 +35,7 @@
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
     |   +-- BasesGone                 what a pack builds on was dropped while it was taken; send it again
+    |   +-- RingStale                 the caller goes by an older ring of nodes; take the new one, then retry
     +-- Stopped                   ABORTED              an operation that was told to stop; it can go on
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
@@ -231,6 +232,10 @@ class Conflict(ShardgitError):
 
 class BasesGone(Conflict):
     """What a pack builds on was dropped by gc while the pack was being taken; sending it again works."""
+
+
+class RingStale(Conflict):
+    """The caller goes by an older ring of nodes than the one it asks; ``epoch`` says by which that one goes."""
 
 
 class Stopped(ShardgitError):

@@ -157,6 +157,18 @@ TIER_DROPS = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+BLOCK_FETCHES = Counter(
+    "shardgit_block_fetches_total",
+    "Blocks that were not on the node's disks, by where they came from.",
+    ["source"],
+    registry=REGISTRY,
+)
+BLOCK_WARMS = Counter(
+    "shardgit_block_warms_total",
+    "Blocks that were put and were to go into tiers, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 SCRUB_BYTES = Counter(
     "shardgit_scrub_bytes_total", "Bytes of blocks that shard verify has hashed.", registry=REGISTRY
 )

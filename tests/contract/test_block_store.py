@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from clustering import Cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,9 +43,14 @@ if TYPE_CHECKING:
     from shardgit.blocks.interface import BlockStore
 
 POOL = PoolId(b"p" * 16)
-KINDS = ["memory", "shard", "routed", "replicas", "objects-memory", "objects-file"]
+CLUSTERED = [
+    "clustered",
+    pytest.param("clustered-replicas", marks=pytest.mark.cluster),
+    pytest.param("clustered-s3", marks=pytest.mark.cluster),
+]
+KINDS = ["memory", "shard", "routed", "replicas", "objects-memory", "objects-file", *CLUSTERED]
 ON_S3 = pytest.param("objects-s3", marks=pytest.mark.cluster)
-LASTING = ["shard", "routed", "replicas", "objects-file"]
+LASTING = ["shard", "routed", "replicas", "objects-file", "clustered-lasting"]
 MISSING = BlockId(b"\x77" * 32)
 
 
@@ -76,6 +82,13 @@ def open_store(kind: str, folder: Path, workers: Workers, url: str = "") -> Open
         url = url or ("memory://" if kind == "objects-memory" else (folder / "objects").as_uri())
         objects = ObjectBlocks(open_blocks_bucket(url), workers)
         return Opened(objects, workers, [objects])
+    if kind.startswith("clustered"):
+        if kind == "clustered-lasting":
+            url = (folder / "objects").as_uri()
+        bucket = open_blocks_bucket(url or "memory://")
+        replicas = 2 if kind == "clustered-replicas" else 1
+        cluster = Cluster(folder, bucket, replicas=replicas)
+        return Opened(cluster.nodes[0].blocks, workers, [cluster])
     if kind == "shard":
         shard = ShardStore(folder / "shard", workers, create=True)
         return Opened(shard, workers, [shard])

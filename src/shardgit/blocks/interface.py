@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from shardgit.oid import BlockId
 
@@ -54,6 +55,13 @@ class BlockStore(Protocol):
         The view dies with the call: a copy of what is needed, or a kernel's result, leaves it.
         It is released behind the job; slices of it are not, and must not be kept. A job may be run
         again over another replica, so it is free of effects or safe to repeat.
+        """
+        ...
+
+    def prefetch(self, ids: Sequence[BlockId]) -> AbstractContextManager[object]:
+        """Make ready what will be used in that order while the ``with`` lasts, within a bound of bytes.
+
+        A hint: nothing is raised, and a store whose blocks are near does nothing.
         """
         ...
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from shardgit.oid import BlockId
     from shardgit.workers import Workers
 
 SCAN_BATCH = 1_000
+_NEAR = nullcontext()  # enters and leaves any number of times
 
 
 class OnWorkers:
@@ -34,6 +37,10 @@ class OnWorkers:
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
         """See BlockStore."""
         raise NotImplementedError
+
+    def prefetch(self, ids: Sequence[BlockId]) -> AbstractContextManager[object]:
+        """See BlockStore."""
+        return _NEAR
 
     def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore."""

@@ -117,6 +117,14 @@ class Transfer:
         )
         head = b"PACK" + struct.pack(">II", 2, self.objects)
         yield framer.frame(head, 0, len(head))
+        ahead = [one.entry.ref.id for one, _ in self._plan if not one.entry.ref.inline]
+        with self.view.blocks.prefetch(ahead):
+            yield from self._segments(framer, shared)
+        if self._trailers is not None and known is None:
+            self._trailers.put(plan, framer.digest())
+        yield framer.trailer()
+
+    def _segments(self, framer: _segment.PackFramer, shared: SharedPlan | None) -> Iterator[bytes]:
         small: list[bytes] = []  # entries of small segments, framed together
         size = 0
         for segment, count in self._plan:
@@ -143,9 +151,6 @@ class Transfer:
                 yield from self._some(framer, segment)
         if small:
             yield framer.frame(b"".join(small), 0, size)
-        if self._trailers is not None and known is None:
-            self._trailers.put(plan, framer.digest())
-        yield framer.trailer()
 
     def _verbatim_frame(self, framer: _segment.PackFramer, segment: PlacedSegment) -> bytes:
         def frame(view: memoryview) -> bytes:

@@ -348,10 +348,11 @@ class PoolView:
     def parts(self, segment: PlacedSegment) -> Iterator[bytes]:
         """Return the payloads of a segment's part blocks, in order."""
         names = self.use_segment(segment, lambda view: _segment.part_ids(view, self.hash_kind.size))
-        for name in names:
-            data = self._use(BlockRef(BlockId(name), 0), bytes, b"")
-            parse_header(data, kind=BlockKind.PART)
-            yield data[HEADER_SIZE:]
+        with self.blocks.prefetch([BlockId(name) for name in names]):
+            for name in names:
+                data = self._use(BlockRef(BlockId(name), 0), bytes, b"")
+                parse_header(data, kind=BlockKind.PART)
+                yield data[HEADER_SIZE:]
 
     # ---- lookups ----
 

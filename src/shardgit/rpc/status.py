@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import grpc
 
     from shardgit.limits import Limits
-    from shardgit.service.store import Store
 
 DOMAIN = "shardgit"
 TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
@@ -115,10 +114,18 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     return wrapped
 
 
+class _Limited(Protocol):
+    """Who has limits: a store."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+
 class _Serves(Protocol):
     """A servicer."""
 
-    store: Store
+    @property
+    def store(self) -> _Limited: ...
 
 
 def bounded_stream(

@@ -1,0 +1,386 @@
+"""The blocks of a cluster, as one node sees them: its own disks, the peers that the ring names, the object store."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit import clock, telemetry
+from shardgit.blocks.ahead import Ahead, ReadAhead
+from shardgit.blocks.block import verify_block
+from shardgit.blocks.flights import Flights
+from shardgit.blocks.on_workers import OnWorkers
+from shardgit.blocks.seen import Seen
+from shardgit.errors import BlockCorrupt, RingStale, ShardgitError
+from shardgit.filelock import FileLock
+from shardgit.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from shardgit.blocks.nodes import Nodes
+    from shardgit.blocks.object_store import ObjectBlocks
+    from shardgit.blocks.peers import Peers
+    from shardgit.blocks.tier import Tier
+    from shardgit.oid import BlockId
+
+T = TypeVar("T")
+ASKERS_MAX = 32  # calls to peers, and fills from the object store, side by side
+AHEAD_THREADS = 16
+SERVERS_MAX, NEAR_MAX = 16, 8
+WARMERS = 2
+ROUNDS_MAX = 3  # of asking peers, before it is the object store's turn
+DROPPED_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLimits:
+    """Bounds of one process."""
+
+    ahead_each_bytes: int = 32 << 20  # read ahead for one transfer
+    ahead_all_bytes: int = 128 << 20  # for all transfers
+    warm_bytes: int = (
+        64 << 20
+    )  # of blocks that wait to go to tiers; what is more is fetched when it is asked for
+    fill_wait_s: float = 20.0  # for another process of this node that fills the same block
+
+
+class ClusteredBlocks(OnWorkers):
+    """See BlockStore. What is durable is in the object store; all else is a cache, and its failures are misses.
+
+    A block is read from this node's tier, else from the peers that the ring names, else from the object store, and
+    checked against its id wherever it comes from. Threads that miss one block at once share one fetch. The node that
+    the ring gives a block fills it from the object store once for all nodes: processes of a node by a file lock in
+    ``locks``, the others by asking it.
+
+    A batch is put into the object store; once that has it, the tiers of its keepers are given it in the background.
+    Deleted blocks leave the object store, this node's tier and those of their keepers that answer. Another node may go
+    on giving a deleted block from its cache: nothing names it any more.
+
+    Errors beside those of BlockStore: Unavailable when a block is in no cache and the object store does not answer.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectBlocks,
+        tier: Tier,
+        peers: Peers,
+        nodes: Nodes,
+        workers: Workers,
+        *,
+        locks: Path,
+        limits: ClusterLimits | None = None,
+    ) -> None:
+        self.objects = objects
+        self.tier = tier
+        self.nodes = nodes
+        self.workers = workers
+        self.limits = limits or ClusterLimits()
+        self._peers = peers
+        self._locks = locks
+        with suppress(OSError):
+            locks.mkdir(parents=True, exist_ok=True)
+        self._flights = Flights()
+        # Leaves only: what runs there waits for no other thread of ours, but for the network.
+        self._askers = Workers(ASKERS_MAX)
+        # Peers have threads of their own: nodes whose workers all wait for each other's would stand still. Those that
+        # ask for what is here wait for no network at all, so that servers may wait for them.
+        self._servers = Workers(SERVERS_MAX)
+        self._near = Workers(NEAR_MAX)
+        self._warmers = Workers(WARMERS)
+        self._warming = 0
+        self._dropped = Seen(DROPPED_MAX)
+        self._lock = Lock()
+        self._readers = Workers(AHEAD_THREADS)
+        self.ahead = ReadAhead(
+            self._bring_near,
+            self._readers,
+            each_bytes=self.limits.ahead_each_bytes,
+            all_bytes=self.limits.ahead_all_bytes,
+        )
+
+    # ---- reading ----
+
+    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
+        """See BlockStore. The job runs over the bytes where they lie on this node's disks, else over a fetched copy."""
+        data = self.ahead.take(block)
+        if data is None:
+            found = self.tier.use(block, job)
+            if found is not None:
+                return found[0]
+            data = self._fetch([block])[block]
+        if data is None:
+            return None
+        with memoryview(data) as view:
+            return job(view)
+
+    def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+        """See BlockStore. What is not on this node's disks comes from all nodes side by side."""
+        found: dict[BlockId, bytes | None] = {}
+        for block in dict.fromkeys(ids):
+            here = self.tier.use(block, bytes)
+            if here is not None:
+                found[block] = here[0]
+        found.update(self._fetch([block for block in dict.fromkeys(ids) if block not in found]))
+        return [found[block] for block in ids]
+
+    def prefetch(self, ids: Sequence[BlockId]) -> Ahead:
+        """See BlockStore. Blocks on this node's disks are left where they are."""
+        return Ahead(self.ahead, ids)
+
+    def _bring_near(self, block: BlockId) -> bytes | None:
+        """Return a block that is not on this node's disks."""
+        return None if self.tier.has_many([block])[0] else self._fetch([block])[block]
+
+    def _fetch(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes | None]:
+        """Return blocks that the tier does not have; each is fetched by one thread, for all that want it now."""
+        if not ids:
+            return {}
+        mine, flights = self._flights.board(ids)
+        try:
+            if mine:
+                left = self._from_peers(mine)
+                self._side_by_side([partial(self._from_store, block) for block in left])
+        except BaseException as error:
+            for block in mine:
+                self._flights.land(block, None, error)
+            raise
+        joined = len(flights) - len(mine)
+        if joined:
+            telemetry.BLOCK_FETCHES.labels("joined").inc(joined)
+        return {block: flight.wait() for block, flight in flights.items()}
+
+    def _from_peers(self, ids: Sequence[BlockId]) -> list[BlockId]:
+        """Fetch from the peers that the ring names, side by side; returns what is left for the object store."""
+        left = list(ids)
+        asked: dict[BlockId, set[int]] = defaultdict(set)
+        for _ in range(ROUNDS_MAX):
+            groups: dict[tuple[int, bool], list[BlockId]] = defaultdict(list)
+            for block in left:
+                # This node fills what is its own; of others that keep it too it wants only what they have.
+                only_here = self.nodes.is_mine(block)
+                for node in self.nodes.owners(block):
+                    known = node == self.nodes.me or node in asked[block]
+                    if not known and not self.nodes.is_avoided(node):
+                        asked[block].add(node)
+                        groups[node, only_here].append(block)
+                        break
+            if not groups:
+                break
+            came: set[BlockId] = set()
+            jobs = [
+                partial(self._ask, node, some, came, only_here=only_here)
+                for (node, only_here), some in groups.items()
+            ]
+            self._side_by_side(jobs)
+            left = [block for block in left if block not in came]
+        return left
+
+    def _ask(
+        self, node: int, ids: Sequence[BlockId], came: set[BlockId], *, only_here: bool
+    ) -> None:
+        """Ask one peer for blocks; those that it gave, whole, are landed and noted."""
+        try:
+            for block, data in self._peers.get(node, ids, only_here=only_here):
+                if data is None:
+                    continue
+                verify_block(block, data)
+                came.add(block)
+                telemetry.BLOCK_FETCHES.labels("peer").inc()
+                self._flights.land(block, data)
+                self._keep(block, data)
+            self.nodes.answered(node)
+        except RingStale:
+            pass  # the next round goes by the new ring
+        except BlockCorrupt as error:
+            telemetry.log().warning("peer_gave_damaged_block", node=node, error=str(error))
+            self.nodes.failed(node)
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=node, error=str(error))
+            self.nodes.failed(node)
+
+    def _from_store(self, block: BlockId) -> None:
+        """Fetch a block from the object store, and land it."""
+        if not self.nodes.is_mine(block):
+            self._land_from_store(block)
+            return
+        with suppress(OSError):
+            lock = FileLock(self._locks / f"{block.hex()[:32]}.lock")
+            try:
+                self._wait_for(lock)
+                found = self.tier.use(block, bytes)
+                if found is not None:  # brought by another process meanwhile
+                    telemetry.BLOCK_FETCHES.labels("joined").inc()
+                    self._flights.land(block, found[0])
+                    return
+                self._land_from_store(block)
+                return
+            finally:
+                lock.release()
+        self._land_from_store(block)  # without a lock: the disk is away
+
+    def _wait_for(self, lock: FileLock) -> None:
+        """Take a lock, or give up when another process has it for too long: then the block is fetched twice."""
+        end, pause_s = clock.monotonic() + self.limits.fill_wait_s, 0.002
+        while not lock.try_take() and clock.monotonic() < end:
+            clock.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.05)
+
+    def _land_from_store(self, block: BlockId) -> None:
+        data = self.objects.read_sync(block)
+        telemetry.BLOCK_FETCHES.labels("nowhere" if data is None else "store").inc()
+        self._flights.land(block, data)
+        if data is not None:
+            self._keep(block, data)
+
+    def _keep(self, block: BlockId, data: bytes) -> None:
+        """Put a block that was checked into the tier, unless it was deleted meanwhile."""
+        self.tier.put(block, data, owned=self.nodes.is_mine(block))
+        with self._lock:
+            is_dropped = block in self._dropped
+        if is_dropped:
+            self.tier.delete_many([block])
+
+    def _side_by_side(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Run jobs that wait for the network; the first error is raised once all have ended."""
+        if len(jobs) == 1:
+            jobs[0]()
+        else:
+            self._askers.map(lambda job: job(), jobs)
+
+    def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
+        """See BlockStore. What is not on this node's disks the object store is asked for."""
+        found = self.tier.has_many(ids)
+        lacking = [block for block, is_here in zip(ids, found, strict=True) if not is_here]
+        there = iter(self.objects.has_many_sync(lacking))
+        return [is_here or next(there) for is_here in found]
+
+    def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
+        """See BlockStore. By lists of the object store, for orphans."""
+        return self.objects.scan_sync(low, high)
+
+    # ---- writing ----
+
+    def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        """See BlockStore. Durable in the object store on return."""
+        self.objects.put_many_sync(blocks)
+        with self._lock:
+            for block, _ in blocks:
+                self._dropped.discard(block)
+        groups: dict[int, list[tuple[BlockId, bytes]]] = defaultdict(list)
+        for block, data in dict(blocks).items():
+            for node in self.nodes.keepers(block):
+                groups[node].append((block, data))
+        for node, some in groups.items():
+            self._warm_later(node, some)
+
+    def _warm_later(self, node: int, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
+        size = sum(len(data) for _, data in blocks)
+        with self._lock:
+            if self._warming + size > self.limits.warm_bytes:
+                telemetry.BLOCK_WARMS.labels("skipped").inc(len(blocks))
+                return
+            self._warming += size
+        try:
+            self._warmers.submit(self._warm, node, blocks, size)
+        except RuntimeError:  # closed
+            with self._lock:
+                self._warming -= size
+
+    def _warm(self, node: int, blocks: Sequence[tuple[BlockId, bytes]], size: int) -> None:
+        try:
+            if node == self.nodes.me:
+                for block, data in blocks:
+                    self._keep(block, data)
+            elif not self.nodes.is_avoided(node):
+                self._peers.warm(node, blocks)
+            telemetry.BLOCK_WARMS.labels("done").inc(len(blocks))
+        except RingStale:
+            telemetry.BLOCK_WARMS.labels("skipped").inc(len(blocks))
+        except ShardgitError as error:
+            telemetry.BLOCK_WARMS.labels("failed").inc(len(blocks))
+            telemetry.log().warning("peer_failed", node=node, error=str(error))
+            self.nodes.failed(node)
+        finally:
+            with self._lock:
+                self._warming -= size
+
+    def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
+        """See BlockStore."""
+        self.objects.delete_many_sync(ids)
+        self.drop_here(ids)
+        groups: dict[int, list[BlockId]] = defaultdict(list)
+        for block in dict.fromkeys(ids):
+            for node in self.nodes.owners(block):
+                if node != self.nodes.me and not self.nodes.is_avoided(node):
+                    groups[node].append(block)
+        self._side_by_side([partial(self._drop_there, *group) for group in groups.items()])
+
+    def _drop_there(self, node: int, ids: Sequence[BlockId]) -> None:
+        try:
+            self._peers.drop(node, ids)
+        except RingStale:
+            with suppress(ShardgitError):
+                self._peers.drop(node, ids)
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=node, error=str(error))
+            self.nodes.failed(node)
+
+    # ---- for peers ----
+
+    async def serve(self, ids: Sequence[BlockId], *, only_here: bool) -> list[bytes | None]:
+        """Return blocks to a peer: what is on this node's disks, else, unless ``only_here``, what it can fetch."""
+        if only_here:
+            return await self._near.run(self._here, ids)
+        return await self._servers.run(self.get_many_sync, ids)
+
+    def _here(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+        found = [self.tier.use(block, bytes) for block in ids]
+        return [None if one is None else one[0] for one in found]
+
+    async def has_here(self, ids: Sequence[BlockId]) -> list[bool]:
+        """Tell a peer which blocks are on this node's disks."""
+        return await self._near.run(self.tier.has_many, ids)
+
+    async def take(self, blocks: Sequence[tuple[BlockId, bytes]]) -> int:
+        """Take durable blocks from a peer; returns how many the ring gives this node.
+
+        Errors: BlockCorrupt, and nothing is taken.
+        """
+        return await self._near.run(self._take, blocks)
+
+    def _take(self, blocks: Sequence[tuple[BlockId, bytes]]) -> int:
+        for block, data in blocks:
+            verify_block(block, data)
+        taken = [(block, data) for block, data in blocks if self.nodes.is_mine(block)]
+        for block, data in taken:
+            self._keep(block, data)
+        return len(taken)
+
+    async def drop(self, ids: Sequence[BlockId]) -> None:
+        """Drop blocks that a peer has deleted."""
+        await self._near.run(self.drop_here, ids)
+
+    def drop_here(self, ids: Sequence[BlockId]) -> None:
+        """Drop deleted blocks from this node's tier; what is on its way there does not stay."""
+        with self._lock:
+            for block in ids:
+                self._dropped.add(block)
+        self.tier.delete_many(ids)
+
+    def look_around(self) -> None:
+        """Do what keeps an idle process up to date."""
+        self.tier.look_around()
+
+    def close(self) -> None:
+        """End the threads and close the tier; no call may be under way."""
+        for pool in (self._servers, self._near, self._readers, self._warmers, self._askers):
+            pool.close()
+        self._peers.close()
+        self.objects.close()
+        self.tier.close()
