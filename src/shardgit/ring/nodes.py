@@ -23,7 +23,7 @@ _HEAD = struct.Struct("<4sHHII")
 _ROW = struct.Struct("<HB")
 _CHECKSUM_BYTES = 32
 # A name, an IPv4 address, or an IPv6 address in brackets; and a port.
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}")
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
