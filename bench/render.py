@@ -2,8 +2,8 @@
 
     python bench/render.py [FOLDER] [--out bench/RESULTS.md]
 
-Ratios stand first; below 1 is less than the peer. What a file says is all that is used: rendering twice gives the same
-bytes.
+Ratios stand first; below 1 is less than the peer. SHORT.md says of paths that miss their goals what a profile showed.
+Nothing else is used: rendering twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -203,8 +203,35 @@ def summary(results: list[Result]) -> list[str]:
     return ["## Goals", "", *table(["path", "data", "goal", "reached"], rows), ""]
 
 
-def document(results: list[Result], plots: list[str]) -> str:
-    """Return RESULTS.md."""
+def profiles(text: str) -> dict[str, str]:
+    """Return what SHORT.md says of each path: a heading names it, paragraphs follow."""
+    found: dict[str, str] = {}
+    for part in text.split("\n## ")[1:]:
+        path, _, said = part.partition("\n")
+        found[path.strip()] = said.strip()
+    return found
+
+
+def short(results: list[Result], said: dict[str, str]) -> list[str]:
+    """Return why rows miss their goals: what a profile says of each path."""
+    missed: dict[str, list[str]] = {}
+    for result in results:
+        for row in result.rows:
+            for goal in row.goals:
+                reached = row.reached(goal)
+                if reached is not None and not goal.met(reached):
+                    missed.setdefault(row.path, []).append(
+                        f"{result.dataset}: {goal_text(row, goal).replace('**', '')}"
+                    )
+    out = ["## What falls short, and why", ""] if missed else []
+    for path, where in missed.items():
+        words = said.get(path, "Not profiled yet.")
+        out += [f"**{path}** ({'; '.join(where)}). {words}", ""]
+    return out
+
+
+def document(results: list[Result], plots: list[str], said: dict[str, str]) -> str:
+    """Return RESULTS.md; ``said`` is what profiles say of paths that fall short."""
     results = sorted(results, key=lambda one: (one.dataset, place_of(one.suite)))
     machines = sorted({one.machine for one in results})
     out = [INTRO, *(f"Machine: {each}.\n" for each in machines)]
@@ -212,6 +239,7 @@ def document(results: list[Result], plots: list[str]) -> str:
     if len(revisions) > 1:
         out += ["Suites were measured at several revisions; each says at which.", ""]
     out += summary(results)
+    out += short(results, said)
     if plots:
         out += ["## Scaling", "", *(f"![{name}](plots/{name}.svg)" for name in plots), ""]
     for dataset in dict.fromkeys(one.dataset for one in results):
@@ -289,7 +317,8 @@ def write(folder: Path, out: Path | None = None) -> Path:
     results = read_all(folder)
     target = out or folder.parent / "RESULTS.md"
     plots = draw(results, target.parent / "plots")
-    target.write_text(document(results, plots))
+    said = profiles((HERE / "SHORT.md").read_text())
+    target.write_text(document(results, plots, said))
     return target
 
 

@@ -83,6 +83,21 @@ def test_rendering_twice_gives_the_same_bytes(bench: Any, tmp_path: Path) -> Non
     assert "| JGit | N/A |" in text
 
 
+def test_a_missed_goal_is_explained_by_its_profile(bench: Any) -> None:
+    kinds, render = bench("result"), bench("render")
+    said = render.profiles("# Words\n\n## import\n\nThe disk.\n\nTwice.\n\n## other\n\nNo.\n")
+    assert said == {"import": "The disk.\n\nTwice.", "other": "No."}
+    # CPU is an eighth of the best peer's, as wanted; the rate is 8 times git's where 9 were wanted.
+    result = result_of(kinds)
+    told = "\n".join(render.short([result], said))
+    assert told.count("**import**") == 1
+    assert "deep: rate >= 9 of git: 8, missed" in told
+    assert "CPU" not in told
+    assert "The disk." in told
+    assert "No." not in told
+    assert "Not profiled yet" in "\n".join(render.short([result], {}))
+
+
 def test_chance_is_what_counting_all_orders_gives(bench: Any) -> None:
     chance = bench("compare").chance
     some = random.Random(1)
