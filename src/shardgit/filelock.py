@@ -52,6 +52,11 @@ class FileLock:
             return False
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
+    @property
+    def held(self) -> bool:
+        """Whether the lock is ours."""
+        return self._descriptor >= 0
+
     def release(self) -> None:
         """Give the lock back, if it is ours, and remove its file."""
         if self._descriptor >= 0:

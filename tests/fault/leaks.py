@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 FILES = {"format", "shard.json", "data.mdb", "lock.mdb", "leases", "trailers"}
-REWRITING = re.compile("/rewriting-[0-9a-f]{8}.json$")  # one a pool, of some bytes, written over
+REWRITING = re.compile("/rewriting-[0-9a-f]{8}.note$")  # one a pool, of some bytes, written over
 SPARE_PAGES = 64  # free ones of a journal: so many, and a small commit makes its file no larger
 COMMITS = 24
 

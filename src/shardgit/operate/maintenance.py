@@ -23,7 +23,6 @@ from shardgit import clock, telemetry
 from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
 from shardgit.errors import LimitExceeded, Refused, ShardgitError, Stopped, StorageFull
-from shardgit.filelock import FileLock
 from shardgit.journal.interface import end_of
 from shardgit.journal.operations import read_operation
 from shardgit.journal.records import PoolRecord
@@ -110,9 +109,9 @@ class Maintenance:
 
     def _run(self) -> None:
         step_back(self.store)
-        turn = FileLock(self.store.scratch / "maintenance.lock")
+        turn = None
         try:
-            while not turn.try_take():
+            while (turn := self.store.turns.try_take("maintenance")) is None:
                 self.control.sleep(TURN_WAIT_S)
             telemetry.log().info("maintenance_begun")
             self._scrubber.start()
@@ -122,7 +121,8 @@ class Maintenance:
         except Stopped:
             pass
         finally:
-            turn.release()
+            if turn is not None:
+                turn.release()
 
     def round(self) -> None:
         """Do what is due. Errors: Stopped."""

@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Refused, Stopped
-from shardgit.filelock import holding
 from shardgit.journal.records import STORE_KEY
 from shardgit.oid import BlockId
 from shardgit.progress import Progress, Report, silent
+from shardgit.turns import holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,7 +172,7 @@ def running(store: Store, kind: str) -> Iterator[None]:
 
     Errors: Refused when one is running already.
     """
-    with holding(store.scratch / f"operation-{kind}.lock") as held:
+    with holding(store.turns, f"operation-{kind}") as held:
         if not held:
             raise Refused("operation is running already", operation=kind)
         yield
@@ -180,11 +180,7 @@ def running(store: Store, kind: str) -> Iterator[None]:
 
 def is_running(store: Store, kind: str) -> bool:
     """Say whether some process runs an operation of the kind."""
-    try:
-        with running(store, kind):
-            return False
-    except Refused:
-        return True
+    return store.turns.note_of(f"operation-{kind}") is not None
 
 
 def step_back(store: Store) -> None:

@@ -1,22 +1,19 @@
 """Runs of a pool that somebody is writing anew, which a settle therefore leaves alone.
 
-A reservation is a lock and a file beside it that names the runs by their first serials. The lock is the kernel's, so
-the reservation of a process that dies ends with it.
+A reservation is a turn whose note names the runs by their first serials; that of a process that dies ends with it.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import Refused
-from shardgit.filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from shardgit.oid import PoolId
     from shardgit.pool.manifest import RunRecord
@@ -32,32 +29,28 @@ def reserving(store: Store, pool: PoolId, runs: Sequence[RunRecord]) -> Iterator
 
     Errors: Refused when runs of the pool are written anew already.
     """
-    lock = FileLock(_path(store, pool))
+    names = json.dumps([run.first_serial for run in runs]).encode()
     for _ in range(TRIES):
-        if lock.try_take():
+        turn = store.turns.try_take(_name(pool), note=names)
+        if turn is not None:
             break
         clock.sleep(PAUSE_S)
     else:
         raise Refused("runs of the pool are written anew already", pool=pool.hex())
-    names = lock.path.with_suffix(".json")
     try:
-        names.write_text(json.dumps([run.first_serial for run in runs]))
         yield
     finally:
-        names.unlink(missing_ok=True)
-        lock.release()
+        turn.release()
 
 
 def reserved(store: Store, pool: PoolId) -> frozenset[int]:
     """Return the first serials of the runs that are being written anew."""
-    lock = FileLock(_path(store, pool))
-    if lock.try_take():
-        lock.release()
+    names = store.turns.note_of(_name(pool))
+    try:
+        return frozenset(json.loads(names or b"[]"))
+    except ValueError:  # half written: whoever loses begins anew
         return frozenset()
-    with suppress(FileNotFoundError, ValueError):  # half written: whoever loses begins anew
-        return frozenset(json.loads(lock.path.with_suffix(".json").read_text()))
-    return frozenset()
 
 
-def _path(store: Store, pool: PoolId) -> Path:
-    return store.scratch / f"rewriting-{pool.hex()[:8]}.lock"
+def _name(pool: PoolId) -> str:
+    return f"rewriting-{pool.hex()[:8]}"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from shardgit import faultpoints, telemetry
 from shardgit.errors import Conflict, DataLoss, LimitExceeded, ShardgitError, StorageFull
-from shardgit.filelock import holding
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
 from shardgit.lmdbenv import NO_SPACE
@@ -23,6 +22,7 @@ from shardgit.operate.rewriting import LEVEL_MAX, level_of, merged
 from shardgit.pool.append import BlockBatch, run_bytes, write_run
 from shardgit.pool.manifest import ALONE, Manifest, RunRecord, SegmentEntry, encode_manifest
 from shardgit.pool.writer import RunWriter, index_blocks
+from shardgit.turns import holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -77,7 +77,7 @@ def settle(store: Store, pool: PoolId) -> bool:
 
 def settling_alone(store: Store, pool: PoolId) -> AbstractContextManager[bool]:
     """Keep other processes and threads from settling the same pool: their work would be for nothing."""
-    return holding(store.scratch / f"settle-{pool.hex()[:8]}.lock")
+    return holding(store.turns, f"settle-{pool.hex()[:8]}")
 
 
 def settled_whole(store: Store, pool: PoolId, choose: Callable[[Ingest], None]) -> int | None:

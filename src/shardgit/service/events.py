@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import HookFailed, LogPositionUnknown, ShardgitError
-from shardgit.filelock import FileLock
 from shardgit.journal.cursor_records import (
     CURSORS,
     HookCursor,
@@ -24,6 +23,7 @@ from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.hooks import POST_RECEIVE, Bounded, HookEvent, shown_target, silent
 from shardgit.service.signed_push import certificate_facts
+from shardgit.turns import holding
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shardgit.refs.log import LogEntry
     from shardgit.service.hooks import Hooks, PushHookCall, Tell
     from shardgit.service.settings import Hook, RepositorySettings
+    from shardgit.turns import Turn
 
 POLL_S = 1.0
 GRACE_MS = 2_000  # so long a fresh entry is left to the push that made it, whose client waits
@@ -82,15 +83,13 @@ def _id_of(hook: Hook) -> bytes:
 class Events:
     """Tells post-receive hooks what became of refs.
 
-    Each hook has a cursor in the journal. Who tells it holds a lock file, which the kernel frees
-    when the process dies; the cursor moves only after the hook has answered. So an event may come
-    twice, and none is lost between a commit and its hook.
+    Each hook has a cursor in the journal. Who tells it has its turn, which ends when the process dies; the cursor
+    moves only after the hook has answered. So an event may come twice, and none is lost between a commit and its hook.
     """
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
         self.store = hooks.store
-        self._locks = self.store.scratch / "events"
         self._group: asyncio.TaskGroup | None = None
         self._telling: dict[tuple[RepositoryId, bytes], asyncio.Task[None]] = {}
         self._inline: set[asyncio.Task[None]] = set()
@@ -158,7 +157,7 @@ class Events:
         run = self.store.workers.run
         until = time.monotonic() + INLINE_WAIT_S
         while True:
-            with self._lock(call.repository.id, _id_of(hook)) as held:
+            with self._turn(call.repository.id, _id_of(hook)) as held:
                 if held:
                     step = await run(self._step, call.repository.id, _id_of(hook), sequence)
                     if step is None or step.cursor.tries:
@@ -173,17 +172,21 @@ class Events:
     # ---- in the background ----
 
     async def _poll(self) -> None:
-        owner = self._lock_file("owner")
+        owner: Turn | None = None
         try:
             while True:
                 try:
-                    for key in await self.store.workers.run(self._due) if owner.try_take() else ():
-                        self._start(key)
+                    if owner is None or not owner.held:
+                        owner = self.store.turns.try_take("events/owner")
+                    if owner is not None:
+                        for key in await self.store.workers.run(self._due):
+                            self._start(key)
                 except ShardgitError as error:
                     _log_trouble("", error)
                 await asyncio.sleep(POLL_S)
         finally:
-            owner.release()
+            if owner is not None:
+                owner.release()
 
     def _start(self, key: tuple[RepositoryId, bytes]) -> None:
         if self._group is None or key in self._telling or len(self._telling) >= TOLD_AT_ONCE_MAX:
@@ -214,7 +217,7 @@ class Events:
 
     async def _tell_all(self, key: tuple[RepositoryId, bytes]) -> None:
         try:
-            with self._lock(*key) as held:
+            with self._turn(*key) as held:
                 while held:
                     step = await self.store.workers.run(self._step, *key)
                     if step is None or not await self._tell(step, silent, None):
@@ -338,17 +341,10 @@ class Events:
         )
 
     @contextmanager
-    def _lock(self, repository: RepositoryId, hook: bytes) -> Iterator[bool]:
+    def _turn(self, repository: RepositoryId, hook: bytes) -> Iterator[bool]:
         """Try to be the one who tells a hook."""
-        lock = self._lock_file(f"{repository}-{hook.hex()}")
-        try:
-            yield lock.try_take()
-        finally:
-            lock.release()
-
-    def _lock_file(self, name: str) -> FileLock:
-        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return FileLock(self._locks / f"{name}.lock")
+        with holding(self.store.turns, f"events/{repository}-{hook.hex()}") as held:
+            yield held
 
 
 def _commands(entry: LogEntry) -> Iterator[Command]:

@@ -52,6 +52,7 @@ from shardgit.refs.ref import Ref
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
 from shardgit.service.uploads import Uploads
+from shardgit.turns import FileTurns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from shardgit.service.events import Events
     from shardgit.service.hiding import HiddenRefs
     from shardgit.service.hooks import Hooks
+    from shardgit.turns import Turns
     from shardgit.workers import Workers
 
 VIEWS_CACHED = 1_024
@@ -208,6 +210,7 @@ class Store:
         workers: Workers,
         limits: Limits,
         scratch: Path,
+        turns: Turns | None = None,
         detect_collisions: str = "push",
     ) -> None:
         self.journal = journal
@@ -216,6 +219,7 @@ class Store:
         self.workers = workers
         self.limits = limits
         self.scratch = scratch
+        self.turns: Turns = FileTurns(scratch) if turns is None else turns
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"
         self.leases = Leases(scratch / "leases")
