@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,24 @@ def test_a_node_that_is_down_is_passed_over_and_not_asked_again_at_once(
         assert node.blocks.use(block, bytes) == data
     assert any(node.nodes.owners(block) == (1,) for block, _ in blocks)
     assert set(node.nodes._avoided) == {1}
+
+
+def test_a_node_that_hangs_holds_a_read_up_for_its_deadline_and_no_longer(
+    tmp_path: Path, bucket: CountedBucket
+) -> None:
+    blocks = cold(bucket, 30)
+    cluster = Cluster(tmp_path, bucket, timeout_s=0.2)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls, and never answers
+            ports = {node.number: node.port for node in cluster.nodes}
+            ports[1] = silent.getsockname()[1]
+            node = cluster.nodes[0]
+            node.nodes.take(ring_at(cluster.ring, 9, ports))
+            ids = [block for block, _ in blocks]
+            assert node.blocks.get_many_sync(ids) == [data for _, data in blocks]
+            assert 1 in node.nodes._avoided
+    finally:
+        cluster.close()
 
 
 def test_reads_go_on_while_the_object_store_is_away(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from shardgit.oid import BlockId
     from shardgit.workers import Workers
 
+LOOKED_AT_ONCE = (
+    256  # in one transaction a generation; a thread for each block would cost more than the block
+)
+
 
 class Ahead:
     """One transfer's read-ahead: it goes on as the transfer uses its blocks, and ends with the ``with``."""
@@ -24,6 +28,10 @@ class Ahead:
         self.positions = {block: position for position, block in enumerate(self.ids)}
         self.used = 0  # blocks before this one are not waited for any more
         self.begun = 0
+        self.far: list[
+            int
+        ] = []  # positions of the next blocks that are to be fetched, the last one first
+        self.looked = 0  # how many blocks were looked for near by
         self.held: dict[int, bytes] = {}
         self.reserved: dict[int, int] = {}
         self._reading = reading
@@ -58,12 +66,14 @@ class ReadAhead:
     def __init__(
         self,
         fetch: Callable[[BlockId], bytes | None],
+        near: Callable[[Sequence[BlockId]], list[bool]],
         workers: Workers,
         *,
         each_bytes: int,
         all_bytes: int,
     ) -> None:
-        self._fetch = fetch  # None for what need not be held
+        self._fetch = fetch
+        self._near = near  # what need not be fetched
         self._workers = workers
         self._each_bytes = each_bytes
         self._all_bytes = all_bytes
@@ -106,7 +116,6 @@ class ReadAhead:
 
     def _release(self, one: Ahead) -> None:
         """Give back what lies behind a transfer; what is under way there counts until it has ended."""
-        one.begun = max(one.begun, one.used)
         for position in [position for position in one.held if position < one.used]:
             del one.held[position]
             self._used_bytes -= one.reserved.pop(position)
@@ -117,12 +126,13 @@ class ReadAhead:
 
     def _pump(self, one: Ahead) -> None:
         while (
-            one.begun < len(one.ids)
-            and one.reserved_bytes + BLOCK_MAX_BYTES <= self._each_bytes
+            one.reserved_bytes + BLOCK_MAX_BYTES <= self._each_bytes
             and self._used_bytes + BLOCK_MAX_BYTES <= self._all_bytes
         ):
-            position = one.begun
-            one.begun += 1
+            position = self._next_far(one)
+            if position is None:
+                return
+            one.begun = position + 1
             one.reserved[position] = BLOCK_MAX_BYTES
             self._used_bytes += BLOCK_MAX_BYTES
             self.most_bytes = max(self.most_bytes, self._used_bytes)
@@ -131,6 +141,21 @@ class ReadAhead:
             except RuntimeError:  # closed
                 self._used_bytes -= one.reserved.pop(position)
                 return
+
+    def _next_far(self, one: Ahead) -> int | None:
+        """Return the position of the next block that is not near, None at the end."""
+        while True:
+            while one.far:
+                position = one.far.pop()
+                if position >= one.used:
+                    return position
+            start = one.looked = max(one.looked, one.used)
+            some = one.ids[start : start + LOOKED_AT_ONCE]
+            if not some:
+                return None
+            one.looked += len(some)
+            near = self._near(some)
+            one.far = [start + at for at in reversed(range(len(some))) if not near[at]]
 
     def _bring(self, one: Ahead, position: int) -> None:
         data: bytes | None = None

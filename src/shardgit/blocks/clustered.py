@@ -98,7 +98,8 @@ class ClusteredBlocks(OnWorkers):
         self._lock = Lock()
         self._readers = Workers(AHEAD_THREADS)
         self.ahead = ReadAhead(
-            self._bring_near,
+            lambda block: self._fetch([block])[block],
+            self.tier.has_many,
             self._readers,
             each_bytes=self.limits.ahead_each_bytes,
             all_bytes=self.limits.ahead_all_bytes,
@@ -132,10 +133,6 @@ class ClusteredBlocks(OnWorkers):
     def prefetch(self, ids: Sequence[BlockId]) -> Ahead:
         """See BlockStore. Blocks on this node's disks are left where they are."""
         return Ahead(self.ahead, ids)
-
-    def _bring_near(self, block: BlockId) -> bytes | None:
-        """Return a block that is not on this node's disks."""
-        return None if self.tier.has_many([block])[0] else self._fetch([block])[block]
 
     def _fetch(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes | None]:
         """Return blocks that the tier does not have; each is fetched by one thread, for all that want it now."""

@@ -68,8 +68,9 @@ class Tier:
         What the job raises is raised, but DataLoss over bytes that turn out to be damaged: these are dropped.
         """
         disk = self._disk(block)
-        disk.sketch.count(block)
         for name, part in disk.parts():
+            if name == FOREIGN:  # what the ring gives this node is let in without being counted
+                disk.sketch.count(block)
             try:
                 found = part.use(block, job)
             except DataLoss:
