@@ -13,6 +13,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cluster.etcds import Etcds
+
 # Else each of some hundred processes that tests start compiles all of the source anew, 0.3 s of CPU.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -38,6 +40,17 @@ def s3_url(s3_server: seaweed.Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
     for key, value in s3_server.environment.items():
         monkeypatch.setenv(key, value)
     return s3_server.fresh_url()
+
+
+@pytest.fixture(scope="session")
+def etcds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcds]:
+    """Three members of etcd, for tests that leave them as they are."""
+    from cluster.etcds import binary, running  # most tests do without gRPC
+
+    if binary() is None:
+        pytest.skip("etcd is not there: .ci/cluster-setup")
+    with running(tmp_path_factory.mktemp("etcd")) as started:
+        yield started
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

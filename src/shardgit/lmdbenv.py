@@ -326,6 +326,13 @@ class Environment:
         rows = [line.split() for line in self._environment.readers().splitlines()[1:]]
         return min((int(row[2]) for row in rows if row[2] != "-"), default=last)
 
+    def has_readers(self) -> bool:
+        """Say whether any process has a snapshot open."""
+        self._check()
+        self._environment.reader_check()
+        rows = [line.split() for line in self._environment.readers().splitlines()[1:]]
+        return any(row[2] != "-" for row in rows)
+
     def pages_used(self) -> tuple[int, int]:
         """Return (pages of live data, pages of the file)."""
         stat = self._environment.stat()

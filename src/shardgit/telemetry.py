@@ -169,6 +169,33 @@ BLOCK_WARMS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+JOURNAL_TRANSACTIONS = Counter(
+    "shardgit_journal_transactions_total",
+    "Transactions of etcd for commits of this process, by what came of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+JOURNAL_BUNDLES = Counter(
+    "shardgit_journal_bundles_total",
+    "Bundles with large values of commits that were put, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+JOURNAL_STALE = Counter(
+    "shardgit_journal_stale_reads_total",
+    "Reads that went on with what the node had because etcd did not answer in time.",
+    registry=REGISTRY,
+)
+JOURNAL_BEHIND = Counter(
+    "shardgit_journal_commits_behind_total",
+    "Commits that were told before this node's replica showed them, which took too long.",
+    registry=REGISTRY,
+)
+REPLICA_LOADS = Counter(
+    "shardgit_journal_replica_loads_total",
+    "Times that the node's replica of the journal was made anew from etcd.",
+    registry=REGISTRY,
+)
 SCRUB_BYTES = Counter(
     "shardgit_scrub_bytes_total", "Bytes of blocks that shard verify has hashed.", registry=REGISTRY
 )

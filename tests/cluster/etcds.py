@@ -134,6 +134,7 @@ def running(
     folder: Path, *, count: int = 3, scheme: str = "http", extra: Sequence[str] = ()
 ) -> Iterator[Etcds]:
     """Run members while the block lasts; the first answers of a leader are there when it begins."""
+    folder.mkdir(exist_ok=True)
     etcds = Etcds(folder, count, scheme, extra)
     try:
         etcds.start()

@@ -1,8 +1,9 @@
-"""What every journal promises: one suite over the one in memory and the one on LMDB."""
+"""What every journal promises: one suite over those in memory, on LMDB and on etcd."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardgit.errors import Conflict, InvalidArgument, LimitExceeded, Unavailable
+from shardgit.journal.bundles import MemoryBundles
+from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import (
     END,
     KEY_MAX_BYTES,
@@ -34,14 +37,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cluster.etcds import Etcds
 
-@pytest.fixture(params=["memory", "lmdb"])
+
+@pytest.fixture(params=["memory", "lmdb", pytest.param("etcd", marks=pytest.mark.cluster)])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    made: Journal = (
-        MemoryJournal() if request.param == "memory" else LmdbJournal(tmp_path / "j", create=True)
-    )
+    made: Journal
+    match request.param:
+        case "memory":
+            made = MemoryJournal()
+        case "lmdb":
+            made = LmdbJournal(tmp_path / "j", create=True)
+        case _:
+            made = on_etcd(request.getfixturevalue("etcds"), tmp_path)
     yield made
     made.close()
+
+
+def on_etcd(etcds: Etcds, folder: Path) -> EtcdJournal:
+    prefix = b"contract/" + os.urandom(8).hex().encode() + b"/"
+    return EtcdJournal(folder, etcds.access(), MemoryBundles(), prefix=prefix)
 
 
 def all_of(journal: Journal) -> list[Row]:
@@ -134,7 +149,9 @@ def test_a_commit_that_changes_nothing_leaves_the_revision(journal: Journal) -> 
     assert journal.commit_sync([], [Delete(b"a")]) > first
 
 
-def test_128_conditions_and_operations_pass_and_129_do_not(journal: Journal) -> None:
+def test_as_many_conditions_and_operations_as_may_be_pass_and_one_more_does_not(
+    journal: Journal,
+) -> None:
     conditions: list[Condition] = [Compare(b"c%03d" % n, 0) for n in range(60)]
     operations: list[Operation] = [Put(b"p%03d" % n, b"") for n in range(OPERATIONS_MAX - 60)]
     journal.commit_sync(conditions, operations)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -142,9 +141,8 @@ class Etcd:
 
     def txn(self, request: pb.TxnRequest, *, timeout_s: float = TXN_S) -> pb.TxnResponse:
         """Send a transaction, once; failure_of says what its errors mean."""
-        future: Future[pb.TxnResponse] = Future()
-        self.txn_soon(request, lambda outcome: _settle(future, outcome), timeout_s=timeout_s)
-        return future.result()
+        response: pb.TxnResponse = self._once(_TXN, request, timeout_s)
+        return response
 
     def txn_soon(
         self,
@@ -288,10 +286,3 @@ class Etcd:
                 raise failure from error
             member.token = answer.token
         return (("token", member.token),)
-
-
-def _settle(future: Future[pb.TxnResponse], outcome: pb.TxnResponse | ShardgitError) -> None:
-    if isinstance(outcome, ShardgitError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -14,13 +15,9 @@ from shardgit.etcdpb import etcd_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardgit.etcd.client import Member
+
 HELD_MAX = 64  # answers that wait to be taken; then the stream waits, and etcd behind it
-
-
-class Watched(Protocol):
-    """The member that a watch stands at."""
-
-    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class Watching:
         self,
         open_stream: Callable[[Iterator[pb.WatchRequest]], Any],
         request: pb.WatchCreateRequest,
-        member: Watched,
+        member: Member,
     ) -> None:
         self.member = member
         self._asks: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
@@ -75,10 +72,12 @@ class Watching:
             return None
 
     def end(self) -> None:
-        """End the watch."""
+        """End the watch; who takes hears so."""
         self._ended.set()
         self._call.cancel()
         self._asks.put(None)
+        with suppress(queue.Full):
+            self._come.put_nowait(WatchEnded("ended here"))
 
     def _put(self, what: Changes | WatchEnded) -> None:
         while not self._ended.is_set():

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-OPERATIONS_MAX = 128  # etcd's --max-txn-ops
+OPERATIONS_MAX = (
+    126  # etcd's --max-txn-ops is 128; the journal on etcd needs two of them for itself
+)
 KEY_MAX_BYTES = 511  # LMDB's
 VALUE_MAX_BYTES = 1 << 20
 COMMIT_MAX_BYTES = 1_400_000  # etcd takes requests of 1.5 MiB
@@ -100,7 +102,7 @@ class Journal(Protocol):
     commit checks every condition against the state before it, then applies every operation, or
     raises Conflict and applies none. It returns once all is durable: the revision from which on
     readers see it, the journal's unchanged one when it changed nothing. Rows that it wrote have
-    that revision, and no earlier row has. Conditions and operations together are 128 and 1.4 MB at
+    that revision, and no earlier row has. Conditions and operations together are 126 and 1.4 MB at
     most, no key is touched twice, and nothing is read inside. Commits that wait together share one
     fsync; each is checked for itself. A full disk or map is StorageFull and changes nothing.
     """
@@ -115,6 +117,19 @@ class Journal(Protocol):
         A commit that is under way may be told some milliseconds before a snapshot shows it. Whoever notes how far it
         has looked notes the revision of its snapshot.
         """
+        ...
+
+    def fresh_sync(self, *, stale_ok: bool = False) -> None:
+        """Return when snapshots show all that was committed anywhere before this call; from a thread.
+
+        Where other nodes commit too, it asks them, so whoever serves a request calls it once, before its first
+        snapshot. Unavailable when they do not answer in time; with ``stale_ok`` it then returns, a little earlier, and
+        snapshots show what this node has.
+        """
+        ...
+
+    async def fresh(self, *, stale_ok: bool = False) -> None:
+        """Do as fresh_sync, from the event loop."""
         ...
 
     def oldest_snapshot(self) -> int:

@@ -233,6 +233,12 @@ class LmdbJournal:
         made = revision if wrote else revision - 1
         return [failed.get(number, made) for number in range(len(group))]
 
+    def fresh_sync(self, *, stale_ok: bool = False) -> None:
+        """See Journal: a snapshot shows every commit anyway."""
+
+    async def fresh(self, *, stale_ok: bool = False) -> None:
+        """See Journal."""
+
     def oldest_snapshot(self) -> int:
         """See Journal."""
         self._check_open()

@@ -127,6 +127,12 @@ class MemoryJournal:
             with self._lock:
                 del self._open[id(opened)]
 
+    def fresh_sync(self, *, stale_ok: bool = False) -> None:
+        """See Journal: a snapshot shows every commit anyway."""
+
+    async def fresh(self, *, stale_ok: bool = False) -> None:
+        """See Journal."""
+
     def oldest_snapshot(self) -> int:
         """See Journal."""
         with self._lock:

@@ -87,6 +87,12 @@ class SimJournal:
         self._alive()
         return self.disk.rows.revision
 
+    def fresh_sync(self, *, stale_ok: bool = False) -> None:
+        """See Journal: a snapshot shows every commit anyway."""
+
+    async def fresh(self, *, stale_ok: bool = False) -> None:
+        """See Journal."""
+
     def oldest_snapshot(self) -> int:
         self._alive()
         return min(self.disk.open.values(), default=self.disk.rows.revision)

@@ -1,0 +1,139 @@
+"""Values that lie in bundles, kept on this node within a bound, checked by their BLAKE3 whenever they are read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from shardgit.errors import JournalCorrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shardgit.journal.bundles import Bundles
+    from shardgit.journal.etcd_rows import Reference
+
+DISK_BYTES = 1 << 30
+MEMORY_BYTES = 16 << 20
+SWEEP_SHARE = 16  # of the bound: so much is written before the folder is looked through again
+_PART = ".part"
+
+
+class BundleCache:
+    """Reads values of bundles: from memory, from files of this node, from the bundles' store.
+
+    The processes of a node share the folder. What is damaged, missing or not writable there is a miss. Usable from many
+    threads.
+    """
+
+    def __init__(
+        self,
+        bundles: Bundles,
+        folder: Path,
+        *,
+        disk_bytes: int = DISK_BYTES,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._bundles = bundles
+        self._folder = folder
+        self._disk_bytes = disk_bytes
+        self._memory_bytes = memory_bytes
+        self._memory: OrderedDict[bytes, bytes] = OrderedDict()
+        self._held_bytes = 0
+        self._written_bytes = 0
+        self._lock = threading.Lock()
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, bundle: bytes, data: bytes) -> None:
+        """Keep a whole bundle that this process has put."""
+        self._write(bundle.hex(), data)
+
+    def read(self, reference: Reference, key: bytes) -> bytes:
+        """Return the value that a row's reference names.
+
+        JournalCorrupt when its bundle is missing or damaged where bundles are kept; errors as of Bundles.
+        """
+        with self._lock:
+            found = self._memory.get(reference.digest)
+            if found is not None:
+                self._memory.move_to_end(reference.digest)
+                return found
+        found = self._from_disk(reference)
+        if found is None:
+            found = self._bundles.read(reference.bundle, reference.offset, reference.length)
+            facts = {"key": key.hex(), "bundle": reference.bundle.hex()}
+            if found is None:
+                raise JournalCorrupt("bundle of a row is missing", **facts)
+            if not _is(found, reference):
+                raise JournalCorrupt("bundle of a row is damaged", **facts)
+            self._write(f"{reference.bundle.hex()}-{reference.offset}", found)
+        self._remember(reference.digest, found)
+        return found
+
+    def _from_disk(self, reference: Reference) -> bytes | None:
+        whole = reference.bundle.hex()
+        for name, offset in ((f"{whole}-{reference.offset}", 0), (whole, reference.offset)):
+            path = self._folder / name
+            try:
+                with path.open("rb") as opened:
+                    found = os.pread(opened.fileno(), reference.length, offset)
+            except OSError:
+                continue
+            if _is(found, reference):
+                return found
+            with suppress(OSError):
+                path.unlink()
+        return None
+
+    def _remember(self, digest: bytes, value: bytes) -> None:
+        if len(value) > self._memory_bytes // 4:
+            return
+        with self._lock:
+            if digest not in self._memory:
+                self._memory[digest] = value
+                self._held_bytes += len(value)
+            while self._held_bytes > self._memory_bytes:
+                self._held_bytes -= len(self._memory.popitem(last=False)[1])
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file beside and rename it; a reader never sees a part."""
+        beside = self._folder / f"{name}-{os.urandom(4).hex()}{_PART}"
+        try:
+            beside.write_bytes(data)
+            beside.rename(self._folder / name)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+            return
+        with self._lock:
+            self._written_bytes += len(data)
+            if self._written_bytes < self._disk_bytes // SWEEP_SHARE:
+                return
+            self._written_bytes = 0
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the oldest files while they are more than the bound."""
+        found: list[tuple[int, int, Path]] = []
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                with suppress(OSError):
+                    stat = path.stat()
+                    found.append((stat.st_mtime_ns, stat.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._disk_bytes:
+                return
+            with suppress(OSError):
+                path.unlink()
+            total -= size
+
+
+def _is(found: bytes, reference: Reference) -> bool:
+    return len(found) == reference.length and blake3(found).digest() == reference.digest

@@ -1,0 +1,105 @@
+"""Large values of commits that wait together go into one bundle, before any of these commits is sent."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from shardgit import telemetry
+from shardgit.journal.bundles import BUNDLE_ID_BYTES
+from shardgit.journal.etcd_rows import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardgit.journal.bundle_cache import BundleCache
+    from shardgit.journal.bundles import Bundles
+    from shardgit.journal.etcd_commit import Commit
+
+BUNDLE_BYTES = 8 << 20  # of one bundle, from where on no more commits are taken into it
+
+
+class Spiller:
+    """A thread that puts bundles: what comes while one is put goes into the next."""
+
+    def __init__(
+        self,
+        bundles: Bundles,
+        cache: BundleCache,
+        forward: Callable[[Commit], None],
+        fail: Callable[[Commit, BaseException], None],
+    ) -> None:
+        self._bundles = bundles
+        self._cache = cache
+        self._forward = forward
+        self._fail = fail
+        self._waiting: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal-spill", daemon=True)
+        self._thread.start()
+
+    def take(self, commit: Commit) -> None:
+        """Put a commit's large values, then forward it, or say why not."""
+        self._waiting.put(commit)
+
+    def close(self) -> None:
+        """Finish what waits."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group, is_last = self._with_more(first)
+            del first
+            self._put(group)
+            del group  # what waits leads to a whole push
+            if is_last:
+                return
+
+    def _with_more(self, first: Commit) -> tuple[list[Commit], bool]:
+        group, size = [first], _bytes_of(first)
+        while size < BUNDLE_BYTES:
+            try:
+                more = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                return group, True
+            group.append(more)
+            size += _bytes_of(more)
+        return group, False
+
+    def _put(self, group: list[Commit]) -> None:
+        bundle = os.urandom(BUNDLE_ID_BYTES)
+        parts: list[bytes] = []
+        found: list[dict[bytes, Reference]] = []
+        at = 0
+        for commit in group:
+            references = {}
+            for put in commit.large():
+                size = len(put.value)
+                digest = blake3(put.value).digest()
+                references[put.key] = Reference(bundle, at, size, digest)
+                parts.append(put.value)
+                at += size
+            found.append(references)
+        data = b"".join(parts)
+        try:
+            self._bundles.put(bundle, data)
+        except Exception as error:
+            telemetry.JOURNAL_BUNDLES.labels("failed").inc()
+            for commit in group:
+                self._fail(commit, error)
+            return
+        telemetry.JOURNAL_BUNDLES.labels("done").inc()
+        self._cache.keep(bundle, data)
+        for commit, references in zip(group, found, strict=True):
+            commit.references = references
+            self._forward(commit)
+
+
+def _bytes_of(commit: Commit) -> int:
+    return sum(len(put.value) for put in commit.large())
