@@ -9,12 +9,16 @@ from collections import defaultdict
 
 from scale.given import given, harmonic
 from scale.pages import percent, size, table
+from shardgit.blocks.frequency import COUNT_MAX
+from shardgit.blocks.generations import CARRIED, GENERATIONS
+from shardgit.blocks.tier import VICTIMS
 
-GENERATIONS, CARRIED, VICTIMS = 8, 2, 5  # of blocks/generations.py and blocks/tier.py
 ALPHAS = (0.7, 0.9, 1.1)
 ITEMS = 20_000  # blocks of one node in the simulation; a real one has 48 times as many
 REQUESTS = 80_000
-COUNT_MAX, SAMPLE = 15, 10  # of blocks/frequency.py
+SAMPLE = (
+    10  # requests a block that it has room for, until counts are halved; as in blocks/frequency.py
+)
 
 
 class Tier:
