@@ -27,6 +27,7 @@ from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
 
 if TYPE_CHECKING:
+    from shardgit.http.edge import Handler
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.service.conversation import Receives
     from shardgit.service.store import Store
@@ -45,6 +46,7 @@ class GitHttp:
         self, store: Store, *, version: str, fetches: FetchService | None = None, url: str = ""
     ) -> None:
         self.limits = store.limits
+        self.journal = store.journal
         self.version = version
         self.edge = Edge(store.limits, url=url)
         self.fetches = fetches or FetchService(store, version=version)
@@ -59,7 +61,7 @@ class GitHttp:
         Its runner needs auto_decompress=False (bodies are inflated here, under our limit) and
         handler_cancellation=True (a client that went away must not leave work behind).
         """
-        app = web.Application(middlewares=[self.edge.middleware])
+        app = web.Application(middlewares=[self.edge.middleware, self.look])
         fetch = partial(expecting, most_bytes=self.limits.request_body_max_bytes)
         add = app.router
         add.add_get("/{name:.+}/info/refs", self.info_refs)
@@ -74,6 +76,17 @@ class GitHttp:
         return app
 
     # ---- handlers ----
+
+    @web.middleware
+    async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """See to it that what a request reads was not overtaken by commits of other nodes.
+
+        When these do not answer, fetches go on with what this node has; pushes are Unavailable.
+        """
+        is_read = request.method in {"GET", "HEAD"} or request.path.endswith(f"/{UPLOAD_PACK}")
+        stale_ok = is_read and request.query.get("service") != RECEIVE_PACK
+        await self.journal.fresh(stale_ok=stale_ok)
+        return await handler(request)
 
     async def root(self, _: web.Request) -> web.Response:
         """Say what this is."""

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from shardgit.journal.interface import Journal
     from shardgit.limits import Limits
 
 DOMAIN = "shardgit"
 TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
 SLOWEST_BYTES_PER_S = 8_192  # of a client that is not cut off
+STALE_OK = {
+    "FetchPack",
+    "UploadPack",
+    "UploadArchive",
+}  # fetches, which go on while the journal is away
 T = TypeVar("T")
 
 
@@ -94,13 +100,29 @@ def _given_id(context: grpc.aio.ServicerContext) -> str | None:
     return None
 
 
+async def _look(
+    servicer: _Serves, method: Callable[..., Any], context: grpc.aio.ServicerContext
+) -> None:
+    """See to it that what the call reads was not overtaken by commits of other nodes.
+
+    When these do not answer the call is Unavailable, unless it is a fetch or its client says ``x-stale-ok: 1``.
+    """
+    journal: Journal | None = getattr(servicer.store, "journal", None)  # peers have none
+    if journal is not None:
+        stale_ok = method.__name__ in STALE_OK or ("x-stale-ok", "1") in (
+            context.invocation_metadata() or ()
+        )
+        await journal.fresh(stale_ok=stale_ok)
+
+
 def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Wrap a method with one answer."""
 
     @functools.wraps(method)
-    async def wrapped(self: object, request: object, context: grpc.aio.ServicerContext) -> Any:
+    async def wrapped(self: _Serves, request: object, context: grpc.aio.ServicerContext) -> Any:
         with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             try:
+                await _look(self, method, context)
                 return await method(self, request, context)
             except asyncio.CancelledError:
                 seen.gone()
@@ -157,6 +179,7 @@ def stream(
             if bounded:
                 stall.end_all_after(limits.request_time_max_s)
             try:
+                await _look(self, method, context)
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:
                     async for answer in answers:

@@ -11,7 +11,7 @@ import asyncssh
 
 from shardgit import telemetry
 from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
-from shardgit.service.conversation import asked_version, told
+from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
 from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 
@@ -166,14 +166,17 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
         assert self._chan is not None
         try:
             lfs = parse_lfs_command(text) if len(text) <= COMMAND_MAX_BYTES else None
+            command = None if lfs is not None else parse_command(text)
+            stale_ok = command is None or command.service is not GitService.RECEIVE_PACK
+            await self.connection.edge.conversations.store.journal.fresh(stale_ok=stale_ok)
             if lfs is not None:
                 seen.what = f"git-lfs-authenticate {lfs.name}"[:200]
                 await self._write(await self._lfs(lfs))
                 return
-            command = parse_command(text)
         except ShardgitError as error:
             self._chan.write(f"shardgit: {told(error)}\n".encode("utf-8", "replace"), 1)
             raise
+        assert command is not None
         seen.what = f"{command.service.value} {command.name}"[:200]
         words = self._chan.get_environment_bytes().get(b"GIT_PROTOCOL", b"")
         talk = self.connection.edge.conversations.converse(
