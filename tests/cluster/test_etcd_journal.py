@@ -19,6 +19,7 @@ from cluster.links import Link
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shardgit.clock import replaced
 from shardgit.errors import (
     Conflict,
     InvalidArgument,
@@ -30,6 +31,7 @@ from shardgit.errors import (
 from shardgit.etcd.access import Access
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
+from shardgit.journal.bundle_garbage import BundleGarbage
 from shardgit.journal.bundles import MemoryBundles
 from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import (
@@ -353,6 +355,43 @@ def test_a_commit_whose_bundle_is_not_put_fails_and_leaves_nothing(nodes: Node) 
         one.commit_sync([], [Put(b"S1", b"x"), Put(b"a", b"1")])
     one.commit_sync([], [Put(b"b", b"1")])
     assert [row.key for row in all_of(one)] == [b"b"]
+
+
+class HandClock:
+    """A clock that stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.at_s = time.time()
+
+    def now_ms(self) -> int:
+        return round(self.at_s * 1_000)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_bundles_go_a_grace_after_no_row_names_them(nodes: Node) -> None:
+    one = nodes.open("a")
+    garbage = BundleGarbage(one, nodes.bundles, grace_s=3_600)
+    hand = HandClock()
+    with replaced(hand):
+        one.commit_sync([], [Put(b"S1", b"x"), Put(b"S2", b"y")])
+        one.commit_sync([], [Put(b"S3", b"z")])
+        nodes.bundles.put(os.urandom(16), b"orphan")
+        one.commit_sync([], [Delete(b"S1"), Delete(b"S3")])
+        assert garbage.sweep() == 0  # all are young
+        hand.at_s += 3_601
+        assert garbage.sweep() == 0  # two are seen without a name
+        hand.at_s += 3_599
+        assert garbage.sweep() == 0
+        hand.at_s += 2
+        assert garbage.sweep() == 2
+        assert garbage.sweep() == 0
+    assert {bundle for bundle, _ in nodes.bundles.scan()} == one.bundles_named()
+    assert get(one, b"S2") == b"y"
 
 
 # -- processes of one node

@@ -21,10 +21,10 @@ from shardgit.journal.answers import settle, settle_there
 from shardgit.journal.bundle_cache import BundleCache
 from shardgit.journal.committing import COMMIT_S, Committer
 from shardgit.journal.etcd_commit import Commit
-from shardgit.journal.etcd_rows import EtcdKeys
+from shardgit.journal.etcd_rows import SPILLED_TABLES, EtcdKeys, Reference, decode_value
 from shardgit.journal.feeder import Feeder
 from shardgit.journal.freshness import ASK_S, Freshness
-from shardgit.journal.interface import check_commit
+from shardgit.journal.interface import check_commit, end_of
 from shardgit.journal.replica import Replica
 from shardgit.journal.slots import Slots
 
@@ -119,6 +119,18 @@ class EtcdJournal:
         self._check_open()
         with self._replica.snapshot() as opened:
             yield opened
+
+    def bundles_named(self) -> set[bytes]:
+        """Return the bundles that rows name, as this node's replica shows them."""
+        self._check_open()
+        named: set[bytes] = set()
+        with self._replica.snapshot() as opened:
+            for table in SPILLED_TABLES:
+                for row in opened.stored(table, end_of(table)):
+                    found = decode_value(row.key, row.value)
+                    if isinstance(found, Reference):
+                        named.add(found.bundle)
+        return named
 
     def revision(self) -> int:
         """See Journal: the last commit that this node's replica shows."""

@@ -19,7 +19,7 @@ SPILL_ABOVE_BYTES = 4_096  # of the ref log's values: most are some hundred byte
 _HEAD = struct.Struct("<B8s")
 _SEED = struct.Struct("<HB")
 _REFERENCE = struct.Struct("<16sQI32s")
-_RECENTS, _LOG = b"S", b"L"
+_RECENTS, _LOG = SPILLED_TABLES = b"S", b"L"
 
 
 @dataclass(frozen=True, slots=True)
