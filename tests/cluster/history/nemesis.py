@@ -80,6 +80,27 @@ class Broken:
             link.set(State.OPEN)
 
 
+@dataclass
+class Called:
+    """What two functions do and undo, each in a thread."""
+
+    name: str
+    striking: Callable[[], object]
+    healing: Callable[[], object]
+    _struck: bool = False
+
+    async def strike(self) -> None:
+        """Call the first."""
+        self._struck = True
+        await asyncio.to_thread(self.striking)
+
+    async def heal(self) -> None:
+        """Call the second, if the first was."""
+        if self._struck:
+            await asyncio.to_thread(self.healing)
+        self._struck = False
+
+
 @dataclass(frozen=True, slots=True)
 class Strike:
     """A fault and when it was there, in the clock of the history."""

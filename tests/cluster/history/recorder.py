@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ class Recorder:
     def __init__(self) -> None:
         self.history: list[Operation] = []
         self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def count(self, what: str, operation: Operation | None = None) -> None:
+        """Count something, and take down what it was; from any thread."""
+        with self._lock:
+            self.counts[what] += 1
+            if operation is not None:
+                self.history.append(operation)
 
     def call(self, client: int) -> Call:
         """Return a call that begins now."""
@@ -53,15 +62,14 @@ class Call:
 
     def void(self, why: str) -> None:
         """It certainly changed nothing, and told nothing."""
-        self.recorder.counts[why] += 1
+        self.recorder.count(why)
 
     def _end(
         self, what: str, outcome: Outcome, expects: tuple[Touch, ...], puts: tuple[Touch, ...]
     ) -> None:
         returned = None if outcome is Outcome.UNKNOWN else time.monotonic_ns()
         operation = Operation(self.client, self.called_ns, returned, outcome, expects, puts)
-        self.recorder.history.append(operation)
-        self.recorder.counts[what] += 1
+        self.recorder.count(what, operation)
 
 
 def save(path: Path, history: Iterable[Operation]) -> None:
