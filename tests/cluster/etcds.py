@@ -25,9 +25,10 @@ START_S = 60
 
 
 def binary(name: str = "etcd") -> str | None:
-    """Return where etcd is, None when .ci/cluster-setup has not put it there."""
+    """Return where etcd is, ETCD=folder before all; None when .ci/cluster-setup has not put it there."""
     beside = Path(sys.executable).parent.parent / "cluster" / "etcd"
-    return shutil.which(name, path=f"{ROOT / '.venv/cluster/etcd'}:{beside}:{os.environ['PATH']}")
+    folders = [os.environ.get("ETCD", ""), str(ROOT / ".venv/cluster/etcd"), str(beside)]
+    return shutil.which(name, path=":".join([*filter(None, folders), os.environ["PATH"]]))
 
 
 def free_ports(count: int) -> list[int]:

@@ -189,9 +189,11 @@ class Replica:
                 if opened is None:
                     try:
                         self.environment(generation)
-                    except ShardgitError:
+                    except ShardgitError as error:
                         if self.status.generation != generation:
                             continue  # it was replaced and removed meanwhile
+                        if isinstance(error, DataLoss):
+                            self.status.report(generation)
                         raise
                     opened = self._opened[generation]
                     self._retire(generation)
