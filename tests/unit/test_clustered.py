@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,7 @@ from shardgit.blocks.block import (
 from shardgit.blocks.clustered import ClusterLimits
 from shardgit.blocks.flights import Flights
 from shardgit.blocks.tier import OWNED
+from shardgit.buckets.folder import FolderBucket
 from shardgit.buckets.memory import MemoryBucket
 from shardgit.errors import (
     BlockCorrupt,
@@ -271,6 +275,45 @@ def test_a_process_takes_what_another_one_of_its_node_has_filled(
         other.release()
         assert [ask.result(PATIENT_S) for ask in asks] == [data] * 4
     assert bucket.calls["get"] == 0
+
+
+PROCESS = """
+import random, sys
+from pathlib import Path
+from clustering import CountedBucket, Node, ring_at, ring_of
+from shardgit.blocks.object_store import open_blocks_bucket
+
+folder, ids = Path(sys.argv[1]), [bytes.fromhex(line) for line in sys.stdin.read().split()]
+random.Random(int(sys.argv[2])).shuffle(ids)
+bucket = CountedBucket(open_blocks_bucket(str(folder / "objects")))
+node = Node(0, folder / "node", bucket, ring_at(ring_of(1, 1), 1, {0: 1}))
+assert [len(data) for data in node.blocks.get_many_sync(ids[:10])] == [100_000] * 10
+assert [node.blocks.use(block, len) for block in ids] == [100_000] * len(ids)
+print(bucket.calls["get"])
+node.close()
+"""
+
+
+def test_all_processes_of_a_node_take_a_block_from_the_store_once(tmp_path: Path) -> None:
+    on_disk = CountedBucket(FolderBucket(tmp_path / "objects"))
+    (tmp_path / "objects").mkdir()
+    blocks = cold(on_disk, 40, size=100_000)
+    words = "\n".join(block.hex() for block, _ in blocks)
+    places = os.pathsep.join(path for path in sys.path if path)
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": places},
+        )
+        for seed in range(3)
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(lambda one: one.communicate(words, PATIENT_S)[0], begun))
+    assert [one.returncode for one in begun] == [0, 0, 0]
+    assert sum(map(int, told)) == len(blocks)
 
 
 def test_read_ahead_brings_all_in_time_and_stays_within_its_bytes(

@@ -97,6 +97,7 @@ class ClusteredBlocks(OnWorkers):
         self._dropped = Seen(DROPPED_MAX)
         self._lock = Lock()
         self._readers = Workers(AHEAD_THREADS)
+        self._pools = (self._servers, self._near, self._readers, self._warmers, self._askers)
         self.ahead = ReadAhead(
             lambda block: self._fetch([block])[block],
             self.tier.has_many,
@@ -170,18 +171,27 @@ class ClusteredBlocks(OnWorkers):
             if not groups:
                 break
             came: set[BlockId] = set()
+            stale: set[int] = set()
             jobs = [
-                partial(self._ask, node, some, came, only_here=only_here)
+                partial(self._ask, node, some, came, stale, only_here=only_here)
                 for (node, only_here), some in groups.items()
             ]
             self._side_by_side(jobs)
+            for block in left:
+                asked[block] -= stale  # by the new ring they may be asked again
             left = [block for block in left if block not in came]
         return left
 
     def _ask(
-        self, node: int, ids: Sequence[BlockId], came: set[BlockId], *, only_here: bool
+        self,
+        node: int,
+        ids: Sequence[BlockId],
+        came: set[BlockId],
+        stale: set[int],
+        *,
+        only_here: bool,
     ) -> None:
-        """Ask one peer for blocks; those that it gave, whole, are landed and noted."""
+        """Ask one peer for blocks; those that it gave, whole, are landed and noted, or that it has another ring."""
         try:
             for block, data in self._peers.get(node, ids, only_here=only_here):
                 if data is None:
@@ -193,7 +203,7 @@ class ClusteredBlocks(OnWorkers):
                 self._keep(block, data)
             self.nodes.answered(node)
         except RingStale:
-            pass  # the next round goes by the new ring
+            stale.add(node)  # the next round goes by the new ring
         except BlockCorrupt as error:
             telemetry.log().warning("peer_gave_damaged_block", node=node, error=str(error))
             self.nodes.failed(node)
@@ -370,13 +380,19 @@ class ClusteredBlocks(OnWorkers):
                 self._dropped.add(block)
         self.tier.delete_many(ids)
 
+    def begin_threads(self) -> None:
+        """Begin the threads, at the priority of the one that calls."""
+        for pool in self._pools:
+            pool.begin()
+        self.objects.begin_threads()
+
     def look_around(self) -> None:
         """Do what keeps an idle process up to date."""
         self.tier.look_around()
 
     def close(self) -> None:
         """End the threads and close the tier; no call may be under way."""
-        for pool in (self._servers, self._near, self._readers, self._warmers, self._askers):
+        for pool in self._pools:
             pool.close()
         self._peers.close()
         self.objects.close()

@@ -48,6 +48,7 @@ GENERATIONS = 8
 CARRIED = 2  # of so many oldest generations a block that is read goes on to the newest
 TRIES = 8
 CARRIES_WAITING_MAX = 64
+MAP_LEAST_BYTES = 64 << 20
 MAKING_WAIT_S = 5.0
 TICK_NS = 50_000_000  # times of files are some milliseconds coarse
 AWAY_S = 5.0  # how long a folder that failed is left alone
@@ -86,6 +87,9 @@ class Generations:
         self.workers = workers
         self.generation_bytes = bytes_max // GENERATIONS - LOCK_FILE_BYTES
         self.block_max_bytes = self.generation_bytes - TREE_BYTES
+        # Not LMDB's usual TiB: a process has 128 TiB of addresses, for all generations of all disks.
+        pages = 4 * max(bytes_max // GENERATIONS, MAP_LEAST_BYTES) // PAGE_BYTES
+        self._map_bytes = pages * PAGE_BYTES
         self._open: tuple[_Generation, ...] = ()  # newest first
         self._mark = 0
         self._leaving: list[ShardStore] = []
@@ -166,7 +170,9 @@ class Generations:
                 one = before.pop((number, inode), None)
                 if one is None:
                     try:
-                        store = ShardStore(path, self.workers, durable=False)
+                        store = ShardStore(
+                            path, self.workers, durable=False, map_bytes=self._map_bytes
+                        )
                         one = _Generation(number, inode, store)
                     except DataLoss:
                         if (path / "data.mdb").exists():  # else another process drops it
@@ -345,7 +351,7 @@ class Generations:
                 newest = int(paths[0].name[2:], 16) if paths else -1
                 if newest <= behind:
                     shutil.rmtree(making / "new", ignore_errors=True)
-                    Environment(making / "new", create=True, durable=False).close()
+                    Environment(making / "new", create=True, map_bytes=self._map_bytes).close()
                     (making / "new").rename(self.folder / f"g-{behind + 1:016x}")
                     for path in self._paths()[GENERATIONS:]:
                         telemetry.TIER_DROPS.labels("oldest").inc()

@@ -172,6 +172,10 @@ class ObjectBlocks(OnWorkers):
             telemetry.OBJECT_STORE_SECONDS.labels(operation).observe(time.monotonic() - begun)
         return result
 
+    def begin_threads(self) -> None:
+        """Begin the threads, at the priority of the one that calls."""
+        self._requests.begin()
+
     def close(self) -> None:
         """End the threads; no call may be under way."""
         self._requests.close()

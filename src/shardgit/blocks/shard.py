@@ -25,7 +25,7 @@ from shardgit.errors import (
     StorageFull,
     Unavailable,
 )
-from shardgit.lmdbenv import PAGE_BYTES, Environment
+from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment
 from shardgit.oid import BlockId
 
 if TYPE_CHECKING:
@@ -70,12 +70,16 @@ class _Opened:
         self.active: deque[None] = deque()
 
 
-def _open(folder: Path, *, create: bool = False, durable: bool = True) -> _Opened:
+def _open(
+    folder: Path, *, create: bool = False, durable: bool = True, map_bytes: int = MAP_BYTES
+) -> _Opened:
     """Open the environment that the shard's identity names now."""
     while True:
         mark = identity_mark(folder)
         try:
-            environment = Environment(environment_of(folder), create=create, durable=durable)
+            environment = Environment(
+                environment_of(folder), create=create, durable=durable, map_bytes=map_bytes
+            )
             opened = _Opened(environment, mark)
         except DataLoss:
             if identity_mark(folder) == mark:
@@ -109,12 +113,13 @@ class ShardStore(OnWorkers):
         bytes_max: int | None = None,
         create: bool = False,
         durable: bool = True,
+        map_bytes: int = MAP_BYTES,
     ) -> None:
         self.workers = workers
         self.bytes_max = bytes_max
         self.folder = folder
-        self._durable = durable
-        self._opened = _open(folder, create=create, durable=durable)
+        self._durable, self._map_bytes = durable, map_bytes
+        self._opened = _open(folder, create=create, durable=durable, map_bytes=map_bytes)
         self._before: list[_Opened] = []  # closed once nobody uses them any more
         self._swapping = threading.Lock()
         # One writer a process; between processes LMDB's own lock orders them.
@@ -185,9 +190,12 @@ class ShardStore(OnWorkers):
             if self._closed or self._retired or identity_mark(self.folder) == self._opened.mark:
                 return False
             self._before.append(self._opened)
-            self._opened = _open(self.folder, durable=self._durable)
+            self._opened = self._open_again()
             self._close_idle()
             return True
+
+    def _open_again(self) -> _Opened:
+        return _open(self.folder, durable=self._durable, map_bytes=self._map_bytes)
 
     def retire(self) -> None:
         """Let no further use begin: the shard has left the store. ``idle`` says when all have ended."""

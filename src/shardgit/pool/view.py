@@ -366,6 +366,13 @@ class PoolView:
             self._pieces[ref.id] = found
         return found
 
+    def _read_ahead(self, pieces: Sequence[BlockRef], root: bytes) -> None:
+        """Hold index pieces that will be wanted, read several at once where they are far."""
+        if len(pieces) > 1:
+            with self.blocks.prefetch([ref.id for ref in pieces if not ref.inline]):
+                for ref in pieces:
+                    self.piece(ref, root)
+
     def positions(self, ids: Sequence[ObjectId]) -> list[int]:
         """Return the pool position of each id, -1 where the pool has no such object."""
         out = [-1] * len(ids)
@@ -414,8 +421,10 @@ class PoolView:
                 if piece and firsts[piece] == ids[number][:8]:
                     by_piece[piece - 1].append(number)
         candidates: list[tuple[int, int]] = []
+        refs = {piece: run.index[piece][1] for piece in by_piece}
+        self._read_ahead([ref for ref in refs.values() if ref.id not in self._pieces], placed.root)
         for piece, which in by_piece.items():
-            data = self.piece(run.index[piece][1], placed.root)
+            data = self.piece(refs[piece], placed.root)
             found = array("q", bytes(8 * len(which)))
             _segment.index_find(data, flat, self.hash_kind.size, which, found)
             for number, local in zip(which, found, strict=True):
@@ -664,8 +673,10 @@ class PoolView:
         with self._lock:
             if self._graph is None:
                 graph = PoolGraph(int(self.hash_kind))
-                for run in self.runs:
-                    graph = self._with_run(graph, run)
+                pieces = (ref for run in self.runs for ref in run.record.graph)
+                with self.blocks.prefetch([ref.id for ref in pieces if not ref.inline]):
+                    for run in self.runs:
+                        graph = self._with_run(graph, run)
                 if graph.objects != self.objects:
                     raise BlockCorrupt(
                         "graph has another object count than the pool", block=self.id.hex()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import contextmanager
-from threading import Lock
-from typing import TYPE_CHECKING
+from threading import Condition, Lock, Thread
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -48,11 +50,12 @@ class GrpcPeers:
         self._channels: dict[str, grpc.Channel] = {}
         self._lock = Lock()
         self._closed = False
+        self._watch = _Watch(timeout_s)
 
     def get(
         self, node: int, ids: Sequence[BlockId], *, only_here: bool
     ) -> Iterator[tuple[BlockId, bytes | None]]:
-        """See Peers. A call of n blocks lasts TIMEOUT_S and a second for each MiB at most."""
+        """See Peers. It is ended when the node sends nothing for ``timeout_s``."""
         stub = self._stub(node)
         header = peer_pb2.GetBlocksRequest.Header(ring_epoch=self._nodes.epoch, only_here=only_here)
         requests = [peer_pb2.GetBlocksRequest(header=header)]
@@ -65,7 +68,7 @@ class GrpcPeers:
         with self._typed(node):
             call = stub.GetBlocks(iter(requests), timeout=self._deadline(len(ids) * BLOCK_BYTES))
             try:
-                for answer in call:
+                for answer in self._watch.answers(call):
                     for block, data in joining.take(ids_of(answer.ids), answer.sizes, answer.data):
                         if block != next(asked, None):
                             raise InvalidArgument("node gave what it was not asked for")
@@ -171,8 +174,60 @@ class GrpcPeers:
         with self._lock:
             self._closed = True
             channels, self._channels = list(self._channels.values()), {}
+        self._watch.close()
         for channel in channels:
             channel.close()
+
+
+class _Watch:
+    """Ends calls whose next answer does not come in time: gRPC itself bounds only a call as a whole."""
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s = most_s
+        self._waiting: dict[Any, float] = {}  # calls, and until when
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._sleeps = False  # until a call comes; else until the first is late, and those behind it are later still
+        self._closed = False
+
+    def answers(self, call: Any) -> Iterator[Any]:
+        """Return a call's answers; one that is late ends the call with CANCELLED."""
+        while True:
+            with self._changed:
+                if self._thread is None and not self._closed:
+                    self._thread = Thread(target=self._run, name="shardgit-peers", daemon=True)
+                    self._thread.start()
+                self._waiting[call] = time.monotonic() + self._most_s
+                if self._sleeps:
+                    self._changed.notify()
+            try:
+                answer = next(call, None)
+            finally:
+                with self._changed:
+                    del self._waiting[call]
+            if answer is None:
+                return
+            yield answer
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                late = [call for call, until in self._waiting.items() if until <= now]
+                for call in late:
+                    self._waiting[call] = math.inf
+                    call.cancel()
+                next_s = min(self._waiting.values(), default=math.inf) - now
+                self._sleeps = next_s == math.inf
+                self._changed.wait(None if self._sleeps else next_s)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
 
 def _unavailable(node: int, error: ShardgitError) -> Unavailable:
