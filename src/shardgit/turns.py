@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from shardgit.filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 
@@ -18,6 +19,10 @@ class Turn(Protocol):
     @property
     def held(self) -> bool:
         """Whether it is ours still."""
+        ...
+
+    def fence(self) -> AbstractContextManager[None]:
+        """Let what this thread commits in the block fail once the turn is another's."""
         ...
 
     def release(self) -> None:
@@ -39,13 +44,16 @@ class Turns(Protocol):
 
 @contextmanager
 def holding(turns: Turns, name: str) -> Iterator[bool]:
-    """Hold a turn, or give False when another has it."""
+    """Hold a turn, or give False when another has it. What this thread commits meanwhile is fenced."""
     turn = turns.try_take(name)
+    if turn is None:
+        yield False
+        return
     try:
-        yield turn is not None
+        with turn.fence():
+            yield True
     finally:
-        if turn is not None:
-            turn.release()
+        turn.release()
 
 
 class FileTurns:
@@ -101,6 +109,9 @@ class _FileTurn:
     @property
     def held(self) -> bool:
         return self._lock.held
+
+    def fence(self) -> AbstractContextManager[None]:
+        return nullcontext()  # the kernel lets nobody else have it before this process has died
 
     def release(self) -> None:
         if self._note is not None:

@@ -23,6 +23,7 @@ from shardgit.journal.committing import COMMIT_S, Committer
 from shardgit.journal.etcd_commit import Commit
 from shardgit.journal.etcd_rows import SPILLED_TABLES, EtcdKeys, Reference, decode_value
 from shardgit.journal.feeder import Feeder
+from shardgit.journal.fences import standing
 from shardgit.journal.freshness import ASK_S, Freshness
 from shardgit.journal.interface import check_commit, end_of
 from shardgit.journal.replica import Replica
@@ -62,22 +63,22 @@ class EtcdJournal:
         self._path = str(folder)
         self._closed = False
         self._lock = threading.Lock()
-        self._keys = EtcdKeys(prefix)
+        self.keys = EtcdKeys(prefix)
         with ExitStack() as made:
             self.etcd = Etcd(access)
             made.callback(self.etcd.close)
             self.cache = BundleCache(bundles, folder / "bundles")
             self._replica = Replica(folder / "replica", self.cache)
             made.callback(self._replica.close)
-            self._feeder = Feeder(self.etcd, self._keys, self._replica, folder / "replica")
+            self._feeder = Feeder(self.etcd, self.keys, self._replica, folder / "replica")
             self._feeder.begin()
             made.callback(self._feeder.close)
             self._await_replica(open_s)
             self._freshness = Freshness(self._ask, self._replica, timeout_s=FRESH_S)
             made.callback(self._freshness.close)
-            slots = Slots(self.etcd, self._keys)
+            slots = Slots(self.etcd, self.keys)
             made.callback(slots.close)
-            self._committer = Committer(self.etcd, self._keys, self._replica, slots, bundles)
+            self._committer = Committer(self.etcd, self.keys, self._replica, slots, bundles)
             made.callback(self._committer.close)
             self._made = made.pop_all()
 
@@ -89,7 +90,7 @@ class EtcdJournal:
             clock.sleep(0.01)
 
     def _ask(self) -> int:
-        found = self.etcd.range(pb.RangeRequest(key=self._keys.head), timeout_s=ASK_S)
+        found = self.etcd.range(pb.RangeRequest(key=self.keys.head), timeout_s=ASK_S)
         return found.kvs[0].mod_revision if found.kvs else 0
 
     def _check_open(self) -> None:
@@ -158,7 +159,9 @@ class EtcdJournal:
         """
         check_commit(conditions, operations)
         self._check_open()
-        self._committer.submit(Commit(conditions, operations, answer, clock.monotonic() + COMMIT_S))
+        fences = standing()
+        every = (*conditions, *fences) if fences else conditions
+        self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
 
     def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
         """See Journal."""

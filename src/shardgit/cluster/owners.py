@@ -1,0 +1,113 @@
+"""Turns of a cluster: a row names the session that has it, and its revision is the fencing token.
+
+What an owner commits compares that row, so that one who lost its turn without knowing commits nothing any more: no
+clock and no lease is trusted for that.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from shardgit.cluster.records import NOTE_MAX_BYTES, OwnerRecord, owner_key, session_key
+from shardgit.errors import Conflict, LimitExceeded, ShardgitError
+from shardgit.journal.fences import fenced
+from shardgit.journal.interface import Compare, Delete, Put
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.cluster.session import Session
+    from shardgit.journal.interface import Condition, Journal
+    from shardgit.turns import Turn
+
+
+class Owners:
+    """See Turns. Errors: Unavailable when etcd does not answer, or has not heard of this process for too long."""
+
+    def __init__(self, journal: Journal, session: Session) -> None:
+        self._journal = journal
+        self._session = session
+        self._left: dict[
+            str, int
+        ] = {}  # turns of ours that etcd was not told the end of: their rows' revisions
+        self._lock = Lock()
+
+    def try_take(self, name: str, *, note: bytes = b"") -> Turn | None:
+        """See Turns. The turn of a session that has ended is free; etcd decides between two who take it."""
+        if len(note) > NOTE_MAX_BYTES:
+            raise LimitExceeded("note of a turn is too long", bytes=len(note), limit=NOTE_MAX_BYTES)
+        mine = self._session.now()
+        key = owner_key(name)
+        with self._journal.snapshot() as snapshot:
+            row = snapshot.get(key)
+            conditions: list[Condition] = [
+                Compare(session_key(mine.id), mine.revision),
+                Compare(key, row.revision if row is not None else 0),
+            ]
+            if row is not None and row.revision != self._left.get(name):
+                other = session_key(OwnerRecord.decode(row.value).session)
+                if snapshot.get(other) is not None:
+                    return None
+                conditions.append(Compare(other, 0))
+        try:
+            # commit point: before it the turn is whose it was, after it ours.
+            revision = self._journal.commit_sync(
+                conditions, [Put(key, OwnerRecord(mine.id, note).encode())]
+            )
+        except Conflict:
+            return None
+        with self._lock:
+            self._left.pop(name, None)
+        return _Owned(self, name, mine.id, revision)
+
+    def note_of(self, name: str) -> bytes | None:
+        """See Turns."""
+        with self._journal.snapshot() as snapshot:
+            row = snapshot.get(owner_key(name))
+            if row is None or row.revision == self._left.get(name):
+                return None
+            record = OwnerRecord.decode(row.value)
+            return record.note if snapshot.get(session_key(record.session)) is not None else None
+
+    def is_alive(self, session: bytes) -> bool:
+        """Say whether this process still has a session."""
+        return self._session.is_alive(session)
+
+    def give_back(self, name: str, revision: int) -> None:
+        """End a turn of ours."""
+        key = owner_key(name)
+        with self._lock:
+            self._left[name] = revision
+        try:
+            self._journal.commit_sync([Compare(key, revision)], [Delete(key)])
+        except Conflict:
+            pass  # lost already, or another has it
+        except ShardgitError:
+            return  # we know that it is free; others when the session ends
+        with self._lock:
+            self._left.pop(name, None)
+
+
+class _Owned:
+    def __init__(self, owners: Owners, name: str, session: bytes, revision: int) -> None:
+        self._owners = owners
+        self._name = name
+        self._session = session
+        self._revision = revision
+        self._released = False
+
+    @property
+    def held(self) -> bool:
+        return not self._released and self._owners.is_alive(self._session)
+
+    @contextmanager
+    def fence(self) -> Iterator[None]:
+        with fenced(Compare(owner_key(self._name), self._revision)):
+            yield
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._owners.give_back(self._name, self._revision)
