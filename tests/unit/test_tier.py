@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -295,6 +297,56 @@ def test_a_second_process_finds_what_the_first_has_put_and_begun(tmp_path: Path)
         process.stdin.close()
         assert process.wait(30) == 0
     assert len(list(tmp_path.glob("g-*"))) == GENERATIONS
+    workers.close()
+    part.close()
+
+
+WRITER = """
+import random, sys
+from pathlib import Path
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
+from shardgit.blocks.generations import Generations
+from shardgit.oid import HashKind, PoolId
+from shardgit.workers import Workers
+
+chance, workers = random.Random(int(sys.argv[2])), Workers(1)
+part = Generations(Path(sys.argv[1]), workers, bytes_max=8 << 20)
+hits = 0
+for _ in range(150):
+    size = chance.randrange(100, 150_000)
+    head = new_header(BlockKind.SEGMENT, HashKind.SHA1, PoolId(b"p" * 16), size)
+    data = head + chance.randbytes(size - HEADER_SIZE)
+    part.put([(block_id(data), data)])
+    found = part.use(block_id(data), bytes)
+    if found is not None:  # unless the others have written 7 MiB meanwhile
+        assert found.result == data
+        hits += 1
+assert hits
+workers.close()
+part.close()
+"""
+
+
+def test_processes_that_write_at_once_and_die_leave_what_others_can_use(tmp_path: Path) -> None:
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), str(seed)],
+            env={**os.environ, "SHARDGIT_FAULT": fault} if fault else None,
+        )
+        for seed, fault in enumerate(["", "", "shard.before_put:40", "shard.after_put:70"])
+    ]
+    codes = [process.wait(120) for process in begun]
+    assert codes == [0, 0, -signal.SIGKILL, -signal.SIGKILL]
+    used = sum(file.stat().st_size for file in tmp_path.glob("g-*/*"))
+    assert used <= 8 * MIB + len(begun) * 150_000 + GENERATIONS * MIB // 8
+    workers = Workers(1)
+    part = Generations(tmp_path, workers, bytes_max=8 * MIB)
+    there = dict(part.scan())
+    assert there
+    for block, size in there.items():
+        found = part.use(block, bytes)
+        assert found is not None
+        assert len(found.result) == size
     workers.close()
     part.close()
 

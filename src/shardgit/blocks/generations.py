@@ -137,14 +137,23 @@ class Generations:
 
     def _drop_unsafe(self) -> None:
         """Drop what a crash of the machine, or of a process that made a generation, has left."""
-        shutil.rmtree(self.folder / MAKING / "new", ignore_errors=True)
+        for left in (self.folder / MAKING).iterdir():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
         boot = _boot()
         mark = self.folder / BOOT
         if not mark.exists() or mark.read_text("ascii", "replace") != boot:
             for path in self._paths():
                 if not (path / SEALED).exists():
-                    shutil.rmtree(path, ignore_errors=True)
+                    self._remove(path)
             write_durably(mark, boot)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a generation, in one step for who opens it: never its lock file without its data."""
+        target = self.folder / MAKING / f"{path.name}-{os.urandom(4).hex()}"
+        with suppress(OSError):
+            path.rename(target)
+            shutil.rmtree(target, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -166,7 +175,10 @@ class Generations:
             now: list[_Generation] = []
             for path in self._paths():
                 number = int(path.name[2:], 16)
-                inode = path.stat().st_ino
+                try:
+                    inode = path.stat().st_ino
+                except FileNotFoundError:
+                    continue  # another process drops it
                 one = before.pop((number, inode), None)
                 if one is None:
                     try:
@@ -177,7 +189,10 @@ class Generations:
                     except DataLoss:
                         if (path / "data.mdb").exists():  # else another process drops it
                             telemetry.TIER_DROPS.labels("damaged").inc()
-                        shutil.rmtree(path, ignore_errors=True)
+                        self._remove(path)
+                        continue
+                    except (OSError, ShardgitError):
+                        mark = 0  # it is being dropped, or will open later
                         continue
                 now.append(one)
             changed = tuple(now) != self._open
@@ -218,7 +233,9 @@ class Generations:
             run = _Run(job)
             try:
                 found = one.store.use(block, run)
-            except ShardMissing:
+            except (ShardMissing, FileNotFoundError):
+                if run.has_failed:
+                    raise
                 continue  # dropped this moment
             except (ShardgitError, OSError) as error:
                 if run.has_failed or isinstance(error, Internal):
@@ -243,7 +260,7 @@ class Generations:
                     telemetry.TIER_DROPS.labels("damaged").inc()
                     self._open = tuple(other for other in self._open if other is not one)
                     self._retire(one)
-                    shutil.rmtree(one.store.folder, ignore_errors=True)
+                    self._remove(one.store.folder)
 
     def recheck(self, block: BlockId) -> bool:
         """Look whether a block's bytes are what they were, and drop them if not; says whether any were dropped."""
@@ -326,8 +343,8 @@ class Generations:
                 if newest is not None and self._has_room(newest, need):
                     newest.store.put_verified_sync([(block, data)])
                     return
-            except ShardMissing:
-                continue
+            except (ShardMissing, FileNotFoundError):
+                continue  # dropped by another process
             except StorageFull:
                 if is_full or not self._drop_oldest(keep=1):
                     raise
@@ -355,7 +372,7 @@ class Generations:
                     (making / "new").rename(self.folder / f"g-{behind + 1:016x}")
                     for path in self._paths()[GENERATIONS:]:
                         telemetry.TIER_DROPS.labels("oldest").inc()
-                        shutil.rmtree(path, ignore_errors=True)
+                        self._remove(path)
             self._refresh()
         self.workers.later(("seal", str(self.folder)), self.look_around)
 
@@ -365,19 +382,22 @@ class Generations:
             if len(paths) <= keep:
                 return False
             telemetry.TIER_DROPS.labels("no_space").inc()
-            shutil.rmtree(paths[-1], ignore_errors=True)
+            self._remove(paths[-1])
             self._refresh()
             self._leaving = [store for store in self._leaving if not store.idle()]
             return True
 
     def _seal(self) -> None:
         """Make durable the generations that are written to no more."""
-        for one in self._open[1:]:
-            mark = one.store.folder / SEALED
-            if not mark.exists():
-                with suppress(ShardMissing):
-                    one.store.sync()
-                    write_durably(mark, "")
+        with holding(self.folder / MAKING / "seal") as held:
+            if not held:
+                return  # another process does it
+            for one in self._open[1:]:
+                mark = one.store.folder / SEALED
+                if not mark.exists():
+                    with suppress(ShardMissing, FileNotFoundError):
+                        one.store.sync()
+                        write_durably(mark, "")
 
     def carry(self, block: BlockId) -> None:
         """Bring a block of an old generation to the newest, soon."""
@@ -431,6 +451,8 @@ class _Tried:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, FileNotFoundError):
+            return True  # another process dropped what we looked at
         if isinstance(error, OSError | ShardgitError):
             self._part.leave_alone(self._what, error)
             return True
