@@ -235,6 +235,8 @@ class Feeder:
         try:
             while True:
                 found = self._next(watching)
+                if self._closed.is_set():  # also when the watch was begun too late to be ended
+                    return
                 if self._status.damaged == generation:
                     raise JournalCorrupt("replica is damaged", generation=generation)
                 if isinstance(found, WatchEnded):
@@ -245,8 +247,6 @@ class Feeder:
                 self._drop_retired()
         finally:
             watching.end()
-        if self._closed.is_set():
-            return
         if found.compacted:
             raise HistoryGone("history of etcd is gone", watched=self._state.watched)
         telemetry.log().info("watch_ended", cause=found.cause, member=watching.member.target)
