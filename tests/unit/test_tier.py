@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from shardgit import faultpoints
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.blocks.frequency import COUNT_MAX, Sketch
-from shardgit.blocks.generations import AWAY_S, BOOT, GENERATIONS, SEALED, Generations
+from shardgit.blocks.generation_folder import BOOT, SEALED
+from shardgit.blocks.generations import AWAY_S, GENERATIONS, Generations
 from shardgit.blocks.tier import FOREIGN, OWNED, Tier
 from shardgit.clock import replaced
 from shardgit.errors import MalformedPack

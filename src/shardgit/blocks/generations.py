@@ -1,29 +1,20 @@
 """A bounded cache of blocks in one folder: LMDB environments in a row, the oldest dropped whole.
 
-    boot                 the boot of the machine under which this was written
-    g-<16 hex>/          a generation: data.mdb, lock.mdb; blocks go to the highest
-    g-<16 hex>/sealed    its bytes are durable: it outlives a crash of the machine
-    making/              generations that are being made, and the lock of who does
-
 Deleting single blocks from one large environment would leave holes that large blocks do not fit in, and a file that
 never shrinks. Here nothing is deleted to make room but whole files.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shardgit import clock, telemetry
-from shardgit.blocks.identity import fsync, write_durably
+from shardgit.blocks.generation_folder import GenerationFolder
 from shardgit.blocks.shard import ShardStore
 from shardgit.errors import (
     BlockCorrupt,
@@ -34,11 +25,11 @@ from shardgit.errors import (
     StorageFull,
     Unavailable,
 )
-from shardgit.filelock import holding
-from shardgit.lmdbenv import LOCK_FILE_BYTES, PAGE_BYTES, Environment
+from shardgit.lmdbenv import LOCK_FILE_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from shardgit.oid import BlockId
     from shardgit.workers import Workers
@@ -49,13 +40,10 @@ CARRIED = 2  # of so many oldest generations a block that is read goes on to the
 TRIES = 8
 CARRIES_WAITING_MAX = 64
 MAP_LEAST_BYTES = 64 << 20
-MAKING_WAIT_S = 5.0
 TICK_NS = 50_000_000  # times of files are some milliseconds coarse
 AWAY_S = 5.0  # how long a folder that failed is left alone
 # Beside the blocks' own pages: the tree's, and those that two transactions before have left.
 TREE_BYTES = 64 << 10
-SEALED, BOOT, MAKING = "sealed", "boot", "making"
-_NAME = re.compile("g-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +78,7 @@ class Generations:
         # Not LMDB's usual TiB: a process has 128 TiB of addresses, for all generations of all disks.
         pages = 4 * max(bytes_max // GENERATIONS, MAP_LEAST_BYTES) // PAGE_BYTES
         self._map_bytes = pages * PAGE_BYTES
+        self._files = GenerationFolder(folder, most=GENERATIONS, map_bytes=self._map_bytes)
         self._open: tuple[_Generation, ...] = ()  # newest first
         self._mark = 0
         self._leaving: list[ShardStore] = []
@@ -98,7 +87,7 @@ class Generations:
         self._away_until = 0.0
         self._closed = False
         with self._tried("open"):
-            self._set_up()
+            self._files.set_up()
             self._refresh()
 
     def _tried(self, what: str) -> _Tried:
@@ -116,56 +105,13 @@ class Generations:
             )
         self._away_until = clock.monotonic() + AWAY_S
 
-    @contextmanager
-    def _making(self) -> Iterator[Path]:
-        """Hold the lock of who makes and drops generations. Errors: Unavailable, after MAKING_WAIT_S."""
-        folder = self.folder / MAKING
-        folder.mkdir(parents=True, exist_ok=True)
-        end = clock.monotonic() + MAKING_WAIT_S
-        while True:
-            with holding(folder / "lock") as held:
-                if held:
-                    yield folder
-                    return
-            if clock.monotonic() > end:
-                raise Unavailable("generations are locked for too long", path=str(self.folder))
-            clock.sleep(0.005)
-
-    def _set_up(self) -> None:
-        with self._making():
-            self._drop_unsafe()
-
-    def _drop_unsafe(self) -> None:
-        """Drop what a crash of the machine, or of a process that made a generation, has left."""
-        for left in (self.folder / MAKING).iterdir():
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-        boot = _boot()
-        mark = self.folder / BOOT
-        if not mark.exists() or mark.read_text("ascii", "replace") != boot:
-            for path in self._paths():
-                if not (path / SEALED).exists():
-                    self._remove(path)
-            write_durably(mark, boot)
-
-    def _remove(self, path: Path) -> None:
-        """Remove a generation, in one step for who opens it: never its lock file without its data."""
-        target = self.folder / MAKING / f"{path.name}-{os.urandom(4).hex()}"
-        with suppress(OSError):
-            path.rename(target)
-            shutil.rmtree(target, ignore_errors=True)
-
-    def _paths(self) -> list[Path]:
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, reverse=True)
-
     # ---- who is here ----
 
     def _refresh(self) -> bool:
         """Take over generations that came and went; says whether any did."""
         with self._lock:
             if not self.folder.exists():
-                self._set_up()  # taken away under us
+                self._files.set_up()  # taken away under us
             mark = self.folder.stat().st_mtime_ns
             if mark == self._mark or self._closed:
                 return False
@@ -173,8 +119,8 @@ class Generations:
                 mark = 0  # another change in the same tick would have the same time
             before = {(one.number, one.inode): one for one in self._open}
             now: list[_Generation] = []
-            for path in self._paths():
-                number = int(path.name[2:], 16)
+            for path in self._files.paths():
+                number = self._files.number_of(path)
                 try:
                     inode = path.stat().st_ino
                 except FileNotFoundError:
@@ -189,7 +135,7 @@ class Generations:
                     except DataLoss:
                         if (path / "data.mdb").exists():  # else another process drops it
                             telemetry.TIER_DROPS.labels("damaged").inc()
-                        self._remove(path)
+                        self._files.remove(path)
                         continue
                     except (OSError, ShardgitError):
                         mark = 0  # it is being dropped, or will open later
@@ -211,7 +157,7 @@ class Generations:
         """Do what gives a disk its bytes back under an idle process; makes durable what is not written any more."""
         with self._tried("look around"):
             self._refresh()
-            self._seal()
+            self._files.seal([one.store for one in self._open[1:]])
         with self._lock:
             self._leaving = [store for store in self._leaving if not store.idle()]
 
@@ -260,7 +206,7 @@ class Generations:
                     telemetry.TIER_DROPS.labels("damaged").inc()
                     self._open = tuple(other for other in self._open if other is not one)
                     self._retire(one)
-                    self._remove(one.store.folder)
+                    self._files.remove(one.store.folder)
 
     def recheck(self, block: BlockId) -> bool:
         """Look whether a block's bytes are what they were, and drop them if not; says whether any were dropped."""
@@ -310,13 +256,7 @@ class Generations:
 
     def bytes_used(self) -> int:
         """Return the bytes of all files."""
-        total = 0
-        with suppress(OSError):
-            for path in self._paths():
-                for file in path.iterdir():
-                    with suppress(OSError):
-                        total += file.stat().st_size
-        return total
+        return self._files.bytes_used()
 
     # ---- writing ----
 
@@ -363,41 +303,20 @@ class Generations:
     def _begin_one(self, behind: int) -> None:
         """Begin a generation behind that one, unless another process just has; drop the oldest."""
         with self._lock:
-            with self._making() as making:
-                paths = self._paths()
-                newest = int(paths[0].name[2:], 16) if paths else -1
-                if newest <= behind:
-                    shutil.rmtree(making / "new", ignore_errors=True)
-                    Environment(making / "new", create=True, map_bytes=self._map_bytes).close()
-                    (making / "new").rename(self.folder / f"g-{behind + 1:016x}")
-                    for path in self._paths()[GENERATIONS:]:
-                        telemetry.TIER_DROPS.labels("oldest").inc()
-                        self._remove(path)
+            self._files.begin(behind)
             self._refresh()
         self.workers.later(("seal", str(self.folder)), self.look_around)
 
     def _drop_oldest(self, *, keep: int) -> bool:
         with self._lock:
-            paths = self._paths()
+            paths = self._files.paths()
             if len(paths) <= keep:
                 return False
             telemetry.TIER_DROPS.labels("no_space").inc()
-            self._remove(paths[-1])
+            self._files.remove(paths[-1])
             self._refresh()
             self._leaving = [store for store in self._leaving if not store.idle()]
             return True
-
-    def _seal(self) -> None:
-        """Make durable the generations that are written to no more."""
-        with holding(self.folder / MAKING / "seal") as held:
-            if not held:
-                return  # another process does it
-            for one in self._open[1:]:
-                mark = one.store.folder / SEALED
-                if not mark.exists():
-                    with suppress(ShardMissing, FileNotFoundError):
-                        one.store.sync()
-                        write_durably(mark, "")
 
     def carry(self, block: BlockId) -> None:
         """Bring a block of an old generation to the newest, soon."""
@@ -423,10 +342,7 @@ class Generations:
             here = one.store.has_many_sync(ids)
             gone = [block for block, is_here in zip(ids, here, strict=True) if is_here]
             if gone:
-                # What is written behind its seal is not durable: after a crash it would be damaged, and believed.
-                with suppress(FileNotFoundError):
-                    (one.store.folder / SEALED).unlink()
-                    fsync(one.store.folder)
+                self._files.unseal(one.store)
                 one.store.delete_many_sync(gone)
 
     def close(self) -> None:
@@ -473,9 +389,3 @@ class _Run(Generic[T]):
         result = self.job(view)
         self.has_failed = False
         return (result,)
-
-
-def _boot() -> str:
-    """Return what tells this boot of the machine from others."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text("ascii").strip() if file.exists() else os.uname().nodename
