@@ -61,6 +61,11 @@ def faults(etcds: Etcds, etcd: Etcd, links: list[Link]) -> list[Fault]:
         for link in links:
             link.mend()
 
+    def lose() -> None:  # requests had passed: whoever waits cannot know what became of them
+        for link in links:
+            link.cut()
+        mend()
+
     def each(how: str) -> None:
         for link in links:
             if how == "cut":
@@ -73,6 +78,8 @@ def faults(etcds: Etcds, etcd: Etcd, links: list[Link]) -> list[Fault]:
         Called("leader stopped", lambda: leaders.send(signal.SIGSTOP), leaders.go_on),
         Called("node cut off", lambda: each("cut"), mend),
         Called("answers held up", lambda: each("answers"), mend),
+        Called("answers lost", lambda: each("answers"), lose),
+        Called("answers lost", lambda: each("answers"), lose),
         Called("all held up", lambda: each("both"), mend),
     ]
 
