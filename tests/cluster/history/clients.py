@@ -226,14 +226,14 @@ class _Client:
             shardgit.aio.RefUpdate(name.encode(), _oid(old.value), _oid(new.value))
             for name, old, new in zip(names, expects, puts, strict=True)
         ]
-        call = self.recorder.call(self.number)
+        call = self.recorder.call(self.number, expects, puts)
         try:
             async with asyncio.timeout(OPERATION_S):
                 await self.links[target.grpc].repo(place.repository).update_refs(updates)
         except (ShardgitError, TimeoutError) as error:
-            self._ended(call, told(error), expects, puts)
+            self._ended(call, told(error))
         else:
-            self._ended(call, Told.DONE, expects, puts)
+            self._ended(call, Told.DONE)
 
     async def push(
         self,
@@ -250,10 +250,9 @@ class _Client:
         words.append(f"http://{target.http}/{place.repository}.git")
         for name, new in zip(names, puts, strict=True):
             words.append(f"{new.value.hex() if new.value else ''}:{name}")
-        call = self.recorder.call(self.number)
+        call = self.recorder.call(self.number, expects, puts)
         done = await _git(place.folder, *words)
-        ended = Told.UNKNOWN if done is None else told_by_git(done.code, done.text)
-        self._ended(call, ended, expects, puts)
+        self._ended(call, Told.UNKNOWN if done is None else told_by_git(done.code, done.text))
 
     def _change(
         self, place: Place, names: Sequence[str], *, delete: bool
@@ -268,16 +267,16 @@ class _Client:
             return [], []
         return expects, [Touch(key, value) for key, value in zip(keys, fresh, strict=True)]
 
-    def _ended(self, call: Call, ended: Told, expects: list[Touch], puts: list[Touch]) -> None:
+    def _ended(self, call: Call, ended: Told) -> None:
         if ended is Told.DONE:
-            self.seen.update((touch.ref, touch.value) for touch in puts)
-            call.done(expects, puts)
+            self.seen.update((touch.ref, touch.value) for touch in call.puts)
+            call.done()
         elif ended is Told.CONFLICT:
-            for touch in expects:  # it saw something else, which is to be read again
+            for touch in call.expects:  # it saw something else, which is to be read again
                 self.seen.pop(touch.ref, None)
-            call.conflict(expects, puts)
+            call.conflict()
         elif ended is Told.UNKNOWN:
-            call.unknown(expects, puts)
+            call.unknown()
         else:
             call.void("not done")
 

@@ -30,10 +30,13 @@ PAUSE_S = 0.004
 class RowClients:
     """Threads that read and compare-and-set rows until ``stop``."""
 
-    def __init__(self, journals: Sequence[Journal], recorder: Recorder, seed: int) -> None:
+    def __init__(
+        self, journals: Sequence[Journal], recorder: Recorder, seed: int, *, first: int = 0
+    ) -> None:
         self.journals = journals
         self.recorder = recorder
         self.seed = seed
+        self.first = first  # client's number
         self.errors: list[Exception] = []
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -41,7 +44,7 @@ class RowClients:
     def start(self, count: int) -> None:
         """Begin."""
         self._threads = [
-            threading.Thread(target=self._run, args=(number,), name=f"client-{number}")
+            threading.Thread(target=self._run, args=(self.first + number,))
             for number in range(count)
         ]
         for thread in self._threads:
@@ -116,37 +119,34 @@ class _Client:
             fresh = self.dice.randbytes(self.dice.randrange(20, SIZE_MAX_BYTES))
             operations.append(Delete(key) if delete else Put(key, fresh))
             puts.append(Touch(key.decode(), None if delete else _value(fresh)))
-        call = self.recorder.call(self.number)
-        revision = self._commit(journal, call, (conditions, operations), (expects, puts))
+        call = self.recorder.call(self.number, expects, puts)
+        revision = _commit(journal, call, conditions, operations)
         for key, put in zip(keys, puts, strict=True):
             if revision:
                 self.seen[key] = (put.value, 0 if delete else revision)
             else:
                 self.seen.pop(key, None)
 
-    def _commit(
-        self,
-        journal: Journal,
-        call: Call,
-        steps: tuple[Sequence[Compare], Sequence[Operation]],
-        touches: tuple[Sequence[Touch], Sequence[Touch]],
-    ) -> int:
-        """Commit and take down how it ended; 0 when it was not done, or nobody knows."""
-        try:
-            revision = journal.commit_sync(*steps)
-        except Conflict:
-            call.conflict(*touches)
-        except OutcomeUnknown:
-            call.unknown(*touches)
-        except Unavailable:
-            call.void("not done")  # and it never will be: else it would have been OutcomeUnknown
-        else:
-            call.done(*touches)
-            return revision
-        return 0
-
     def _expects(self, keys: Sequence[bytes]) -> list[Touch]:
         return [Touch(key.decode(), self.seen[key][0]) for key in keys]
+
+
+def _commit(
+    journal: Journal, call: Call, conditions: Sequence[Compare], operations: Sequence[Operation]
+) -> int:
+    """Commit and take down how it ended; 0 when it was not done, or nobody knows."""
+    try:
+        revision = journal.commit_sync(conditions, operations)
+    except Conflict:
+        call.conflict()
+    except OutcomeUnknown:
+        call.unknown()
+    except Unavailable:
+        call.void("not done")  # and it never will be: else it would have been OutcomeUnknown
+    else:
+        call.done()
+        return revision
+    return 0
 
 
 def _value(data: bytes) -> bytes:
