@@ -17,6 +17,7 @@
     |   +-- ObjectMissing
     |   +-- PathMissing
     |   +-- ShardMissing
+    |   +-- NodeMissing
     |   +-- KeyMissing                  a public key
     |   +-- LfsObjectMissing
     |   +-- LfsOff                    the repository's settings turn Git LFS off
@@ -152,6 +153,10 @@ class PathMissing(NotFound):
 
 class ShardMissing(NotFound):
     """The store has no such shard."""
+
+
+class NodeMissing(NotFound):
+    """The cluster has no such node."""
 
 
 class KeyMissing(NotFound):

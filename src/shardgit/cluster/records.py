@@ -10,7 +10,7 @@ from shardgit.errors import JournalCorrupt, StoreFormatUnknown
 VERSION = 1
 SESSION_BYTES = 16
 NOTE_MAX_BYTES = 64 << 10
-_SESSIONS, _OWNERS = b"Ys", b"Yo"
+SESSIONS, _OWNERS = b"Ys", b"Yo"
 _SESSION = struct.Struct("<BBHIQ")
 _OWNER = struct.Struct("<B3xI16s")
 
@@ -61,7 +61,7 @@ class OwnerRecord:
 
 def session_key(session: bytes) -> bytes:
     """Return the key of a session."""
-    return _SESSIONS + session
+    return SESSIONS + session
 
 
 def owner_key(name: str) -> bytes:
