@@ -113,7 +113,7 @@ class GenerationFolder:
                         write_durably(mark, "")
 
     def unseal(self, store: ShardStore) -> None:
-        """Note that a generation is written to: what is behind a seal is not durable, and would be believed after a crash."""
+        """Note that a generation is written to: behind its seal that would be believed after a crash."""
         with suppress(FileNotFoundError):
             (store.folder / SEALED).unlink()
             fsync(store.folder)
