@@ -31,6 +31,21 @@ def binary(name: str = "etcd") -> str | None:
     return shutil.which(name, path=":".join([*filter(None, folders), os.environ["PATH"]]))
 
 
+def turn_on_passwords(etcds: Etcds) -> Access:
+    """Make root:secret the only one that may use etcd; returns how it does."""
+    program = binary("etcdctl")
+    assert program is not None
+    for words in (
+        ("user", "add", "root:secret"),
+        ("user", "grant-role", "root", "root"),
+        ("auth", "enable"),
+    ):
+        command = [program, "--endpoints", etcds.endpoints[0], *words]
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+    return Access(etcds.endpoints, user="root", password="secret")
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody has now."""
     with ExitStack() as opened:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster.etcds import Etcds, binary, free_ports, running
+from cluster.etcds import Etcds, binary, free_ports, running, turn_on_passwords
 
 from shardgit.errors import (
     HistoryGone,
@@ -159,20 +159,10 @@ def test_reads_go_round_a_member_that_stands_and_one_that_is_gone(tmp_path: Path
 
 
 def test_a_name_and_its_password_are_asked_for_once(tmp_path: Path) -> None:
-    program = binary("etcdctl")
-    if program is None:
+    if binary("etcdctl") is None:
         pytest.skip("etcdctl is not there")
     with running(tmp_path, count=1) as etcds:
-
-        def ctl(*words: str) -> None:
-            environment = {**os.environ, "ETCDCTL_API": "3"}
-            command = [program, "--endpoints", etcds.endpoints[0], *words]
-            subprocess.run(command, check=True, capture_output=True, env=environment)
-
-        ctl("user", "add", "root:secret")
-        ctl("user", "grant-role", "root", "root")
-        ctl("auth", "enable")
-        known = Etcd(Access(etcds.endpoints, user="root", password="secret"))
+        known = Etcd(turn_on_passwords(etcds))
         unknown = Etcd(Access(etcds.endpoints, user="root", password="wrong"))
         nobody = Etcd(etcds.access())
         try:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster.etcds import binary, running
+from cluster.etcds import binary, running, turn_on_passwords
 from cluster.links import Link
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -535,6 +535,20 @@ def test_a_commit_that_is_held_up_is_cancelled_and_sent_anew(nodes: Node, etcds:
     last = one.commit_sync([Compare(b"k", revision)], [Put(b"k", b"3")])
     other.fresh_sync()
     assert all_of(other) == [Row(b"k", b"3", last)]
+
+
+def test_members_that_forget_their_tokens_give_new_ones(tmp_path: Path) -> None:
+    if binary("etcdctl") is None:
+        pytest.skip("etcdctl is not there")
+    with running(tmp_path / "etcd", count=1) as etcds:
+        nodes = Node(tmp_path, turn_on_passwords(etcds))
+        with nodes.opened:
+            one, other = nodes.open("a"), nodes.open("b")
+            one.commit_sync([], [Put(b"k", b"1")])
+            etcds.members[0].signal(signal.SIGKILL)
+            etcds.start()
+            one.commit_sync([], [Put(b"k", b"2")])
+            until(lambda: get(other, b"k") == b"2")  # which has asked for nothing meanwhile
 
 
 def test_a_full_etcd_says_so_and_what_it_took_is_there(tmp_path: Path) -> None:

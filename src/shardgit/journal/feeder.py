@@ -250,6 +250,9 @@ class Feeder:
         if found.compacted:
             raise HistoryGone("history of etcd is gone", watched=self._state.watched)
         telemetry.log().info("watch_ended", cause=found.cause, member=watching.member.target)
+        watching.member.token = (
+            ""  # a member that was started anew knows none, and a watch is not told so
+        )
         self._etcd.turn(watching.member)
         self._closed.wait(PAUSE_S)
 
