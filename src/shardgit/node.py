@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from shardgit.backup.cut import Cut
     from shardgit.backup.target import Target
+    from shardgit.journal.interface import Journal
     from shardgit.operate.operation import Control
     from shardgit.service.events import Events
     from shardgit.service.hooks import HookPolicy
@@ -234,7 +235,7 @@ def equip_hooks(store: Store, policy: HookPolicy) -> Events:
 class JournalRings:
     """The rings of a store's journal, for its blocks; see RingSource."""
 
-    def __init__(self, journal: LmdbJournal, folder: Path, workers: Workers) -> None:
+    def __init__(self, journal: Journal, folder: Path, workers: Workers) -> None:
         self._journal = journal
         self._folder = folder
         self._workers = workers

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 from listening import listening
@@ -68,12 +68,12 @@ class Nodes:
         if is_new:
             journal.commit_sync([], [Put(row.key, row.value) for row in self.rows])
         workers = Workers(2)
-        rings = JournalRings(cast("Any", journal), self.folder / "data", workers)
+        rings = JournalRings(journal, self.folder / "data", workers)
         revision, ring = rings.now()
         shards: dict[int, ShardStore] = {ring.shards[0].number: self.shard}
         blocks = RoutedStore(ring, shards, workers, source=rings, revision=revision)
         store = Store(
-            journal=cast("Any", journal),
+            journal=journal,
             blocks=blocks,
             refs=RefTable(blocks),
             workers=workers,

@@ -47,6 +47,7 @@ from shardgit.backup.target import Target
 from shardgit.backup.verify import verify_backups
 from shardgit.errors import BackupMissing, Conflict, ShardgitError
 from shardgit.faultpoints import Fault, Faults
+from shardgit.journal.lmdb import LmdbJournal
 from shardgit.limits import Limits
 from shardgit.lmdbenv import PAGE_BYTES
 from shardgit.node import create_store, open_store, restore_store
@@ -781,6 +782,7 @@ def _starve(folder: Path, dice: random.Random) -> None:
 
 def _fill_map(store: Store, dice: random.Random) -> None:
     """Let the journal or a shard have little more room in its map than it takes."""
+    assert isinstance(store.journal, LmdbJournal)
     environments = [store.journal._environment]
     environments += [shard._environment for shard in store.blocks.shards.values()]
     environment = dice.choice(environments)

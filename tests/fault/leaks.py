@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gcing import AT_ONCE, assert_no_leak
 
 from shardgit.journal.interface import Delete, DeleteRange, Put, end_of
+from shardgit.journal.lmdb import LmdbJournal
 from shardgit.journal.pins import PINS
 from shardgit.operate.gc import gc
 from shardgit.operate.operation import silent_control
@@ -52,6 +53,7 @@ def check_no_leak(store: Store) -> int:
     for shard in store.blocks.shards.values():
         _pages(shard.folder)
     free = _pages(store.scratch.parent / "journal")
+    assert isinstance(store.journal, LmdbJournal)
     _, before = store.journal.stats()
     if free > SPARE_PAGES:
         for number in range(COMMITS):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from shardgit.errors import InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 OPERATIONS_MAX = (
@@ -149,6 +149,33 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Finish the commits that wait; every later call is Unavailable."""
+        ...
+
+
+class StoreJournal(Journal, Protocol):
+    """What a store's services want of a journal besides."""
+
+    def begin(self) -> None:
+        """Begin the threads that commit now: else they have the priority of whoever commits first, for ever."""
+        ...
+
+    def commit_soon(
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[Operation],
+        answer: Callable[[int | BaseException], None],
+    ) -> None:
+        """Commit behind the caller, who goes on: ``answer`` hears, on some thread, the revision or the error.
+
+        It must be quick and raise nothing.
+        """
+        ...
+
+    def listening(self, listener: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``listener``, on some thread, behind each commit of this process, while the block lasts.
+
+        It must be quick and raise nothing.
+        """
         ...
 
 

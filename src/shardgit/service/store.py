@@ -60,8 +60,7 @@ if TYPE_CHECKING:
     from weakref import ReferenceType
 
     from shardgit.blocks.routed import RoutedStore
-    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
-    from shardgit.journal.lmdb import LmdbJournal
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation, StoreJournal
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId
     from shardgit.refs.log import LogNote
@@ -204,7 +203,7 @@ class Store:
     def __init__(
         self,
         *,
-        journal: LmdbJournal,
+        journal: StoreJournal,
         blocks: RoutedStore,
         refs: RefTable,
         workers: Workers,
