@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 ISSUE = "what the cluster is built for"
 GUESS = "assumed"
-ETCD_MEASURED = "measured here: one etcd 3.4.23, 200,000 rows of the mix of a fresh repository"
+ROWS = "measured by bench/scale_rows.py, etcd 3.4.23"
+SETTLES = "measured: pushes of one commit by git, settled after 1, 8 and 40 of them"
 S3_PRICES = "AWS price list, S3 Standard, us-east-1 (aws.amazon.com/s3/pricing)"
 S3_RATES = "docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html"
 OURS = "measured on the 2-core machine, three replicas on loopback"
@@ -38,18 +39,18 @@ GIVEN: dict[str, Given] = {
     "spread of pushes a day": Given(3.0, "", GUESS + "; half the repositories then see 2 a year"),
     "age of a repository, mean": Given(1_095, "days", GUESS),
     "rows of an etcd cell": Given(7.5e6, "", "the middle of the 5 to 10 million planned"),
-    "etcd heap a row": Given(642, "B", ETCD_MEASURED),
-    "etcd file a row": Given(112, "B", ETCD_MEASURED),
-    "LMDB a row": Given(117, "B", "measured here: the same rows, put in random order"),
-    "key and value of such a row": Given(53, "B", "measured here"),
+    "etcd heap a row": Given(640, "B", ROWS + "; 582 to 693 in five runs"),
+    "etcd file a row": Given(111, "B", ROWS),
+    "LMDB a row": Given(118, "B", ROWS + ", put in random order"),
+    "key and value of such a row": Given(53, "B", ROWS),
     "key and value of a log row": Given(
         153, "B", "docs/formats/refs.md, one change, 40 B of texts"
     ),
     "etcd transactions a second": Given(1_700, "", OURS + ", 32 clients; the lower end"),
     "watch bytes of an etcd member": Given(1.6e9, "B/s", "github.com/etcd-io/etcd/issues/16839"),
     "range reads of a member for replicas": Given(100e6, "B/s", GUESS),
-    "blocks a settle puts, small pool": Given(1, "", "measured here: 1, 8 and 40 recents"),
-    "blocks a settle puts, other pool": Given(7, "", "measured here: 1, 8 and 40 recents"),
+    "blocks a settle puts, small pool": Given(1, "", SETTLES),
+    "blocks a settle puts, other pool": Given(7, "", SETTLES),
     "pool that is settled whole, at most": Given((1 << 20) / 3, "B", "docs/adr/0007"),
     "blob put, SeaweedFS": Given(7.6, "ms", OURS),
     "blob put, S3 Express One Zone": Given(8, "ms", "single-digit by its documentation"),
