@@ -29,7 +29,6 @@ from shardgit.ring.nodes import NodeRing, is_address
 from shardgit.ring.ring import SHARDS_MAX, WEIGHT_MAX, ZONE_MAX, Phase, RingShard
 
 if TYPE_CHECKING:
-
     from shardgit.journal.interface import Condition, Journal, JournalSnapshot, Operation
 
 VERSION = 1

@@ -541,32 +541,40 @@ class PoolView:
         self, positions: Sequence[int], *, rounds: int = EXTERNAL_ROUNDS_MAX
     ) -> list[GitObject]:
         """Return the objects at pool positions."""
+        groups = list(self._grouped(sorted(set(positions)), key=lambda position: position))
+        refs = [segment.entry.ref for segment, _ in groups] if len(groups) > 1 else ()
         out: dict[int, GitObject] = {}
-        size = self.hash_kind.size
-        for segment, some in self._grouped(sorted(set(positions)), key=lambda position: position):
-            if segment.entry.flags & ALONE:
-                info = self.info([segment.base])[0]
-                data = b"".join(self.read_stream(segment.base))
-                out[segment.base] = GitObject(info.id, info.type, data)
-                continue
-            ordinals = [position - segment.base for position in some]
-
-            def decode(
-                view: memoryview, ordinals: list[int] = ordinals
-            ) -> tuple[list[bytes], list[bytes | None], list[bytes]]:
-                return (
-                    _segment.ids_at(view, size, ordinals),
-                    *_segment.decode_many(view, size, ordinals),
-                )
-
-            ids, objects, missing = self.use_segment(segment, decode)
-            if missing:
-                self._decode_rest(segment, ordinals, objects, missing, rounds)
-            for position, oid, data_or_none in zip(some, ids, objects, strict=True):
-                if data_or_none is None:
-                    raise BlockCorrupt("object has no base", oid=oid.hex())
-                out[position] = GitObject(ObjectId(oid), segment.entry.type, data_or_none)
+        with self.blocks.prefetch([ref.id for ref in refs if not ref.inline]):
+            for segment, some in groups:
+                out.update(self._read_some(segment, some, rounds))
         return [out[position] for position in positions]
+
+    def _read_some(
+        self, segment: PlacedSegment, some: Sequence[int], rounds: int
+    ) -> dict[int, GitObject]:
+        """Return the objects at positions of one segment."""
+        if segment.entry.flags & ALONE:
+            info = self.info([segment.base])[0]
+            data = b"".join(self.read_stream(segment.base))
+            return {segment.base: GitObject(info.id, info.type, data)}
+        size = self.hash_kind.size
+        ordinals = [position - segment.base for position in some]
+
+        def decode(view: memoryview) -> tuple[list[bytes], list[bytes | None], list[bytes]]:
+            return (
+                _segment.ids_at(view, size, ordinals),
+                *_segment.decode_many(view, size, ordinals),
+            )
+
+        ids, objects, missing = self.use_segment(segment, decode)
+        if missing:
+            self._decode_rest(segment, ordinals, objects, missing, rounds)
+        out: dict[int, GitObject] = {}
+        for position, oid, data_or_none in zip(some, ids, objects, strict=True):
+            if data_or_none is None:
+                raise BlockCorrupt("object has no base", oid=oid.hex())
+            out[position] = GitObject(ObjectId(oid), segment.entry.type, data_or_none)
+        return out
 
     def _decode_rest(
         self,
