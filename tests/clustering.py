@@ -123,7 +123,7 @@ class Node:
         self.workers = Workers(4)
         self.nodes = Nodes(number, ring)
         sizes = {"owned_bytes": 256 * MIB, "foreign_bytes": 128 * MIB}
-        self.tier = Tier([folder / "tier"], self.workers, **sizes)
+        self.tier = Tier([folder / "tier"], **sizes)
         self.blocks = ClusteredBlocks(
             ObjectBlocks(bucket, self.workers),
             self.tier,

@@ -46,12 +46,10 @@ def make_block(size: int, seed: int) -> tuple[BlockId, bytes]:
 def opened(
     *folders: Path, owned: int = 8 * MIB, foreign: int = 8 * MIB
 ) -> Iterator[tuple[Tier, Workers]]:
-    workers = Workers(2)
-    tier = Tier(folders, workers, owned_bytes=owned, foreign_bytes=foreign)
+    tier = Tier(folders, owned_bytes=owned, foreign_bytes=foreign)
     try:
-        yield tier, workers
+        yield tier, tier.workers
     finally:
-        workers.close()
         tier.close()
 
 
@@ -226,8 +224,8 @@ def test_only_what_is_durable_outlives_a_crash_of_the_machine(tmp_path: Path) ->
     with opened(tmp_path, owned=8 * MIB) as (tier, workers):
         for block, data in blocks:
             tier.put(block, data, owned=True)
-        settle(workers)
         tier.look_around()
+        settle(workers)
         assert read(tier, blocks[-1][0]) == blocks[-1][1]
     sealed = {path.parent.name for path in (tmp_path / OWNED).glob(f"g-*/{SEALED}")}
     every = {path.name for path in (tmp_path / OWNED).glob("g-*")}

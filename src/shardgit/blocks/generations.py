@@ -154,12 +154,17 @@ class Generations:
             self._leaving.append(gone.store)
 
     def look_around(self) -> None:
-        """Do what gives a disk its bytes back under an idle process; makes durable what is not written any more."""
+        """Do what gives a disk its bytes back under an idle process."""
         with self._tried("look around"):
             self._refresh()
-            self._files.seal([one.store for one in self._open[1:]])
         with self._lock:
             self._leaving = [store for store in self._leaving if not store.idle()]
+        self.workers.later(("seal", str(self.folder)), self._seal)
+
+    def _seal(self) -> None:
+        """Make durable what is not written to any more; may take a minute."""
+        with self._tried("make durable"):
+            self._files.seal([one.store for one in self._open[1:]])
 
     # ---- reading ----
 
@@ -305,7 +310,7 @@ class Generations:
         with self._lock:
             self._files.begin(behind)
             self._refresh()
-        self.workers.later(("seal", str(self.folder)), self.look_around)
+        self.workers.later(("seal", str(self.folder)), self._seal)
 
     def _drop_oldest(self, *, keep: int) -> bool:
         with self._lock:

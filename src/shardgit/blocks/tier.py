@@ -9,13 +9,13 @@ from shardgit import telemetry
 from shardgit.blocks.frequency import Sketch
 from shardgit.blocks.generations import Generations
 from shardgit.errors import DataLoss
+from shardgit.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from shardgit.oid import BlockId
-    from shardgit.workers import Workers
 
 T = TypeVar("T")
 BLOCK_TYPICAL_BYTES = 256 << 10  # how many counters a sketch gets
@@ -44,10 +44,9 @@ class Tier:
     median of some that would go next (TinyLFU). What is read from the oldest generations goes on to the newest.
     """
 
-    def __init__(
-        self, folders: Sequence[Path], workers: Workers, *, owned_bytes: int, foreign_bytes: int
-    ) -> None:
-        self.workers = workers
+    def __init__(self, folders: Sequence[Path], *, owned_bytes: int, foreign_bytes: int) -> None:
+        # Its own: making a generation durable may take a minute, for which nothing else should wait.
+        self.workers = workers = Workers(1)
         count = len(folders)
         self._disks = [
             _Disk(
@@ -147,6 +146,7 @@ class Tier:
 
     def close(self) -> None:
         """Close every environment; no call may be under way."""
+        self.workers.close()
         for disk in self._disks:
             disk.owned.close()
             disk.foreign.close()
