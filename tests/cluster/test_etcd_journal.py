@@ -317,6 +317,34 @@ def test_large_values_lie_in_few_bundles_and_are_read_on_every_node(nodes: Node)
         assert {row.key: row.value for row in all_of(journal)} == values
 
 
+def test_values_that_a_node_lacks_are_fetched_side_by_side(nodes: Node) -> None:
+    one, other = nodes.open("a"), nodes.open("b")
+    for number in range(40):
+        one.commit_sync([], [Put(b"S%02d" % number, b"%d" % number), Put(b"T%02d" % number, b"")])
+    other.fresh_sync()
+    read, lock, under_way, most = nodes.bundles.read, threading.Lock(), 0, 0
+
+    def counted(bundle: bytes, offset: int, length: int) -> bytes | None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        with lock:
+            under_way -= 1
+        return read(bundle, offset, length)
+
+    nodes.bundles.read = counted  # type: ignore[method-assign]
+    with other.snapshot() as snapshot:
+        assert [row.value for row in snapshot.range(b"S", b"T")] == [b"%d" % n for n in range(40)]
+        rows = snapshot.range(b"S", b"T")
+        for _ in range(10):
+            next(rows)
+    with pytest.raises(Unavailable):
+        next(rows)
+    assert 1 < most <= 8
+
+
 def test_only_recents_and_long_log_rows_are_spilled(nodes: Node) -> None:
     one = nodes.open("a")
     one.commit_sync([], [Put(b"L1", bytes(4_096)), Put(b"P1", bytes(100_000))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from blake3 import blake3
 from shardgit.errors import JournalCorrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from shardgit.journal.bundles import Bundles
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 DISK_BYTES = 1 << 30
 MEMORY_BYTES = 16 << 20
 SWEEP_SHARE = 16  # of the bound: so much is written before the folder is looked through again
+FETCHES = 8  # of one process at once
 _PART = ".part"
 
 
@@ -47,6 +50,7 @@ class BundleCache:
         self._held_bytes = 0
         self._written_bytes = 0
         self._lock = threading.Lock()
+        self._fetchers: ThreadPoolExecutor | None = None
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -59,22 +63,54 @@ class BundleCache:
 
         JournalCorrupt when its bundle is missing or damaged where bundles are kept; errors as of Bundles.
         """
+        found = self._near(reference)
+        return self._far(reference, key) if found is None else found
+
+    def read_many(self, wanted: Sequence[tuple[Reference, bytes]]) -> list[bytes]:
+        """Return the values of several rows; what is not on this node is fetched side by side. Errors as of read."""
+        found = [self._near(reference) for reference, _ in wanted]
+        missing = [number for number, value in enumerate(found) if value is None]
+        if len(missing) < 2:
+            return [
+                self._far(*one) if value is None else value
+                for one, value in zip(wanted, found, strict=True)
+            ]
+        with self._lock:
+            if self._fetchers is None:
+                self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="journal-bundles")
+            fetchers = self._fetchers
+        fetched = dict(
+            zip(missing, fetchers.map(lambda n: self._far(*wanted[n]), missing), strict=True)
+        )
+        return [fetched[number] if value is None else value for number, value in enumerate(found)]
+
+    def _near(self, reference: Reference) -> bytes | None:
+        """Return a value that this node has."""
         with self._lock:
             found = self._memory.get(reference.digest)
             if found is not None:
                 self._memory.move_to_end(reference.digest)
                 return found
         found = self._from_disk(reference)
+        if found is not None:
+            self._remember(reference.digest, found)
+        return found
+
+    def _far(self, reference: Reference, key: bytes) -> bytes:
+        found = self._bundles.read(reference.bundle, reference.offset, reference.length)
+        facts = {"key": key.hex(), "bundle": reference.bundle.hex()}
         if found is None:
-            found = self._bundles.read(reference.bundle, reference.offset, reference.length)
-            facts = {"key": key.hex(), "bundle": reference.bundle.hex()}
-            if found is None:
-                raise JournalCorrupt("bundle of a row is missing", **facts)
-            if not _is(found, reference):
-                raise JournalCorrupt("bundle of a row is damaged", **facts)
-            self._write(f"{reference.bundle.hex()}-{reference.offset}", found)
+            raise JournalCorrupt("bundle of a row is missing", **facts)
+        if not _is(found, reference):
+            raise JournalCorrupt("bundle of a row is damaged", **facts)
+        self._write(f"{reference.bundle.hex()}-{reference.offset}", found)
         self._remember(reference.digest, found)
         return found
+
+    def close(self) -> None:
+        """End the threads that fetch."""
+        if self._fetchers is not None:
+            self._fetchers.shutdown()
 
     def _from_disk(self, reference: Reference) -> bytes | None:
         whole = reference.bundle.hex()

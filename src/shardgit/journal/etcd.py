@@ -68,6 +68,7 @@ class EtcdJournal:
             self.etcd = Etcd(access)
             made.callback(self.etcd.close)
             self.cache = BundleCache(bundles, folder / "bundles")
+            made.callback(self.cache.close)
             self._replica = Replica(folder / "replica", self.cache)
             made.callback(self._replica.close)
             self._feeder = Feeder(self.etcd, self.keys, self._replica, folder / "replica")

@@ -40,6 +40,7 @@ POLL_S = (
     0.0005  # how often a process looks that does not feed the replica itself, while somebody waits
 )
 OPEN_TRIES = 50
+AHEAD_ROWS_MAX = 32  # of half a MiB at most each
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,30 @@ class ReplicaSnapshot(LmdbSnapshot):
         return self._resolved(super().range(low, min(high, OWN), limit=limit))
 
     def _resolved(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Return rows with their values; those in bundles are looked for ahead, more and more of them at once."""
+        ahead: list[tuple[Row, Reference]] = []
+        most = 1
         while True:
             with self._reported():
                 row = next(rows, None)
+            found = None if row is None else decode_value(row.key, row.value)
+            if row is not None and isinstance(found, Reference):
+                ahead.append((row, found))
+                if len(ahead) < most:
+                    continue
+                most = min(2 * most, AHEAD_ROWS_MAX)
+            yield from self._fetched(ahead)
+            ahead = []
             if row is None:
                 return
-            yield self._whole(row)
+            if isinstance(found, bytes):
+                yield Row(row.key, found, row.revision)
+
+    def _fetched(self, ahead: list[tuple[Row, Reference]]) -> Iterator[Row]:
+        values = self._replica.cache.read_many([(one, row.key) for row, one in ahead])
+        for (row, _), value in zip(ahead, values, strict=True):
+            self._open()
+            yield Row(row.key, value, row.revision)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
