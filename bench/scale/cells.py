@@ -117,7 +117,7 @@ come by pushes; imported ones lie in snapshots. "Quiet" is no push for {QUIET_DA
   are old log rows and
   {percent(today.loose / today.total, 0)} loose refs that nobody moves: {today.cells:,} cells and
   {size(today.total * members * given("etcd heap a row"))} of heap. Folding what is quiet
-  (the fold exists; something has to begin it) and moving old log rows into log blocks (they exist too) brings
+  (the fold exists; something has to begin it) and moving old log rows into log blocks (whose format exists) brings
   it to {found[2].cells}
   cells; one record for `I`, `P`, `H` and `HEAD` and a fold at 64 rows to {best.cells}.
 - Names want cells of their own ({math.ceil(given("repositories") / given("rows of an etcd cell"))} of them, by
