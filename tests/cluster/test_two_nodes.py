@@ -43,11 +43,31 @@ class Shared(ShardStore):
         """Stay open."""
 
 
+class OffLoop(FileBundles):
+    """Bundles that may take their time: no event loop waits for them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reads = 0
+
+    def read(self, bundle: bytes, offset: int, length: int) -> bytes | None:
+        self.reads += 1
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return super().read(bundle, offset, length)
+
+    def put(self, bundle: bytes, data: bytes) -> None:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        super().put(bundle, data)
+
+
 class Nodes:
     """Makes nodes of one store."""
 
     def __init__(self, folder: Path, etcds: Etcds, opened: ExitStack) -> None:
         self.folder, self.etcds, self.opened = folder, etcds, opened
+        self.bundles = OffLoop(folder / "bundles")
         self.prefix = b"nodes/" + os.urandom(8).hex().encode() + b"/"
         create_store(folder / "data")
         with open_store(folder / "data") as store, store.journal.snapshot() as snapshot:
@@ -61,8 +81,7 @@ class Nodes:
     def open(self, name: str) -> Store:
         own = self.folder / name
         (own / "tmp").mkdir(parents=True)
-        bundles = FileBundles(self.folder / "bundles")
-        journal = EtcdJournal(own, self.etcds.access(), bundles, prefix=self.prefix)
+        journal = EtcdJournal(own, self.etcds.access(), self.bundles, prefix=self.prefix)
         with journal.snapshot() as snapshot:
             is_new = not snapshot.revision
         if is_new:
@@ -128,6 +147,7 @@ async def test_a_push_to_one_node_is_in_a_clone_of_the_other_at_once(
         for number, url in enumerate(urls):
             await run(tmp_path, "clone", "-q", f"{url}/demo.git", f"clone{number}")
             await run(tmp_path / f"clone{number}", "fsck", "--strict")
+    assert nodes.bundles.reads
 
 
 async def test_pushes_to_both_nodes_side_by_side_and_settles_between_them(
