@@ -18,7 +18,7 @@ from shardgit.errors import (
     Unavailable,
 )
 from shardgit.ring.nodes import NodeRing
-from shardgit.rpc.peer import IDS_MAX, RECEIVE_MAX_BYTES, Joining, ids_of, in_messages
+from shardgit.rpc.peer import IDS_MAX, RECEIVE_MAX_BYTES, WIDE_FRAMES, Joining, ids_of, in_messages
 from shardgit.v1 import peer_pb2, peer_pb2_grpc
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class GrpcPeers:
         options = [
             ("grpc.max_receive_message_length", RECEIVE_MAX_BYTES),
             ("grpc.keepalive_time_ms", 10_000),
+            *WIDE_FRAMES,
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5_000),
