@@ -341,6 +341,18 @@ async def test_packs_come_and_go(client: shardgit.aio.Client, source: Path, tmp_
     assert head.message == b"big\n"
 
 
+@pytest.mark.parametrize("name", ["empty", "big"])
+async def test_an_empty_repository_has_an_empty_pack(
+    client: shardgit.aio.Client, name: str, tmp_path: Path
+) -> None:
+    pack = b"".join([piece async for piece in client.repo(name).fetch_pack()])
+    assert pack[:12] == b"PACK" + bytes([0, 0, 0, 2, 0, 0, 0, 0])
+    kind = "sha256" if name == "big" else "sha1"
+    git(tmp_path, "init", "-q", "--bare", f"--object-format={kind}", "judge.git")
+    index = ["git", "-C", str(tmp_path / "judge.git"), "index-pack", "--stdin"]
+    subprocess.run(index, input=pack, check=True, capture_output=True)
+
+
 async def test_a_thin_pack_builds_on_the_repository(
     client: shardgit.aio.Client, source: Path, tmp_path: Path
 ) -> None:

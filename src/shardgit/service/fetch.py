@@ -276,7 +276,8 @@ class FetchService:
         """Send ``head`` and the pack of a fetch whose haves are answered. Errors as ``fetch``."""
         run, request = self.store.workers.run, session.request
         # Without side-bands an error can only be told instead of an answer, so we plan first.
-        transfer = None if request.sideband else await run(session.transfer)
+        first = not request.sideband and session.view is not None and bool(session.wants)
+        transfer = await run(session.transfer) if first else None
         if head:
             yield head
         try:
