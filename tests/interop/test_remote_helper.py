@@ -213,7 +213,8 @@ def test_many_at_once(home: Path, server: Server, tmp_path: Path) -> None:
 
 @pytest.fixture
 def stub(server: Server) -> Iterator[transport_pb2_grpc.TransportServiceStub]:
-    with grpc.insecure_channel(server.grpc) as channel:
+    options = [("grpc.http2.bdp_probe", 0)]  # else a client may take 16 MiB ahead, all of an answer
+    with grpc.insecure_channel(server.grpc, options) as channel:
         yield transport_pb2_grpc.TransportServiceStub(channel)  # type: ignore[no-untyped-call]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shardgit import clock
+from shardgit import clock, faultpoints
 from shardgit.cluster.records import SESSIONS, SessionRecord
 from shardgit.errors import (
     Conflict,
@@ -121,7 +121,9 @@ def join(
         conditions, operations = joining.steps(record, first)
         try:
             # commit point: before it the node is no member, or as it was; after it the ring names it.
+            faultpoints.reach("cluster.before_join")
             journal.commit_sync(conditions, operations)
+            faultpoints.reach("cluster.after_join")
         except Conflict:
             continue
         return joining.number
@@ -261,7 +263,9 @@ def remove(journal: Journal, name: str, *, force: bool = False) -> int:
         ]
         try:
             # commit point: before it the node is a member, after it no ring names it.
+            faultpoints.reach("cluster.before_remove")
             journal.commit_sync(conditions, operations)
+            faultpoints.reach("cluster.after_remove")
         except Conflict:
             continue
         return after.epoch

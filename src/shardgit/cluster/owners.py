@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from shardgit import faultpoints
 from shardgit.cluster.records import NOTE_MAX_BYTES, OwnerRecord, owner_key, session_key
 from shardgit.errors import Conflict, LimitExceeded, ShardgitError
 from shardgit.journal.fences import fenced
@@ -53,11 +54,13 @@ class Owners:
                 conditions.append(Compare(other, 0))
         try:
             # commit point: before it the turn is whose it was, after it ours.
+            faultpoints.reach("turn.before_take")
             revision = self._journal.commit_sync(
                 conditions, [Put(key, OwnerRecord(mine.id, note).encode())]
             )
         except Conflict:
             return None
+        faultpoints.reach("turn.after_take")
         with self._lock:
             self._left.pop(name, None)
         return _Owned(self, name, mine.id, revision)
