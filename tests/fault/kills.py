@@ -112,6 +112,10 @@ def points() -> list[str]:
     """Return all fault points in the source but for those of ELSEWHERE."""
     found: set[str] = set()
     for file in SOURCE.rglob("*.py"):
+        if (
+            file.parent.name == "cluster"
+        ):  # these commit to etcd: a store on one machine never reaches them
+            continue
         found |= set(re.findall(r'reach\("([^"]+)"\)', file.read_text()))
     return sorted(name for name in found if name.partition(".")[0] not in ELSEWHERE)
 
