@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from clustering import Cluster, CountedBucket, ring_at
+from clustering import Cluster, CountedBucket, ring_at, take_away
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,7 +133,7 @@ def test_an_emptied_node_gives_the_same_blocks_and_fills_again(
     node = cluster.nodes[1]
     mine = [block for block in ids if node.nodes.is_mine(block)]
     until(lambda: all(node.tier.has_many(mine)))
-    shutil.rmtree(node.folder / "tier" / OWNED)
+    take_away(node.folder / "tier" / OWNED)
     assert node.tier.has_many(mine) == [False] * len(mine)
     for other in cluster.nodes:
         assert other.blocks.get_many_sync(ids) == [data for _, data in blocks]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
-from clustering import Cluster, CountedBucket, Node
+from clustering import Cluster, CountedBucket, Node, take_away
 from reference.gits import make_history
 
 from shardgit.buckets.memory import MemoryBucket
@@ -64,7 +63,7 @@ def test_what_one_node_imports_the_others_give_also_when_they_are_emptied(tmp_pa
         assert pack.startswith(b"PACK")
         for node in cluster.nodes:
             for part in ("owned", "foreign"):
-                shutil.rmtree(node.folder / "tier" / part)
+                take_away(node.folder / "tier" / part)
             node.tier.look_around()  # it sees that its disk is another one
         before = bucket.calls["get"]
         fresh = [store_on(node, journal) for node in cluster.nodes]
