@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shardgit.service.store import Store
+    from shardgit.turns import Turn
 
 TURN_WAIT_S = 5.0
 GC_WAIT_S = 900.0  # for requests that read what goes; settles and compactions wait with it
@@ -109,20 +110,31 @@ class Maintenance:
 
     def _run(self) -> None:
         step_back(self.store)
-        turn = None
+        turn: Turn | None = None
         try:
-            while (turn := self.store.turns.try_take("maintenance")) is None:
-                self.control.sleep(TURN_WAIT_S)
-            telemetry.log().info("maintenance_begun")
-            self._scrubber.start()
             while True:
+                if turn is None or not turn.held:
+                    turn = self._turn()
+                    telemetry.log().info("maintenance_begun")
+                    if self._scrubber.ident is None:
+                        self._scrubber.start()
                 self.control.sleep(self.plan.interval_s)
-                self.round()
+                if turn.held:
+                    self.round()
         except Stopped:
             pass
         finally:
             if turn is not None:
                 turn.release()
+
+    def _turn(self) -> Turn:
+        """Wait for the turn. Errors: Stopped."""
+        while True:
+            with suppress(ShardgitError):  # etcd is away: later
+                turn = self.store.turns.try_take("maintenance")
+                if turn is not None:
+                    return turn
+            self.control.sleep(TURN_WAIT_S)
 
     def round(self) -> None:
         """Do what is due. Errors: Stopped."""
