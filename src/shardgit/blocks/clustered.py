@@ -151,7 +151,12 @@ class ClusteredBlocks(OnWorkers):
         joined = len(flights) - len(mine)
         if joined:
             telemetry.BLOCK_FETCHES.labels("joined").inc(joined)
-        return {block: flight.wait() for block, flight in flights.items()}
+        found = {block: flight.wait() for block, flight in flights.items()}
+        for block, data in found.items():
+            if data is None and block not in mine:
+                # Others may have looked before it was put, and we only behind that.
+                found[block] = self.objects.read_sync(block)
+        return found
 
     def _from_peers(self, ids: Sequence[BlockId]) -> list[BlockId]:
         """Fetch from the peers that the ring names, side by side; returns what is left for the object store."""
@@ -239,6 +244,7 @@ class ClusteredBlocks(OnWorkers):
             pause_s = min(pause_s * 1.5, 0.05)
 
     def _land_from_store(self, block: BlockId) -> None:
+        self._came_back([block])  # bytes that are there now were put behind any drop so far
         data = self.objects.read_sync(block)
         telemetry.BLOCK_FETCHES.labels("nowhere" if data is None else "store").inc()
         self._flights.land(block, data)
@@ -261,11 +267,8 @@ class ClusteredBlocks(OnWorkers):
             self._askers.map(lambda job: job(), jobs)
 
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
-        """See BlockStore. What is not on this node's disks the object store is asked for."""
-        found = self.tier.has_many(ids)
-        lacking = [block for block, is_here in zip(ids, found, strict=True) if not is_here]
-        there = iter(self.objects.has_many_sync(lacking))
-        return [is_here or next(there) for is_here in found]
+        """See BlockStore. Only the object store is asked: what a cache has need not be durable any more."""
+        return self.objects.has_many_sync(ids)
 
     def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore. By lists of the object store, for orphans."""
@@ -276,9 +279,7 @@ class ClusteredBlocks(OnWorkers):
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore. Durable in the object store on return."""
         self.objects.put_many_sync(blocks)
-        with self._lock:
-            for block, _ in blocks:
-                self._dropped.discard(block)
+        self._came_back([block for block, _ in blocks])
         groups: dict[int, list[tuple[BlockId, bytes]]] = defaultdict(list)
         for block, data in dict(blocks).items():
             for node in self.nodes.keepers(block):
@@ -365,6 +366,7 @@ class ClusteredBlocks(OnWorkers):
         for block, data in blocks:
             verify_block(block, data)
         taken = [(block, data) for block, data in blocks if self.nodes.is_mine(block)]
+        self._came_back([block for block, _ in taken])
         for block, data in taken:
             self._keep(block, data)
         return len(taken)
@@ -379,6 +381,11 @@ class ClusteredBlocks(OnWorkers):
             for block in ids:
                 self._dropped.add(block)
         self.tier.delete_many(ids)
+
+    def _came_back(self, ids: Sequence[BlockId]) -> None:
+        with self._lock:
+            for block in ids:
+                self._dropped.discard(block)
 
     def begin_threads(self) -> None:
         """Begin the threads, at the priority of the one that calls."""
