@@ -25,6 +25,7 @@ from shardgit.errors import (
     StoreFormatUnknown,
     Unavailable,
 )
+from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.journal.bundles import MemoryBundles
 from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import Put
@@ -192,6 +193,47 @@ def alive(node: Node) -> bool:
     except Unavailable:
         return False
     return True
+
+
+@pytest.mark.cluster
+def test_a_turn_of_our_own_that_no_thread_has_is_taken_again(cluster: Cluster) -> None:
+    node = cluster.node(1)
+    mine = node.session.now()
+    # As a commit leaves it whose outcome nobody heard.
+    node.journal.commit_sync([], [Put(owner_key("job"), OwnerRecord(mine.id).encode())])
+    turn = node.owners.try_take("job")
+    assert turn is not None
+    assert node.owners.try_take("job") is None
+    turn.release()
+    assert node.owners.note_of("job") is None
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("compacted", [False, True])
+def test_sessions_that_end_while_nobody_looks_are_not_believed(
+    cluster: Cluster, compacted: bool
+) -> None:
+    one, two = cluster.node(1), cluster.node(2)
+    one.journal.fresh_sync()
+    key = session_key(two.session.now().id)
+    with one.journal.snapshot() as snapshot:
+        assert snapshot.get(key) is not None
+    one.close()
+    two.session.close()  # its lease is revoked, and no commit tells of it
+    if compacted:
+        etcd = two.journal.etcd
+        head = etcd.range(pb.RangeRequest(key=two.journal.keys.head)).header.revision
+        etcd.compact(head)
+    again = EtcdJournal(
+        cluster.folder / "1", cluster.access, MemoryBundles(), prefix=cluster.prefix
+    )
+    cluster.opened.callback(again.close)
+
+    def gone() -> bool:
+        with again.snapshot() as snapshot:
+            return snapshot.get(key) is None
+
+    until(gone)
 
 
 @pytest.mark.cluster

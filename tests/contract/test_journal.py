@@ -160,6 +160,16 @@ def test_as_many_conditions_and_operations_as_may_be_pass_and_one_more_does_not(
     assert len(all_of(journal)) == OPERATIONS_MAX - 60
 
 
+def test_as_many_deletions_as_may_be_pass(journal: Journal) -> None:
+    keys = [b"p%03d" % number for number in range(OPERATIONS_MAX)]
+    journal.commit_sync([], [Put(key, b"") for key in keys])
+    journal.commit_sync([], [Delete(key) for key in keys])
+    assert not all_of(journal)
+    conditions: list[Condition] = [Compare(key, 0) for key in keys[60:]]
+    deletions: list[Operation] = [Delete(key) for key in keys[:60]]
+    journal.commit_sync(conditions, deletions)
+
+
 @pytest.mark.parametrize(
     ("conditions", "operations", "error"),
     [

@@ -19,7 +19,7 @@ from shardgit.journal.interface import Compare, Delete, Put
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit.cluster.session import Session
+    from shardgit.cluster.session import Heard, Session
     from shardgit.journal.interface import Condition, Journal
     from shardgit.turns import Turn
 
@@ -30,9 +30,11 @@ class Owners:
     def __init__(self, journal: Journal, session: Session) -> None:
         self._journal = journal
         self._session = session
-        self._left: dict[
-            str, int
-        ] = {}  # turns of ours that etcd was not told the end of: their rows' revisions
+        self._live: dict[
+            str, tuple[bytes, int]
+        ] = {}  # turns that threads have: session, row's revision
+        self._taking: set[str] = set()
+        self._left: dict[str, int] = {}  # rows that nobody has, and that are there still
         self._lock = Lock()
 
     def try_take(self, name: str, *, note: bytes = b"") -> Turn | None:
@@ -40,6 +42,21 @@ class Owners:
         if len(note) > NOTE_MAX_BYTES:
             raise LimitExceeded("note of a turn is too long", bytes=len(note), limit=NOTE_MAX_BYTES)
         mine = self._session.now()
+        with self._lock:
+            live = self._live.get(name)
+            if name in self._taking or (live is not None and live[0] == mine.id):
+                return None
+            self._taking.add(name)
+            left = next(((one, at) for one, at in self._left.items() if one != name), None)
+        try:
+            if left is not None:
+                self._end(*left)
+            return self._take(name, note, mine)
+        finally:
+            with self._lock:
+                self._taking.discard(name)
+
+    def _take(self, name: str, note: bytes, mine: Heard) -> Turn | None:
         key = owner_key(name)
         with self._journal.snapshot() as snapshot:
             row = snapshot.get(key)
@@ -47,21 +64,22 @@ class Owners:
                 Compare(session_key(mine.id), mine.revision),
                 Compare(key, row.revision if row is not None else 0),
             ]
-            if row is not None and row.revision != self._left.get(name):
-                other = session_key(OwnerRecord.decode(row.value).session)
-                if snapshot.get(other) is not None:
+            session = OwnerRecord.decode(row.value).session if row is not None else mine.id
+            # Our own, and no thread has it: we could not end it, or did not hear that it was ours.
+            if session != mine.id:
+                if snapshot.get(session_key(session)) is not None:
                     return None
-                conditions.append(Compare(other, 0))
+                conditions.append(Compare(session_key(session), 0))
         try:
             # commit point: before it the turn is whose it was, after it ours.
             faultpoints.reach("turn.before_take")
-            revision = self._journal.commit_sync(
-                conditions, [Put(key, OwnerRecord(mine.id, note).encode())]
-            )
+            put = Put(key, OwnerRecord(mine.id, note).encode())
+            revision = self._journal.commit_sync(conditions, [put])
         except Conflict:
             return None
         faultpoints.reach("turn.after_take")
         with self._lock:
+            self._live[name] = (mine.id, revision)
             self._left.pop(name, None)
         return _Owned(self, name, mine.id, revision)
 
@@ -78,19 +96,26 @@ class Owners:
         """Say whether this process still has a session."""
         return self._session.is_alive(session)
 
-    def give_back(self, name: str, revision: int) -> None:
+    def give_back(self, name: str, session: bytes, revision: int) -> None:
         """End a turn of ours."""
-        key = owner_key(name)
         with self._lock:
-            self._left[name] = revision
+            if self._live.get(name) == (session, revision):
+                del self._live[name]
+                self._left[name] = revision
+        self._end(name, revision)
+
+    def _end(self, name: str, revision: int) -> None:
+        """Take a row out that nobody has any more; what etcd is not told now, it is told with a later turn."""
+        key = owner_key(name)
         try:
             self._journal.commit_sync([Compare(key, revision)], [Delete(key)])
         except Conflict:
-            pass  # lost already, or another has it
+            pass  # gone, or another's
         except ShardgitError:
-            return  # we know that it is free; others when the session ends
+            return
         with self._lock:
-            self._left.pop(name, None)
+            if self._left.get(name) == revision:
+                del self._left[name]
 
 
 class _Owned:
@@ -113,4 +138,4 @@ class _Owned:
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._owners.give_back(self._name, self._revision)
+            self._owners.give_back(self._name, self._session, self._revision)

@@ -6,11 +6,12 @@ import struct
 from dataclasses import dataclass
 
 from shardgit.errors import JournalCorrupt, StoreFormatUnknown
+from shardgit.journal.etcd_rows import LEASED
 
 VERSION = 1
 SESSION_BYTES = 16
 NOTE_MAX_BYTES = 64 << 10
-SESSIONS, _OWNERS = b"Ys", b"Yo"
+SESSIONS, _OWNERS = LEASED, b"Yo"
 _SESSION = struct.Struct("<BBHIQ")
 _OWNER = struct.Struct("<B3xI16s")
 

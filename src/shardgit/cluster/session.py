@@ -84,6 +84,8 @@ class Session:
                 self._keep_once()
             except ShardgitError as error:
                 telemetry.log().warning("session_not_kept", error=str(error), code=error.code)
+            except Exception as error:  # this thread must not end: with it the session would
+                telemetry.log().error("session_not_kept", exc_info=error)
 
     def _keep_once(self) -> None:
         heard = self._heard

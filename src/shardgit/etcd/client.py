@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from shardgit import clock
-from shardgit.errors import ShardgitError, Unavailable
+from shardgit.errors import OutcomeUnknown, ShardgitError, Unavailable
 from shardgit.etcd.failure import failure_of, is_stale_token, passes
 from shardgit.etcd.watching import Watching
 from shardgit.etcdpb import etcd_pb2 as pb
@@ -166,7 +166,7 @@ class Etcd:
             except grpc.RpcError as error:
                 outcome = self._failed(member, error, _TXN)
             except grpc.FutureCancelledError:
-                outcome = Unavailable("etcd client was closed")
+                outcome = OutcomeUnknown("etcd client was closed")
             answer(outcome)
 
         call.add_done_callback(done)

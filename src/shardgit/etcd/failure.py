@@ -63,12 +63,16 @@ def failure_of(error: grpc.RpcError, what: str, target: str) -> ShardgitError:
             return LimitExceeded("etcd does not take so much", **facts)
         case _Code.INVALID_ARGUMENT | _Code.PERMISSION_DENIED if _is_refused(details):
             return PermissionRefused("etcd does not let us", **facts)
-        case _Code.INVALID_ARGUMENT:
+        case _Code.INVALID_ARGUMENT if _is_etcds(details):
             return InvalidArgument("etcd refused the call", **facts)
-        case _ if code in _PASSING:
-            return OutcomeUnknown("etcd gave no answer", **facts, code=code.name)
-        case _:
+        case _ if code not in _PASSING and _is_etcds(details):
             return Internal("etcd answered in an unknown way", **facts, code=code.name)
+        case _:  # also what a proxy says, or gRPC of a stream that was reset: neither knows whether etcd did it
+            return OutcomeUnknown("etcd gave no answer", **facts, code=code.name)
+
+
+def _is_etcds(details: str) -> bool:
+    return details.startswith(("etcdserver:", "auth:"))
 
 
 def _is_too_much(details: str) -> bool:

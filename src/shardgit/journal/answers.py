@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Internal, ShardgitError
 
 if TYPE_CHECKING:
-    import asyncio
-    from concurrent.futures import Future
+    from collections.abc import Callable, Sequence
+
+    from shardgit.journal.interface import Condition, Operation
+
+
+class CommitsSoon(ABC):
+    """A journal that commits behind its caller, and what waits for that."""
+
+    @abstractmethod
+    def commit_soon(
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[Operation],
+        answer: Callable[[int | BaseException], None],
+    ) -> None:
+        """See StoreJournal."""
+
+    def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
+        """See Journal."""
+        future: Future[int] = Future()
+        self.commit_soon(conditions, operations, partial(settle, future))
+        try:
+            return future.result()
+        finally:
+            # An error leads to this frame, hence by the future to itself, and would keep all that the frames above
+            # hold until Python looks for cycles.
+            del future
+
+    async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
+        """See Journal."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        self.commit_soon(conditions, operations, partial(settle_there, loop, future))
+        try:
+            return await future
+        finally:
+            del future  # as above
 
 
 def settle(future: Future[int], outcome: int | BaseException) -> None:

@@ -200,8 +200,11 @@ class Committer:
                 doubts = list(self._doubts)
             settled = []
             for doubt in doubts:
-                if self._decided(doubt):
-                    settled.append(id(doubt))
+                try:
+                    if self._decided(doubt):
+                        settled.append(id(doubt))
+                except Exception as error:  # the others are to be decided all the same
+                    telemetry.log().error("doubt_not_decided", exc_info=error)
                 self._tell_late(doubts)
             with self._changed:
                 self._doubts = [one for one in self._doubts if id(one) not in settled]

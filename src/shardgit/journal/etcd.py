@@ -10,14 +10,13 @@ import os
 import threading
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
 from shardgit.errors import Internal, ShardgitError, Unavailable
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
-from shardgit.journal.answers import settle, settle_there
+from shardgit.journal.answers import CommitsSoon, settle, settle_there
 from shardgit.journal.bundle_cache import BundleCache
 from shardgit.journal.committing import COMMIT_S, Committer
 from shardgit.journal.etcd_commit import Commit
@@ -42,7 +41,7 @@ FRESH_S = 5.0  # that a read waits which must not be stale
 STALE_S = 1.0  # and one that may
 
 
-class EtcdJournal:
+class EtcdJournal(CommitsSoon):
     """The journal of one node of a cluster; any number of its processes have it open.
 
     ``folder`` is the node's own, and may be lost at any time; ``prefix`` is where the journal stands in etcd. A
@@ -92,6 +91,8 @@ class EtcdJournal:
 
     def _ask(self) -> int:
         found = self.etcd.range(pb.RangeRequest(key=self.keys.head), timeout_s=ASK_S)
+        if found.header.revision < self._replica.applied():
+            raise Unavailable("etcd was set back behind this node's replica")
         return found.kvs[0].mod_revision if found.kvs else 0
 
     def _check_open(self) -> None:
@@ -163,25 +164,6 @@ class EtcdJournal:
         fences = standing()
         every = (*conditions, *fences) if fences else conditions
         self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
-
-    def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """See Journal."""
-        future: Future[int] = Future()
-        self.commit_soon(conditions, operations, partial(settle, future))
-        try:
-            return future.result()
-        finally:
-            del future  # as in LmdbJournal: an error leads to this frame
-
-    async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """See Journal."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
-        self.commit_soon(conditions, operations, partial(settle_there, loop, future))
-        try:
-            return await future
-        finally:
-            del future
 
     def fresh_sync(self, *, stale_ok: bool = False) -> None:
         """See Journal."""

@@ -20,6 +20,7 @@ _HEAD = struct.Struct("<B8s")
 _SEED = struct.Struct("<HB")
 _REFERENCE = struct.Struct("<16sQI32s")
 _RECENTS, _LOG = SPILLED_TABLES = b"S", b"L"
+LEASED = b"Ys"  # rows that hang on leases, sessions: they go without a commit, and the head does not tell of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from shardgit.errors import DataLoss, HistoryGone, JournalCorrupt, ShardgitError
 from shardgit.etcd.watching import Changes, WatchEnded
 from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.filelock import FileLock
-from shardgit.journal.etcd_rows import is_whole
-from shardgit.journal.interface import KEY_MAX_BYTES
+from shardgit.journal.etcd_rows import LEASED, is_whole
+from shardgit.journal.interface import KEY_MAX_BYTES, end_of
 from shardgit.journal.replica import ReplicaState, forget_shown
 from shardgit.journal.replica_status import NOTHING
 from shardgit.journal.rows import frame_row, typed
@@ -82,16 +82,27 @@ class Feeder:
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
-                if self._lock.try_take():
-                    self._replica.is_fed_here = True
-                    self._remove_left()
-                    while not self._closed.is_set():
-                        self._serve()
-                else:
-                    self._closed.wait(TURN_S)
+                try:
+                    self._run_once()
+                except (
+                    Exception
+                ) as error:  # this thread must not end: without it no snapshot moves on
+                    self.failure = Unavailable("replica failed", cause=repr(error)[:300])
+                    telemetry.log().error("replica_not_fed", exc_info=error)
+                    self._closed.wait(PAUSE_S)
         finally:
             self._replica.is_fed_here = False
             self._lock.release()
+
+    def _run_once(self) -> None:
+        """Feed, if that is this process's turn; else wait for it a moment."""
+        if not self._lock.try_take():
+            self._closed.wait(TURN_S)
+            return
+        if not self._replica.is_fed_here:
+            self._replica.is_fed_here = True
+            self._remove_left()
+        self._serve()
 
     def _serve(self) -> None:
         """Feed until something fails."""
@@ -101,6 +112,9 @@ class Feeder:
                 self.failure = None
                 try:
                     self._follow()
+                    # The members may be others now than those that were watched, or set back.
+                    if not self._closed.is_set():
+                        self._state = self._known() or self._load()
                 except HistoryGone:
                     self._state = self._unmissed() or self._load()
         except (ShardgitError, lmdb.Error) as error:
@@ -138,8 +152,8 @@ class Feeder:
             return None
         if head < state.revision:
             return None
-        if head == state.revision:  # nothing was missed, whatever others did in the meantime
-            state = ReplicaState(head, header.revision, state.cluster)
+        if head == state.revision:  # no commit was missed, whatever others did in the meantime
+            state = self._caught_up(environment, state, header)
         self._publish(generation, state)
         return state
 
@@ -154,7 +168,28 @@ class Feeder:
         state = self._state
         if head != state.revision or header.cluster_id != state.cluster:
             return None
-        return ReplicaState(head, header.revision, state.cluster)
+        environment = self._replica.environment(self._status.generation)
+        return self._caught_up(environment, state, header)
+
+    def _caught_up(
+        self, environment: Environment, state: ReplicaState, header: pb.ResponseHeader
+    ) -> ReplicaState:
+        """Take the rows on leases over as they are now, and go on from there: no commit was missed."""
+        if header.revision == state.watched:
+            return state
+        low = self._keys.row(LEASED)
+        pages = self._pages(header.revision, low, end_of(low))
+        rows = {self._keys.key(row.key): row for page in pages for row in page}
+        made = ReplicaState(state.revision, header.revision, state.cluster)
+        with typed(self._replica.path), environment.write() as transaction:
+            with transaction.cursor() as cursor:
+                found = cursor.set_range(LEASED)
+                while found and (key := bytes(cursor.key())).startswith(LEASED):
+                    found = cursor.next() if key in rows else cursor.delete()
+            for row in rows.values():
+                self._put(transaction, row, append=False)
+            made.put(transaction)
+        return made
 
     def _load(self) -> ReplicaState:
         """Make a new generation from all rows as they are at one revision."""
@@ -164,7 +199,7 @@ class Feeder:
         try:
             head, header = self._head()
             environment = self._replica.environment(generation, create=True)
-            self._fill(environment, self._pages(header.revision))
+            self._fill(environment, self._pages(header.revision, self._keys.rows, self._keys.slots))
             state = ReplicaState(head, header.revision, header.cluster_id)
             with typed(self._replica.path), environment.write() as transaction:
                 state.put(transaction)
@@ -186,9 +221,8 @@ class Feeder:
         except (ShardgitError, lmdb.Error):
             return 0
 
-    def _pages(self, revision: int) -> Iterator[Sequence[pb.KeyValue]]:
-        """Return all rows by rising key as they are at a revision of etcd."""
-        low, high = self._keys.rows, self._keys.slots
+    def _pages(self, revision: int, low: bytes, high: bytes) -> Iterator[Sequence[pb.KeyValue]]:
+        """Return the rows from ``low`` to ``high`` by rising key as they are at a revision of etcd."""
         limit = PAGE_ROWS
         while True:
             if self._closed.is_set():
@@ -300,14 +334,19 @@ class Feeder:
             return
         left = []
         for one in self._retired:
-            environment = self._replica.environment(one.generation)
-            if environment.has_readers() or not self._replica.drop(one.generation):
+            if self._is_read(one.generation) or not self._replica.drop(one.generation):
                 left.append(one)
             else:
                 shutil.rmtree(self._status.folder(one.generation), ignore_errors=True)
         if len(left) < len(self._retired):
             self._retired = left
             self._status.retire(min((one.oldest for one in left), default=NOTHING))
+
+    def _is_read(self, generation: int) -> bool:
+        try:
+            return self._replica.environment(generation).has_readers()
+        except DataLoss:  # nobody can open it either
+            return False
 
 
 def _number_of(folder: Path) -> int:

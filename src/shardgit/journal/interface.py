@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-OPERATIONS_MAX = (
-    126  # etcd's --max-txn-ops is 128; the journal on etcd needs two of them for itself
-)
+# etcd's --max-txn-ops is 128. The journal on etcd needs two of them for itself, one for each fence, and a transaction
+# inside another has what the outer one leaves.
+OPERATIONS_MAX = 120
 KEY_MAX_BYTES = 511  # LMDB's
 VALUE_MAX_BYTES = 1 << 20
 COMMIT_MAX_BYTES = 1_400_000  # etcd takes requests of 1.5 MiB
@@ -102,7 +102,7 @@ class Journal(Protocol):
     commit checks every condition against the state before it, then applies every operation, or
     raises Conflict and applies none. It returns once all is durable: the revision from which on
     readers see it, the journal's unchanged one when it changed nothing. Rows that it wrote have
-    that revision, and no earlier row has. Conditions and operations together are 126 and 1.4 MB at
+    that revision, and no earlier row has. Conditions and operations together are 120 and 1.4 MB at
     most, no key is touched twice, and nothing is read inside. Commits that wait together share one
     fsync; each is checked for itself. A full disk or map is StorageFull and changes nothing.
     """

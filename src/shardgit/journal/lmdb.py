@@ -5,14 +5,11 @@ See docs/formats/journal.md.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import threading
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
@@ -23,7 +20,7 @@ from shardgit.errors import (
     StorageFull,
     Unavailable,
 )
-from shardgit.journal.answers import copy_of, settle, settle_there
+from shardgit.journal.answers import CommitsSoon, copy_of
 from shardgit.journal.interface import (
     Compare,
     CompareRange,
@@ -55,7 +52,7 @@ class _Waiting:
     answer: Callable[[int | BaseException], None]  # called on the writer's thread
 
 
-class LmdbJournal:
+class LmdbJournal(CommitsSoon):
     """The journal of an embedded store.
 
     Any number of processes may have it open; LMDB lets one write at a time. A commit's revision is
@@ -140,27 +137,6 @@ class LmdbJournal:
                 raise Unavailable("journal is closed", path=self._path)
             self._begin_writer()
             self._waiting.put(_Waiting(conditions, operations, answer))
-
-    def commit_sync(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """See Journal."""
-        future: Future[int] = Future()
-        self.commit_soon(conditions, operations, partial(settle, future))
-        try:
-            return future.result()
-        finally:
-            # An error leads to this frame, hence by the future to itself, and would keep all that the frames above
-            # hold until Python looks for cycles.
-            del future
-
-    async def commit(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
-        """See Journal."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
-        self.commit_soon(conditions, operations, partial(settle_there, loop, future))
-        try:
-            return await future
-        finally:
-            del future  # as above
 
     def _write(self) -> None:
         """Take all that waits, apply it in one transaction, answer all after one fsync.
