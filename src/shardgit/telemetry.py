@@ -240,6 +240,23 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    root = logging.getLogger()
+    if not any(isinstance(one, _Libraries) for one in root.handlers):
+        root.addHandler(_Libraries())
+
+
+class _Libraries(logging.Handler):
+    """Makes lines of our log of what libraries have to say: else it goes to standard error as text, between ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()[:ERROR_MAX]
+        log().log(
+            record.levelno,
+            "library_said",
+            library=record.name,
+            said=said,
+            exc_info=record.exc_info or None,
+        )
 
 
 def _add_request_id(

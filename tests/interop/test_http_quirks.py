@@ -350,3 +350,18 @@ def test_a_push_over_the_repositorys_limit_is_refused_in_words_that_git_shows(
             assert b"remote rejected" in done.stderr
         client.repo("team/demo").update_settings({"receive.max_push_bytes": None})
     git(clone, "push", "-q", "origin", "HEAD:refs/heads/more")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",  # a gRPC client at the wrong port
+        b"GET / HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 300,
+    ],
+)
+def test_what_is_no_http_is_a_line_of_the_log_at_most(server: Server, sent: bytes) -> None:
+    before = len(server.events())
+    assert raw(server, sent).startswith(b"HTTP/1.0 400 ")
+    said = server.events()[before:]  # each line is JSON
+    assert said in ([], ["library_said"])

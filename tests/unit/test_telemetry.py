@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +88,23 @@ def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[s
     assert seen.id == "given-1"
     assert line["event"] == "something_happened"
     assert (line["count"], line["request_id"], line["level"]) == (3, "given-1", "info")
+
+
+def test_what_libraries_say_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure(json=True)
+    telemetry.configure(json=True)  # one handler all the same
+    logger = logging.getLogger("some.library")
+    logger.error("it %s\nbadly", "went", exc_info=ZeroDivisionError())
+    logger.info("nobody wants to know")
+    (text,) = capsys.readouterr().err.splitlines()
+    line = json.loads(text)
+    assert (line["event"], line["library"], line["level"]) == (
+        "library_said",
+        "some.library",
+        "error",
+    )
+    assert line["said"] == "it went\nbadly"
+    assert "ZeroDivisionError" in line["exception"]
 
 
 def test_a_request_id_that_could_break_a_log_is_replaced() -> None:

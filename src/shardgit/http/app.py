@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from shardgit.errors import PermissionRefused, RepositoryMissing, ShardgitError
 from shardgit.http.archive import ArchiveRoutes
@@ -39,6 +41,16 @@ REQUEST_TYPE = f"application/x-{UPLOAD_PACK}-request"
 RESULT_TYPE = f"application/x-{UPLOAD_PACK}-result"
 
 
+def no_http(record: logging.LogRecord) -> bool:
+    """Let what a client sends that is no HTTP be a line for information, and no error of ours with its traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.exc_info = None
+        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}", ()
+    return True
+
+
 class GitHttp:
     """The routes of one worker."""
 
@@ -61,6 +73,7 @@ class GitHttp:
         Its runner needs auto_decompress=False (bodies are inflated here, under our limit) and
         handler_cancellation=True (a client that went away must not leave work behind).
         """
+        logging.getLogger("aiohttp.server").addFilter(no_http)
         app = web.Application(middlewares=[self.edge.middleware, self.look])
         fetch = partial(expecting, most_bytes=self.limits.request_body_max_bytes)
         add = app.router
