@@ -114,28 +114,43 @@ class Steps:
 
 
 def prepared(source: Path, folder: Path, count: int, every: int) -> Steps:
-    """Make the packs of the pushes, and what a clone is compared with after each ``every`` of them."""
+    """Make the packs of the pushes, and what a clone is compared with after each ``every`` of them.
+
+    The first push brings all that was before the others, packed as well as what a clone is compared with: how somebody
+    packed the repository that is measured is another question.
+    """
     line = git(source, "rev-list", "--first-parent", "--reverse", "HEAD").decode().split()
     tips = line[-count - 1 :]
     folder.mkdir(exist_ok=True)
     steps = Steps(tuple(tips), folder)
+    for number in range(every, len(tips), every):
+        repack_history(source, steps, number)
+    repack_history(source, steps, 0)
     for number, new in enumerate(tips):
         target = folder / f"{number}.pack"
         if not target.exists():
             wanted = f"{new}\n" + (f"^{tips[number - 1]}\n" if number else "")
             words = ("pack-objects", "--revs", "--stdout", "-q", "--thin", "--delta-base-offset")
-            target.write_bytes(git(source, *words, stdin=wanted.encode()))
-        if number and number % every == 0 and not steps.fresh(number).exists():
-            waiting = folder / "waiting.git"
-            shutil.rmtree(waiting, ignore_errors=True)
-            subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(waiting)], check=True)
-            words = ("pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset")
-            pack = git(source, *words, stdin=f"{new}\n".encode())
-            git(waiting, "index-pack", "--stdin", stdin=pack)
-            git(waiting, "update-ref", "refs/heads/main", new)
-            git(waiting, "repack", "-adfq", "--window=10", "--depth=50")
-            waiting.rename(steps.fresh(number))
+            target.write_bytes(
+                git(source if number else steps.fresh(0), *words, stdin=wanted.encode())
+            )
     return steps
+
+
+def repack_history(source: Path, steps: Steps, number: int) -> None:
+    """Make the repository of the history up to a push, in one pack by ``git repack -adf``, unless it is there."""
+    if steps.fresh(number).exists():
+        return
+    new = steps.tips[number]
+    waiting = steps.folder / "waiting.git"
+    shutil.rmtree(waiting, ignore_errors=True)
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(waiting)], check=True)
+    words = ("pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset")
+    pack = git(source, *words, stdin=f"{new}\n".encode())
+    git(waiting, "index-pack", "--stdin", stdin=pack)
+    git(waiting, "update-ref", "refs/heads/main", new)
+    git(waiting, "repack", "-adfq", "--window=10", "--depth=50")
+    waiting.rename(steps.fresh(number))
 
 
 def fresh_cost(steps: Steps, number: int, scratch: Path) -> tuple[float, int]:

@@ -28,8 +28,9 @@ QUICK = 1_000  # pushes; BENCH_PUSHES=10000 for all that the goal names, which t
 LOOK = 50  # pushes between two rounds of maintenance
 HOW = (
     "The last {count:,} commits of HEAD's first parents, pushed one by one, with the settles and compactions that a"
-    " server does meanwhile; then the pack of a full clone, made in this process and thrown away, against that of a"
-    " store that imported the same history as `git repack -adf` packs it."
+    " server does meanwhile; the first push brings what was before them, as `git repack -adf` packs it. Then the pack"
+    " of a full clone, made in this process and thrown away, against that of a store that imported the same history"
+    " as `git repack -adf` packs it."
 )
 
 
@@ -38,7 +39,7 @@ def rows(bed: Bed) -> list[Row]:
     count = int(os.environ.get("BENCH_PUSHES") or bed.size(QUICK, 20))
     line = git(bed.repository, "rev-list", "--first-parent", "--count", "HEAD")
     count = min(count, int(line) - 1)
-    steps = prepared(bed.repository, bed.kept / f"steps-{bed.dataset}-{count}", count, count)
+    steps = prepared(bed.repository, bed.kept / f"pushes-{bed.dataset}-{count}", count, count)
     folder = bed.fresh("settled")
     with ExitStack() as held:
         pushed = held.enter_context(new(folder / "pushed"))
