@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, get_origin
 import msgspec
 
 from shardgit.errors import InvalidArgument
+from shardgit.sections import BlocksConfig, ClusterConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SHARDGIT_"
+# SHARDGIT_CLUSTER_ETCD is etcd in [cluster].
+SECTIONS: dict[str, type[ClusterConfig | BlocksConfig]] = {
+    "cluster": ClusterConfig,
+    "blocks": BlocksConfig,
+}
 DETECTIONS = ("push", "always", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WORKERS_MAX = 256
@@ -51,6 +57,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scrub_interval_s: float = 7 * 86_400.0  # between two verifications of every byte
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
+    cluster: ClusterConfig = ClusterConfig()
+    blocks: BlocksConfig = BlocksConfig()
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
@@ -80,6 +88,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 )
         if self.maintenance not in ("on", "off"):
             raise InvalidArgument("maintenance is on or off", maintenance=self.maintenance[:50])
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         intervals = {"maintenance_interval_s": 1, "gc_interval_s": 60, "scrub_interval_s": 60}
         for name, least in intervals.items():
             if not least <= getattr(self, name) <= INTERVAL_MAX_S:
@@ -90,6 +101,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
+        if bool(self.cluster.etcd) != bool(self.blocks.url):
+            raise InvalidArgument("a cluster needs both etcd in [cluster] and url in [blocks]")
 
     @property
     def listens(self) -> tuple[str, ...]:
@@ -137,19 +150,34 @@ def load_config(
     ``flags`` are values by key; None stands for a flag that was not given.
     """
     known = {field.name: field.type for field in msgspec.structs.fields(ServeConfig)}
+    deep = {
+        f"{section}_{field.name}": (section, field.name, field.type)
+        for section, shape in SECTIONS.items()
+        for field in msgspec.structs.fields(shape)
+    }
     merged: dict[str, object] = {}
     if file is not None:
         for key, value in _read(file).items():
             if key not in known:
                 raise InvalidArgument("unknown configuration key", key=key[:200], path=str(file))
             merged[key] = _typed(value, known[key], key, str(file), strict=True)
+    inside: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for name, text in environment.items():
         if not name.startswith(PREFIX) or _NOT_OURS.fullmatch(name.removeprefix(PREFIX)):
             continue
         key = name.removeprefix(PREFIX).lower()
-        if key not in known or name != name.upper():
+        if key in deep and name == name.upper():
+            section, inner, kind = deep[key]
+            inside[section][inner] = _typed(text, kind, key, name, strict=False)
+            continue
+        if key not in known or key in SECTIONS or name != name.upper():
             raise InvalidArgument("unknown configuration variable", variable=name[:200])
         merged[key] = _typed(text, known[key], key, name, strict=False)
+    for section, values in inside.items():
+        if values:  # at once: some belong together
+            before = merged.get(section, SECTIONS[section]())
+            assert isinstance(before, ClusterConfig | BlocksConfig)
+            merged[section] = msgspec.structs.replace(before, **values)
     merged |= {key: value for key, value in (flags or {}).items() if value is not None}
     return ServeConfig(**merged)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from shardgit.config import ServeConfig, load_config, split_address
@@ -118,3 +119,51 @@ def test_ssh_can_be_left_out(text: str) -> None:
     config = ServeConfig(ssh=text)
     assert config.listens == ("grpc", "http", "admin")
     assert ServeConfig().listens == ("grpc", "http", "ssh", "admin")
+
+
+def test_a_cluster_is_a_section_and_variables_reach_into_it(tmp_path: Path) -> None:
+    text = '[cluster]\netcd = ["http://127.0.0.1:2379"]\nzone = "a"\n[blocks]\nurl = "s3://b/p"\n'
+    environment = {"SHARDGIT_CLUSTER_ETCD": "http://a:1,http://b:2", "SHARDGIT_CLUSTER_NODE": "n1"}
+    config = load_config(written(tmp_path, text), environment=environment)
+    assert config.cluster.etcd == ("http://a:1", "http://b:2")
+    assert (config.cluster.node_name, config.cluster.zone) == ("n1", "a")
+    assert config.blocks.url == "s3://b/p"
+    assert msgspec.json.decode(msgspec.json.encode(config), type=type(config)) == config
+
+
+def test_variables_of_a_section_that_belong_together_are_taken_together(tmp_path: Path) -> None:
+    environment = {
+        "SHARDGIT_CLUSTER_USER": "u",
+        "SHARDGIT_CLUSTER_PASSWORD_FILE": "/p",
+        "SHARDGIT_CLUSTER_ETCD": "https://[::1]:2379",
+        "SHARDGIT_BLOCKS_URL": "gs://b",
+    }
+    config = load_config(written(tmp_path, ""), environment=environment)
+    assert (config.cluster.user, config.cluster.password_file) == ("u", "/p")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[cluster]\netcd = ["127.0.0.1:2379"]', "etcd is no"),
+        ('[cluster]\netcd = ["http://a:1", "https://b:2"]', "with TLS and others without"),
+        ('[cluster]\netcd = ["http://a:1"]', "needs both"),
+        ('[blocks]\nurl = "s3://b"', "needs both"),
+        ('[blocks]\nurl = "ftp://b"', "blocks are kept at"),
+        ('[blocks]\nurl = "s3://key:secret@b"', "belong into the environment"),
+        ('[cluster]\netcd = ["http://a:1"]\nnode = "a b"', "not a name"),
+        ("[cluster]\nweight = 0", "weight is out of range"),
+        ("[cluster]\nlease_s = 0.1", "lease_s is out of range"),
+        ('[cluster]\nuser = "u"', "belong together"),
+        ('[cluster]\ncertificate = "c.pem"', "belong together"),
+        ("[cluster]\nectd = []", "wrong type"),
+    ],
+)
+def test_a_mistake_in_a_section_is_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        load_config(written(tmp_path, text), environment={})
+
+
+def test_a_section_is_no_variable(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="unknown configuration variable"):
+        load_config(written(tmp_path, ""), environment={"SHARDGIT_CLUSTER": "x"})

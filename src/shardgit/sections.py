@@ -1,0 +1,92 @@
+"""The sections of a configuration that make a node one of a cluster: ``[cluster]`` and ``[blocks]``."""
+
+from __future__ import annotations
+
+import re
+import socket
+from urllib.parse import urlsplit
+
+import msgspec
+
+from shardgit.errors import InvalidArgument
+
+NAME_MAX = 128
+WEIGHT_MAX = 1_000.0
+LEASE_S = (2.0, 60.0)
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file", "memory")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:]+\]|[^\s/:@?#]+):[0-9]{1,5}")
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the cluster's etcd is, and what this node is called in it.
+
+    ``node`` must be another one on each node, and the same after a restart; "" is the host's name.
+    """
+
+    etcd: tuple[str, ...] = ()  # http:// or https://HOST:PORT of its members; none: no cluster
+    name: str = "shardgit"  # of the cluster: the prefix of its keys in etcd
+    node: str = ""
+    advertise: str = ""  # HOST:PORT of gRPC as other nodes reach it; "": the address that is served
+    zone: str = ""  # replicas and owners are spread over zones
+    weight: float = 1.0  # share of the blocks that the node is given
+    lease_s: float = 6.0  # a node that is not heard of for so long is gone
+    user: str = ""  # of etcd's
+    password_file: str = ""
+    ca: str = ""  # PEM files; "": what the system trusts
+    certificate: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        for url in self.etcd:
+            if not _ENDPOINT.fullmatch(url):
+                raise InvalidArgument("etcd is no http:// or https://HOST:PORT", url=url[:200])
+        if len({urlsplit(url).scheme for url in self.etcd}) > 1:
+            raise InvalidArgument("etcd has members with TLS and others without")
+        for key in ("name", "node_name") if self.etcd else ():
+            text = getattr(self, key)
+            if len(text) > NAME_MAX or not _NAME.fullmatch(text):
+                raise InvalidArgument(
+                    "not a name; letters, digits, dot, dash and underscore",
+                    key=key,
+                    value=text[:200],
+                )
+        if not 0 < self.weight <= WEIGHT_MAX:
+            raise InvalidArgument("weight is out of range", weight=self.weight, most=WEIGHT_MAX)
+        if not LEASE_S[0] <= self.lease_s <= LEASE_S[1]:
+            raise InvalidArgument(
+                "lease_s is out of range", lease_s=self.lease_s, range=str(LEASE_S)
+            )
+        if bool(self.user) != bool(self.password_file):
+            raise InvalidArgument("user and password_file of etcd belong together")
+        if bool(self.certificate) != bool(self.key):
+            raise InvalidArgument("certificate and key of etcd's client belong together")
+
+    @property
+    def node_name(self) -> str:
+        """What this node is called."""
+        return self.node or socket.gethostname()
+
+
+class BlocksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a cluster's blocks are kept, and how much of them a node keeps beside.
+
+    Credentials and endpoints come from the environment, as for the clouds' own tools.
+    """
+
+    url: str = ""  # s3://BUCKET/PREFIX, gs://, az://, file:///PATH; "": on the node's own shards
+    tier_paths: tuple[str, ...] = ()  # folders of the node's own copies; none: under ``data``
+    tier_bytes: int = 64 << 30  # of them, all folders together
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        parts = urlsplit(self.url)
+        if self.url and parts.scheme not in SCHEMES:
+            raise InvalidArgument(
+                "blocks are kept at s3://, gs://, az:// or file://", scheme=parts.scheme[:50]
+            )
+        if parts.username or parts.password or parts.query:
+            raise InvalidArgument("credentials belong into the environment, not into a URL")
+        if self.tier_bytes < 64 << 20:
+            raise InvalidArgument("tier_bytes is under 64 MiB", tier_bytes=self.tier_bytes)
