@@ -41,9 +41,9 @@ def full_store(folder: Path, blocks: Blocks, *, shards: int = 3, replicas: int =
     create_store(folder, shards=shards)
     with open_store(folder, threads=1) as store:
         if replicas > 1:
-            ring = build(store.blocks.ring.shards, replicas=replicas, before=store.blocks.ring)
+            ring = build(store.routed.ring.shards, replicas=replicas, before=store.routed.ring)
             store.journal.commit_sync([], [Put(RING_KEY, ring.encode())])
-            store.blocks.refresh()
+            store.routed.refresh()
         store.blocks.put_many_sync(list(blocks.items()))
     return folder
 
@@ -57,19 +57,19 @@ def opened(folder: Path) -> Iterator[Store]:
 
 def placed(store: Store) -> dict[int, set[BlockId]]:
     """Return the ids that lie in each shard."""
-    return {n: {b for b, _ in shard.scan_sync()} for n, shard in store.blocks.shards.items()}
+    return {n: {b for b, _ in shard.scan_sync()} for n, shard in store.routed.shards.items()}
 
 
 def check_whole(store: Store, blocks: Blocks) -> None:
     """Assert that blocks are there, whole, in each of their homes, and that nothing else lies anywhere."""
-    store.blocks.refresh()
+    store.routed.refresh()
     for block, data in blocks.items():
         assert store.blocks.get_many_sync([block]) == [data]
-    wanted: dict[int, set[BlockId]] = {number: set() for number in store.blocks.shards}
+    wanted: dict[int, set[BlockId]] = {number: set() for number in store.routed.shards}
     for block in blocks:
-        for home in store.blocks.ring.shards_of(partition_of(block)):
+        for home in store.routed.ring.shards_of(partition_of(block)):
             wanted[home].add(block)
     assert placed(store) == wanted
     for number, ids in wanted.items():
         for block in ids:
-            assert store.blocks.shards[number].read_sync(block) == blocks[block]
+            assert store.routed.shards[number].read_sync(block) == blocks[block]

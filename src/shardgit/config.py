@@ -111,6 +111,11 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return ("grpc", "http", *ssh, "admin")
 
     @property
+    def peer_address(self) -> str:
+        """Where other nodes of the cluster reach this one."""
+        return self.cluster.advertise or self.cluster.listen
+
+    @property
     def folder(self) -> Path:
         """The store's folder."""
         return Path(self.data)

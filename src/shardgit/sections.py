@@ -27,7 +27,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     etcd: tuple[str, ...] = ()  # http:// or https://HOST:PORT of its members; none: no cluster
     name: str = "shardgit"  # of the cluster: the prefix of its keys in etcd
     node: str = ""
-    advertise: str = ""  # HOST:PORT of gRPC as other nodes reach it; "": the address that is served
+    listen: str = "127.0.0.1:7424"  # HOST:PORT for other nodes, and for nobody else
+    advertise: str = ""  # HOST:PORT as other nodes reach it; "": as it listens
     zone: str = ""  # replicas and owners are spread over zones
     weight: float = 1.0  # share of the blocks that the node is given
     lease_s: float = 6.0  # a node that is not heard of for so long is gone

@@ -785,7 +785,7 @@ def _fill_map(store: Store, dice: random.Random) -> None:
     """Let the journal or a shard have little more room in its map than it takes."""
     assert isinstance(store.journal, LmdbJournal)
     environments = [store.journal._environment]
-    environments += [shard._environment for shard in store.blocks.shards.values()]
+    environments += [shard._environment for shard in store.routed.shards.values()]
     environment = dice.choice(environments)
     pages = environment.pages_used()[1] + dice.randrange(MAP_ROOM_MAX_PAGES)
     environment._environment.set_mapsize(pages * PAGE_BYTES)

@@ -50,7 +50,7 @@ def check_no_leak(store: Store) -> int:
     unknown = [str(file) for file in left if file.name not in FILES and file.suffix != ".lock"]
     unknown = [name for name in unknown if not REWRITING.search(name)]
     assert not unknown, f"files that nobody will remove: {unknown}"
-    for shard in store.blocks.shards.values():
+    for shard in store.routed.shards.values():
         _pages(shard.folder)
     free = _pages(store.scratch.parent / "journal")
     assert isinstance(store.journal, LmdbJournal)

@@ -88,7 +88,7 @@ def test_a_full_shard_refuses_the_import_and_loses_nothing(origin: Path, tmp_pat
     create_store(tmp_path / "data")
     with open_store(tmp_path / "data") as opened:
         import_repository(opened, "small", str(small))
-        for shard in opened.blocks.shards.values():
+        for shard in opened.routed.shards.values():
             shard.bytes_max = 4 << 20
         with pytest.raises(StorageFull):
             import_repository(opened, "large", str(origin))
@@ -96,7 +96,7 @@ def test_a_full_shard_refuses_the_import_and_loses_nothing(origin: Path, tmp_pat
         git(tmp_path / "out.git", "fsck", "--strict")
         with opened.journal.snapshot() as snapshot, pytest.raises(RepositoryMissing):
             opened.repository(snapshot, "large")
-        for shard in opened.blocks.shards.values():
+        for shard in opened.routed.shards.values():
             shard.bytes_max = None
         assert import_repository(opened, "large", str(origin)).objects == len(reachable(origin))
 

@@ -127,7 +127,7 @@ def test_a_rebalance_that_is_killed_goes_on(data: Path, blocks: Blocks, point: s
     with opened(data) as store:
         now = status(store)
         assert now is not None
-        assert (now.state, store.blocks.ring.phase) == ("done", Phase.SETTLED)
+        assert (now.state, store.routed.ring.phase) == ("done", Phase.SETTLED)
         if left is not None and point != "rebalance.after_end":
             assert now.id == left.id == receipt["operation"]
         check_whole(store, blocks | extra)
@@ -143,7 +143,7 @@ def test_an_abort_that_is_killed_goes_on(
     data: Path, blocks: Blocks, reached: str, point: str
 ) -> None:
     with opened(data) as store:
-        table = store.blocks.ring.table
+        table = store.routed.ring.table
     if reached == "rebalance.after_begin":  # with some copies made
         rebalance(data, fault="rebalance.before_checkpoint")
     else:
@@ -157,7 +157,7 @@ def test_an_abort_that_is_killed_goes_on(
     words = ["--abort"] if undone else []
     assert rebalance(data, *words)["state"] == "aborted"
     with opened(data) as store:
-        assert store.blocks.ring.table == table
+        assert store.routed.ring.table == table
         check_whole(store, blocks | extra)
         assert placed(store)[3] == set()
 
@@ -174,7 +174,7 @@ def test_a_change_of_shards_that_is_killed_is_whole_or_is_repeated(
         run(data, *words)
     with opened(data) as store:
         known = {"add": [0, 1, 2, 3, 4], "remove": [0, 1, 2], "weight": [0, 1, 2, 3]}[words[1]]
-        assert [shard.number for shard in store.blocks.ring.shards] == known
+        assert [shard.number for shard in store.routed.ring.shards] == known
         check_whole(store, blocks)
     assert rebalance(data)["state"] == "done"
     with opened(data) as store:

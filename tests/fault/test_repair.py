@@ -106,14 +106,14 @@ def everything(store: Store) -> dict[tuple[int, BlockId], bytes | None]:
     """Return all copies of all blocks, read from the files."""
     return {
         (number, block): shard.get_many_sync([block])[0]
-        for number, shard in store.blocks.shards.items()
+        for number, shard in store.routed.shards.items()
         for block, _ in shard.scan_sync()
     }
 
 
 def rot(store: Store, number: int, block: BlockId) -> None:
     """Flip a bit of a block where it lies in its shard's file."""
-    shard = store.blocks.shards[number]
+    shard = store.routed.shards[number]
     (data,) = shard.get_many_sync([block])
     assert data is not None
     file = shard.folder / "data.mdb"
@@ -149,7 +149,7 @@ def test_a_sound_store_has_no_finding(tmp_path: Path, source: Path) -> None:
         assert found.clean
         objects = int(git(source, "count-objects", "-v").split("in-pack: ")[1].split()[0])
         assert found.objects == objects
-        assert found.blocks == sum(stats.blocks for stats in store.blocks.stats().values())
+        assert found.blocks == sum(stats.blocks for stats in store.routed.stats().values())
         assert found.unnamed == 0
         assert repaired(store).whole
         with pytest.raises(ShardMissing):
@@ -162,7 +162,7 @@ def test_a_flipped_bit_is_found_and_put_right_from_the_other_replica(
     with store_of(tmp_path / "s", source, replicas=2) as store:
         before = everything(store)
         block = blocks_of(store, BlockKind.SEGMENT)[0]
-        home = store.blocks.ring.shards_of(partition_of(block))[1]
+        home = store.routed.ring.shards_of(partition_of(block))[1]
         rot(store, home, block)
         found = verified(store)
         (one,) = found.findings
@@ -184,7 +184,7 @@ def test_a_shard_that_lost_everything_is_filled_again(tmp_path: Path, source: Pa
     with store_of(tmp_path / "s", source, replicas=2) as store:
         before = everything(store)
         gone = [block for number, block in before if number == 1]
-        store.blocks.shards[1].delete_many_sync(gone)
+        store.routed.shards[1].delete_many_sync(gone)
         found = verified(store)
         assert found.counts == {FindingKind.COPY: len(gone)}
         assert repaired(store).whole
@@ -197,7 +197,7 @@ def test_what_is_named_by_a_manifest_that_was_lost_too_comes_back_in_one_repair(
     with store_of(tmp_path / "s", source) as store:
         create_backup(store, str(tmp_path / "backup"), control=silent_control())
         before = everything(store)
-        for number, shard in store.blocks.shards.items():
+        for number, shard in store.routed.shards.items():
             shard.delete_many_sync([block for home, block in before if home == number])
         with opened_source(str(tmp_path / "backup")) as backup:
             done = repaired(store, sources=[backup])
@@ -308,15 +308,15 @@ def test_damaged_bytes_stay_while_what_names_them_may_come_back(
         segment = blocks_of(store, BlockKind.SEGMENT)[0]
         (whole,) = store.blocks.get_many_sync([manifest])
         assert whole is not None
-        (home,) = store.blocks.ring.shards_of(partition_of(segment))
+        (home,) = store.routed.ring.shards_of(partition_of(segment))
         store.blocks.delete_many_sync([manifest])
         rot(store, home, segment)
         assert not repaired(store).whole
-        assert store.blocks.shards[home].has_many_sync([segment]) == [True]
+        assert store.routed.shards[home].has_many_sync([segment]) == [True]
         store.blocks.put_many_sync([(manifest, whole)])
         done = repaired(store)
         assert [one.block for one in done.damage] == [segment.hex()]
-        assert store.blocks.shards[home].has_many_sync([segment]) == [True]
+        assert store.routed.shards[home].has_many_sync([segment]) == [True]
 
 
 def test_a_verification_that_was_stopped_goes_on_where_it_was(
@@ -326,9 +326,9 @@ def test_a_verification_that_was_stopped_goes_on_where_it_was(
     monkeypatch.setattr("shardgit.operate.verifying.CHECKPOINT_S", 0.0)
     monkeypatch.setattr("shardgit.operate.verifying.CONFIRM_PART", 0)
     with store_of(tmp_path / "s", source, replicas=2) as store:
-        total = sum(stats.blocks for stats in store.blocks.stats().values())
+        total = sum(stats.blocks for stats in store.routed.stats().values())
         block = min(blocks_of(store, BlockKind.SEGMENT))
-        rot(store, store.blocks.ring.shards_of(partition_of(block))[0], block)
+        rot(store, store.routed.ring.shards_of(partition_of(block))[0], block)
 
         class Stopping(Control):
             left = 3_000_000
@@ -399,13 +399,13 @@ def test_a_block_at_the_wrong_shard_is_told(tmp_path: Path, source: Path) -> Non
         block = blocks_of(store, BlockKind.SEGMENT)[0]
         (data,) = store.blocks.get_many_sync([block])
         assert data is not None
-        home = store.blocks.ring.shards_of(partition_of(block))[0]
+        home = store.routed.ring.shards_of(partition_of(block))[0]
         other = (home + 1) % 3
-        store.blocks.shards[other].put_many_sync([(block, data)])
+        store.routed.shards[other].put_many_sync([(block, data)])
         (one,) = verified(store).findings
         assert (one.kind, one.shard, one.block) == (FindingKind.STRAY, other, block.hex())
         # The copy there serves as a source when the right one is lost.
-        store.blocks.shards[home].delete_many_sync([block])
+        store.routed.shards[home].delete_many_sync([block])
         done = repaired(store)
         assert [action.shard for action in done.actions] == [home]
         assert store.blocks.get_many_sync([block]) == [data]
@@ -560,7 +560,7 @@ def test_a_compacted_shard_verifies_clean_and_is_repaired(tmp_path: Path, source
         compact_shards(store, force=True, control=silent_control())
         assert verified(store).clean
         block = blocks_of(store, BlockKind.SEGMENT)[0]
-        store.blocks.shards[store.blocks.ring.shards_of(partition_of(block))[0]].delete_many_sync(
+        store.routed.shards[store.routed.ring.shards_of(partition_of(block))[0]].delete_many_sync(
             [block]
         )
         assert repaired(store).whole

@@ -131,7 +131,7 @@ def test_a_damaged_block_is_copied_as_it_is(tmp_path: Path) -> None:
     folder, blocks = half_empty(tmp_path / "s")
     with opened(folder) as store:
         victim = min(placed(store)[0])
-        shard = store.blocks.shards[0]
+        shard = store.routed.shards[0]
         with shard._environment.write() as transaction:
             transaction.put(victim, blocks[victim][:-1] + b"?")
         (one,) = compact_shards(store, [0], control=CALM).shards

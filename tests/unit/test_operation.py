@@ -246,7 +246,7 @@ def test_threads_that_serve_keep_their_priority_when_an_operation_is_first_to_ne
             store.journal.commit_sync([], [Put(b"Zone", b"")])
             store.journal.commit_sync([], [Put(b"Ztwo", b"")])  # behind what the first one told
         found.extend(store.workers.map(lambda _: priority(), range(3)))
-        found.extend(store.blocks._writers.map(lambda _: priority(), range(3)))
+        found.extend(store.routed._writers.map(lambda _: priority(), range(3)))
         told = threading.Event()
 
         def behind() -> None:
@@ -255,8 +255,8 @@ def test_threads_that_serve_keep_their_priority_when_an_operation_is_first_to_ne
 
         store.workers.later("told", behind)
         told.wait()
-        for shard in store.blocks.shards.values():
-            store.blocks.write_to(shard, lambda _: found.append(priority()))
+        for shard in store.routed.shards.values():
+            store.routed.write_to(shard, lambda _: found.append(priority()))
         data = (
             new_header(BlockKind.PART, HashKind.SHA1, PoolId(bytes(16)), HEADER_SIZE + 9)
             + b"one shard"

@@ -73,7 +73,7 @@ def test_a_shard_joins_and_another_leaves(tmp_path: Path, blocks: Blocks, replic
         assert (joined.id, joined.zone, joined.weight) == (3, 7, 1.0)
         assert placed(store)[3] == set()
         done = move(store)
-        assert (done.state, store.blocks.ring.phase) == ("done", Phase.SETTLED)
+        assert (done.state, store.routed.ring.phase) == ("done", Phase.SETTLED)
         assert done.epochs == tuple(range(done.epochs[0], done.epochs[0] + 4))
         check_whole(store, blocks)
         assert len(placed(store)[3]) > len(blocks) * replicas / 4 * 0.8
@@ -84,7 +84,7 @@ def test_a_shard_joins_and_another_leaves(tmp_path: Path, blocks: Blocks, replic
         check_whole(store, blocks)
         remove_shard(store, 0)
         check_whole(store, blocks)
-        assert sorted(store.blocks.shards) == [1, 2, 3]
+        assert sorted(store.routed.shards) == [1, 2, 3]
         assert list((folder / "shards" / "000").iterdir()) == []
     with opened(folder) as store:
         check_whole(store, blocks)
@@ -97,14 +97,14 @@ def test_no_more_moves_than_must_and_loads_follow_weights(tmp_path: Path) -> Non
         add_shard(store)
         done = move(store)
         assert 0 < done.bytes <= (1 / 5 + 0.02) * done.stored_bytes
-        store.blocks.refresh()
+        store.routed.refresh()
         for weights in ({0: 2.0, 1: 0.5}, {4: 0.0}):
             for number, weight in weights.items():
                 set_weight(store, number, weight)
             move(store)
-            live = {s.number: s.weight for s in store.blocks.ring.shards}
+            live = {s.number: s.weight for s in store.routed.ring.shards}
             sizes = dict.fromkeys(live, 0)
-            for number, shard in store.blocks.shards.items():
+            for number, shard in store.routed.shards.items():
                 sizes[number] = sum(size for _, size in shard.scan_sync())
             total, weight = sum(sizes.values()), sum(live.values())
             for number, size in sizes.items():
@@ -127,7 +127,7 @@ def test_what_is_put_under_an_old_ring_is_put_again_under_the_new_one(tmp_path: 
     with opened(full_store(tmp_path / "s", blocks)) as store:
         add_shard(store)
         after = plan_ring(store, control=CALM).after
-        copying = store.blocks.ring.towards(after.table)
+        copying = store.routed.ring.towards(after.table)
         rings = iter([copying, copying.moved(), copying.moved().settled()])
 
         turn = Lock()
@@ -142,10 +142,10 @@ def test_what_is_put_under_an_old_ring_is_put_again_under_the_new_one(tmp_path: 
         fresh = parts(12, seed=2)
         with faultpoints.listening(hook):
             store.blocks.put_many_sync(list(fresh.items()))
-        assert store.blocks.ring.phase is Phase.SETTLED
+        assert store.routed.ring.phase is Phase.SETTLED
         for block, data in fresh.items():
             (home,) = after.shards_of(int.from_bytes(block[:2], "big"))
-            assert store.blocks.shards[home].read_sync(block) == data
+            assert store.routed.shards[home].read_sync(block) == data
         moved = [b for b in blocks if store.blocks.get_many_sync([b]) == [None]]
         assert moved  # nobody has copied them, as the copies of the test's own puts show
         sweep(store, CALM)
@@ -160,11 +160,11 @@ def test_a_look_beside_a_commit_does_not_hide_it(
         with monkeypatch.context() as early:
             # LMDB tells the number of a commit under way before snapshots show what it wrote.
             early.setattr(store.journal, "revision", lambda: now + 1)
-            assert not store.blocks.refresh()
-        ring = replace(store.blocks.ring, epoch=store.blocks.ring.epoch + 1)
+            assert not store.routed.refresh()
+        ring = replace(store.routed.ring, epoch=store.routed.ring.epoch + 1)
         assert store.journal.commit_sync([], [Put(RING_KEY, ring.encode())]) == now + 1
-        assert store.blocks.refresh()
-        assert store.blocks.ring.epoch == ring.epoch
+        assert store.routed.refresh()
+        assert store.routed.ring.epoch == ring.epoch
 
 
 PUTS = """
@@ -202,28 +202,28 @@ def test_a_process_that_slept_takes_the_next_shard_of_a_number_for_another(tmp_p
             other.communicate("go\n", timeout=60)
         assert other.returncode == 0
         for block, data in fresh.items():
-            (home,) = store.blocks.ring.shards_of(int.from_bytes(block[:2], "big"))
-            assert store.blocks.shards[home].read_sync(block) == data
+            (home,) = store.routed.ring.shards_of(int.from_bytes(block[:2], "big"))
+            assert store.routed.shards[home].read_sync(block) == data
         sweep(store, CALM)  # what went by the old ring first
         check_whole(store, blocks | fresh)
 
 
 def test_a_reader_with_an_old_ring_finds_what_has_moved(tmp_path: Path, blocks: Blocks) -> None:
     with opened(full_store(tmp_path / "s", blocks)) as store:
-        stale = store.blocks._routes
+        stale = store.routed._routes
         set_weight(store, 0, 0.0)
         move(store)
-        fresh = store.blocks._routes
-        store.blocks._routes = stale
+        fresh = store.routed._routes
+        store.routed._routes = stale
         assert store.blocks.get_many_sync(list(blocks)) == list(blocks.values())
-        assert store.blocks.ring == fresh.ring
-        store.blocks._routes = stale
+        assert store.routed.ring == fresh.ring
+        store.routed._routes = stale
         assert store.blocks.has_many_sync(list(blocks)) == [True] * len(blocks)
-        assert store.blocks.ring == fresh.ring
+        assert store.routed.ring == fresh.ring
         remove_shard(store, 0)
-        store.blocks._routes = stale
+        store.routed._routes = stale
         assert store.blocks.get_many_sync(list(blocks)) == list(blocks.values())
-        store.blocks._routes = stale
+        store.routed._routes = stale
         extra = parts(5, seed=3)
         store.blocks.put_many_sync(list(extra.items()))
         assert store.blocks.get_many_sync(list(extra)) == list(extra.values())
@@ -293,13 +293,13 @@ def test_an_abort_goes_back_to_the_shards_as_they_were(
         with pytest.raises(Refused, match="no rebalance"):
             abort(store, control=CALM)
         add_shard(store, zone=9)
-        table = store.blocks.ring.table
+        table = store.routed.ring.table
         stopped_at(point, lambda control: rebalance(store, control=control, keep_s=600))
         extra = parts(30, seed=5)
         store.blocks.put_many_sync(list(extra.items()))
         gone = abort(store, control=CALM, keep_s=0)
         assert (gone.state, gone.back) == ("aborted", point == "rebalance.after_move")
-        assert (store.blocks.ring.table, store.blocks.ring.phase) == (table, Phase.SETTLED)
+        assert (store.routed.ring.table, store.routed.ring.phase) == (table, Phase.SETTLED)
         check_whole(store, blocks | extra)
         assert placed(store)[3] == set()
         assert move(store).state == "done"  # and forth again
@@ -394,7 +394,7 @@ def test_a_damaged_replica_is_copied_from_another(tmp_path: Path, blocks: Blocks
 
 
 def damage(store: Store, shard: int, block: bytes) -> None:
-    with store.blocks.shards[shard]._environment.write() as transaction:
+    with store.routed.shards[shard]._environment.write() as transaction:
         data = bytearray(transaction.get(block) or b"")
         data[-1] ^= 1
         transaction.put(block, bytes(data))
@@ -462,15 +462,15 @@ def test_strays_are_swept_and_what_they_alone_hold_is_put_home(tmp_path: Path) -
     with opened(full_store(tmp_path / "s", blocks)) as store:
         by_shard = placed(store)
         lost = min(by_shard[0])
-        store.blocks.shards[1].put_many_sync([(b, blocks[b]) for b in by_shard[0]])
-        store.blocks.shards[0].delete_many_sync([lost])
+        store.routed.shards[1].put_many_sync([(b, blocks[b]) for b in by_shard[0]])
+        store.routed.shards[0].delete_many_sync([lost])
         assert sweep(store, CALM) == len(by_shard[0])
         check_whole(store, blocks)
 
 
 def test_changes_that_make_no_ring_are_refused(tmp_path: Path) -> None:
     with opened(full_store(tmp_path / "s", parts(5), shards=2, replicas=2)) as store:
-        ring = store.blocks.ring
+        ring = store.routed.ring
         with pytest.raises(InvalidArgument, match="fewer shards"):
             set_weight(store, 0, 0.0)
         for weight in (-1.0, float("nan"), float("inf"), 1e-20):
@@ -486,7 +486,7 @@ def test_changes_that_make_no_ring_are_refused(tmp_path: Path) -> None:
         for path in (taken, tmp_path / "s" / "journal" / "x", tmp_path / "s" / "shards" / "000"):
             with pytest.raises((Refused, InvalidArgument)):
                 add_shard(store, path)
-        assert store.blocks.ring == ring
+        assert store.routed.ring == ring
         (taken / "file").unlink()
         assert add_shard(store, taken, weight=0.5, zone=4).id == 2
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shardgit.blocks.peers import Peers
     from shardgit.blocks.tier import Tier
     from shardgit.oid import BlockId
+    from shardgit.ring.nodes import NodeRing
 
 T = TypeVar("T")
 ASKERS_MAX = 32  # calls to peers, and fills from the object store, side by side
@@ -75,7 +76,9 @@ class ClusteredBlocks(OnWorkers):
         *,
         locks: Path,
         limits: ClusterLimits | None = None,
+        newest: Callable[[], NodeRing | None] | None = None,
     ) -> None:
+        self._newest = newest  # reads the ring where it is decided
         self.objects = objects
         self.tier = tier
         self.nodes = nodes
@@ -394,7 +397,10 @@ class ClusteredBlocks(OnWorkers):
         self.objects.begin_threads()
 
     def look_around(self) -> None:
-        """Do what keeps an idle process up to date."""
+        """Do what keeps an idle process up to date: go by the newest ring, and the tier's own."""
+        ring = self._newest() if self._newest is not None else None
+        if ring is not None:
+            self.nodes.take(ring)
         self.tier.look_around()
 
     def close(self) -> None:

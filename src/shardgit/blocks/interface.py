@@ -91,3 +91,19 @@ class BlockStore(Protocol):
     def scan(self, low: int = 0, high: int = 65_536) -> AsyncIterator[tuple[BlockId, int]]:
         """Do what scan_sync does."""
         ...
+
+
+class StoreBlocks(BlockStore, Protocol):
+    """What a store that serves wants beside."""
+
+    def begin_threads(self) -> None:
+        """Begin the threads that read and write, at the priority of the one that calls."""
+        ...
+
+    def look_around(self) -> None:
+        """Do what keeps an idle process up to date."""
+        ...
+
+    def close(self) -> None:
+        """Close; no call may be under way."""
+        ...

@@ -52,7 +52,7 @@ def add_shard(
         raise InvalidArgument("zone is out of range", zone=zone, most=ZONE_MAX)
     with running(store, KIND):
         require_settled(store)
-        layout, ring = layout_of(store), store.blocks.ring
+        layout, ring = layout_of(store), store.routed.ring
         zones = {shard.number: shard.zone for shard in ring.shards}
         folder = _new_folder(layout, path, zones)
         place = add_place(
@@ -77,7 +77,7 @@ def set_weight(store: Store, number: int, weight: float) -> ShardChanged:
     checked_weight(weight)
     with running(store, KIND):
         require_settled(store)
-        ring = store.blocks.ring
+        ring = store.routed.ring
         shard = replace(_shard(ring, number), weight=weight)
         shards = [shard if one.number == number else one for one in ring.shards]
         alive = sum(one.weight > 0 for one in shards)
@@ -99,7 +99,7 @@ def remove_shard(store: Store, number: int, *, control: Control | None = None) -
     """
     with running(store, KIND), running(store, COMPACTING):
         require_settled(store)
-        ring = store.blocks.ring
+        ring = store.routed.ring
         known = {shard.number for shard in ring.shards}
         layout = layout_of(store)
         if number not in known and any(place.number == number for place in layout.shards):
@@ -112,7 +112,7 @@ def remove_shard(store: Store, number: int, *, control: Control | None = None) -
                 shard=number,
                 partitions=ring.partitions_of(number),
             )
-        opened = store.blocks.shards[number]
+        opened = store.routed.shards[number]
         if opened.stats().blocks:
             sweep(store, control or silent_control())
         if left := opened.stats().blocks:
@@ -153,18 +153,18 @@ def _shard(ring: Ring, number: int) -> RingShard:
 
 def _put_shards(store: Store, shards: Sequence[RingShard]) -> Ring:
     """Commit the ring of the next epoch with other shards and the same table."""
-    shares(shards, replicas=store.blocks.ring.replicas)  # they make a ring
-    ring = store.blocks.ring
+    shares(shards, replicas=store.routed.ring.replicas)  # they make a ring
+    ring = store.routed.ring
     ordered = tuple(sorted(shards, key=lambda shard: shard.number))
     after = replace(ring, epoch=ring.epoch + 1, shards=ordered)
     if not store.try_commit(
-        [Compare(RING_KEY, store.blocks.ring_revision)], [Put(RING_KEY, after.encode())]
+        [Compare(RING_KEY, store.routed.ring_revision)], [Put(RING_KEY, after.encode())]
     ):
         raise Conflict("ring was changed by another process")
-    store.blocks.refresh()
+    store.routed.refresh()
     return after
 
 
 def _changed(store: Store, ring: Ring, shard: RingShard) -> ShardChanged:
-    path = str(store.blocks.shards[shard.number].folder)
+    path = str(store.routed.shards[shard.number].folder)
     return ShardChanged(shard.number, path, shard.zone, shard.weight, ring.epoch)

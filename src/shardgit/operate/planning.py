@@ -141,7 +141,7 @@ def plan_ring(store: Store, change: RingChange | None = None, *, control: Contro
 
     Errors: InvalidArgument, ShardMissing, Stopped.
     """
-    ring = store.blocks.ring
+    ring = store.routed.ring
     shards = changed_shards(ring.shards, change or RingChange())
     sizes = measure(store, control)
     after = build(
@@ -176,8 +176,8 @@ def checked_weight(weight: float) -> float:
 def measure(store: Store, control: Control) -> array[int]:
     """Return the bytes of each partition, replicas counted once, at the throttle's pace."""
     sizes = array("Q", bytes(8 * PARTITIONS))
-    total = sum(stats.blocks for stats in store.blocks.stats().values())
-    total //= store.blocks.ring.replicas
+    total = sum(stats.blocks for stats in store.routed.stats().values())
+    total //= store.routed.ring.replicas
     done = 0
     for low in range(0, PARTITIONS, STEP_PARTITIONS):
         seen = 0

@@ -169,9 +169,9 @@ def groups(store: Store) -> list[Group]:
 
 def require_settled(store: Store) -> None:
     """Raise Refused while blocks move between two tables."""
-    store.blocks.refresh()
+    store.routed.refresh()
     now = status(store)
-    if store.blocks.ring.phase is not Phase.SETTLED or (now is not None and not now.ended):
+    if store.routed.ring.phase is not Phase.SETTLED or (now is not None and not now.ended):
         raise Refused(
             "a rebalance is under way; end it with: shard rebalance, or: shard rebalance --abort"
         )
@@ -208,7 +208,7 @@ class _Run:
         self._in_flight = 0  # bytes copied since the last checkpoint
         self._reached: dict[int, int] = {}  # bytes copied to each shard
         self._shown_s = 0.0
-        store.blocks.refresh()
+        store.routed.refresh()
         self.row = self._read()
 
     def _read(self) -> Saved[Rebalance]:
@@ -233,7 +233,7 @@ class _Run:
         conditions: list[Condition] = [self.row.unchanged()]
         operations: list[Operation] = [put_operation(KIND, record)]
         if ring is not None:
-            conditions.append(Compare(RING_KEY, self.store.blocks.ring_revision))
+            conditions.append(Compare(RING_KEY, self.store.routed.ring_revision))
             operations.append(Put(RING_KEY, ring.encode()))
         if group is not None:
             operations.append(put_operation(KIND, group, f"{record.groups:06}"))
@@ -246,7 +246,7 @@ class _Run:
             raise
         self.row = Saved(self.row.key, record, revision)
         if ring is not None:
-            self.store.blocks.refresh()
+            self.store.routed.refresh()
 
     def _check_told(self) -> None:
         """Raise Stopped when another process wants the rebalance undone."""
@@ -294,7 +294,7 @@ class _Run:
 
     def turn_back(self) -> None:
         """Make the old table the one to get to."""
-        now, ring = self.now, self.store.blocks.ring
+        now, ring = self.now, self.store.routed.ring
         if now.state != "aborting":
             raise Refused("no rebalance is under way that could be undone")
         if ring.phase is Phase.SETTLED:
@@ -358,7 +358,7 @@ class _Run:
     # ---- copying ----
 
     def _copy_all(self) -> None:
-        copier = _Copier(self.store, self.store.blocks.ring, self._copied)
+        copier = _Copier(self.store, self.store.routed.ring, self._copied)
         for one in (entry for group in groups(self.store) for entry in group.entries):
             self._reached[one.target] = self._reached.get(one.target, 0) + one.bytes
         damaged: list[str] = []
@@ -424,7 +424,7 @@ class _Run:
         self._in_flight = 0
 
     def _flip(self) -> None:
-        ring = self.store.blocks.ring.moved()
+        ring = self.store.routed.ring.moved()
         record = replace(
             self.now, state="moved", moved_ms=clock.now_ms(), epochs=(*self.now.epochs, ring.epoch)
         )
@@ -444,7 +444,7 @@ class _Run:
             self._check_told()
 
     def _settle(self) -> None:
-        ring = self.store.blocks.ring.settled()
+        ring = self.store.routed.ring.settled()
         record = replace(self.now, state="clearing", epochs=(*self.now.epochs, ring.epoch))
         # commit point: before it the rebalance can be undone; after it the old copies are nobody's.
         faultpoints.reach("rebalance.before_settle")
@@ -509,8 +509,8 @@ class _Copier:
         self, store: Store, ring: Ring, copied: Callable[[Mapping[int, int]], None]
     ) -> None:
         self.ring = ring
-        self.blocks = store.blocks
-        self.shards = store.blocks.shards
+        self.blocks = store.routed
+        self.shards = store.routed.shards
         self.copied = copied  # told of each batch's bytes, by target
 
     def gather(self, low: int, high: int) -> list[_Part]:

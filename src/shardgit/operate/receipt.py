@@ -99,7 +99,7 @@ def receipt_of(store: Store) -> Receipt:
         started_ms=now.started_ms,
         ended_ms=end_ms,
         seconds=(end_ms - now.started_ms) / 1_000,
-        replicas=store.blocks.ring.replicas,
+        replicas=store.routed.ring.replicas,
         blocks=sum(one.blocks for one in moved),
         bytes=size,
         stored_bytes=now.stored_bytes,
@@ -173,12 +173,12 @@ class _Check:
         self.unchanged = self.blocks = self.bytes = self.gone = self.problems = 0
         self.bad: list[str] = []
         self._missing: list[tuple[int, bytes]] = []  # partition and prefix of blocks in no home
-        store.blocks.refresh()
+        store.routed.refresh()
 
     def partition(self, entry: MovedPartition) -> None:
         """Check one entry."""
         at = entry.partition
-        homes = self.store.blocks.ring.shards_of(at)
+        homes = self.store.routed.ring.shards_of(at)
         here = {home: dict(self._shard(home).scan_sync(at, at + 1)) for home in homes}
         by_prefix = {block[:PREFIX_BYTES]: block for found in here.values() for block in found}
         raw = base64.b64decode(entry.ids)
@@ -205,7 +205,7 @@ class _Check:
             self.unchanged += 1
 
     def _shard(self, number: int) -> ShardStore:
-        return self.store.blocks.shards[number]
+        return self.store.routed.shards[number]
 
     def _read(self, home: int, block: BlockId) -> int | None:
         """Return a block's length in one of its homes; None, and a problem, when it is not whole there."""

@@ -230,7 +230,7 @@ class _Repair:
                 continue
             if number in homes:
                 if not self.dry_run:
-                    self.store.blocks.shards[number].put_verified_sync([(block, data)])
+                    self.store.routed.shards[number].put_verified_sync([(block, data)])
                 self.did(Action("copy put again", block.hex(), number))
                 put = True
             elif number in suspect.damaged:
@@ -249,7 +249,7 @@ class _Repair:
 
     def _delete(self, number: int, block: BlockId) -> None:
         if not self.dry_run:
-            self.store.blocks.shards[number].delete_many_sync([block])
+            self.store.routed.shards[number].delete_many_sync([block])
         self.did(Action("damaged bytes that nothing names were deleted", block.hex(), number))
 
     # ---- what is derived ----

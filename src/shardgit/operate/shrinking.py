@@ -50,7 +50,7 @@ def compact_shards(
     Errors: ShardMissing, StorageFull when there is no room beside the old file, Refused, Stopped.
     """
     with running(store, COMPACTING):
-        stats = store.blocks.stats()
+        stats = store.routed.stats()
         for number in numbers:
             if number not in stats:
                 raise ShardMissing("store has no such shard", shard=number)
@@ -60,7 +60,7 @@ def compact_shards(
 
 
 def _compact(store: Store, number: int, *, force: bool, control: Control) -> ShardCompacted:
-    shard = store.blocks.shards[number]
+    shard = store.routed.shards[number]
     clear_left_environments(shard.folder)
     stats = shard.stats()
     live, size = stats.live_bytes, stats.file_bytes

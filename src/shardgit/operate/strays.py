@@ -25,8 +25,8 @@ def sweep(store: Store, control: Control, *, stage: str = "sweeping") -> int:
     A stray that one of its homes lacks is put there first. A put that is under way goes to its homes as well before it
     returns, so nothing of it is lost. The caller keeps the ring's tables as they are meanwhile.
     """
-    store.blocks.refresh()
-    ring, shards = store.blocks.ring, store.blocks.shards
+    store.routed.refresh()
+    ring, shards = store.routed.ring, store.routed.shards
     total = sum(shard.stats().blocks for shard in shards.values())
     seen = dropped = 0
     for number, shard in sorted(shards.items()):
@@ -58,7 +58,7 @@ def _drop(store: Store, ring: Ring, shard: ShardStore, strays: list[BlockId]) ->
 def _is_safe(store: Store, ring: Ring, shard: ShardStore, block: BlockId) -> bool:
     """Put a stray where its homes lack it; False when it is damaged and the only one of its kind."""
     for home in ring.shards_of(partition_of(block)):
-        target = store.blocks.shards[home]
+        target = store.routed.shards[home]
         if target.has_many_sync([block])[0]:
             continue
         try:

@@ -82,8 +82,8 @@ class ShardServicer(
                 )
                 for one in found
             ],
-            ring_epoch=self.store.blocks.ring.epoch,
-            replicas=self.store.blocks.ring.replicas,
+            ring_epoch=self.store.routed.ring.epoch,
+            replicas=self.store.routed.ring.replicas,
         )
 
 

@@ -27,14 +27,14 @@ class ShardInfo:
 
 def list_shards(store: Store) -> list[ShardInfo]:
     """Return every shard of the ring by rising number."""
-    store.blocks.refresh()
-    ring = store.blocks.ring
+    store.routed.refresh()
+    ring = store.routed.ring
     partitions: Counter[int] = Counter()
     for row in ring.table:
         partitions.update(row)
     found = []
     for place in ring.shards:
-        shard = store.blocks.shards.get(place.number)
+        shard = store.routed.shards.get(place.number)
         if shard is None:
             continue  # left meanwhile
         stats = shard.stats()

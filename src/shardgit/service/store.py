@@ -13,11 +13,13 @@ from weakref import ref as weak
 from blake3 import blake3
 
 from shardgit import clock, faultpoints
+from shardgit.blocks.routed import RoutedStore
 from shardgit.errors import (
     Conflict,
     DataLoss,
     LimitExceeded,
     LogPositionUnknown,
+    Refused,
     RepositoryExists,
     RepositoryMissing,
 )
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from weakref import ReferenceType
 
-    from shardgit.blocks.routed import RoutedStore
+    from shardgit.blocks.interface import StoreBlocks
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation, StoreJournal
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId
@@ -204,7 +206,7 @@ class Store:
         self,
         *,
         journal: StoreJournal,
-        blocks: RoutedStore,
+        blocks: StoreBlocks,
         refs: RefTable,
         workers: Workers,
         limits: Limits,
@@ -238,6 +240,13 @@ class Store:
         self._walked_bytes = 0
         self._condemned: OrderedDict[PoolId, Condemned] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def routed(self) -> RoutedStore:
+        """The shards of this machine and their ring. Errors: Refused in a cluster, whose ring has nodes."""
+        if isinstance(self.blocks, RoutedStore):
+            return self.blocks
+        raise Refused("the store is a cluster, which has nodes and no shards")
 
     def begin_threads(self) -> None:
         """Begin all threads that serve requests, at the priority of the one that calls."""

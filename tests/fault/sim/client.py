@@ -494,7 +494,7 @@ class Client:
     def _move(self, process: Host) -> None:
         dice, store = self.dice, process.store
         with expected():
-            number = dice.choice(sorted(store.blocks.shards))
+            number = dice.choice(sorted(store.routed.shards))
             set_weight(store, number, dice.choice((0.0, 1.0, 2.0)) if number else 1.0)
         done = rebalance(store, control=self.world.control(), keep_s=dice.choice((0.0, 0.3)))
         self.world.counts["rebalances"] += 1
