@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test cluster-test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite clean
+.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -19,6 +19,11 @@ run: setup ## Import REPO=path (else this project's own history, as demo) into .
 # In the order of their names: else the long files that hold few tests come last, one core waits.
 test: setup ## Run all tests, a file a process; JOBS=2.
 	$(BIN)/pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+
+cluster: setup ## Run a cluster on this machine: etcd, S3, three nodes, a load balancer; see docs/cluster.md.
+	@.ci/cluster-setup
+	@.ci/balancer-setup || true
+	@$(BIN)/python tools/local_cluster.py
 
 cluster-test: setup ## The tests that need etcd and an S3 server, which it installs.
 	@.ci/cluster-setup

@@ -13,7 +13,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
 # Else each of some hundred processes that tests start compiles all of the source anew, 0.3 s of CPU.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -45,7 +45,7 @@ def s3_url(s3_server: seaweed.Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def etcds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcds]:
     """Three members of etcd, for tests that leave them as they are."""
-    from cluster.etcds import binary, running  # most tests do without gRPC
+    from etcds import binary, running  # most tests do without gRPC
 
     if binary() is None:
         pytest.skip("etcd is not there: .ci/cluster-setup")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 from uuid import uuid4
+
+import grpc
 
 from shardgit.blocks.clustered import ClusteredBlocks
 from shardgit.blocks.layout import FORMAT_FILE
 from shardgit.blocks.nodes import Nodes
-from shardgit.blocks.object_store import ObjectBlocks
+from shardgit.blocks.object_store import ObjectBlocks, open_blocks_bucket
 from shardgit.blocks.tier import Tier
-from shardgit.buckets.cloud import CloudBucket
-from shardgit.buckets.folder import FolderBucket
+from shardgit.cluster.holders import ClusterHolders
 from shardgit.cluster.members import join, read_ring
 from shardgit.cluster.owners import Owners
 from shardgit.cluster.session import Session
 from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
 from shardgit.etcd.access import Access
+from shardgit.etcd.client import Etcd
+from shardgit.etcdpb import etcd_pb2 as pb
+from shardgit.holders import LocalHolders
 from shardgit.journal.bucket_bundles import BucketBundles
+from shardgit.journal.bundle_garbage import BundleGarbage
 from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import Put
 from shardgit.journal.records import STORE_KEY, StoreRecord
@@ -35,18 +40,32 @@ from shardgit.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardgit.buckets.bucket import Bucket
     from shardgit.config import ServeConfig
     from shardgit.ring.nodes import NodeRing
     from shardgit.sections import ClusterConfig
 
+PROBE = "probe"  # an object that is not there
 FOREIGN_PART = 4  # of a node's copies one in so many is of blocks that the ring gives to others
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A process of a node: the cluster's store, the node's number, its blocks as peers ask for them.
+
+    ``bundles`` sweeps what no commit names any more. With ``credentials`` peers must show certificates.
+    """
+
+    store: Store
+    number: int
+    blocks: ClusteredBlocks
+    bundles: BundleGarbage
+    credentials: grpc.ServerCredentials | None
 
 
 @contextmanager
 def open_node(
     config: ServeConfig, *, threads: int | None = None, limits: Limits = DEFAULT
-) -> Iterator[Store]:
+) -> Iterator[Node]:
     """Open the cluster's store as one process of a node; the first node of all makes the cluster.
 
     What lies in the node's folder may be lost at any time. Errors: Refused for a folder with an embedded store, or an
@@ -62,11 +81,13 @@ def open_node(
     with ExitStack() as opened:
         workers = Workers(threads or os.cpu_count() or 1)
         opened.callback(workers.close)
-        bucket = bucket_of(config.blocks.url)
+        accepting, calling = peer_credentials(config.cluster)
+        bucket = open_blocks_bucket(config.blocks.url)
+        bundles = BucketBundles(bucket)
         journal = EtcdJournal(
             folder / "journal",
             access_of(config.cluster),
-            BucketBundles(bucket),
+            bundles,
             prefix=f"{config.cluster.name}/".encode(),
         )
         opened.callback(journal.close)
@@ -85,7 +106,7 @@ def open_node(
         blocks = ClusteredBlocks(
             ObjectBlocks(bucket, workers),
             _tier(config, workers),
-            GrpcPeers(nodes),
+            GrpcPeers(nodes, credentials=calling),
             nodes,
             workers,
             locks=scratch,
@@ -101,12 +122,30 @@ def open_node(
             turns=Owners(journal, session),
             detect_collisions=config.detect_collisions,
         )
+        store.leases.fences = session.fences
+        store.holders = ClusterHolders(journal, session, LocalHolders(store.leases, journal))
+        journal.fresh_sync()  # no lease is older than the session
+        garbage = BundleGarbage(journal, bundles, grace_s=limits.orphan_age_s)
         opened.pop_all()  # from here on the store closes them, but for the session
         try:
-            yield store
+            yield Node(store, number, blocks, garbage, accepting)
         finally:
             session.close()
             store.close()
+
+
+def check_node(config: ServeConfig) -> None:
+    """Look whether a node could be opened: its files, etcd, the object store.
+
+    Errors: InvalidArgument, Refused, Unavailable.
+    """
+    peer_credentials(config.cluster)
+    etcd = Etcd(access_of(config.cluster))
+    try:
+        etcd.range(pb.RangeRequest(key=config.cluster.name.encode()))
+    finally:
+        etcd.close()
+    open_blocks_bucket(config.blocks.url).get(PROBE)
 
 
 def _ring(journal: EtcdJournal) -> NodeRing:
@@ -126,36 +165,36 @@ def _tier(config: ServeConfig, workers: Workers) -> Tier:
     return Tier(folders, workers, owned_bytes=owned, foreign_bytes=foreign)
 
 
-def bucket_of(url: str) -> Bucket:
-    """Return where blocks are kept. Errors: InvalidArgument."""
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        return CloudBucket(url)
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise InvalidArgument("not a folder of this machine; write file:///PATH", url=url[:200])
-    folder = Path(parts.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return FolderBucket(folder)
-
-
 def access_of(cluster: ClusterConfig) -> Access:
     """Return how etcd is reached. Errors: InvalidArgument for files that cannot be read."""
-
-    def read(path: str) -> bytes:
-        if not path:
-            return b""
-        try:
-            return Path(path).read_bytes()
-        except OSError as cause:
-            raise InvalidArgument(
-                "file of etcd's credentials cannot be read", path=path, cause=cause.strerror
-            ) from cause
 
     return Access(
         cluster.etcd,
         user=cluster.user,
-        password=read(cluster.password_file).decode().strip(),
-        ca=read(cluster.ca),
-        certificate=read(cluster.certificate),
-        key=read(cluster.key),
+        password=_read(cluster.password_file).decode().strip(),
+        ca=_read(cluster.ca),
+        certificate=_read(cluster.certificate),
+        key=_read(cluster.key),
     )
+
+
+def peer_credentials(
+    cluster: ClusterConfig,
+) -> tuple[grpc.ServerCredentials | None, grpc.ChannelCredentials | None]:
+    """Return how a node is served and how it calls others; (None, None) without TLS. Errors: InvalidArgument."""
+    if not cluster.peer_ca:
+        return None, None
+    ca, certificate, key = map(_read, (cluster.peer_ca, cluster.peer_certificate, cluster.peer_key))
+    accepting = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    return accepting, grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _read(path: str) -> bytes:
+    if not path:
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError as cause:
+        raise InvalidArgument(
+            "file of credentials cannot be read", path=path, cause=cause.strerror
+        ) from cause

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_origin
 
 import msgspec
 
+from shardgit.addresses import is_loopback, split_address
 from shardgit.errors import InvalidArgument
 from shardgit.sections import BlocksConfig, ClusterConfig
 
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type[ClusterConfig | BlocksConfig]] = {
 }
 DETECTIONS = ("push", "always", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listens everywhere
 WORKERS_MAX = 256
 DRAIN_MAX_S = 3_600.0
 INTERVAL_MAX_S = 366 * 86_400.0
@@ -55,6 +57,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     maintenance_bytes_per_s: int = 32 << 20  # of what it reads and writes; 0: as load allows
     gc_interval_s: float = 86_400.0  # between two collections of garbage
     scrub_interval_s: float = 7 * 86_400.0  # between two verifications of every byte
+    ssh_host_key: str = (
+        ""  # its file; "": one in ``data``. Nodes behind one name must have the same
+    )
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
     cluster: ClusterConfig = ClusterConfig()
@@ -103,6 +108,29 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
         if bool(self.cluster.etcd) != bool(self.blocks.url):
             raise InvalidArgument("a cluster needs both etcd in [cluster] and url in [blocks]")
+        if self.in_cluster:
+            self._check_peers()
+
+    def _check_peers(self) -> None:
+        """Check how other nodes reach this one: it gives them any block."""
+        host, _ = split_address(self.cluster.listen, "cluster.listen")
+        if not is_loopback(host) and not self.cluster.peer_ca:
+            raise InvalidArgument(
+                "nodes talk beyond loopback only with peer_ca, peer_certificate and peer_key",
+                listen=self.cluster.listen,
+            )
+        if host in ANY_HOST and not self.cluster.advertise:
+            raise InvalidArgument(
+                "where other nodes reach this one is not known; say advertise in [cluster]",
+                listen=self.cluster.listen,
+            )
+        if self.cluster.advertise:
+            split_address(self.cluster.advertise, "cluster.advertise")
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether this is a node of a cluster."""
+        return bool(self.cluster.etcd)
 
     @property
     def listens(self) -> tuple[str, ...]:
@@ -130,18 +158,6 @@ def check_detection(text: str) -> str:
             known="|".join(DETECTIONS),
         )
     return text
-
-
-def split_address(text: str, key: str = "address") -> tuple[str, int]:
-    """Return host and port of HOST:PORT or [HOST]:PORT; InvalidArgument otherwise."""
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise InvalidArgument("not an address; write HOST:PORT", key=key, value=text[:200])
-    return host, int(port)
 
 
 def load_config(

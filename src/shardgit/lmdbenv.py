@@ -33,6 +33,14 @@ PAGE_BYTES = 4_096
 FREE_TAIL_MAX = 1 << 20  # pages; a longer missing tail is not looked up in the free list
 PROBE_BYTES = 64 << 20  # less room than this explains a failed write
 META_MAGIC = 0xBEEFC0DE
+# What a process or the machine may lack for a while; the file is as it was.
+SHORT_OF = tuple(
+    os.strerror(number)
+    for number in (
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+        *(errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT),
+    )
+)
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -219,6 +227,10 @@ class Environment:
                     "database cannot be written to",
                     path=str(folder),
                     cause=str(cause).rpartition(": ")[2],
+                ) from cause
+            if str(cause).endswith(SHORT_OF):
+                raise Unavailable(
+                    "database cannot be opened now", path=str(folder), cause=str(cause)
                 ) from cause
             raise DataLoss("database does not open", path=str(folder), cause=str(cause)) from cause
         self._pid = os.getpid()

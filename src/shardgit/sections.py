@@ -37,6 +37,10 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ca: str = ""  # PEM files; "": what the system trusts
     certificate: str = ""
     key: str = ""
+    # Of nodes among each other: each shows its certificate, and asks for one by that authority. PEM files.
+    peer_ca: str = ""
+    peer_certificate: str = ""
+    peer_key: str = ""
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
@@ -63,6 +67,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise InvalidArgument("user and password_file of etcd belong together")
         if bool(self.certificate) != bool(self.key):
             raise InvalidArgument("certificate and key of etcd's client belong together")
+        if len({bool(self.peer_ca), bool(self.peer_certificate), bool(self.peer_key)}) > 1:
+            raise InvalidArgument("peer_ca, peer_certificate and peer_key belong together")
 
     @property
     def node_name(self) -> str:

@@ -27,13 +27,16 @@ from prometheus_client import (
 
 from shardgit import telemetry
 from shardgit.accepting import ABSENT, BACKLOG, Loads, Place
-from shardgit.config import ServeConfig, split_address
+from shardgit.addresses import split_address
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
+from shardgit.opening import keep_config
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from shardgit.config import ServeConfig
 
 REGISTRY = CollectorRegistry()
 WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=REGISTRY)
@@ -209,6 +212,8 @@ class Supervisor:
 
     async def _free_readers(self) -> None:
         """Free the reader slots that a dead worker left; an old reader keeps pages from reuse."""
+        if self.config.in_cluster:
+            return  # the process that feeds the replica does so
         async with self._readers:  # an environment is open once in a process
             try:
                 freed = await asyncio.to_thread(check_readers, self.config.folder)
@@ -329,13 +334,22 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
             held.callback(address.close)
             texts[key] = address.text
             addresses[key] = address
+        if config.in_cluster:
+            config.folder.mkdir(parents=True, exist_ok=True)
         if "ssh" in config.listens:
             from shardgit.ssh.admission import check_authorized_keys
             from shardgit.ssh.hostkey import make_host_key
 
             check_authorized_keys(config.ssh_authorized_keys)
-            make_host_key(config.folder)
+            make_host_key(config.folder, config.ssh_host_key)
+        if config.in_cluster:
+            peers = Address(config.cluster.listen, "cluster.listen")
+            held.callback(peers.close)
+            cluster = msgspec.structs.replace(config.cluster, listen=peers.text)
+            config = msgspec.structs.replace(config, cluster=cluster)
         settled = msgspec.structs.replace(config, data=str(config.folder.resolve()), **texts)
+        if settled.in_cluster:
+            keep_config(settled)
         count = config.workers or os.cpu_count() or 1
         metrics = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))
 

@@ -21,12 +21,14 @@ from aiohttp import web
 
 from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
-from shardgit.config import ServeConfig, split_address
+from shardgit.addresses import split_address
+from shardgit.config import ServeConfig
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
 from shardgit.http.connections import Connections
-from shardgit.node import equip_hooks, open_store
+from shardgit.node import equip_hooks
+from shardgit.opening import open_served
 from shardgit.processes import drop_left
 from shardgit.rpc.server import make_server
 from shardgit.service.conversation import Conversations
@@ -37,6 +39,10 @@ from shardgit.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    import grpc
+
+    from shardgit.cluster_node import Node
+    from shardgit.opening import Opened
     from shardgit.service.store import Store
     from shardgit.ssh.server import SshEdge
 
@@ -50,20 +56,19 @@ def run_worker(config: ServeConfig, place: Place) -> int:
     telemetry.configure(level=config.log_level)
     _raise_file_limit()
     try:
-        with (
-            open_store(config.folder, detect_collisions=config.detect_collisions) as store,
-            _maintaining(config, store),
-        ):
-            sweep(store.scratch, store.scratch / "events", store.scratch / "spool")
-            drop_left(store.scratch, "push")
-            uvloop.run(_serve(config, place, store))
+        with open_served(config) as opened, _maintaining(config, opened):
+            scratch = opened.store.scratch
+            sweep(scratch, scratch / "events", scratch / "spool")
+            drop_left(scratch, "push")
+            uvloop.run(_serve(config, place, opened))
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)
         return REFUSED_EXIT
     return 0
 
 
-async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
+async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
+    store = opened.store
     place.keep()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -97,6 +102,7 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
     # Modules, and what else lives as long as the process: with them a full look for garbage took 36 ms.
     gc.collect()
     gc.freeze()
+    peers = await _serve_peers(config, opened.node) if opened.node is not None else None
     server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
@@ -130,6 +136,8 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
                 group.create_task(server.stop(config.drain_s))
                 if ssh is not None:
                     group.create_task(ssh.close(config.drain_s))
+                if peers is not None:
+                    group.create_task(peers.stop(config.drain_s))
                 # Not left to aiohttp's own shutdown: that drops what running requests still receive.
                 for acceptor in acceptors:
                     acceptor.close()
@@ -137,22 +145,36 @@ async def _serve(config: ServeConfig, place: Place, store: Store) -> None:
                 await runner.cleanup()
 
 
+async def _serve_peers(config: ServeConfig, node: Node) -> grpc.aio.Server:
+    """Serve this node's blocks to the others."""
+    from shardgit.rpc.peer import make_peer_server
+
+    server, _ = await make_peer_server(
+        node.blocks, node.store.limits, config.cluster.listen, credentials=node.credentials
+    )
+    await server.start()
+    return server
+
+
 @contextlib.contextmanager
-def _maintaining(config: ServeConfig, store: Store) -> Iterator[None]:
+def _maintaining(config: ServeConfig, opened: Opened) -> Iterator[None]:
     """Have the store maintained meanwhile, by this worker when it is its turn."""
     if config.maintenance == "off":
         yield
         return
     from shardgit.operate.maintenance import Maintenance, Plan
 
+    node = opened.node
     work = Maintenance(
-        store,
+        opened.store,
         Plan(
             interval_s=config.maintenance_interval_s,
             gc_interval_s=config.gc_interval_s,
             scrub_interval_s=config.scrub_interval_s,
             rate_bytes_s=config.maintenance_bytes_per_s,
+            scrubs=node is None,
         ),
+        sweep=node.bundles.sweep if node is not None else None,
     )
     work.start()
     try:
@@ -188,7 +210,8 @@ def _hook_policy(config: ServeConfig) -> HookPolicy:
 
 
 async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversations) -> SshEdge:
-    from shardgit.ssh.admission import Admission, is_loopback
+    from shardgit.addresses import is_loopback
+    from shardgit.ssh.admission import Admission
     from shardgit.ssh.hostkey import make_host_key
     from shardgit.ssh.server import SshEdge
 
@@ -196,7 +219,9 @@ async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversat
     admission = Admission(store, file=config.ssh_authorized_keys, host=host)
     http = config.http_url or f":{split_address(config.http)[1]}"
     edge = SshEdge(conversations, admission, http=http)
-    await edge.listen(host, port, host_key=make_host_key(config.folder), backlog=BACKLOG)
+    await edge.listen(
+        host, port, host_key=make_host_key(config.folder, config.ssh_host_key), backlog=BACKLOG
+    )
     if not is_loopback(host) and not await admission.any_key():
         telemetry.log().warning("ssh_lets_nobody_in", address=config.ssh)
     return edge

@@ -11,7 +11,7 @@ from shardgit.etcd.client import Etcd
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster.etcds import Etcds, binary, free_ports, running, turn_on_passwords
+from etcds import Etcds, binary, free_ports, running, turn_on_passwords
 
 from shardgit.errors import (
     HistoryGone,

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster.etcds import binary, running, turn_on_passwords
 from cluster.links import Link
+from etcds import binary, running, turn_on_passwords
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
 pytestmark = pytest.mark.cluster
 PATIENCE_S = 60

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster.etcds import running
+from etcds import running
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
     from shardgit.etcd.access import Access
     from shardgit.turns import Turn

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
 pytestmark = pytest.mark.cluster
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cluster.etcds import Etcds
+    from etcds import Etcds
 
 
 @pytest.fixture(params=["memory", "lmdb", pytest.param("etcd", marks=pytest.mark.cluster)])

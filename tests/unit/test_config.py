@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from shardgit.config import ServeConfig, load_config, split_address
+from shardgit.addresses import split_address
+from shardgit.config import ServeConfig, load_config
 from shardgit.errors import InvalidArgument
 
 if TYPE_CHECKING:

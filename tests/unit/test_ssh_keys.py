@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardgit.addresses import is_loopback
 from shardgit.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -24,7 +25,6 @@ from shardgit.journal.memory import MemoryJournal
 from shardgit.service.conversation import GitService
 from shardgit.service.keys import Keys, PublicKey, keys_in, parse_public_key
 from shardgit.service.names import name_in_path
-from shardgit.ssh.admission import is_loopback
 from shardgit.ssh.command import parse_command
 
 if TYPE_CHECKING:

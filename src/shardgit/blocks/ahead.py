@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from threading import RLock
+from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import BLOCK_MAX_BYTES
@@ -80,28 +81,45 @@ class ReadAhead:
         self._used_bytes = 0
         self.most_bytes = 0  # that were ever held and waited for at once
         self._transfers: list[Ahead] = []
-        # A transfer that nobody wants any more may be ended by Python's collector, inside any call of ours.
-        self._lock = RLock()
+        self._ended: deque[Ahead] = deque()
+        self._lock = Lock()
 
     def begin(self, one: Ahead) -> None:
         """Take a transfer in."""
         with self._lock:
             self._transfers.append(one)
             self._pump(one)
+        self._drain()
 
     def end(self, one: Ahead) -> None:
-        """Give back what a transfer holds."""
-        with self._lock:
-            if one in self._transfers:
-                self._transfers.remove(one)
-            one.used = len(one.ids)
-            self._release(one)
-            self._pump_all()
+        """Give back what a transfer holds.
+
+        A transfer that nobody wants any more may be ended by Python's collector, in any thread and inside any call, so
+        this waits for no lock.
+        """
+        self._ended.append(one)
+        self._drain()
+
+    def _drain(self) -> None:
+        # Whoever holds the lock looks again after it, so nothing that was added meanwhile is left lying.
+        while self._ended and self._lock.acquire(blocking=False):
+            try:
+                while self._ended:
+                    one = self._ended.popleft()
+                    if one in self._transfers:
+                        self._transfers.remove(one)
+                    one.used = len(one.ids)
+                    self._release(one)
+                # Others have the room with the next block that any of them uses: to look what is near, or to hand
+                # on a fetch, would take locks that the thread may have already.
+            finally:
+                self._lock.release()
 
     def take(self, block: BlockId) -> bytes | None:
         """Return a block that was fetched ahead, which is not held any more then, and go on."""
         if not self._transfers:
             return None
+        data: bytes | None = None
         with self._lock:
             for one in self._transfers:
                 position = one.positions.get(block)
@@ -111,8 +129,9 @@ class ReadAhead:
                 one.used = position + 1
                 self._release(one)
                 self._pump_all()
-                return data
-        return None
+                break
+        self._drain()
+        return data
 
     def _release(self, one: Ahead) -> None:
         """Give back what lies behind a transfer; what is under way there counts until it has ended."""
@@ -172,3 +191,4 @@ class ReadAhead:
                     one.reserved[position] = len(data)
                     self._used_bytes += len(data)
                 self._pump_all()
+            self._drain()

@@ -37,6 +37,7 @@ SERVERS_MAX, NEAR_MAX = 16, 8
 WARMERS = 2
 ROUNDS_MAX = 3  # of asking peers, before it is the object store's turn
 DROPPED_MAX = 1 << 16
+HAND_OVER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,29 @@ class ClusterLimits:
         64 << 20
     )  # of blocks that wait to go to tiers; what is more is fetched when it is asked for
     fill_wait_s: float = 20.0  # for another process of this node that fills the same block
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What became of blocks that one node was to be given by another.
+
+    ``there`` were on its disks, ``cold`` ones on neither's; ``failed`` ones may be, but did not come over.
+    """
+
+    there: int = 0
+    warmed: int = 0
+    warmed_bytes: int = 0
+    cold: int = 0
+    failed: int = 0
+
+    def __add__(self, other: HandedOver) -> HandedOver:
+        return HandedOver(
+            self.there + other.there,
+            self.warmed + other.warmed,
+            self.warmed_bytes + other.warmed_bytes,
+            self.cold + other.cold,
+            self.failed + other.failed,
+        )
 
 
 class ClusteredBlocks(OnWorkers):
@@ -341,6 +365,56 @@ class ClusteredBlocks(OnWorkers):
         except ShardgitError as error:
             telemetry.log().warning("peer_failed", node=node, error=str(error))
             self.nodes.failed(node)
+
+    # ---- for operators ----
+
+    def hand_over(self, source: int, target: int, ids: Sequence[BlockId]) -> HandedOver:
+        """Give one node what another has on its disks, through this one; failures are counted, not raised."""
+        try:
+            here = self._had(target, ids)
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=target, error=str(error))
+            return HandedOver(failed=len(ids))
+        lacking = [block for block, is_here in zip(ids, here, strict=True) if not is_here]
+        total = HandedOver(there=len(ids) - len(lacking))
+        seen = 0
+        batch: list[tuple[BlockId, bytes]] = []
+        try:
+            for block, data in self._held(source, lacking):
+                seen += 1
+                if data is None:
+                    total += HandedOver(cold=1)
+                    continue
+                verify_block(block, data)
+                batch.append((block, data))
+                if sum(len(one) for _, one in batch) >= HAND_OVER_BYTES:
+                    total += self._given(target, batch)
+                    batch = []
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=source, error=str(error))
+            total += HandedOver(failed=len(lacking) - seen)
+        return total + self._given(target, batch)
+
+    def _had(self, node: int, ids: Sequence[BlockId]) -> list[bool]:
+        return self.tier.has_many(ids) if node == self.nodes.me else self._peers.has(node, ids)
+
+    def _held(self, node: int, ids: Sequence[BlockId]) -> Iterator[tuple[BlockId, bytes | None]]:
+        if node != self.nodes.me:
+            yield from self._peers.get(node, ids, only_here=True)
+            return
+        for block in ids:
+            yield block, self._here([block])[0]
+
+    def _given(self, node: int, blocks: Sequence[tuple[BlockId, bytes]]) -> HandedOver:
+        if not blocks:
+            return HandedOver()
+        try:
+            taken = self._take(blocks) if node == self.nodes.me else self._peers.warm(node, blocks)
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=node, error=str(error))
+            return HandedOver(failed=len(blocks))
+        size = sum(len(data) for _, data in blocks) * taken // len(blocks)
+        return HandedOver(warmed=taken, warmed_bytes=size, failed=len(blocks) - taken)
 
     # ---- for peers ----
 

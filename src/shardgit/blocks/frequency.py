@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ class Sketch:
         if file is None:
             self._map = mmap.mmap(-1, size)
             return
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Each size has a file of its own: to cut one that another process has mapped would kill that.
+        own = file.with_name(f"{file.name}-{size}")
+        for other in file.parent.glob(f"{file.name}*"):
+            if other != own:
+                with suppress(OSError):
+                    other.unlink()
+        handle = os.open(own, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            if os.fstat(handle).st_size != size:
-                os.ftruncate(handle, 0)  # of another size: begun anew
             os.posix_fallocate(handle, 0, size)  # a hole of a full disk would kill who touches it
             self._map = mmap.mmap(handle, size)
         finally:

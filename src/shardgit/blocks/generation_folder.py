@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from shardgit.blocks.shard import ShardStore
 
 MAKING_WAIT_S = 5.0
+QUIET_S = 10.0  # since the last write to a generation, until it is made durable
 SEALED, BOOT, MAKING = "sealed", "boot", "making"
 _NAME = re.compile("g-[0-9a-f]{16}")
 
@@ -103,14 +105,22 @@ class GenerationFolder:
                 self.remove(path)
 
     def seal(self, stores: Sequence[ShardStore]) -> None:
-        """Make generations durable that are written to no more, unless another process is at it."""
+        """Make generations durable that are written to no more, unless another process is at it.
+
+        Another process may write its last batch yet when a newer generation is there already.
+        """
         with holding(self.folder / MAKING / "seal") as held:
             for store in stores if held else ():
                 mark = store.folder / SEALED
-                if not mark.exists():
-                    with suppress(ShardMissing, FileNotFoundError):
+                with suppress(ShardMissing, FileNotFoundError):
+                    written = (store.folder / "data.mdb").stat().st_mtime
+                    if not mark.exists() and abs(time.time() - written) > QUIET_S:
                         store.sync()
                         write_durably(mark, "")
+
+    def is_sealed(self, store: ShardStore) -> bool:
+        """Say whether a generation would be believed after a crash of the machine."""
+        return (store.folder / SEALED).exists()
 
     def unseal(self, store: ShardStore) -> None:
         """Note that a generation is written to: behind its seal that would be believed after a crash."""

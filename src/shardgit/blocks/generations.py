@@ -287,6 +287,8 @@ class Generations:
             try:
                 if newest is not None and self._has_room(newest, need):
                     newest.store.put_verified_sync([(block, data)])
+                    if self._files.is_sealed(newest.store):  # a newer one came, and time passed
+                        self._files.unseal(newest.store)
                     return
             except (ShardMissing, FileNotFoundError):
                 continue  # dropped by another process

@@ -77,7 +77,9 @@ def data_folder(data: Path | None) -> Path:
     given = data or (Path(text) if (text := os.environ.get("SHARDGIT_DATA")) else None)
     if given is not None:
         return given
-    if not Path("data", "format").exists():
+    from shardgit.opening import is_store
+
+    if not is_store(Path("data")):
         raise NotAStore(
             "no store in ./data; give --data DIR or --server HOST:PORT, or make one:"
             " shardgit init DIR"
@@ -102,9 +104,9 @@ def server_address(server: str | None, data: Path | None) -> str | None:
 def reached(server: str | None, data: Path | None) -> Iterator[Backend]:
     """Return the store, through a server or directly."""
     if address := server_address(server, data):
+        from shardgit.addresses import split_address
         from shardgit.cli.remote import RemoteBackend
         from shardgit.client import connect
-        from shardgit.config import split_address
 
         if not address.startswith("unix:"):  # as hooks are given
             split_address(address, "server")
@@ -135,10 +137,10 @@ def opened(data: Path | None) -> Iterator[Store]:
     folder = data_folder(data)
     from shardgit import telemetry
     from shardgit.config import PREFIX, check_detection
-    from shardgit.node import open_store
+    from shardgit.opening import open_folder
 
     telemetry.configure(level="warning")  # to standard error; the default would be our output
     # What would be looked for by a server of the store is looked for here.
     detection = check_detection(os.environ.get(f"{PREFIX}DETECT_COLLISIONS", "push"))
-    with open_store(folder, detect_collisions=detection) as store:
-        yield store
+    with open_folder(folder, detect_collisions=detection) as made:
+        yield made.store

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli import backups, bench, collecting, keys, objects, refs, repos, shards, undeleting
+from shardgit.cli import (
+    backups,
+    bench,
+    cluster,
+    collecting,
+    keys,
+    objects,
+    refs,
+    repos,
+    shards,
+    undeleting,
+)
 from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
 from shardgit.cli.context import (
     FAILED,
@@ -53,6 +64,7 @@ app.add_typer(repos.app, name="repo")
 app.add_typer(refs.app, name="ref")
 app.add_typer(objects.app, name="object")
 app.add_typer(shards.app, name="shard")
+app.add_typer(cluster.app, name="cluster")
 shards.app.command("gc")(collecting.gc)
 repos.app.command("deleted")(undeleting.deleted)
 repos.app.command("undelete")(undeleting.undelete)
@@ -129,9 +141,9 @@ def serve(  # noqa: PLR0913, PLR0917
       shardgit serve --config /etc/shardgit.toml --check
     """
     with failing(json=json):
-        from shardgit.blocks.layout import open_layout
+        from shardgit import opening
         from shardgit.config import load_config
-        from shardgit.errors import InvalidArgument, Refused
+        from shardgit.errors import InvalidArgument
 
         flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "ssh": ssh}
         flags["admin"] = admin
@@ -140,15 +152,13 @@ def serve(  # noqa: PLR0913, PLR0917
             settled = load_config(config, flags=flags)
         except InvalidArgument as error:
             raise UsageRefused(error.message, **error.facts) from error
-        layout = open_layout(settled.folder)
-        for path in (layout.journal, *(place.path for place in layout.shards)):
-            if not os.access(path, os.W_OK):
-                raise Refused("store cannot be written to", path=str(path))
+        what = opening.check(settled)
         if check:
             if json:
-                print_json({"store": layout.store_id, **_plain(settled)})
+                kind, name = what.split(" ", 1)
+                print_json({kind: name, **_plain(settled)})
             else:
-                typer.echo(f"configuration is sound; store {layout.store_id} in {settled.data}")
+                typer.echo(f"configuration is sound; {what} in {settled.data}")
             return
         from shardgit.supervisor import serve as supervise
 
@@ -157,9 +167,15 @@ def serve(  # noqa: PLR0913, PLR0917
                 print_json(_plain(now))
             else:
                 ssh = f" and ssh://git@{now.ssh}/NAME.git" if "ssh" in now.listens else ""
+                node = (
+                    f"; node {now.cluster.node_name} of cluster {now.cluster.name},"
+                    f" peers {now.cluster.listen}"
+                    if now.in_cluster
+                    else ""
+                )
                 typer.echo(
                     f"serving on http://{now.http}/NAME.git{ssh}, gRPC {now.grpc},"
-                    f" admin http://{now.admin}/"
+                    f" admin http://{now.admin}/{node}"
                 )
 
         raise typer.Exit(supervise(settled, ready=ready))
@@ -203,9 +219,11 @@ def completion(
 
 
 def _plain(config: ServeConfig) -> dict[str, object]:
-    from msgspec.structs import asdict
+    import msgspec
 
-    return asdict(config)
+    found = msgspec.to_builtins(config)
+    assert isinstance(found, dict)
+    return found
 
 
 dress(app)

@@ -86,15 +86,12 @@ def run_operation(
         with Operators(address) as client, progress_bar(quiet=json) as report:
             done = remote(client, report)
     else:
-        from shardgit.operate.operation import Control, Throttle, step_back, store_probe
-
-        with opened(data) as store, progress_bar(quiet=json) as report:
-            pace = pace or Speed()
-            probe = None if pace.ignore_load else store_probe(store)
-            control = Control(report=report, throttle=Throttle(pace.rate_bytes_s, probe=probe))
-            step_back(store)
-            with _stopping(control):
-                done = local(store, control)
+        with (
+            opened(data) as store,
+            progress_bar(quiet=json) as report,
+            control_of(store, pace or Speed(), report) as control,
+        ):
+            done = local(store, control)
     if json:
         print_json(done)
     elif show is not None:
@@ -148,6 +145,18 @@ def on_store(
             return remote(client)
     with opened(data) as store:
         return local(store)
+
+
+@contextmanager
+def control_of(store: Store, pace: Speed, report: Report) -> Iterator[Control]:
+    """Return what controls an operation on a store that is open: its pace, ctrl-C, a low priority."""
+    from shardgit.operate.operation import Control, Throttle, step_back, store_probe
+
+    probe = None if pace.ignore_load else store_probe(store)
+    control = Control(report=report, throttle=Throttle(pace.rate_bytes_s, probe=probe))
+    step_back(store)
+    with _stopping(control):
+        yield control
 
 
 @contextmanager

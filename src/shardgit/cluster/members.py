@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shardgit import clock, faultpoints
-from shardgit.cluster.records import SESSIONS, SessionRecord
+from shardgit.cluster.records import sessions_of
 from shardgit.errors import (
     Conflict,
     InvalidArgument,
@@ -227,9 +227,8 @@ def membership(snapshot: JournalSnapshot) -> Membership:
         raise NodeMissing("cluster has no node yet")
     nodes, revision = found
     processes: dict[int, int] = {}
-    for row in snapshot.range(SESSIONS, end_of(SESSIONS)):
-        node = SessionRecord.decode(row.value).node
-        processes[node] = processes.get(node, 0) + 1
+    for _, session in sessions_of(snapshot):
+        processes[session.node] = processes.get(session.node, 0) + 1
     members = tuple(
         Member(number, record, processes.get(number, 0), nodes.ring.partitions_of(number))
         for number, record in _records(snapshot)

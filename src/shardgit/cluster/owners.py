@@ -81,7 +81,7 @@ class Owners:
         with self._lock:
             self._live[name] = (mine.id, revision)
             self._left.pop(name, None)
-        return _Owned(self, name, mine.id, revision)
+        return _Owned(self, name, mine, revision)
 
     def note_of(self, name: str) -> bytes | None:
         """See Turns."""
@@ -119,7 +119,7 @@ class Owners:
 
 
 class _Owned:
-    def __init__(self, owners: Owners, name: str, session: bytes, revision: int) -> None:
+    def __init__(self, owners: Owners, name: str, session: Heard, revision: int) -> None:
         self._owners = owners
         self._name = name
         self._session = session
@@ -128,14 +128,16 @@ class _Owned:
 
     @property
     def held(self) -> bool:
-        return not self._released and self._owners.is_alive(self._session)
+        return not self._released and self._owners.is_alive(self._session.id)
 
     @contextmanager
     def fence(self) -> Iterator[None]:
-        with fenced(Compare(owner_key(self._name), self._revision)):
+        # The session as well: gc waits for it, and for nobody whose session is gone.
+        session = Compare(session_key(self._session.id), self._session.revision)
+        with fenced(Compare(owner_key(self._name), self._revision), session):
             yield
 
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._owners.give_back(self._name, self._session, self._revision)
+            self._owners.give_back(self._name, self._session.id, self._revision)

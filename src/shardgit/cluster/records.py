@@ -1,18 +1,27 @@
-"""Rows of table ``Y``: sessions of processes, and owners of turns. See docs/formats/journal.md."""
+"""Rows of table ``Y``: sessions of processes, what these answer, owners of turns. See docs/formats/journal.md."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shardgit.errors import JournalCorrupt, StoreFormatUnknown
 from shardgit.journal.etcd_rows import LEASED
+from shardgit.journal.interface import end_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardgit.journal.interface import JournalSnapshot
 
 VERSION = 1
 SESSION_BYTES = 16
 NOTE_MAX_BYTES = 64 << 10
 SESSIONS, _OWNERS = LEASED, b"Yo"
+_ANSWER_SUFFIX = b"a"  # behind the session's key
 _SESSION = struct.Struct("<BBHIQ")
+_ANSWER = struct.Struct("<B7xQQQQ")
 _OWNER = struct.Struct("<B3xI16s")
 
 
@@ -36,6 +45,37 @@ class SessionRecord:
             raise JournalCorrupt("session has another length", bytes=len(value))
         _, _, node, pid, began_ms = _SESSION.unpack(value)
         return cls(node, pid, began_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """What a process says to a question of gc's, by the revision of its row.
+
+    ``revision`` is the oldest that is looked at, ``since_ms`` the time of the oldest lease, ``now_ms`` that of the
+    answer; both by the process's own clock, in ms since 1970.
+    """
+
+    question: int
+    revision: int
+    since_ms: int
+    now_ms: int
+
+    @property
+    def before_ms(self) -> int:
+        """What is created from then on may be about to be named, by the clock of the process."""
+        return min(self.since_ms, self.now_ms)
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _ANSWER.pack(VERSION, self.question, self.revision, self.since_ms, self.now_ms)
+
+    @classmethod
+    def decode(cls, value: bytes) -> AnswerRecord:
+        """Return what a row holds. Errors: JournalCorrupt, StoreFormatUnknown."""
+        _check(value, _ANSWER.size, "answer")
+        if len(value) != _ANSWER.size:
+            raise JournalCorrupt("answer has another length", bytes=len(value))
+        return cls(*_ANSWER.unpack(value)[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +103,19 @@ class OwnerRecord:
 def session_key(session: bytes) -> bytes:
     """Return the key of a session."""
     return SESSIONS + session
+
+
+def answer_key(session: bytes) -> bytes:
+    """Return the key of what a session's process answers, which goes with it."""
+    return session_key(session) + _ANSWER_SUFFIX
+
+
+def sessions_of(snapshot: JournalSnapshot) -> Iterator[tuple[bytes, SessionRecord]]:
+    """Return all sessions, by id."""
+    for row in snapshot.range(SESSIONS, end_of(SESSIONS)):
+        session = row.key[len(SESSIONS) :]
+        if len(session) == SESSION_BYTES:
+            yield session, SessionRecord.decode(row.value)
 
 
 def owner_key(name: str) -> bytes:

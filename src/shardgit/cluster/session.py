@@ -12,8 +12,11 @@ from shardgit.cluster.records import SESSION_BYTES, SessionRecord, session_key
 from shardgit.errors import ShardgitError, Unavailable
 from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.journal.etcd_rows import encode_value
+from shardgit.journal.interface import Compare
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardgit.etcd.client import Etcd
     from shardgit.journal.etcd_rows import EtcdKeys
 
@@ -43,10 +46,11 @@ class Session:
         self._keys = keys
         self._record = SessionRecord(node, os.getpid(), clock.now_ms())
         self._lease_s = lease_s
-        self._heard: Heard | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._heard = self._begin()
+        self._kept: Callable[[Heard], None] | None = None
+        self._heard: Heard | None = self._begin()
+        self._last = self._heard
         self._keeper = threading.Thread(target=self._keep, name="cluster-session", daemon=True)
         self._keeper.start()
 
@@ -57,6 +61,14 @@ class Session:
             raise Unavailable("this node has no session with etcd")
         return heard
 
+    def fences(self) -> tuple[Compare, ...]:
+        """Return what fails a commit once nobody waits for what this process does now.
+
+        Without a session that is the last one, which will not come back.
+        """
+        last = self._last
+        return (Compare(session_key(last.id), last.revision),)
+
     def is_alive(self, session: bytes) -> bool:
         """Say whether a session of this process is the one that it has, for sure."""
         heard = self._heard
@@ -66,22 +78,31 @@ class Session:
         begun = clock.monotonic()
         lease = self._etcd.lease_grant(self._lease_s)
         session = os.urandom(SESSION_BYTES)
-        key = session_key(session)
-        value = encode_value(key, self._record.encode())
-        # The head as well, as every commit does: who asks for what is new sees the session.
+        revision = self._put(session_key(session), self._record.encode(), lease)
+        return Heard(session, revision, lease, begun + self._lease_s - MARGIN_S)
+
+    def _put(self, key: bytes, value: bytes, lease: int) -> int:
+        """Put a row that goes with the session; returns its revision."""
+        row = pb.PutRequest(key=self._keys.row(key), value=encode_value(key, value), lease=lease)
+        # The head as well, as every commit does: who asks for what is new sees it.
         operations = [
             pb.RequestOp(request_put=pb.PutRequest(key=self._keys.head)),
-            pb.RequestOp(
-                request_put=pb.PutRequest(key=self._keys.row(key), value=value, lease=lease)
-            ),
+            pb.RequestOp(request_put=row),
         ]
         made = self._etcd.txn(pb.TxnRequest(success=operations))
-        return Heard(session, made.header.revision, lease, begun + self._lease_s - MARGIN_S)
+        return int(made.header.revision)
+
+    def tell(self, heard: Heard, key: bytes, value: bytes) -> None:
+        """Put a row that goes with a session of ours. Errors: Unavailable."""
+        self._put(key, value, heard.lease)
 
     def _keep(self) -> None:
         while not self._closed.wait(self._lease_s / KEEPS):
             try:
                 self._keep_once()
+                heard = self._heard
+                if self._kept is not None and heard is not None:
+                    self._kept(heard)
             except ShardgitError as error:
                 telemetry.log().warning("session_not_kept", error=str(error), code=error.code)
             except Exception as error:  # this thread must not end: with it the session would
@@ -98,7 +119,11 @@ class Session:
                 return
             telemetry.log().error("session_lost", node=self._record.node)
         self._heard = None
-        self._heard = self._begin()
+        self._heard = self._last = self._begin()
+
+    def at_keep(self, job: Callable[[Heard], None]) -> None:
+        """Have a job done whenever the session was kept, on its thread; errors of it are logged."""
+        self._kept = job
 
     def close(self) -> None:
         """End the session, in etcd too when it answers."""

@@ -162,7 +162,7 @@ class EtcdJournal(CommitsSoon):
         check_commit(conditions, operations)
         self._check_open()
         fences = standing()
-        every = (*conditions, *fences) if fences else conditions
+        every = tuple(dict.fromkeys((*conditions, *fences))) if fences else conditions
         self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
 
     def fresh_sync(self, *, stale_ok: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Fences: conditions of all that a thread commits while it has a turn."""
+"""Fences: conditions of all that a thread commits while it has a turn, or a lease."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _STANDING: ContextVar[tuple[Compare, ...]] = ContextVar("fences", default=())
 
 
 @contextmanager
-def fenced(compare: Compare) -> Iterator[None]:
-    """Let every commit of this thread compare a row, too, until the block is left; others' are as they were."""
-    token = _STANDING.set((*_STANDING.get(), compare))
+def fenced(*compares: Compare) -> Iterator[None]:
+    """Let every commit of this thread compare rows, too, until the block is left; others' are as they were."""
+    token = _STANDING.set((*_STANDING.get(), *compares))
     try:
         yield
     finally:

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import Unavailable
+from shardgit.journal.fences import fenced
 from shardgit.processes import born
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from shardgit.journal.interface import Compare
 
 SLOTS = 1_024  # processes that may have a store open; LMDB's reader slots run out before
 SLOT_WORDS = 4  # process id, its start, oldest revision, oldest time in ms; 8 bytes each
@@ -43,15 +47,23 @@ class Held:
 
 
 class Lease:
-    """Keeps what a revision of the journal names from being deleted, until it is ended or forgotten."""
+    """Keeps what a revision of the journal names from being deleted, until it is ended or forgotten.
 
-    __slots__ = ("_key", "_leases", "revision", "since_ms")
+    ``fences`` are conditions of every commit that relies on it: they fail once nobody waits for this process any more.
+    What the thread commits that has entered it is fenced by itself.
+    """
 
-    def __init__(self, leases: Leases, key: int, revision: int, since_ms: int) -> None:
+    __slots__ = ("_entered", "_key", "_leases", "fences", "revision", "since_ms")
+
+    def __init__(
+        self, leases: Leases, key: int, revision: int, since_ms: int, fences: tuple[Compare, ...]
+    ) -> None:
         self._leases = leases
         self._key = key
+        self._entered: AbstractContextManager[None] | None = None
         self.revision = revision
         self.since_ms = since_ms
+        self.fences = fences
 
     def end(self) -> None:
         """Let go; more than once is the same as once."""
@@ -59,10 +71,16 @@ class Lease:
 
     def __enter__(self) -> Lease:
         """Return self."""
+        if self.fences:
+            self._entered = fenced(*self.fences)
+            self._entered.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let go."""
+        if self._entered is not None:
+            self._entered.__exit__(None, None, None)
+            self._entered = None
         self.end()
 
     def __del__(self) -> None:
@@ -74,6 +92,7 @@ class Leases:
     """The leases of this process, and those of others as they stand. Usable from many threads."""
 
     def __init__(self, path: Path) -> None:
+        self.fences: Callable[[], tuple[Compare, ...]] = tuple  # of leases that are taken now
         self._numbers = count()
         self._held: dict[int, tuple[int, int]] = {}
         self._revision = self._since = NOTHING  # the oldest of each
@@ -112,6 +131,7 @@ class Leases:
 
     def take(self, revision: int) -> Lease:
         """Return a lease on what a snapshot of the journal names, which must be open still."""
+        fences = self.fences()  # before the time: a session that is lost later fails its commits
         since_ms = clock.now_ms()
         key = next(self._numbers)
         with self._lock:
@@ -121,7 +141,7 @@ class Leases:
                 self._since = min(self._since, since_ms)
                 self._tell()
         self._drain()
-        return Lease(self, key, revision, since_ms)
+        return Lease(self, key, revision, since_ms, fences)
 
     def forget(self, key: int) -> None:
         """End a lease. Called by destructors, in any thread and inside any call, so it waits for no lock."""

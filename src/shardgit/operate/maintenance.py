@@ -6,6 +6,7 @@ next when a worker dies. A round looks at the journal's small rows and does what
     settle      pools whose recents have lain for ``settle_age_s``: a quiet pool never fills up by itself
     compact     pools whose manifest has changed, where compact.py says that it pays
     gc          the whole store, once ``gc_interval_s`` have passed since the last one, whoever ran that
+    sweep       in a cluster: bundles of the journal that no row names
     scrub       every byte, once ``scrub_interval_s`` have passed; beside the others, as it may take days
 
 What fails is logged and counted, and tried again in the next round.
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 TURN_WAIT_S = 5.0
 GC_WAIT_S = 900.0  # for requests that read what goes; settles and compactions wait with it
+SWEEP_S = 1_800.0  # it lists all of them
 COMPACTIONS_MAX = 16  # of one round, so that gc gets its turn
 VIEWS_MAX = 1_000  # manifests that one round opens to see whether a compaction pays
 
@@ -56,6 +58,7 @@ class Plan:
     gc_interval_s: float = 86_400.0
     scrub_interval_s: float = 7 * 86_400.0
     rate_bytes_s: int = 32 << 20
+    scrubs: bool = True  # nodes of a cluster check blocks as they come, and keep none for good
 
 
 class Failures:
@@ -83,9 +86,11 @@ class Failures:
 class Maintenance:
     """The rounds of one process; ``start`` gives them a thread, ``stop`` ends it."""
 
-    def __init__(self, store: Store, plan: Plan) -> None:
+    def __init__(self, store: Store, plan: Plan, *, sweep: Callable[[], int] | None = None) -> None:
         self.store = store
         self.plan = plan
+        self._sweep = sweep
+        self._swept = clock.monotonic()
         self.control, self.scrubbing = (
             Control(throttle=Throttle(float(plan.rate_bytes_s) or None, probe=store_probe(store)))
             for _ in range(2)
@@ -116,7 +121,7 @@ class Maintenance:
                 if turn is None or not turn.held:
                     turn = self._turn()
                     telemetry.log().info("maintenance_begun")
-                    if self._scrubber.ident is None:
+                    if self.plan.scrubs and self._scrubber.ident is None:
                         self._scrubber.start()
                 self.control.sleep(self.plan.interval_s)
                 if turn.held:
@@ -142,6 +147,7 @@ class Maintenance:
         self._look_for_backups()
         self._do("compact", self._compact)
         self._do("gc", self._gc)
+        self._do("sweep", self._sweep_journal)
 
     def _do(self, job: str, work: Callable[[], int]) -> None:
         begun = time.monotonic()
@@ -267,6 +273,13 @@ class Maintenance:
             return wants_compaction(view)
 
     # ---- gc ----
+
+    def _sweep_journal(self) -> int:
+        """Delete what the journal keeps beside its rows and names no more, every SWEEP_S."""
+        if self._sweep is None or clock.monotonic() - self._swept < SWEEP_S:
+            return 0
+        self._swept = clock.monotonic()
+        return self._sweep()
 
     def _gc(self) -> int:
         with self.store.journal.snapshot() as snapshot:

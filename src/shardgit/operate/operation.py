@@ -160,7 +160,8 @@ def store_probe(store: Store) -> Callable[[], float]:
         time.sleep(PROBE_SLEEP_S)
         with store.journal.snapshot() as snapshot:
             snapshot.get(STORE_KEY)
-        store.blocks.has_many_sync(ids)
+        if not store.in_cluster:  # there it would ask the object store, over and over
+            store.blocks.has_many_sync(ids)
         return time.perf_counter() - begun - PROBE_SLEEP_S
 
     return probe

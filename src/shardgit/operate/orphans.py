@@ -14,6 +14,7 @@ from shardgit.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardgit.holders import Asked
     from shardgit.oid import BlockId, PoolId
     from shardgit.operate.named import Named
     from shardgit.operate.operation import Control
@@ -57,21 +58,22 @@ def sweep(
     it. What nothing names any more is deleted once every request that began before has ended; after ``wait_s`` the rest
     is left for the next time. Errors: Stopped.
     """
-    # Leases first, then the journal: who ended in between has committed, and is seen.
-    now = clock.now_ms()
-    before_ms = min([now - age_ms, *(held.since_ms for held in store.leases.all())])
-    named = named_blocks(store, control=control)
-    orphans, young = _orphans(store, named, before_ms, pool, control)
-    damaged = {one.hex(): why for one, why in named.damaged.items()}
-    if not orphans or dry_run:
-        total = sum(one.size for one in orphans) if dry_run else 0
-        return Swept(len(orphans), total, young, damaged=damaged)
-    if named.pins:
-        return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
-    holders = _awaited(store, named.revision, wait_s, control)
-    if holders:
-        return Swept(0, 0, young, len(orphans), holders, damaged)
-    size = _delete(store, orphans, control)
+    with store.holders.asking() as asked:
+        # Leases first, then the journal: who ended in between has committed, and is seen.
+        now = clock.now_ms()
+        before_ms = min(now - age_ms, asked.before_ms())
+        named = named_blocks(store, control=control)
+        orphans, young = _orphans(store, named, before_ms, pool, control)
+        damaged = {one.hex(): why for one, why in named.damaged.items()}
+        if not orphans or dry_run:
+            total = sum(one.size for one in orphans) if dry_run else 0
+            return Swept(len(orphans), total, young, damaged=damaged)
+        if named.pins:
+            return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
+        holders = _awaited(asked, named.revision, wait_s, control)
+        if holders:
+            return Swept(0, 0, young, len(orphans), holders, damaged)
+        size = _delete(store, orphans, control)
     return Swept(len(orphans), size, young, damaged=damaged)
 
 
@@ -99,18 +101,14 @@ def _orphans(
     return found, young
 
 
-def _awaited(store: Store, revision: int, wait_s: float, control: Control) -> tuple[str, ...]:
+def _awaited(asked: Asked, revision: int, wait_s: float, control: Control) -> tuple[str, ...]:
     """Wait until nobody looks at what was named before ``revision``; returns who still does after ``wait_s``."""
     begun = clock.monotonic()
     while True:
-        # Snapshots first: one that is open takes its lease before it ends.
-        old = store.journal.oldest_snapshot() < revision
-        holders = [held for held in store.leases.all() if held.revision < revision]
-        if not old and not holders:
-            return ()
+        holders = asked.awaited(revision)
         waited = clock.monotonic() - begun
-        if waited >= wait_s:
-            return tuple(f"process {held.pid}" for held in holders) or ("a journal snapshot",)
+        if not holders or waited >= wait_s:
+            return holders
         control.report(Progress("waiting for requests", int(waited), None, "seconds"))
         control.sleep(POLL_S)
 

@@ -176,8 +176,10 @@ def checked_weight(weight: float) -> float:
 def measure(store: Store, control: Control) -> array[int]:
     """Return the bytes of each partition, replicas counted once, at the throttle's pace."""
     sizes = array("Q", bytes(8 * PARTITIONS))
-    total = sum(stats.blocks for stats in store.routed.stats().values())
-    total //= store.routed.ring.replicas
+    total = 0  # of a cluster it is not known
+    if not store.in_cluster:
+        total = sum(stats.blocks for stats in store.routed.stats().values())
+        total //= store.routed.ring.replicas
     done = 0
     for low in range(0, PARTITIONS, STEP_PARTITIONS):
         seen = 0

@@ -125,8 +125,7 @@ class _PoolGc:
     def run(self, *, dry_run: bool) -> tuple[Collected, bool]:
         """Collect; says whether there may be more to do, since others were faster."""
         self._clear()
-        lease = self.store.lease()  # on the blocks that are put before a swap
-        try:
+        with self.store.lease():  # on the blocks that are put before a swap
             state = self._look()
             garbage = garbage_of(state.view, self.roots)
             chosen = choose(state.view, garbage, self.policy)
@@ -148,8 +147,6 @@ class _PoolGc:
                             again = self._collect(chosen, locked=True)
                     else:
                         again = self._collect(chosen, locked=False)
-        finally:
-            lease.end()
         done = Collected(
             found.garbage_objects,
             found.garbage_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.service.access import Principal
 from shardgit.service.hooks import POST_RECEIVE, Bounded, HookEvent, shown_target, silent
 from shardgit.service.signed_push import certificate_facts
-from shardgit.turns import holding
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -157,7 +156,7 @@ class Events:
         run = self.store.workers.run
         until = time.monotonic() + INLINE_WAIT_S
         while True:
-            with self._turn(call.repository.id, _id_of(hook)) as held:
+            async with self._turn(call.repository.id, _id_of(hook)) as held:
                 if held:
                     step = await run(self._step, call.repository.id, _id_of(hook), sequence)
                     if step is None or step.cursor.tries:
@@ -173,20 +172,21 @@ class Events:
 
     async def _poll(self) -> None:
         owner: Turn | None = None
+        run = self.store.workers.run
         try:
             while True:
                 try:
                     if owner is None or not owner.held:
-                        owner = self.store.turns.try_take("events/owner")
+                        owner = await run(self.store.turns.try_take, "events/owner")
                     if owner is not None:
-                        for key in await self.store.workers.run(self._due):
+                        for key in await run(self._due):
                             self._start(key)
                 except ShardgitError as error:
                     _log_trouble("", error)
                 await asyncio.sleep(POLL_S)
         finally:
             if owner is not None:
-                owner.release()
+                await run(owner.release)
 
     def _start(self, key: tuple[RepositoryId, bytes]) -> None:
         if self._group is None or key in self._telling or len(self._telling) >= TOLD_AT_ONCE_MAX:
@@ -217,7 +217,7 @@ class Events:
 
     async def _tell_all(self, key: tuple[RepositoryId, bytes]) -> None:
         try:
-            with self._turn(*key) as held:
+            async with self._turn(*key) as held:
                 while held:
                     step = await self.store.workers.run(self._step, *key)
                     if step is None or not await self._tell(step, silent, None):
@@ -340,11 +340,25 @@ class Events:
             reason=entry.message,
         )
 
-    @contextmanager
-    def _turn(self, repository: RepositoryId, hook: bytes) -> Iterator[bool]:
-        """Try to be the one who tells a hook."""
-        with holding(self.store.turns, f"events/{repository}-{hook.hex()}") as held:
-            yield held
+    @asynccontextmanager
+    async def _turn(self, repository: RepositoryId, hook: bytes) -> AsyncIterator[bool]:
+        """Hold the turn to tell a hook, or give False; in a cluster etcd is asked for it, so not on the event loop."""
+        run = self.store.workers.run
+        turns: list[
+            Turn
+        ] = []  # so that one is given back, too, whose taker was cancelled meanwhile
+
+        def take() -> None:
+            turn = self.store.turns.try_take(f"events/{repository}-{hook.hex()}")
+            if turn is not None:
+                turns.append(turn)
+
+        try:
+            await run(take)
+            yield bool(turns)
+        finally:
+            for turn in turns:
+                await run(turn.release)
 
 
 def _commands(entry: LogEntry) -> Iterator[Command]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from shardgit._layout import Ingest
-    from shardgit.journal.interface import JournalSnapshot, Operation
+    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.limits import Limits
     from shardgit.pool.view import PoolView
     from shardgit.service.reading import Reading
@@ -74,6 +74,11 @@ class Intake:
         self.reopened: frozenset[ObjectId] = frozenset()  # grafts of which a parent came
         self._recent: Recent | None = None
         self.incoming = Incoming(None, self.look.view, self.record.hash_kind, self._limits())
+
+    @property
+    def fences(self) -> tuple[Condition, ...]:
+        """Conditions of the commit: the blocks that it names are kept for this process still."""
+        return self._lease.fences if self._lease is not None else ()
 
     def leave_snapshot(self) -> None:
         """Read from new snapshots from now on."""

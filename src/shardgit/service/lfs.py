@@ -302,6 +302,7 @@ class _Upload:
                 Compare(key, row.revision if row else 0)
                 for key, row in zip(keys, (own, owned, known), strict=True)
             ]
+            conditions += self._lease.fences
             operations: list[Operation] = []
             if owned is None:
                 operations.append(Put(keys[1], LfsOwned(self.size, made.created_ms).encode()))

@@ -243,7 +243,7 @@ class Push(Intake):
         self._sequence = change.sequence
         relied = self.store.rely(self.look.state.pool, self.relied_on)
         return Steps(
-            [*change.conditions, self.look.state.unchanged, *relied[0], *added[0]],
+            [*change.conditions, self.look.state.unchanged, *relied[0], *added[0], *self.fences],
             [*change.operations, *self.graft_steps(), *relied[1], *added[1]],
         )
 

@@ -25,6 +25,7 @@ from shardgit.errors import (
 )
 from shardgit.graph.closure import Move, carried, closure, followed
 from shardgit.graph.closures import Closures
+from shardgit.holders import LocalHolders
 from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
 from shardgit.journal.interface import Compare, Delete, Put
 from shardgit.journal.leases import Lease, Leases
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from weakref import ReferenceType
 
     from shardgit.blocks.interface import StoreBlocks
+    from shardgit.holders import Holders
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation, StoreJournal
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId
@@ -224,6 +226,7 @@ class Store:
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"
         self.leases = Leases(scratch / "leases")
+        self.holders: Holders = LocalHolders(self.leases, journal)
         self.trailers = Trailers(scratch / "trailers")
         self.entries = kept_entries()
         self.sharing = Sharing()
@@ -240,6 +243,11 @@ class Store:
         self._walked_bytes = 0
         self._condemned: OrderedDict[PoolId, Condemned] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether this is a node of a cluster."""
+        return not isinstance(self.blocks, RoutedStore)
 
     @property
     def routed(self) -> RoutedStore:
@@ -701,6 +709,7 @@ class Store:
         conditions: list[Condition] = [
             Compare(pool_key(pool.record.id), pool.revision),
             Compare(key, condemned.revision if condemned else 0),
+            *(pool.lease.fences if pool.lease is not None else ()),
         ]
         if condemned is None:
             return conditions, []

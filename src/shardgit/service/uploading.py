@@ -85,7 +85,8 @@ class Uploading(Intake):
                 # repository's own, fsynced.
                 faultpoints.reach("upload.before_commit")
                 revision = self.store.journal.commit_sync(
-                    [*conditions, *relied[0], *steps[0]], [*operations, *relied[1], *steps[1]]
+                    [*conditions, *relied[0], *steps[0], *self.fences],
+                    [*operations, *relied[1], *steps[1]],
                 )
                 faultpoints.reach("upload.after_commit")
             except Conflict:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit import telemetry
+from shardgit.addresses import is_loopback
 from shardgit.errors import InvalidArgument, Refused
 from shardgit.service.keys import Keys, keys_in, shown
 
@@ -92,13 +92,3 @@ def check_authorized_keys(file: str) -> None:
         raise Refused(
             "authorized keys file cannot be read", path=file, cause=cause.strerror
         ) from cause
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Refused
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import ModuleType
 
 HOST_KEY_FILE = "ssh_host_ed25519_key"
@@ -25,16 +25,18 @@ def asyncssh_or_refuse() -> ModuleType:
     return asyncssh
 
 
-def make_host_key(folder: Path) -> Path:
-    """Return the path of the host key, which is made (mode 0600, durably) unless it is there.
+def make_host_key(folder: Path, file: str = "") -> Path:
+    """Return the path of the host key: ``file``, else one in the store's folder.
+
+    It is made (mode 0600, durably) unless it is there.
 
     Errors: Refused when it cannot be written, or is no private key, or others may read it.
     """
     asyncssh = asyncssh_or_refuse()
-    path = folder / HOST_KEY_FILE
+    path = Path(file) if file else folder / HOST_KEY_FILE
     try:
         if not path.exists():
-            fresh = path.with_name(f"{HOST_KEY_FILE}.{os.getpid()}.new")
+            fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
             key = asyncssh.generate_private_key("ssh-ed25519", comment="shardgit")
             _write_durably(fresh, key.export_private_key())
             try:

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.etcds import running
 from cluster.history.checker import check
 from cluster.history.embedded import Ran
 from cluster.history.nemesis import Called, Fault, Nemesis
 from cluster.history.recorder import Recorder, load
 from cluster.history.rows import RowClients
 from cluster.links import Link
+from etcds import running
 
 from shardgit.etcd.access import Access
 from shardgit.etcd.client import Etcd
@@ -25,7 +25,7 @@ from shardgit.journal.bundles import FileBundles, MemoryBundles
 from shardgit.journal.etcd import EtcdJournal
 
 if TYPE_CHECKING:
-    from cluster.etcds import Etcds, Member
+    from etcds import Etcds, Member
 
 NODES = 3
 CLIENTS = 9

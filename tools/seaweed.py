@@ -1,4 +1,4 @@
-"""An S3 server for tests: SeaweedFS in one process on free ports of loopback."""
+"""An S3 server to try with: SeaweedFS in one process on loopback."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from obstore import exceptions, sign, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-KEY, SECRET = "shardgit", "only-for-tests"
+KEY, SECRET = "shardgit", "only-to-try"
 BUCKET = "shardgit"
 GRPC_OFFSET = 10_000  # what weed adds to a port for its own calls
 STARTS_WITHIN_S = 90.0
@@ -87,15 +87,24 @@ def weed_binary() -> str:
 
 
 @contextmanager
-def seaweed(folder: Path) -> Iterator[Seaweed]:
-    """Run a server with one empty bucket, its data in ``folder``."""
+def seaweed(folder: Path, *, ports: Sequence[int] = ()) -> Iterator[Seaweed]:
+    """Run a server with one bucket, its data in ``folder``.
+
+    ``ports`` are those of master, volumes, filer and S3, and it uses those GRPC_OFFSET above them; with them it goes on
+    with what the folder has, and ends in order. Without it is for a test: on free ports, and killed in the end.
+    """
+    folder.mkdir(exist_ok=True)
     config = folder / "s3.json"
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
-    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin", "Read", "Write"]}
+    identity = {
+        "name": "shardgit",
+        "credentials": credentials,
+        "actions": ["Admin", "Read", "Write"],
+    }
     config.write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = free_ports(4)
+    master, volume, filer, s3 = ports or free_ports(4)
     data = folder / "data"
-    data.mkdir()
+    data.mkdir(exist_ok=bool(ports))
     words = [weed_binary(), "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     words += [f"-dir={data}", f"-master.port={master}", f"-volume.port={volume}"]
     words += [f"-filer.port={filer}", f"-s3.port={s3}", "-s3", f"-s3.config={config}"]
@@ -108,7 +117,10 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
             _make_bucket(made, folder / "weed.log")
             yield made
         finally:
-            process.kill()  # asked to end it takes ten seconds, and its data is nobody's
+            if ports:
+                process.terminate()
+            else:
+                process.kill()  # asked to end it takes ten seconds, and its data is nobody's
             process.wait()
 
 

@@ -1,4 +1,4 @@
-"""Real etcd members on loopback, started, stopped and killed by tests."""
+"""Real etcd members on loopback, started, stopped and killed by whoever needs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shardgit.etcd.client import Etcd
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 START_S = 60
 
 
@@ -107,9 +107,16 @@ class Member:
 class Etcds:
     """A cluster of members."""
 
-    def __init__(self, folder: Path, count: int, scheme: str, extra: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        scheme: str,
+        extra: Sequence[str],
+        ports: Sequence[int] = (),
+    ) -> None:
         self._scheme = scheme
-        ports = free_ports(2 * count)
+        ports = ports or free_ports(2 * count)
         self.members = [
             Member(f"e{n}", folder, ports[2 * n], ports[2 * n + 1], extra) for n in range(count)
         ]
@@ -147,11 +154,19 @@ class Etcds:
 
 @contextmanager
 def running(
-    folder: Path, *, count: int = 3, scheme: str = "http", extra: Sequence[str] = ()
+    folder: Path,
+    *,
+    count: int = 3,
+    scheme: str = "http",
+    extra: Sequence[str] = (),
+    ports: Sequence[int] = (),
 ) -> Iterator[Etcds]:
-    """Run members while the block lasts; the first answers of a leader are there when it begins."""
+    """Run members while the block lasts; the first answers of a leader are there when it begins.
+
+    ``ports`` are two a member, for clients and for each other; free ones without. What ``folder`` has is gone on with.
+    """
     folder.mkdir(exist_ok=True)
-    etcds = Etcds(folder, count, scheme, extra)
+    etcds = Etcds(folder, count, scheme, extra, ports)
     try:
         etcds.start()
         if scheme == "http":

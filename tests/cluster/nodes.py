@@ -1,0 +1,72 @@
+"""Nodes of a cluster as they are run: ``shardgit serve --config``, a process each, over real etcd and S3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from served import Server, serving, shardgit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+class Nodes:
+    """Starts, kills and empties nodes; ``url`` is where the blocks are."""
+
+    def __init__(self, folder: Path, endpoints: Sequence[str], url: str, opened: ExitStack) -> None:
+        self.folder, self.endpoints, self.url = folder, endpoints, url
+        self.name = f"test-{os.urandom(6).hex()}"
+        self.servers: dict[str, Server] = {}
+        self._opened = opened
+        self._held: dict[str, ExitStack] = {}
+
+    def config(self, node: str, more: str = "") -> Path:
+        """Write a node's configuration."""
+        listed = ", ".join(f'"{one}"' for one in self.endpoints)
+        file = self.folder / f"{node}.toml"
+        file.write_text(
+            f"{more}\n"
+            f'[cluster]\nname = "{self.name}"\nnode = "{node}"\nzone = "{node}"\n'
+            f'etcd = [{listed}]\nlisten = "127.0.0.1:0"\n'
+            f'[blocks]\nurl = "{self.url}"\ntier_bytes = {256 << 20}\n'
+        )
+        return file
+
+    def start(self, node: str, *words: str, more: str = "") -> Server:
+        """Serve a node; again where it was."""
+        held = self._held[node] = self._opened.enter_context(ExitStack())
+        file = self.config(node, more)
+        server = held.enter_context(
+            serving(self.folder / node, "--config", str(file), "--workers", "1", *words)
+        )
+        self.servers[node] = server
+        return server
+
+    def kill(self, node: str) -> None:
+        """Kill a node with all of its processes."""
+        server = self.servers.pop(node)
+        for process in [*server.workers(), server.process.pid]:
+            os.kill(process, signal.SIGKILL)
+        server.process.wait()
+        self._held.pop(node).close()
+
+    def stop(self, node: str) -> int:
+        """Have a node drain and end; returns its exit code."""
+        code = self.servers.pop(node).stop()
+        self._held.pop(node).close()
+        return code
+
+    def empty(self, node: str) -> None:
+        """Take all that a node has on its disk."""
+        shutil.rmtree(self.folder / node)
+
+    def command(self, node: str, *words: str) -> str:
+        """Run a command on a node's folder; return what it prints."""
+        done = shardgit(*words, "--data", str(self.folder / node), cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout

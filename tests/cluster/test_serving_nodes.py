@@ -1,0 +1,181 @@
+"""Nodes of a cluster that are served as users serve them, with stock git as their client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from cluster.nodes import Nodes
+from served import clean_environment, git, shardgit, small_repository
+
+from shardgit.client import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from etcds import Etcds
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def nodes(etcds: Etcds, s3_url: str, tmp_path: Path) -> Iterator[Nodes]:
+    with ExitStack() as opened:
+        yield Nodes(tmp_path, etcds.endpoints, s3_url, opened)
+
+
+def heads(where: str) -> str:
+    return subprocess.run(
+        ["git", "ls-remote", where], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def commit(folder: Path, number: int) -> str:
+    (folder / "count.txt").write_text(f"{number}\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", f"number {number}")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def test_what_is_pushed_to_one_node_is_read_from_the_others_at_once(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    one, two, three = (nodes.start(name) for name in ("one", "two", "three"))
+    work = small_repository(tmp_path / "work")
+    with connect(one.grpc) as client:
+        client.create_repository("demo")
+    git(work, "push", "-q", one.url("demo"), "main", "v1")
+    servers = (two, three, one)
+    for number in range(12):
+        new = commit(work, number)
+        git(work, "push", "-q", servers[number % 3].url("demo"), "main")
+        for server in servers:
+            assert new in heads(server.url("demo"))
+    for number, server in enumerate(servers):
+        git(tmp_path, "clone", "-q", server.url("demo"), f"clone-{number}")
+        assert git(tmp_path / f"clone-{number}", "rev-parse", "HEAD") == new
+        git(tmp_path / f"clone-{number}", "fsck", "--strict")
+
+
+def test_nothing_acknowledged_is_lost_with_a_node(nodes: Nodes, tmp_path: Path) -> None:
+    """A node is killed during a hundred pushes and a clone; it comes back without anybody's help."""
+    one, two = nodes.start("one"), nodes.start("two")
+    for name in ("two", "one"):
+        nodes.command(name, "cluster", "join", "--json")
+    work = small_repository(tmp_path / "work")
+    with connect(one.grpc) as client:
+        client.create_repository("demo")
+    git(work, "push", "-q", one.url("demo"), "main")
+    acknowledged: list[str] = []
+    failed = 0
+    killed = threading.Event()
+
+    def pushing() -> None:
+        nonlocal failed
+        for number in range(100):
+            new = commit(work, number)
+            for _ in range(60):
+                place = one if (number % 2 and not killed.is_set()) else two
+                words = ["git", "-C", str(work), "push", "-q", place.url("demo"), "main"]
+                done = subprocess.run(
+                    words, capture_output=True, env=clean_environment(), check=False
+                )
+                if done.returncode == 0:
+                    acknowledged.append(new)
+                    break
+                failed += 1
+                time.sleep(0.1)
+
+    pusher = threading.Thread(target=pushing)
+    pusher.start()
+    cloning = subprocess.Popen(
+        ["git", "clone", "-q", one.url("demo"), str(tmp_path / "cut")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=clean_environment(),
+    )
+    while len(acknowledged) < 30:
+        time.sleep(0.01)
+    nodes.kill("one")
+    killed.set()
+    cloning.wait()
+    pusher.join()
+    assert len(acknowledged) == 100
+    git(tmp_path, "clone", "-q", two.url("demo"), "whole")
+    line = git(tmp_path / "whole", "rev-list", "HEAD").split()
+    assert set(acknowledged) <= set(line)
+    git(tmp_path / "whole", "fsck", "--strict")
+    again = nodes.start("one")
+    assert acknowledged[-1] in heads(again.url("demo"))
+    git(work, "push", "-q", again.url("demo"), "main:refs/heads/after")
+    assert "refs/heads/after" in heads(two.url("demo"))
+
+
+def test_an_emptied_node_serves_while_it_refills(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.start("one")
+    work = small_repository(tmp_path / "work", commits=30)
+    nodes.command("one", "repo", "import", "demo", str(work))
+    before = heads(nodes.servers["one"].url("demo"))
+    assert nodes.stop("one") == 0
+    nodes.empty("one")
+    again = nodes.start("one")
+    assert heads(again.url("demo")) == before
+    git(tmp_path, "clone", "-q", again.url("demo"), "clone")
+    git(tmp_path / "clone", "fsck", "--strict")
+
+
+def test_a_node_joins_is_warmed_and_leaves(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.start("one")
+    work = small_repository(tmp_path / "work", commits=10)
+    for number in range(8):
+        nodes.command("one", "repo", "import", f"r{number}", str(work))
+    two = nodes.start("two")
+    shown = json.loads(nodes.command("two", "cluster", "status", "--json"))
+    parts = {row["node"]: (row["state"], row["partitions"]) for row in shown["nodes"]}
+    assert parts == {"one": ("owner", 65_536), "two": ("joined", 0)}
+    plan = json.loads(nodes.command("one", "cluster", "join", "two", "--plan", "--json"))
+    done = json.loads(nodes.command("two", "cluster", "join", "--json"))
+    assert done["partitions"] == plan["moved_partitions"] > 30_000
+    assert done["failed_blocks"] == 0
+    assert done["warmed_blocks"] + done["there_blocks"] + done["cold_blocks"] == done["blocks"] > 0
+    assert done["warmed_blocks"] > 0
+    shown = json.loads(nodes.command("one", "cluster", "status", "--json"))
+    assert shown["phase"] == "settled"
+    shares = [row["share"] for row in shown["nodes"]]
+    assert all(0.45 < share < 0.55 for share in shares)
+    refused = shardgit("cluster", "leave", "two", "--data", str(tmp_path / "two"), cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "run it on another node" in refused.stderr
+    nodes.command("one", "cluster", "leave", "two")
+    shown = json.loads(nodes.command("one", "cluster", "status", "--json"))
+    assert [(row["node"], row["partitions"]) for row in shown["nodes"]] == [("one", 65_536)]
+    # It owns nothing and serves still.
+    git(tmp_path, "clone", "-q", two.url("r3"), "clone")
+    git(tmp_path / "clone", "fsck", "--strict")
+
+
+def test_serve_tells_what_is_wrong_with_a_configuration(nodes: Nodes, tmp_path: Path) -> None:
+    def check(text: str) -> str:
+        file = tmp_path / "bad.toml"
+        file.write_text(text)
+        words = ("serve", "--check", "--config", str(file), "--data", str(tmp_path / "node"))
+        done = shardgit(*words, cwd=tmp_path)
+        assert done.returncode
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    good = nodes.config("one").read_text()
+    assert "both etcd" in check(good.replace("[blocks]", "").replace(f'url = "{nodes.url}"', ""))
+    assert "only with peer_ca" in check(good.replace("127.0.0.1:0", "0.0.0.0:7424"))
+    refused = check(
+        good.replace(str(nodes.endpoints[0]), "http://127.0.0.1:1").replace(
+            ", ".join(f'"{one}"' for one in nodes.endpoints[1:]), '"http://127.0.0.1:1"'
+        )
+    )
+    assert "etcd" in refused
