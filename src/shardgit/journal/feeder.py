@@ -16,7 +16,7 @@ from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.filelock import FileLock
 from shardgit.journal.etcd_rows import LEASED, is_whole
 from shardgit.journal.interface import KEY_MAX_BYTES, end_of
-from shardgit.journal.replica import ReplicaState, forget_shown
+from shardgit.journal.replica import ReplicaState, forget_shown, shown_by
 from shardgit.journal.replica_status import NOTHING
 from shardgit.journal.rows import frame_row, typed
 
@@ -127,12 +127,31 @@ class Feeder:
             self._closed.wait(PAUSE_S)
 
     def _remove_left(self) -> None:
-        """Remove the generations that an earlier feeder had retired, or not finished."""
+        """Remove the generations that an earlier feeder had retired, or not finished; not those that are read still."""
         current = self._status.generation
+        self._retired = []
         for folder in self._status.folders():
-            if folder != self._status.folder(current) and self._replica.drop(_number_of(folder)):
+            number = _number_of(folder)
+            if number == current:
+                continue
+            oldest = self._read_still(number)
+            if oldest is not None:
+                self._retired.append(_Retired(number, oldest))
+            elif self._replica.drop(number):
                 shutil.rmtree(folder, ignore_errors=True)
-        self._status.retire(NOTHING)
+        self._status.retire(min((one.oldest for one in self._retired), default=NOTHING))
+
+    def _read_still(self, generation: int) -> int | None:
+        """Return the oldest revision that readers of an earlier generation show, None when nobody reads it."""
+        try:
+            environment = self._replica.environment(generation)
+            if not environment.has_readers():
+                return None
+            number = environment.oldest_reader()
+            with typed(self._replica.path), environment.read() as transaction:
+                return shown_by(transaction, number)
+        except (ShardgitError, lmdb.Error):
+            return None  # not finished, or damaged
 
     def _known(self) -> ReplicaState | None:
         """Return the state of the replica that is there, None when it is of no use."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.errors import ShardgitError, Unavailable
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Freshness:
     def _round(self, waiting: list[Callable[[ShardgitError | None], None]]) -> None:
         try:
             revision = self._ask()
-        except ShardgitError as error:
+        except Exception as error:  # whatever it is: this thread must not end
+            if not isinstance(error, ShardgitError):
+                telemetry.log().error("freshness_not_known", exc_info=error)
             self.is_away = True
             for answer in waiting:
                 answer(Unavailable("journal does not answer", cause=str(error)))

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.errors import ShardgitError
 from shardgit.etcdpb import etcd_pb2 as pb
 
@@ -116,6 +116,9 @@ class Slots:
                 left = self._etcd.lease_keep_alive(lease)
             except ShardgitError:
                 continue  # it has five more tries
+            except Exception as error:  # this thread must not end: with it the slots would
+                telemetry.log().error("slots_not_kept", exc_info=error)
+                continue
             if not left:
                 with self._changed:
                     self._lost(lease)

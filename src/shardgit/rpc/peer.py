@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -26,6 +27,9 @@ COLUMN_BYTES = ID_BYTES + 5  # of a block in a message, beside its bytes
 # With frames of 16 KiB a MiB cost 6.1 ms of CPU on both ends and 11 ms of time, with these 5.2 and 7.6.
 WIDE_FRAMES = (("grpc.http2.max_frame_size", 1 << 20), ("grpc.http2.lookahead_bytes", 4 << 20))
 TOGETHER = 4  # blocks that are fetched for one call at once, 8 MiB each at most
+CALLS_AT_ONCE = (
+    8  # of either kind that hold blocks; callers have a deadline, so a slow one is soon gone
+)
 
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
@@ -35,6 +39,8 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
         self.blocks = blocks
         self.limits = limits
         self.store = self  # whose limits streams keep to
+        # Apart: calls that may wait for other nodes must not keep out those that these wait for.
+        self._room = {here: asyncio.Semaphore(CALLS_AT_ONCE) for here in (False, True)}
 
     def _check(self, epoch: int) -> None:
         if epoch < self.blocks.nodes.epoch:
@@ -56,9 +62,11 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
             ids = ids_of(request.data.ids)
             for at in range(0, len(ids), TOGETHER):
                 some = ids[at : at + TOGETHER]
-                found = await self.blocks.serve(some, only_here=only_here)
-                for answer in answers(some, found):
-                    yield answer
+                async with self._room[only_here]:
+                    found = await self.blocks.serve(some, only_here=only_here)
+                    for answer in answers(some, found):
+                        yield answer
+                    del found
 
     @unary
     async def HasBlocks(
