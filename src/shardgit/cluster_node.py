@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,25 @@ from uuid import uuid4
 
 import grpc
 
+from shardgit import clock
+from shardgit.backup.choosing import choose_cut
+from shardgit.backup.restore import (
+    StoreRestored,
+    missing_blocks,
+    put_rows,
+    restore_blocks,
+    rewind_store,
+)
+from shardgit.backup.restoring import (
+    BLOCKS,
+    REWIND,
+    RestoreState,
+    check_restored,
+    check_same,
+    restore_state,
+)
+from shardgit.backup.restoring import KIND as RESTORE
+from shardgit.backup.source import CutSnapshot
 from shardgit.blocks.clustered import ClusteredBlocks
 from shardgit.blocks.layout import FORMAT_FILE
 from shardgit.blocks.nodes import Nodes
@@ -20,8 +39,9 @@ from shardgit.blocks.tier import Tier
 from shardgit.cluster.holders import ClusterHolders
 from shardgit.cluster.members import join, read_ring
 from shardgit.cluster.owners import Owners
+from shardgit.cluster.records import sessions_of
 from shardgit.cluster.session import Session
-from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
+from shardgit.errors import AlreadyExists, InvalidArgument, JournalCorrupt, Refused
 from shardgit.etcd.access import Access
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
@@ -29,9 +49,12 @@ from shardgit.holders import LocalHolders
 from shardgit.journal.bucket_bundles import BucketBundles
 from shardgit.journal.bundle_garbage import BundleGarbage
 from shardgit.journal.etcd import EtcdJournal
-from shardgit.journal.interface import Put
-from shardgit.journal.records import STORE_KEY, StoreRecord
+from shardgit.journal.interface import Delete, Put, end_of
+from shardgit.journal.operations import operation_key, put_operation
+from shardgit.journal.records import REPOSITORY_NAMES, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
+from shardgit.oid import BlockId
+from shardgit.operate.operation import running
 from shardgit.refs.table import RefTable
 from shardgit.rpc.peers import GrpcPeers
 from shardgit.service.store import Store
@@ -40,7 +63,9 @@ from shardgit.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardgit.backup.target import Target
     from shardgit.config import ServeConfig
+    from shardgit.operate.operation import Control
     from shardgit.ring.nodes import NodeRing
     from shardgit.sections import ClusterConfig
 
@@ -64,12 +89,17 @@ class Node:
 
 @contextmanager
 def open_node(
-    config: ServeConfig, *, threads: int | None = None, limits: Limits = DEFAULT
+    config: ServeConfig,
+    *,
+    threads: int | None = None,
+    limits: Limits = DEFAULT,
+    restoring: bool = False,
 ) -> Iterator[Node]:
     """Open the cluster's store as one process of a node; the first node of all makes the cluster.
 
-    What lies in the node's folder may be lost at any time. Errors: Refused for a folder with an embedded store, or an
-    address that another node has; Unavailable when etcd does not answer.
+    What lies in the node's folder may be lost at any time. Errors: Refused for a folder with an embedded store, an
+    address that another node has, or unless ``restoring`` a cluster that is not restored to its end; Unavailable when
+    etcd does not answer.
     """
     folder = config.folder
     if (folder / FORMAT_FILE).exists():
@@ -91,6 +121,9 @@ def open_node(
             prefix=f"{config.cluster.name}/".encode(),
         )
         opened.callback(journal.close)
+        if not restoring:
+            with journal.snapshot() as snapshot:
+                check_restored(snapshot)
         number = join(
             journal,
             config.cluster.node_name,
@@ -132,6 +165,66 @@ def open_node(
         finally:
             session.close()
             store.close()
+
+
+def restore_node(
+    target: Target,
+    config: ServeConfig,
+    *,
+    backup: str | None = None,
+    at_ms: int | None = None,
+    prepare: bool = False,
+    control: Control,
+) -> StoreRestored:
+    """Restore a whole store from a backup into a cluster that is empty, or that an earlier call was stopped over.
+
+    The backup is that of the id, the newest one without; with ``at_ms`` the refs are those of that moment. With
+    ``prepare`` only its blocks are brought, so that a restore of a later backup is short. Errors: BackupMissing,
+    BackupCorrupt, AlreadyExists for a cluster with repositories, Refused while its nodes are served, Stopped.
+    """
+    begun = clock.monotonic()
+    target.load()
+    with open_node(config, restoring=True) as node, running(node.store, RESTORE):
+        journal = node.store.journal
+        with journal.snapshot() as snapshot:
+            found = restore_state(snapshot)
+            others = sum(1 for _ in sessions_of(snapshot)) - 1
+            is_used = any(True for _ in snapshot.range(REPOSITORY_NAMES, end_of(REPOSITORY_NAMES)))
+        if others:
+            raise Refused("nodes of the cluster are served; stop them first", processes=others)
+        if found is None:
+            if is_used:
+                raise AlreadyExists("cluster has repositories already", cluster=config.cluster.name)
+            cut = choose_cut(target, backup=backup, at_ms=at_ms)
+            found = RestoreState(target.bucket.where, cut.facts.id, at_ms or 0)
+            if not prepare:
+                journal.commit_sync([], [put_operation(RESTORE, found)])
+        check_same(found, backup, at_ms)
+        cut = target.cut(found.backup)
+        brought = 0
+        if found.phase == BLOCKS:
+            with target.reading(found.backup):
+                ids = missing_blocks(node.store, [BlockId(block) for block in cut.block_ids()])
+                brought = restore_blocks(node.store, target, ids, control=control)
+                if not prepare:
+                    put_rows(node.store, CutSnapshot(target, cut), cut, control=control)
+            if not prepare:
+                # commit point: before it the cluster is not opened, after it it is restored, but for an earlier moment.
+                rest = put_operation(RESTORE, replace(found, phase=REWIND))
+                journal.commit_sync([], [rest if found.at_ms else Delete(operation_key(RESTORE))])
+        if found.at_ms and not prepare:
+            rewind_store(node.store, found, control=control)
+    return StoreRestored(
+        path=config.cluster.name,
+        store=cut.facts.store,
+        backup=cut.facts.id,
+        at_ms=found.at_ms or cut.facts.taken_ms,
+        repositories=0 if prepare else cut.facts.repositories,
+        rows=0 if prepare else cut.facts.rows,
+        blocks=cut.facts.blocks,
+        bytes=brought,
+        seconds=clock.monotonic() - begun,
+    )
 
 
 def check_node(config: ServeConfig) -> None:

@@ -17,7 +17,14 @@ from shardgit.backup.restore import (
     rewind_store,
     swap_journal,
 )
-from shardgit.backup.restoring import BLOCKS, REWIND, RestoreState, check_restored, restore_state
+from shardgit.backup.restoring import (
+    BLOCKS,
+    REWIND,
+    RestoreState,
+    check_restored,
+    check_same,
+    restore_state,
+)
 from shardgit.backup.restoring import KIND as RESTORE
 from shardgit.backup.source import CutSnapshot
 from shardgit.blocks.identity import environment_of
@@ -166,12 +173,7 @@ def restore_store(
             found = restore_state(snapshot)
         if found is None:
             raise AlreadyExists("a store exists there already", path=str(folder))
-        if found.backup != (backup or found.backup) or (at_ms or found.at_ms) != found.at_ms:
-            raise Refused(
-                "another backup is being restored there; without --backup and --at it goes on",
-                backup=found.backup,
-                at_ms=found.at_ms,
-            )
+        check_same(found, backup, at_ms)
     cut = target.cut(found.backup)
     brought, rows = 0, cut.facts.rows
     if found.phase == BLOCKS:

@@ -31,7 +31,7 @@ from shardgit.faultpoints import reach
 from shardgit.journal.interface import END
 from shardgit.journal.operations import OPERATIONS
 from shardgit.journal.pins import PINS, Pin
-from shardgit.journal.records import REPOSITORY_NAMES, STORE_KEY, StoreRecord
+from shardgit.journal.records import NODES, REPOSITORY_NAMES, STORE_KEY, StoreRecord
 from shardgit.lmdbenv import NO_SPACE
 from shardgit.operate.naming import Following
 from shardgit.operate.operation import running
@@ -216,7 +216,7 @@ class _Backup:
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED}:
+            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED, NODES}:
                 continue  # good for nothing in a restored store
             self._rows += 1
             if row.key[:1] == REPOSITORY_NAMES:

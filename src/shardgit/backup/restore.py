@@ -18,12 +18,15 @@ from shardgit.buckets.folder import sync_folder
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.faultpoints import reach
 from shardgit.graph.shallow import with_lacking
-from shardgit.journal.interface import Delete, Row, end_of
+from shardgit.journal.interface import Delete, Put, Row, end_of
 from shardgit.journal.lmdb import write_journal
 from shardgit.journal.operations import OPERATIONS, encode_operation
 from shardgit.journal.pins import PINS
 from shardgit.journal.records import (
+    NODES,
     REPOSITORY_NAMES,
+    RING_KEY,
+    STORE_KEY,
     NameRecord,
     RepositoryRecord,
     repository_key,
@@ -52,6 +55,10 @@ AHEAD = 6  # spans of up to 16 MiB that are read or wait to be put
 PUT_BYTES = 64 << 20  # blocks put with one fsync a shard
 ROUNDS_MAX = 64  # tries against other writers
 HAS_BATCH = 4_096
+COMMIT_ROWS, COMMIT_BYTES = 100, 512 << 10  # of one commit of restored rows; etcd takes 1.5 MiB
+COMMITS_AT_ONCE = 16
+# What was going on in the old store, and the nodes that it may have had.
+NOT_RESTORED = frozenset({OPERATIONS, PINS, CONDEMNED, NODES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,7 @@ def rows_of(
 
     A store's id and ring are its own, and so are operations under way; pins and operations of the old store are gone.
     """
-    tables = {row.key[:1] for row in own} | {OPERATIONS, PINS, CONDEMNED}
+    tables = {row.key[:1] for row in own} | NOT_RESTORED
     mine = {row.key: row for row in own if row.key != KEY}
     if state is not None:
         mine[KEY] = Row(KEY, encode_operation(state), cut.facts.revision)
@@ -147,6 +154,45 @@ def rows_of(
             if row.key[:1] not in tables:
                 yield row
     yield from waiting
+
+
+def put_rows(store: Store, source: CutSnapshot, cut: Cut, *, control: Control) -> int:
+    """Put a backup's rows into the journal of a store that nobody serves; returns how many. Safe to repeat.
+
+    Its id, ring and nodes are its own.
+    """
+    left_out = {*NOT_RESTORED, RING_KEY, STORE_KEY}
+    workers = Workers(COMMITS_AT_ONCE)
+    done = 0
+
+    def commit(rows: Sequence[Row]) -> int:
+        store.journal.commit_sync([], [Put(row.key, row.value) for row in rows])
+        reach("restore.after_rows")
+        return len(rows)
+
+    try:
+        for number in range(len(cut.chunks)):
+            rows = [row for row in source.rows(number) if row.key[:1] not in left_out]
+            done += sum(workers.map(commit, list(_in_commits(rows))))
+            control.report(Progress("restoring rows", done, max(cut.facts.rows, done), "objects"))
+            control.check()
+    finally:
+        workers.close()
+    return done
+
+
+def _in_commits(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    some: list[Row] = []
+    size = 0
+    for row in rows:
+        length = len(row.key) + len(row.value)
+        if some and (len(some) == COMMIT_ROWS or size + length > COMMIT_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += length
+    if some:
+        yield some
 
 
 def swap_journal(

@@ -31,6 +31,16 @@ def restore_state(snapshot: JournalSnapshot) -> RestoreState | None:
     return read_operation(snapshot, KIND, RestoreState).record
 
 
+def check_same(found: RestoreState, backup: str | None, at_ms: int | None) -> None:
+    """Refuse to go on with a restore of another backup than was begun."""
+    if found.backup != (backup or found.backup) or (at_ms or found.at_ms) != found.at_ms:
+        raise Refused(
+            "another backup is being restored there; without --backup and --at it goes on",
+            backup=found.backup,
+            at_ms=found.at_ms,
+        )
+
+
 def check_restored(snapshot: JournalSnapshot) -> None:
     """Refuse a store that is not restored to its end."""
     state = restore_state(snapshot)

@@ -280,6 +280,18 @@ def restore(  # noqa: PLR0913, PLR0917
         list[Path] | None,
         typer.Option(metavar="PATH", help="Folder of a shard, once for each; sets their number."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="Into the empty cluster that a node's file names."
+        ),
+    ] = None,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="With --config: bring blocks only; a restore later brings the rest."
+        ),
+    ] = False,
     throttle: ThrottleOption = None,
     eager: EagerOption = False,
     server: ServerOption = None,
@@ -294,6 +306,7 @@ def restore(  # noqa: PLR0913, PLR0917
     Examples:
       shardgit backup restore /backup/git --data /srv/new --shards 4
       shardgit backup restore s3://bucket/git --data /srv/new --at "2024-12-31 18:00"
+      shardgit backup restore /backup/git --config node-1.toml
       shardgit backup restore /backup/git --repository app --at 10.minutes.ago
       shardgit backup restore /backup/git --repository app --as app-then --at yesterday
     """
@@ -303,12 +316,23 @@ def restore(  # noqa: PLR0913, PLR0917
         if repository is None:
             if as_ is not None or server is not None:
                 raise UsageRefused("--as and --server go with --repository")
+            if config is not None:
+                if data is not None or shards is not None or shard_path:
+                    raise UsageRefused("a cluster has no --data and no shards")
+                _restore_cluster(
+                    target, config, backup, at_ms, prepare=prepare, pace=pace, json=json
+                )
+                return
+            if prepare:
+                raise UsageRefused("--prepare goes with --config")
             _restore_store(
                 target, data, backup, at_ms, shards=shards, paths=shard_path, pace=pace, json=json
             )
             return
-        if shards is not None or shard_path:
-            raise UsageRefused("--shards and --shard-path go with a whole store")
+        if shards is not None or shard_path or config is not None or prepare:
+            raise UsageRefused(
+                "--shards, --shard-path, --config and --prepare go with a whole store"
+            )
         from shardgit.backup.repository import restore_repository
         from shardgit.backup.target import Target
 
@@ -366,6 +390,43 @@ def _restore_store(
             shard_paths=paths or None,
             backup=backup,
             at_ms=at_ms,
+            control=control,
+        )
+
+    run_here(None, local=job, remote=_nowhere, show=_show_restored, json=json, pace=pace)
+
+
+def _restore_cluster(
+    target: str,
+    file: Path,
+    backup: str | None,
+    at_ms: int | None,
+    *,
+    prepare: bool,
+    pace: Speed,
+    json: bool,
+) -> None:
+    from shardgit import telemetry
+    from shardgit.backup.target import Target
+    from shardgit.cluster_node import restore_node
+    from shardgit.config import load_config
+    from shardgit.errors import InvalidArgument
+
+    try:
+        config = load_config(file)
+    except InvalidArgument as error:
+        raise UsageRefused(error.message, **error.facts) from error
+    if not config.in_cluster:
+        raise UsageRefused("configuration names no cluster: etcd in [cluster] is missing")
+    telemetry.configure(level="error")
+
+    def job(control: Control) -> StoreRestored:
+        return restore_node(
+            Target.open(target),
+            config,
+            backup=backup,
+            at_ms=at_ms,
+            prepare=prepare,
             control=control,
         )
 

@@ -18,6 +18,7 @@ RING_KEY = b"G"
 STORE_KEY = b"M"
 NEXT_REPOSITORY_KEY = b"C"
 REPOSITORY_NAMES = b"N"
+NODES = b"Y"  # of a cluster: nodes, sessions, owners
 _REPOSITORY = struct.Struct("<BBHQ16sQHIQ")
 _REPOSITORY_1 = struct.Struct("<BBHQ16sQHI")
 REPOSITORY_VERSION = 2
