@@ -130,7 +130,7 @@ class Server:
 
 
 @contextmanager
-def serving(data: Path, *words: str) -> Iterator[Server]:
+def serving(data: Path, *words: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
     """Serve a store on free ports until the block is left."""
     errors = data.with_name(f"{data.name}.log")
     free = [
@@ -149,7 +149,7 @@ def serving(data: Path, *words: str) -> Iterator[Server]:
                 *free,
                 *words,
             ],
-            env=clean_environment(),
+            env={**clean_environment(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -22,17 +22,23 @@ class Nodes:
         self.folder, self.endpoints, self.url = folder, endpoints, url
         self.name = f"test-{os.urandom(6).hex()}"
         self.servers: dict[str, Server] = {}
+        # Of single nodes: other endpoints of etcd, variables, and what else stands in [cluster].
+        self.endpoints_of: dict[str, Sequence[str]] = {}
+        self.environment_of: dict[str, dict[str, str]] = {}
+        self.inside_of: dict[str, str] = {}
         self._opened = opened
         self._held: dict[str, ExitStack] = {}
 
     def config(self, node: str, more: str = "") -> Path:
         """Write a node's configuration."""
-        listed = ", ".join(f'"{one}"' for one in self.endpoints)
+        endpoints = self.endpoints_of.get(node, self.endpoints)
+        listed = ", ".join(f'"{one}"' for one in endpoints)
+        inside = self.inside_of.get(node, 'listen = "127.0.0.1:0"')
         file = self.folder / f"{node}.toml"
         file.write_text(
             f"{more}\n"
             f'[cluster]\nname = "{self.name}"\nnode = "{node}"\nzone = "{node}"\n'
-            f'etcd = [{listed}]\nlisten = "127.0.0.1:0"\n'
+            f"etcd = [{listed}]\n{inside}\n"
             f'[blocks]\nurl = "{self.url}"\ntier_bytes = {256 << 20}\n'
         )
         return file
@@ -42,7 +48,11 @@ class Nodes:
         held = self._held[node] = self._opened.enter_context(ExitStack())
         file = self.config(node, more)
         server = held.enter_context(
-            serving(self.folder / node, "--config", str(file), "--workers", "1", *words)
+            serving(
+                self.folder / node,
+                *("--config", str(file), "--workers", "1", *words),
+                environment=self.environment_of.get(node),
+            )
         )
         self.servers[node] = server
         return server
@@ -67,6 +77,10 @@ class Nodes:
 
     def command(self, node: str, *words: str) -> str:
         """Run a command on a node's folder; return what it prints."""
-        done = shardgit(*words, "--data", str(self.folder / node), cwd=self.folder)
+        done = shardgit(
+            *(*words, "--data", str(self.folder / node)),
+            cwd=self.folder,
+            environment=self.environment_of.get(node),
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout

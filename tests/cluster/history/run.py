@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
@@ -13,13 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 from cluster.history.embedded import Ran, run
 from cluster.history.recorder import save
 
-WHATS = ("embedded", "nodes", "processes")
+STORE: dict[str, Any] = {}  # where served runs keep their blocks; a folder of their own by default
+WHATS = ("embedded", "nodes", "processes", "served")
 
 
 def one(what: str, folder: Path, seed: int, seconds: float) -> Ran:
     """Run one of them."""
     if what == "embedded":
         return run(folder / "run", seed, seconds=seconds)
+    if what == "served":
+        from cluster.history.served_runs import run_served
+
+        store = {**STORE, "url": f"{STORE['url']}/{seed}"} if STORE else {}
+        return run_served(folder / "run", seed, seconds=seconds, **store)
     from cluster.history.etcd_runs import run_nodes, run_processes  # they want etcd
 
     return (run_nodes if what == "nodes" else run_processes)(folder, seed, seconds=seconds)
@@ -33,7 +42,28 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--seed", type=int, default=1, help="of the first run")
     parser.add_argument("--keep", type=Path, default=Path("build"), help="where bad histories go")
+    parser.add_argument(
+        "--s3", action="store_true", help="served: blocks in SeaweedFS, which fails too"
+    )
     words = parser.parse_args()
+    with ExitStack() as opened:
+        if words.s3:
+            into_s3(opened)
+        every(words)
+
+
+def into_s3(opened: ExitStack) -> None:
+    """Let served runs keep their blocks in an S3 server."""
+    from seaweed import seaweed
+
+    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-s3-")))
+    server = opened.enter_context(seaweed(folder / "s3"))
+    os.environ.update(server.environment)
+    STORE.update(url=server.fresh_url(), s3_port=int(server.endpoint.rpartition(":")[2]))
+
+
+def every(words: argparse.Namespace) -> None:
+    """Run all of them."""
     operations = 0
     for seed in range(words.seed, words.seed + words.runs):
         with tempfile.TemporaryDirectory(prefix="shardgit-history-") as folder:
