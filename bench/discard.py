@@ -26,13 +26,18 @@ def clone_request(url: str, body: bytes) -> bytes:
 
 def discard_many(url: str, requests: Sequence[bytes]) -> list[int]:
     """Send each request on a connection of its own, all at once; returns the bytes of each answer, head included."""
-    at = urlsplit(url)
-    assert at.hostname is not None
-    assert at.port is not None
+    return discard_each([(url, request) for request in requests])
+
+
+def discard_each(asked: Sequence[tuple[str, bytes]]) -> list[int]:
+    """Do the same for requests to several servers."""
     room = bytearray(ROOM_BYTES)
-    sizes = [0] * len(requests)
+    sizes = [0] * len(asked)
     with selectors.DefaultSelector() as waiting:
-        for number, request in enumerate(requests):
+        for number, (url, request) in enumerate(asked):
+            at = urlsplit(url)
+            assert at.hostname is not None
+            assert at.port is not None
             client = socket.create_connection((at.hostname, at.port))
             client.sendall(request)
             client.setblocking(False)

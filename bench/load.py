@@ -92,10 +92,17 @@ def run(
 
     ``sizes`` takes the bytes of each one's last answer, framing of HTTP included.
     """
+    return run_each([(where, job) for job in jobs], sizes)
+
+
+def run_each(
+    jobs: list[tuple[tuple[str, int], list[Exchange]]], sizes: list[int] | None = None
+) -> list[float]:
+    """Do the same with clients of several servers."""
     out: list[float] = []
     room = memoryview(bytearray(PIECE_BYTES))
     with selectors.DefaultSelector() as waiting:
-        clients = [_Client(where, deque(job)) for job in jobs if job]
+        clients = [_Client(where, deque(job)) for where, job in jobs if job]
         for client in clients:
             _next(client, waiting)
         busy = len(clients)

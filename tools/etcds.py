@@ -60,19 +60,27 @@ def free_ports(count: int) -> list[int]:
 class Member:
     """One member's process, its ports and its folder."""
 
-    def __init__(self, name: str, folder: Path, client: int, peer: int, extra: Sequence[str]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        client: int,
+        peer: int,
+        extra: Sequence[str],
+        host: str,
+    ) -> None:
         self.name, self.folder, self.client, self.peer = name, folder, client, peer
-        self.extra = extra
+        self.extra, self.host = extra, host
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def target(self) -> str:
-        return f"127.0.0.1:{self.client}"
+        return f"{self.host}:{self.client}"
 
     def start(self, cluster: str, scheme: str) -> None:
         program = binary()
         assert program is not None
-        here, peer = f"{scheme}://{self.target}", f"http://127.0.0.1:{self.peer}"
+        here, peer = f"{scheme}://{self.target}", f"http://{self.host}:{self.peer}"
         flags = {
             "name": self.name,
             "data-dir": str(self.folder / self.name),
@@ -114,13 +122,15 @@ class Etcds:
         scheme: str,
         extra: Sequence[str],
         ports: Sequence[int] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self._scheme = scheme
         ports = ports or free_ports(2 * count)
         self.members = [
-            Member(f"e{n}", folder, ports[2 * n], ports[2 * n + 1], extra) for n in range(count)
+            Member(f"e{n}", folder, ports[2 * n], ports[2 * n + 1], extra, host)
+            for n in range(count)
         ]
-        self._cluster = ",".join(f"{m.name}=http://127.0.0.1:{m.peer}" for m in self.members)
+        self._cluster = ",".join(f"{m.name}=http://{host}:{m.peer}" for m in self.members)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -160,13 +170,14 @@ def running(
     scheme: str = "http",
     extra: Sequence[str] = (),
     ports: Sequence[int] = (),
+    host: str = "127.0.0.1",
 ) -> Iterator[Etcds]:
     """Run members while the block lasts; the first answers of a leader are there when it begins.
 
     ``ports`` are two a member, for clients and for each other; free ones without. What ``folder`` has is gone on with.
     """
     folder.mkdir(exist_ok=True)
-    etcds = Etcds(folder, count, scheme, extra, ports)
+    etcds = Etcds(folder, count, scheme, extra, ports, host)
     try:
         etcds.start()
         if scheme == "http":

@@ -87,7 +87,9 @@ def weed_binary() -> str:
 
 
 @contextmanager
-def seaweed(folder: Path, *, ports: Sequence[int] = ()) -> Iterator[Seaweed]:
+def seaweed(
+    folder: Path, *, ports: Sequence[int] = (), host: str = "127.0.0.1"
+) -> Iterator[Seaweed]:
     """Run a server with one bucket, its data in ``folder``.
 
     ``ports`` are those of master, volumes, filer and S3, and it uses those GRPC_OFFSET above them; with them it goes on
@@ -105,7 +107,7 @@ def seaweed(folder: Path, *, ports: Sequence[int] = ()) -> Iterator[Seaweed]:
     master, volume, filer, s3 = ports or free_ports(4)
     data = folder / "data"
     data.mkdir(exist_ok=bool(ports))
-    words = [weed_binary(), "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    words = [weed_binary(), "-logtostderr=true", "server", f"-ip={host}", f"-ip.bind={host}"]
     words += [f"-dir={data}", f"-master.port={master}", f"-volume.port={volume}"]
     words += [f"-filer.port={filer}", f"-s3.port={s3}", "-s3", f"-s3.config={config}"]
     words += ["-master.volumeSizeLimitMB=64", "-volume.max=40", "-master.volumePreallocate=false"]
@@ -113,7 +115,7 @@ def seaweed(folder: Path, *, ports: Sequence[int] = ()) -> Iterator[Seaweed]:
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
         try:
-            made = Seaweed(f"http://127.0.0.1:{s3}", process)
+            made = Seaweed(f"http://{host}:{s3}", process)
             _make_bucket(made, folder / "weed.log")
             yield made
         finally:

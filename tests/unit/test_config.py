@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PEERS = '[blocks]\nurl = "s3://b"\n[cluster]\netcd = ["http://a:1"]\nnode = "n"\n'
+TLS = 'peer_ca = "ca.pem"\npeer_certificate = "node.pem"\npeer_key = "node.key"\n'
+
+
 def written(folder: Path, text: str) -> Path:
     file = folder / "shardgit.toml"
     file.write_text(text)
@@ -158,6 +162,10 @@ def test_variables_of_a_section_that_belong_together_are_taken_together(tmp_path
         ('[cluster]\nuser = "u"', "belong together"),
         ('[cluster]\ncertificate = "c.pem"', "belong together"),
         ("[cluster]\nectd = []", "wrong type"),
+        (f'{PEERS}listen = "10.0.0.1:7424"', "beyond loopback only with peer_ca"),
+        (f'{PEERS}{TLS}listen = "0.0.0.0:7424"', "say advertise"),
+        (f'{PEERS}{TLS}advertise = "here"', "not an address"),
+        (f'{PEERS}peer_ca = "ca.pem"', "belong together"),
     ],
 )
 def test_a_mistake_in_a_section_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -168,3 +176,11 @@ def test_a_mistake_in_a_section_is_named(tmp_path: Path, text: str, words: str) 
 def test_a_section_is_no_variable(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="unknown configuration variable"):
         load_config(written(tmp_path, ""), environment={"SHARDGIT_CLUSTER": "x"})
+
+
+def test_nodes_listen_everywhere_with_certificates_and_an_address(tmp_path: Path) -> None:
+    text = f'{PEERS}{TLS}listen = "0.0.0.0:7424"\nadvertise = "node.example:7424"\n'
+    config = load_config(written(tmp_path, text), environment={})
+    assert config.in_cluster
+    assert config.peer_address == "node.example:7424"
+    assert not ServeConfig().in_cluster
