@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from shardgit.ring.nodes import NodeRing
     from shardgit.sections import ClusterConfig
 
-PROBE = "probe"  # an object that is not there
+PROBE = "probe"  # a folder that is not there
 FOREIGN_PART = 4  # of a node's copies one in so many is of blocks that the ring gives to others
 
 
@@ -138,7 +138,7 @@ def open_node(
         nodes = Nodes(number, ring)
         blocks = ClusteredBlocks(
             ObjectBlocks(bucket, workers),
-            _tier(config, workers),
+            _tier(config),
             GrpcPeers(nodes, credentials=calling),
             nodes,
             workers,
@@ -238,7 +238,9 @@ def check_node(config: ServeConfig) -> None:
         etcd.range(pb.RangeRequest(key=config.cluster.name.encode()))
     finally:
         etcd.close()
-    open_blocks_bucket(config.blocks.url).get(PROBE)
+    next(
+        iter(open_blocks_bucket(config.blocks.url).list(PROBE)), None
+    )  # a missing bucket shows in a list only
 
 
 def _ring(journal: EtcdJournal) -> NodeRing:
@@ -249,13 +251,13 @@ def _ring(journal: EtcdJournal) -> NodeRing:
     return found[0]
 
 
-def _tier(config: ServeConfig, workers: Workers) -> Tier:
+def _tier(config: ServeConfig) -> Tier:
     folders = [Path(path) for path in config.blocks.tier_paths] or [config.folder / "tier"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     foreign = config.blocks.tier_bytes // FOREIGN_PART
     owned = config.blocks.tier_bytes - foreign
-    return Tier(folders, workers, owned_bytes=owned, foreign_bytes=foreign)
+    return Tier(folders, owned_bytes=owned, foreign_bytes=foreign)
 
 
 def access_of(cluster: ClusterConfig) -> Access:

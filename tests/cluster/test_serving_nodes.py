@@ -49,9 +49,10 @@ def test_what_is_pushed_to_one_node_is_read_from_the_others_at_once(
     one, two, three = (nodes.start(name) for name in ("one", "two", "three"))
     work = small_repository(tmp_path / "work")
     with connect(one.grpc) as client:
-        client.create_repository("demo")
+        client.create("demo")
     git(work, "push", "-q", one.url("demo"), "main", "v1")
     servers = (two, three, one)
+    new = ""
     for number in range(12):
         new = commit(work, number)
         git(work, "push", "-q", servers[number % 3].url("demo"), "main")
@@ -70,7 +71,7 @@ def test_nothing_acknowledged_is_lost_with_a_node(nodes: Nodes, tmp_path: Path) 
         nodes.command(name, "cluster", "join", "--json")
     work = small_repository(tmp_path / "work")
     with connect(one.grpc) as client:
-        client.create_repository("demo")
+        client.create("demo")
     git(work, "push", "-q", one.url("demo"), "main")
     acknowledged: list[str] = []
     failed = 0

@@ -222,7 +222,8 @@ class _Move:
             lanes[move.partition].append((move.source, move.target))
         self.partitions += sum(map(len, lanes.values()))
         for low in range(0, PARTITIONS, STEP_PARTITIONS):
-            self.control.report(Progress("warming", low, PARTITIONS, "partitions"))
+            share = low * self.partitions // PARTITIONS
+            self.control.report(Progress("warming partitions", share, self.partitions, "objects"))
             if not any(partition in lanes for partition in range(low, low + STEP_PARTITIONS)):
                 continue
             groups: dict[tuple[int, int], list[BlockId]] = defaultdict(list)
@@ -233,7 +234,8 @@ class _Move:
                     self.moved_bytes += size
             for (source, target), blocks in groups.items():
                 self._hand_over(source, target, blocks)
-        self.control.report(Progress("warming", PARTITIONS, PARTITIONS, "partitions"))
+        whole = self.partitions
+        self.control.report(Progress("warming partitions", whole, whole, "objects"))
 
     def _hand_over(self, source: int, target: int, blocks: Sequence[BlockId]) -> None:
         for at in range(0, len(blocks), BATCH_BLOCKS):

@@ -99,7 +99,7 @@ def run_served(folder: Path, seed: int, *, seconds: float, url: str = "", s3_por
             json.loads(cluster.nodes.command(name, "cluster", "join", "--json"))
         with connect(cluster.targets["two"].grpc) as client:
             for place in places:
-                client.create_repository(place.repository)
+                client.create(place.repository)
         for place in places:
             at = f"http://{cluster.targets['two'].http}/{place.repository}.git"
             run_git(place.folder, "push", "-q", at, "refs/heads/all")
