@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
-ETCD_PORTS = (7471, 7472, 7473, 7474, 7475, 7476)
-S3_PORTS = (7481, 7482, 7483, 7484)
+ETCD_PORTS = (7371, 7372, 7373, 7374, 7375, 7376)
+S3_PORTS = (7381, 7382, 7383, 7384)
 GRPC, HTTP = 7420, 7421  # of the load balancer
 STARTS_WITHIN_S = 60.0
 BALANCER = """\

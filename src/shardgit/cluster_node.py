@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -15,6 +14,7 @@ import grpc
 from shardgit import clock
 from shardgit.backup.choosing import choose_cut
 from shardgit.backup.restore import (
+    OWN_TABLES,
     StoreRestored,
     missing_blocks,
     put_rows,
@@ -23,6 +23,7 @@ from shardgit.backup.restore import (
 )
 from shardgit.backup.restoring import (
     BLOCKS,
+    KEY,
     REWIND,
     RestoreState,
     check_restored,
@@ -34,10 +35,11 @@ from shardgit.backup.source import CutSnapshot
 from shardgit.blocks.clustered import ClusteredBlocks
 from shardgit.blocks.layout import FORMAT_FILE
 from shardgit.blocks.nodes import Nodes
+from shardgit.blocks.object_store import PREFIX as BLOCKS_PREFIX
 from shardgit.blocks.object_store import ObjectBlocks, open_blocks_bucket
 from shardgit.blocks.tier import Tier
 from shardgit.cluster.holders import ClusterHolders
-from shardgit.cluster.members import join, read_ring
+from shardgit.cluster.members import join, membership, read_ring
 from shardgit.cluster.owners import Owners
 from shardgit.cluster.records import sessions_of
 from shardgit.cluster.session import Session
@@ -49,13 +51,14 @@ from shardgit.holders import LocalHolders
 from shardgit.journal.bucket_bundles import BucketBundles
 from shardgit.journal.bundle_garbage import BundleGarbage
 from shardgit.journal.etcd import EtcdJournal
-from shardgit.journal.interface import Delete, Put, end_of
+from shardgit.journal.interface import END, Compare, Delete, Put
 from shardgit.journal.operations import operation_key, put_operation
-from shardgit.journal.records import REPOSITORY_NAMES, STORE_KEY, StoreRecord
+from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId
 from shardgit.operate.operation import running
 from shardgit.refs.table import RefTable
+from shardgit.ring.nodes import NodeRing
 from shardgit.rpc.peers import GrpcPeers
 from shardgit.service.store import Store
 from shardgit.workers import Workers
@@ -64,11 +67,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardgit.backup.target import Target
+    from shardgit.buckets.bucket import Bucket
     from shardgit.config import ServeConfig
+    from shardgit.journal.interface import Journal, JournalSnapshot, Row
     from shardgit.operate.operation import Control
-    from shardgit.ring.nodes import NodeRing
     from shardgit.sections import ClusterConfig
 
+MARK = "cluster"  # the object that says whose blocks lie there
 PROBE = "probe"  # a folder that is not there
 FOREIGN_PART = 4  # of a node's copies one in so many is of blocks that the ring gives to others
 
@@ -93,13 +98,17 @@ def open_node(
     *,
     threads: int | None = None,
     limits: Limits = DEFAULT,
+    joining: bool = True,
     restoring: bool = False,
 ) -> Iterator[Node]:
     """Open the cluster's store as one process of a node; the first node of all makes the cluster.
 
+    ``joining``: a node that is new becomes a member, and what has changed of one that is is taken over; else it is
+    Refused, and nothing is.
+
     What lies in the node's folder may be lost at any time. Errors: Refused for a folder with an embedded store, an
-    address that another node has, or unless ``restoring`` a cluster that is not restored to its end; Unavailable when
-    etcd does not answer.
+    address that another node has, blocks of another cluster, or unless ``restoring`` a cluster that is not restored to
+    its end; Unavailable when etcd does not answer.
     """
     folder = config.folder
     if (folder / FORMAT_FILE).exists():
@@ -121,20 +130,17 @@ def open_node(
             prefix=f"{config.cluster.name}/".encode(),
         )
         opened.callback(journal.close)
-        if not restoring:
-            with journal.snapshot() as snapshot:
-                check_restored(snapshot)
-        number = join(
-            journal,
-            config.cluster.node_name,
-            config.peer_address,
-            zone=config.cluster.zone,
-            weight=config.cluster.weight,
-            first=(Put(STORE_KEY, StoreRecord(uuid4().bytes).encode()),),
-        )
-        ring = _ring(journal)
+        journal.fresh_sync()  # what a node has of etcd may be from before it was down
+        founded = StoreRecord(_identity(journal, bucket))
+        number = _join(journal, config, founded) if joining else _member(journal, config)
         session = Session(journal.etcd, journal.keys, number, lease_s=int(config.cluster.lease_s))
         opened.callback(session.close)
+        journal.fresh_sync()  # no lease is older than the session
+        if not restoring:
+            with journal.snapshot() as snapshot:
+                check_restored(snapshot)  # who restores looks for sessions behind its own row
+        newest = _NewestRing(journal)
+        ring = newest.now()
         nodes = Nodes(number, ring)
         blocks = ClusteredBlocks(
             ObjectBlocks(bucket, workers),
@@ -143,7 +149,7 @@ def open_node(
             nodes,
             workers,
             locks=scratch,
-            newest=partial(_ring, journal),
+            newest=newest,
         )
         store = Store(
             journal=journal,
@@ -157,12 +163,12 @@ def open_node(
         )
         store.leases.fences = session.fences
         store.holders = ClusterHolders(journal, session, LocalHolders(store.leases, journal))
-        journal.fresh_sync()  # no lease is older than the session
         garbage = BundleGarbage(journal, bundles, grace_s=limits.orphan_age_s)
         opened.pop_all()  # from here on the store closes them, but for the session
         try:
             yield Node(store, number, blocks, garbage, accepting)
         finally:
+            store.workers.close()  # what they do still wants the session
             session.close()
             store.close()
 
@@ -188,17 +194,17 @@ def restore_node(
         journal = node.store.journal
         with journal.snapshot() as snapshot:
             found = restore_state(snapshot)
-            others = sum(1 for _ in sessions_of(snapshot)) - 1
-            is_used = any(True for _ in snapshot.range(REPOSITORY_NAMES, end_of(REPOSITORY_NAMES)))
-        if others:
-            raise Refused("nodes of the cluster are served; stop them first", processes=others)
+            used = next((row for row in _all_rows(snapshot) if row.key[:1] not in OWN_TABLES), None)
         if found is None:
-            if is_used:
-                raise AlreadyExists("cluster has repositories already", cluster=config.cluster.name)
+            if used is not None:
+                raise AlreadyExists(
+                    "cluster is not empty; take another name for it", cluster=config.cluster.name
+                )
             cut = choose_cut(target, backup=backup, at_ms=at_ms)
             found = RestoreState(target.bucket.where, cut.facts.id, at_ms or 0)
             if not prepare:
-                journal.commit_sync([], [put_operation(RESTORE, found)])
+                journal.commit_sync([Compare(KEY, 0)], [put_operation(RESTORE, found)])
+        _check_alone(journal)
         check_same(found, backup, at_ms)
         cut = target.cut(found.backup)
         brought = 0
@@ -243,12 +249,89 @@ def check_node(config: ServeConfig) -> None:
     )  # a missing bucket shows in a list only
 
 
-def _ring(journal: EtcdJournal) -> NodeRing:
+def _check_alone(journal: Journal) -> None:
+    """Refuse while other processes have the cluster open; those that come later see that it is being restored."""
+    journal.fresh_sync()
     with journal.snapshot() as snapshot:
-        found = read_ring(snapshot)
-    if found is None:
-        raise JournalCorrupt("cluster has no ring")
-    return found[0]
+        others = sum(1 for _ in sessions_of(snapshot)) - 1
+    if others > 0:
+        raise Refused("nodes of the cluster are served; stop them first", processes=others)
+
+
+def _all_rows(snapshot: JournalSnapshot) -> Iterator[Row]:
+    return snapshot.range(b"\0", END)
+
+
+def _identity(journal: EtcdJournal, bucket: Bucket) -> bytes:
+    """Return the cluster's id, which stands beside its blocks, too: gc deletes what its journal does not name.
+
+    Errors: Refused where the blocks are another cluster's.
+    """
+    with journal.snapshot() as snapshot:
+        row = snapshot.get(STORE_KEY)
+    marked = bucket.get(MARK)
+    if row is None:
+        # The first node of all, perhaps once more; or somebody took another etcd, or another name.
+        if any(True for _ in bucket.list(BLOCKS_PREFIX)):
+            raise Refused(
+                "blocks lie there that this cluster's etcd knows nothing of; take another prefix",
+                url=bucket.where,
+            )
+        if marked is None:
+            bucket.create(MARK, uuid4().hex.encode())
+            marked = bucket.get(MARK)
+    try:
+        found = bytes.fromhex((marked or b"").decode("ascii"))
+    except ValueError:
+        found = b""
+    if len(found) != 16 or (row is not None and StoreRecord.decode(row.value).id != found):
+        raise Refused("blocks there are another cluster's, or none's", url=bucket.where)
+    return found
+
+
+def _join(journal: EtcdJournal, config: ServeConfig, founded: StoreRecord) -> int:
+    return join(
+        journal,
+        config.cluster.node_name,
+        config.peer_address,
+        zone=config.cluster.zone,
+        weight=config.cluster.weight,
+        first=(Put(STORE_KEY, founded.encode()),),
+    )
+
+
+def _member(journal: EtcdJournal, config: ServeConfig) -> int:
+    """Return the number of a node that has joined."""
+    name = config.cluster.node_name
+    with journal.snapshot() as snapshot:
+        if read_ring(snapshot) is not None:
+            for member in membership(snapshot).members:
+                if member.record.name == name:
+                    return member.number
+    raise Refused("node is no member of the cluster; serve it first", node=name)
+
+
+class _NewestRing:
+    """Reads the ring of the journal, None while it is the one that was read last."""
+
+    def __init__(self, journal: EtcdJournal) -> None:
+        self._journal = journal
+        self._revision = 0
+
+    def __call__(self) -> NodeRing | None:
+        with self._journal.snapshot() as snapshot:
+            row = snapshot.get(RING_KEY)
+        if row is None or row.revision == self._revision:
+            return None
+        self._revision = row.revision
+        return NodeRing.decode(row.value)
+
+    def now(self) -> NodeRing:
+        """Return the ring at the first look."""
+        found = self()
+        if found is None:
+            raise JournalCorrupt("cluster has no ring")
+        return found
 
 
 def _tier(config: ServeConfig) -> Tier:

@@ -113,6 +113,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def _check_peers(self) -> None:
         """Check how other nodes reach this one: it gives them any block."""
+        if self.blocks.url.startswith("memory:"):
+            raise InvalidArgument("blocks in memory are no cluster's", url=self.blocks.url[:200])
         host, _ = split_address(self.cluster.listen, "cluster.listen")
         if not is_loopback(host) and not self.cluster.peer_ca:
             raise InvalidArgument(

@@ -26,8 +26,11 @@ class Asked(Protocol):
         """
         ...
 
-    def awaited(self, revision: int) -> tuple[str, ...]:
-        """Return who still looks at what was named before ``revision``, in words."""
+    def awaited(self, revision: int, before_ms: int) -> tuple[str, ...]:
+        """Return who still looks at what was named before ``revision``, or puts blocks from before that time on.
+
+        In words. The second are processes that came since ``before_ms`` was told, by clocks that are behind.
+        """
         ...
 
 
@@ -61,10 +64,14 @@ class LocalHolders:
         oldest = self._journal.oldest_snapshot()
         return min([oldest, *(held.revision for held in self._leases.all())])
 
-    def awaited(self, revision: int) -> tuple[str, ...]:
+    def awaited(self, revision: int, before_ms: int) -> tuple[str, ...]:
         """See Asked."""
         old = self._journal.oldest_snapshot() < revision
-        holders = [held for held in self._leases.all() if held.revision < revision]
+        holders = [
+            held
+            for held in self._leases.all()
+            if held.revision < revision or held.since_ms < before_ms
+        ]
         if not old and not holders:
             return ()
         return tuple(f"process {held.pid}" for held in holders) or ("a journal snapshot",)

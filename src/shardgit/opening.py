@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shardgit.blocks.layout import FORMAT_FILE, open_layout
+from shardgit.blocks.layout import FORMAT_FILE, NODE_FILE, open_layout
 from shardgit.config import ServeConfig
 from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
 from shardgit.node import open_store
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from shardgit.cluster_node import Node
     from shardgit.service.store import Store
-
-NODE_FILE = "node.json"  # in a node's folder: the configuration that it was served with last
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Opened:
 
 @contextmanager
 def open_served(config: ServeConfig) -> Iterator[Opened]:
-    """Open what a configuration names. Errors: as open_store, as open_node."""
+    """Open what a configuration names, to be served: a node joins its cluster. Errors: as open_store, as open_node."""
     if not config.in_cluster:
         with open_store(config.folder, detect_collisions=config.detect_collisions) as store:
             yield Opened(store)
@@ -47,6 +45,15 @@ def open_served(config: ServeConfig) -> Iterator[Opened]:
 
 
 @contextmanager
+def open_member(config: ServeConfig) -> Iterator[Opened]:
+    """Open a node that has joined its cluster, for a command. Errors: as open_node, Refused for one that has not."""
+    from shardgit.cluster_node import open_node
+
+    with open_node(config, joining=False) as node:
+        yield Opened(node.store, node)
+
+
+@contextmanager
 def open_folder(folder: Path, *, detect_collisions: str = "push") -> Iterator[Opened]:
     """Open the store in a folder, or the node whose folder it is. Errors: as open_served."""
     if (folder / FORMAT_FILE).exists() or not (folder / NODE_FILE).exists():
@@ -54,7 +61,7 @@ def open_folder(folder: Path, *, detect_collisions: str = "push") -> Iterator[Op
             yield Opened(store)
         return
     config = msgspec.structs.replace(kept_config(folder), detect_collisions=detect_collisions)
-    with open_served(config) as opened:
+    with open_member(config) as opened:
         yield opened
 
 
@@ -64,8 +71,14 @@ def is_store(folder: Path) -> bool:
 
 
 def keep_config(config: ServeConfig) -> None:
-    """Leave in a node's folder where its cluster is, for commands on that folder."""
+    """Leave in a node's folder where its cluster is, for commands on it. Errors: Refused for another node's."""
     path = config.folder / NODE_FILE
+    if path.exists():
+        before = kept_config(config.folder).cluster
+        if (before.name, before.node_name) != (config.cluster.name, config.cluster.node_name):
+            raise Refused(
+                "folder is another node's", path=str(config.folder), node=before.node_name
+            )
     config.folder.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{NODE_FILE}.{os.getpid()}.new")
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
@@ -90,6 +103,8 @@ def check(config: ServeConfig) -> str:
     Errors: NotAStore, Refused, Unavailable when etcd or the object store does not answer.
     """
     if config.in_cluster:
+        if (config.folder / FORMAT_FILE).exists():
+            raise Refused("folder has a store of its own; a node wants another", path=config.data)
         from shardgit.cluster_node import check_node
 
         check_node(config)

@@ -194,6 +194,8 @@ async def _looking_around(store: Store) -> AsyncIterator[None]:
                 await store.workers.run(store.blocks.look_around)
             except ShardgitError as error:
                 telemetry.log().error("shards_not_seen", error=str(error))
+            except Exception as error:  # once more in a second
+                telemetry.log().error("shards_not_seen", exc_info=error)
 
     task = asyncio.ensure_future(look())
     try:

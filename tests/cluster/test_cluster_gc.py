@@ -47,7 +47,7 @@ def collected(store: Store, *, wait_s: float = 20.0) -> GcResult:
 def with_garbage(cluster: Cluster, store: Store) -> None:
     """Have one repository that stays, and the blocks of one that was deleted."""
     for name in ("stays", "goes"):
-        origin = make_history(cluster.folder / name, commits=6)
+        origin = make_history(cluster.folder / name, commits=12)
         import_repository(store, name, str(origin))
     Repositories(store).delete("goes")
     clock.sleep(0.05)

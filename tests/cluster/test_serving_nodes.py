@@ -172,7 +172,6 @@ def test_serve_tells_what_is_wrong_with_a_configuration(nodes: Nodes, tmp_path: 
         return done.stderr
 
     good = nodes.config("one").read_text()
-    assert "both etcd" in check(good.replace("[blocks]", "").replace(f'url = "{nodes.url}"', ""))
     assert "only with peer_ca" in check(good.replace("127.0.0.1:0", "0.0.0.0:7424"))
     refused = check(
         good.replace(str(nodes.endpoints[0]), "http://127.0.0.1:1").replace(

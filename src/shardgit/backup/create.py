@@ -79,10 +79,13 @@ def create_backup(store: Store, target: str, *, control: Control) -> BackupMade:
         opened = Target.open(target, make=True)
         with writing(opened.bucket) as renew:
             opened.load()
+            # The pin tells other nodes, by their clocks; the lease holds by this process's session.
+            lease = store.lease()
             pin = Pin(store.journal, f"backup to {opened.bucket.where}"[:200], _now_ms())
             try:
                 facts = _Backup(store, opened, control, pin, renew).run()
             finally:
+                lease.end()
                 with suppress(ShardgitError):
                     pin.drop()
     return BackupMade(

@@ -18,7 +18,9 @@ from shardgit.buckets.folder import sync_folder
 from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.faultpoints import reach
 from shardgit.graph.shallow import with_lacking
-from shardgit.journal.interface import Delete, Put, Row, end_of
+from shardgit.journal.fences import standing
+from shardgit.journal.interface import Compare, Delete, Put, Row, end_of
+from shardgit.journal.lfs_records import LFS_SOURCES, decode_sources, lfs_owned_key
 from shardgit.journal.lmdb import write_journal
 from shardgit.journal.operations import OPERATIONS, encode_operation
 from shardgit.journal.pins import PINS
@@ -31,7 +33,7 @@ from shardgit.journal.records import (
     RepositoryRecord,
     repository_key,
 )
-from shardgit.oid import BlockId
+from shardgit.oid import BlockId, RepositoryId
 from shardgit.pool.condemned import CONDEMNED
 from shardgit.progress import Progress
 from shardgit.refs.log import LogNote
@@ -59,6 +61,7 @@ COMMIT_ROWS, COMMIT_BYTES = 100, 512 << 10  # of one commit of restored rows; et
 COMMITS_AT_ONCE = 16
 # What was going on in the old store, and the nodes that it may have had.
 NOT_RESTORED = frozenset({OPERATIONS, PINS, CONDEMNED, NODES})
+OWN_TABLES = NOT_RESTORED | {RING_KEY, STORE_KEY}  # of a store that nobody has used yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,26 +162,54 @@ def rows_of(
 def put_rows(store: Store, source: CutSnapshot, cut: Cut, *, control: Control) -> int:
     """Put a backup's rows into the journal of a store that nobody serves; returns how many. Safe to repeat.
 
-    Its id, ring and nodes are its own.
+    Its id, ring and nodes are its own. As long as the row stands that says that it is being restored; who lost the
+    turn to do so puts nothing more. Errors: Conflict.
     """
-    left_out = {*NOT_RESTORED, RING_KEY, STORE_KEY}
+    left_out = OWN_TABLES
     workers = Workers(COMMITS_AT_ONCE)
     done = 0
+    with store.journal.snapshot() as snapshot:
+        row = snapshot.get(KEY)
+    # Those of the turn are this thread's.
+    conditions = (*standing(), Compare(KEY, row.revision if row is not None else -1))
 
     def commit(rows: Sequence[Row]) -> int:
-        store.journal.commit_sync([], [Put(row.key, row.value) for row in rows])
+        store.journal.commit_sync(conditions, [Put(row.key, row.value) for row in rows])
         reach("restore.after_rows")
         return len(rows)
 
     try:
+        done += sum(workers.map(commit, list(_in_commits(list(_lfs_of_forks(source))))))
         for number in range(len(cut.chunks)):
-            rows = [row for row in source.rows(number) if row.key[:1] not in left_out]
+            rows = [
+                row
+                for row in source.rows(number)
+                if row.key[:1] not in left_out and not row.key.startswith(LFS_SOURCES)
+            ]
             done += sum(workers.map(commit, list(_in_commits(rows))))
             control.report(Progress("restoring rows", done, max(cut.facts.rows, done), "objects"))
             control.check()
     finally:
         workers.close()
     return done
+
+
+def _lfs_of_forks(source: CutSnapshot) -> Iterator[Row]:
+    """Return what forks see of their sources' LFS objects as rows of their own.
+
+    Which objects a source had when it was forked is told by rows' revisions, and these are new in another journal.
+    """
+    for row in source.range(LFS_SOURCES, end_of(LFS_SOURCES)):
+        fork = RepositoryId(int.from_bytes(row.key[len(LFS_SOURCES) :], "big"))
+        own = lfs_owned_key(fork)
+        seen = {one.key for one in source.range(own, end_of(own))}
+        for one in decode_sources(row.value):
+            low = lfs_owned_key(one.repository)
+            for owned in source.range(low, end_of(low)):
+                key = own + owned.key[len(low) :]
+                if owned.revision <= one.revision and key not in seen:
+                    seen.add(key)
+                    yield Row(key, owned.value, 0)
 
 
 def _in_commits(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -82,6 +82,16 @@ os.register_at_fork(after_in_child=fresh_nonces)
 
 def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> BlockHeader:
     """Return the header of a whole block; BlockCorrupt when it is off or of another kind."""
+    header = first_header(data)
+    if header.length != len(data):
+        raise BlockCorrupt("block has another length than it claims", bytes=len(data))
+    if kind is not None and header.kind is not kind:
+        raise BlockCorrupt("block is of another kind", kind=header.kind.name, wanted=kind.name)
+    return header
+
+
+def first_header(data: bytes | memoryview) -> BlockHeader:
+    """Return the header that stands in a block's first bytes; BlockCorrupt when it is off."""
     if len(data) < HEADER_SIZE:
         raise BlockCorrupt("block is shorter than its header", bytes=len(data))
     magic, version, raw_kind, raw_hash, flags, length, pool, created_ms, nonce = _HEADER.unpack(
@@ -89,17 +99,14 @@ def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> 
     )
     if magic != MAGIC or version != VERSION:
         raise BlockCorrupt("block has an unknown magic or version", version=version)
-    if length != len(data) or length > BLOCK_MAX_BYTES:
+    if length > BLOCK_MAX_BYTES:
         raise BlockCorrupt("block has another length than it claims", bytes=len(data))
     try:
-        header = BlockHeader(
+        return BlockHeader(
             BlockKind(raw_kind), HashKind(raw_hash), flags, length, PoolId(pool), created_ms, nonce
         )
     except ValueError as cause:
         raise BlockCorrupt("block has an unknown kind", kind=raw_kind, hash=raw_hash) from cause
-    if kind is not None and header.kind is not kind:
-        raise BlockCorrupt("block is of another kind", kind=header.kind.name, wanted=kind.name)
-    return header
 
 
 def block_id(data: bytes | memoryview) -> BlockId:

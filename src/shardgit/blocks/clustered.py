@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from shardgit.blocks.block import BlockHeader
     from shardgit.blocks.nodes import Nodes
     from shardgit.blocks.object_store import ObjectBlocks
     from shardgit.blocks.peers import Peers
@@ -56,7 +57,8 @@ class ClusterLimits:
 class HandedOver:
     """What became of blocks that one node was to be given by another.
 
-    ``there`` were on its disks, ``cold`` ones on neither's; ``failed`` ones may be, but did not come over.
+    ``there`` were on its disks, ``cold`` ones on neither's; ``failed`` ones may be, but did not come over. ``silent``
+    is a node that did not answer.
     """
 
     there: int = 0
@@ -64,6 +66,7 @@ class HandedOver:
     warmed_bytes: int = 0
     cold: int = 0
     failed: int = 0
+    silent: int | None = None
 
     def __add__(self, other: HandedOver) -> HandedOver:
         return HandedOver(
@@ -72,6 +75,7 @@ class HandedOver:
             self.warmed_bytes + other.warmed_bytes,
             self.cold + other.cold,
             self.failed + other.failed,
+            other.silent if other.silent is not None else self.silent,
         )
 
 
@@ -297,6 +301,10 @@ class ClusteredBlocks(OnWorkers):
         """See BlockStore. Only the object store is asked: what a cache has need not be durable any more."""
         return self.objects.has_many_sync(ids)
 
+    def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
+        """See StoreBlocks. Of the object store's copies, and their first bytes alone."""
+        return self.objects.headers(ids)
+
     def scan_sync(self, low: int = 0, high: int = 65_536) -> Iterator[tuple[BlockId, int]]:
         """See BlockStore. By lists of the object store, for orphans."""
         return self.objects.scan_sync(low, high)
@@ -374,7 +382,7 @@ class ClusteredBlocks(OnWorkers):
             here = self._had(target, ids)
         except ShardgitError as error:
             telemetry.log().warning("peer_failed", node=target, error=str(error))
-            return HandedOver(failed=len(ids))
+            return HandedOver(failed=len(ids), silent=target)
         lacking = [block for block, is_here in zip(ids, here, strict=True) if not is_here]
         total = HandedOver(there=len(ids) - len(lacking))
         seen = 0
@@ -392,7 +400,7 @@ class ClusteredBlocks(OnWorkers):
                     batch = []
         except ShardgitError as error:
             telemetry.log().warning("peer_failed", node=source, error=str(error))
-            total += HandedOver(failed=len(lacking) - seen)
+            total += HandedOver(failed=len(lacking) - seen, silent=source)
         return total + self._given(target, batch)
 
     def _had(self, node: int, ids: Sequence[BlockId]) -> list[bool]:
@@ -412,7 +420,7 @@ class ClusteredBlocks(OnWorkers):
             taken = self._take(blocks) if node == self.nodes.me else self._peers.warm(node, blocks)
         except ShardgitError as error:
             telemetry.log().warning("peer_failed", node=node, error=str(error))
-            return HandedOver(failed=len(blocks))
+            return HandedOver(failed=len(blocks), silent=node)
         size = sum(len(data) for _, data in blocks) * taken // len(blocks)
         return HandedOver(warmed=taken, warmed_bytes=size, failed=len(blocks) - taken)
 

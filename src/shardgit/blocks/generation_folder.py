@@ -117,6 +117,8 @@ class GenerationFolder:
                     if not mark.exists() and abs(time.time() - written) > QUIET_S:
                         store.sync()
                         write_durably(mark, "")
+                        if (store.folder / "data.mdb").stat().st_mtime != written:
+                            self.unseal(store)  # by one who found no seal yet
 
     def is_sealed(self, store: ShardStore) -> bool:
         """Say whether a generation would be believed after a crash of the machine."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from shardgit.blocks.block import BlockHeader
     from shardgit.oid import BlockId
 
 T = TypeVar("T")
@@ -95,6 +96,10 @@ class BlockStore(Protocol):
 
 class StoreBlocks(BlockStore, Protocol):
     """What a store that serves wants beside."""
+
+    def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
+        """Return the headers of blocks, None for those that are missing or damaged."""
+        ...
 
     def begin_threads(self) -> None:
         """Begin the threads that read and write, at the priority of the one that calls."""

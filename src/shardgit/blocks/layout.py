@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from shardgit.ring.ring import Ring
 
+NODE_FILE = "node.json"  # in the folder of a node of a cluster: what it was served with last
 FORMAT_FILE = "format"
 CREATING_FILE = "creating"
 MAGIC = "shardgit store"
@@ -125,6 +126,8 @@ def open_layout(folder: Path) -> StoreLayout:
     Errors: NotAStore, StoreFormatUnknown for another version, Refused when a shard's disk is
     missing or swapped.
     """
+    if (folder / NODE_FILE).exists() and not (folder / FORMAT_FILE).exists():
+        raise Refused("folder is that of a cluster's node, which has no shards", path=str(folder))
     text = _read(folder)
     first, _, rest = text.partition("\n")
     magic, _, version = first.rpartition(" ")

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import telemetry
-from shardgit.blocks.block import partition_of, verify_block
+from shardgit.blocks.block import HEADER_SIZE, first_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.buckets.bucket import check_cloud, folder_of
 from shardgit.buckets.folder import FolderBucket
@@ -18,6 +18,7 @@ from shardgit.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from shardgit.blocks.block import BlockHeader
     from shardgit.buckets.bucket import Bucket
 
 S = TypeVar("S")
@@ -118,6 +119,19 @@ class ObjectBlocks(OnWorkers):
             return self._counted("head", lambda: self.bucket.size(name_of(block))) is not None
 
         return self._side_by_side(has, ids)
+
+    def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
+        """Return the headers of blocks by their first bytes, not checked against ids; None for missing or damaged."""
+
+        def header(block: BlockId) -> BlockHeader | None:
+            name = name_of(block)
+            data = self._counted("get", lambda: self.bucket.get_range(name, 0, HEADER_SIZE))
+            try:
+                return first_header(data) if data is not None else None
+            except BlockCorrupt:
+                return None
+
+        return self._side_by_side(header, ids)
 
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
         """See BlockStore."""

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardgit import telemetry
-from shardgit.blocks.block import partition_of, verify_block
+from shardgit.blocks.block import parse_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.errors import DataLoss, ShardgitError, ShardMissing
 from shardgit.ring.ring import PARTITIONS
@@ -22,6 +22,7 @@ from shardgit.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from shardgit.blocks.block import BlockHeader
     from shardgit.blocks.shard import ShardStats, ShardStore
     from shardgit.oid import BlockId
     from shardgit.ring.ring import Ring
@@ -163,6 +164,16 @@ class RoutedStore(OnWorkers):
                     shard.retire()
                 self._leaving += gone
             return None if self._routes is used else self._routes
+
+    def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
+        """See StoreBlocks."""
+        found: list[BlockHeader | None] = []
+        for block in ids:
+            try:
+                found.append(self.use(block, parse_header))
+            except DataLoss:
+                found.append(None)
+        return found
 
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore. A job that meets DataLoss is run again over the next replica.

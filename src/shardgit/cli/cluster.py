@@ -32,9 +32,10 @@ ConfigOption = Annotated[
 def _node(config: Path | None, data: Path | None) -> Iterator[Node]:
     """Open a node, as one more process of it."""
     from shardgit import telemetry
+    from shardgit.blocks.layout import NODE_FILE
     from shardgit.config import load_config
     from shardgit.errors import InvalidArgument, Refused
-    from shardgit.opening import NODE_FILE, kept_config, open_served
+    from shardgit.opening import kept_config, open_member
 
     telemetry.configure(level="error")
     try:
@@ -50,7 +51,7 @@ def _node(config: Path | None, data: Path | None) -> Iterator[Node]:
         raise UsageRefused(error.message, **error.facts) from error
     if not settled.in_cluster:
         raise Refused("configuration names no cluster: etcd in [cluster] is missing")
-    with open_served(settled) as opened:
+    with open_member(settled) as opened:
         assert opened.node is not None
         yield opened.node
 
@@ -148,11 +149,15 @@ def join(
       shardgit cluster join node-3 --plan
     """
     with failing(json=json), _node(config, data) as opened, progress_bar(quiet=json) as report:
+        from shardgit.errors import Refused
         from shardgit.operate import nodes
 
         store = opened.store
         now = nodes.members(store)
         number = nodes.number_of(now, node) if node else opened.number
+        member = next(one for one in now.members if one.number == number)
+        if member.processes - (number == opened.number) < 1 and not plan:
+            raise Refused("node is not served; start it first", node=member.record.name)
         before = {shard.number: shard.weight for shard in now.ring.ring.shards}[number]
         weights = {number: weight if weight is not None else before or 1.0}
         with control_of(store, speed(throttle, eager=eager), report) as control:

@@ -80,7 +80,6 @@ class _Question:
     def __init__(self, holders: ClusterHolders, revision: int) -> None:
         self._holders = holders
         self._revision = revision
-        self._before = 0
 
     def _said(self) -> list[_Said]:
         """Return what each process that is heard of said."""
@@ -107,15 +106,14 @@ class _Question:
             if clock.monotonic() >= end:
                 raise Unavailable("processes do not say what they read", processes=silent[:10])
             clock.sleep(POLL_S)
-        self._before = min(one.answer.before_ms for one in said if one.answer) - CLOCK_STEP_MS
-        return self._before
+        return min(one.answer.before_ms for one in said if one.answer) - CLOCK_STEP_MS
 
-    def awaited(self, revision: int) -> tuple[str, ...]:
-        """See Asked. A process that came later, by a clock behind all others', is waited for too."""
+    def awaited(self, revision: int, before_ms: int) -> tuple[str, ...]:
+        """See Asked."""
         return tuple(
             one.who
             for one in self._said()
             if one.answer is None
             or one.answer.revision < revision
-            or one.answer.before_ms - CLOCK_STEP_MS < self._before
+            or one.answer.before_ms < before_ms
         )

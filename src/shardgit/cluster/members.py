@@ -178,7 +178,7 @@ class _Joining:
         if not self.known:
             conditions.append(Compare(name, 0))
             operations.append(Put(name, self.number.to_bytes(2, "big")))
-        shard = RingShard(self.number, record.zone_number, record.weight)
+        shard = RingShard(self.number, record.zone_number, self._weight(record))
         if self.found is None:
             conditions.append(Compare(RING_KEY, 0))
             made = NodeRing(build([shard]), {self.number: record.address})
@@ -187,6 +187,13 @@ class _Joining:
         conditions.append(Compare(RING_KEY, revision))
         operations.append(Put(RING_KEY, _with(ring, shard, record.address).encode()))
         return conditions, operations
+
+    def _weight(self, record: NodeRecord) -> float:
+        """Return the weight that the ring is to have: as it is, unless the node's own has changed."""
+        if self.found is None or self.before is None or self.before.weight != record.weight:
+            return record.weight
+        shards = self.found[0].ring.shards
+        return next((one.weight for one in shards if one.number == self.number), record.weight)
 
 
 def _with(nodes: NodeRing, shard: RingShard, address: str) -> NodeRing:

@@ -100,13 +100,18 @@ class Session:
         while not self._closed.wait(self._lease_s / KEEPS):
             try:
                 self._keep_once()
-                heard = self._heard
-                if self._kept is not None and heard is not None:
-                    self._kept(heard)
             except ShardgitError as error:
                 telemetry.log().warning("session_not_kept", error=str(error), code=error.code)
             except Exception as error:  # this thread must not end: with it the session would
                 telemetry.log().error("session_not_kept", exc_info=error)
+            heard = self._heard
+            if self._kept is not None and heard is not None:
+                try:
+                    self._kept(heard)
+                except ShardgitError as error:
+                    telemetry.log().warning("gc_not_answered", error=str(error), code=error.code)
+                except Exception as error:  # as above
+                    telemetry.log().error("gc_not_answered", exc_info=error)
 
     def _keep_once(self) -> None:
         heard = self._heard

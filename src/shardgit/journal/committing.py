@@ -12,8 +12,6 @@ from shardgit import clock, faultpoints, telemetry
 from shardgit.errors import Conflict, OutcomeUnknown, ShardgitError, StorageFull, Unavailable
 from shardgit.journal.answers import copy_of
 from shardgit.journal.etcd_commit import Answer, answer_of, question_of, transaction_of
-from shardgit.journal.etcd_rows import LEASED
-from shardgit.journal.interface import Compare
 from shardgit.journal.slots import Fate, look_up, resolve
 from shardgit.journal.spilling import Spiller
 
@@ -139,7 +137,7 @@ class Committer:
             if isinstance(outcome, ShardgitError):
                 self._failed(commit, slot, outcome)
                 return
-            answer = answer_of(outcome, slot)
+            answer = answer_of(outcome, slot, commit)
             if slot is not None and not answer.slot_revision:
                 self._slots.drop(slot)  # for all that is known the commit lost for that alone
                 self._again(commit, Unavailable("lease in etcd has ended"))
@@ -156,6 +154,10 @@ class Committer:
             faultpoints.reach("journal.after_commit")
             telemetry.JOURNAL_TRANSACTIONS.labels("committed").inc()
             told: int | ShardgitError = answer.revision
+        elif answer.is_fenced:
+            telemetry.JOURNAL_TRANSACTIONS.labels("fenced").inc()
+            self._end(commit, Unavailable("this node was not heard of for too long; try again"))
+            return
         else:
             telemetry.JOURNAL_TRANSACTIONS.labels("lost").inc()
             told = Conflict("journal has changed")
@@ -170,28 +172,7 @@ class Committer:
         if isinstance(outcome, int):
             for listener in self.listeners:
                 listener()
-        elif self._lost_session(commit):
-            outcome = Unavailable("this node was not heard of for too long; try again")
         self._end(commit, outcome)
-
-    def _lost_session(self, commit: Commit) -> bool:
-        """Say whether a commit lost since a session is gone: to look again and commit again would not do."""
-        fences = [
-            one
-            for one in commit.conditions
-            if isinstance(one, Compare) and one.key.startswith(LEASED) and one.revision
-        ]
-        if not fences:
-            return False
-        try:
-            with self._replica.snapshot() as snapshot:
-                rows = [snapshot.get(one.key) for one in fences]
-        except ShardgitError:
-            return False
-        return any(
-            row is None or row.revision != one.revision
-            for row, one in zip(rows, fences, strict=True)
-        )
 
     def _failed(self, commit: Commit, slot: Slot | None, error: ShardgitError) -> None:
         is_open = isinstance(error, OutcomeUnknown | StorageFull)

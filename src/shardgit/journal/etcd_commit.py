@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit.etcdpb import etcd_pb2 as pb
-from shardgit.journal.etcd_rows import encode_reference, encode_value, is_spilled
+from shardgit.journal.etcd_rows import LEASED, encode_reference, encode_value, is_spilled
 from shardgit.journal.interface import Compare, CompareRange, Delete, DeleteRange, Put
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class Commit:
             if isinstance(one, Put) and is_spilled(one.key, one.value)
         ]
 
+    def fences(self) -> list[Compare]:
+        """Return the conditions that a session is there still."""
+        return [
+            one
+            for one in self.conditions
+            if isinstance(one, Compare) and one.revision and one.key.startswith(LEASED)
+        ]
+
     @property
     def only_deletes(self) -> bool:
         """Say whether it may change nothing although it has operations."""
@@ -50,12 +58,13 @@ class Answer:
     """What etcd said to a commit.
 
     ``revision`` is the commit's when it ``won``, else the journal's. ``slot_revision`` is the slot's now: 0 when it is
-    gone, so that the commit lost without a word on its own conditions.
+    gone, so that the commit lost without a word on its own conditions. ``is_fenced``: it lost since a session is gone.
     """
 
     won: bool
     revision: int
     slot_revision: int
+    is_fenced: bool = False
 
 
 def _get(key: bytes) -> pb.RequestOp:
@@ -119,28 +128,42 @@ def transaction_of(commit: Commit, keys: EtcdKeys, slot: Slot) -> pb.TxnRequest:
     return pb.TxnRequest(
         compare=[*(condition_of(one, keys) for one in commit.conditions), slot.compare()],
         success=done,
-        failure=[slot.get(), _get(keys.head)],
+        failure=[slot.get(), _get(keys.head), *_get_fences(commit, keys)],
     )
+
+
+def _get_fences(commit: Commit, keys: EtcdKeys) -> list[pb.RequestOp]:
+    return [_get(keys.row(one.key)) for one in commit.fences()]
 
 
 def question_of(commit: Commit, keys: EtcdKeys) -> pb.TxnRequest:
     """Return the transaction of a commit without operations: it changes nothing, so it may be asked twice."""
     head = [_get(keys.head)]
     compare = [condition_of(one, keys) for one in commit.conditions]
-    return pb.TxnRequest(compare=compare, success=head, failure=head)
+    failure = [*head, *_get_fences(commit, keys)]
+    return pb.TxnRequest(compare=compare, success=head, failure=failure)
 
 
-def answer_of(response: pb.TxnResponse, slot: Slot | None) -> Answer:
+def answer_of(response: pb.TxnResponse, slot: Slot | None, commit: Commit) -> Answer:
     """Return what etcd said to ``transaction_of``, or without a slot to ``question_of``."""
     if slot is None:
-        return Answer(response.succeeded, _revision_in(response.responses[0]), 0)
+        head, *fences = response.responses
+        is_fenced = not response.succeeded and _is_fenced(fences, commit)
+        return Answer(response.succeeded, _revision_in(head), 0, is_fenced)
     if not response.succeeded:
-        seen, head = response.responses
-        return Answer(False, _revision_in(head), _revision_in(seen))
+        seen, head, *fences = response.responses
+        return Answer(False, _revision_in(head), _revision_in(seen), _is_fenced(fences, commit))
     first = response.responses[0]
     if first.HasField("response_txn") and first.response_txn.succeeded:  # nothing to delete
         return Answer(True, _revision_in(first.response_txn.responses[0]), slot.revision)
     return Answer(True, response.header.revision, response.header.revision)
+
+
+def _is_fenced(found: Sequence[pb.ResponseOp], commit: Commit) -> bool:
+    return any(
+        _revision_in(row) != fence.revision
+        for row, fence in zip(found, commit.fences(), strict=True)
+    )
 
 
 def _revision_in(found: pb.ResponseOp) -> int:

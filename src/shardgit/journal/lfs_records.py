@@ -11,6 +11,7 @@ from shardgit.errors import JournalCorrupt
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 
 VERSION = 1
+LFS_SOURCES = b"Fs"  # of forks
 _OBJECT = struct.Struct("<BBHIQQ32s")
 _OWNED = struct.Struct("<BBHIQQ")
 _SOURCES = struct.Struct("<BBHI")
@@ -32,7 +33,7 @@ def lfs_owned_key(repository: RepositoryId, oid: bytes = b"") -> bytes:
 
 def lfs_sources_key(repository: RepositoryId) -> bytes:
     """Return the key of a fork's sources."""
-    return b"Fs" + repository.to_bytes(8, "big")
+    return LFS_SOURCES + repository.to_bytes(8, "big")
 
 
 def lock_key(repository: RepositoryId, lock: bytes = b"") -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.errors import DataLoss, JournalCorrupt, ShardgitError, Unavailable
 from shardgit.journal.etcd_rows import Reference, decode_value
 from shardgit.journal.interface import Row
@@ -317,7 +317,10 @@ class Replica:
                 self._waiting = [one for one in self._waiting if one[2] > now]
                 heapq.heapify(self._waiting)
         for answer, came in due:
-            answer(came)
+            try:
+                answer(came)
+            except Exception as error:  # the others, and those behind them, are to hear theirs
+                telemetry.log().error("replica_told_in_vain", exc_info=error)
 
     def _wait(self) -> None:
         while True:

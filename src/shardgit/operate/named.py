@@ -42,6 +42,10 @@ class Named:
     embedded: set[BlockId] = field(default_factory=set)
     damaged: dict[PoolId, str] = field(default_factory=dict)
 
+    def has(self, block: BlockId) -> bool:
+        """Say whether a block is named, or in one that is."""
+        return block in self.blocks or block in self.embedded
+
 
 def named_blocks(store: Store, *, control: Control) -> Named:
     """Return what the journal names now. Whoever deletes what is not in there holds no lease meanwhile."""

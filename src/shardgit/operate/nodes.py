@@ -9,7 +9,7 @@ Killed anywhere, the next move goes on from where the ring stands.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ KIND = "nodes"
 HEARD_S = 2.0  # until every node has heard of a ring; each looks once a second
 KEEP_S = 3.0  # that old owners are asked too, once all is moved
 BATCH_BLOCKS = 256
+SILENCES_MAX = 3  # of a node, until nothing is handed to or from it any more
 ROUNDS_MAX = 16
 
 
@@ -106,19 +107,23 @@ def number_of(now: Membership, name: str) -> int:
 
 def plan_nodes(store: Store, weights: Mapping[int, float], *, control: Control) -> PlannedRing:
     """Return what the ring would become with other weights by number; 0 drains. Errors: InvalidArgument, Stopped."""
-    return planned_nodes(members(store).ring.ring, weights, store, control)
+    return planned_nodes(members(store), weights, store, control)
 
 
 def planned_nodes(
-    ring: Ring, weights: Mapping[int, float], store: Store, control: Control
+    now: Membership, weights: Mapping[int, float], store: Store, control: Control
 ) -> PlannedRing:
-    """Return what one ring would become."""
+    """Return what the ring would become. Nodes that have joined without a part get none unless they are named."""
+    ring = now.ring.ring
     shards = changed_shards(ring.shards, RingChange(weights=weights))
+    waiting = {one.number for one in now.members if not one.partitions} - set(weights)
+    dealt = [replace(one, weight=0.0) if one.number in waiting else one for one in shards]
     sizes = measure(store, control)
     after = build(
-        shards, replicas=ring.replicas, seed=ring.seed, before=ring, bytes_by_partition=sizes
+        dealt, replicas=ring.replicas, seed=ring.seed, before=ring, bytes_by_partition=sizes
     )
-    return PlannedRing(ring, after, sizes)
+    known = tuple(sorted(shards, key=lambda one: one.number))
+    return PlannedRing(ring, replace(after, shards=known), sizes)
 
 
 def move_nodes(store: Store, weights: Mapping[int, float], *, control: Control) -> NodesMoved:
@@ -158,6 +163,7 @@ class _Move:
         self.epochs: list[int] = []
         self.partitions = self.moved = self.moved_bytes = 0
         self.done = HandedOver()
+        self.silences: Counter[int] = Counter()  # of nodes
 
     def finish(self) -> None:
         """Bring a move to its end that was stopped."""
@@ -170,7 +176,7 @@ class _Move:
         now = members(self.store)
         before = now.ring.ring
         self.epochs.append(before.epoch)
-        planned = planned_nodes(before, weights, self.store, self.control)
+        planned = planned_nodes(now, weights, self.store, self.control)
 
         def towards(ring: Ring) -> Ring | None:
             if ring.phase is not Phase.SETTLED:
@@ -239,7 +245,13 @@ class _Move:
 
     def _hand_over(self, source: int, target: int, blocks: Sequence[BlockId]) -> None:
         for at in range(0, len(blocks), BATCH_BLOCKS):
-            done = self.blocks.hand_over(source, target, blocks[at : at + BATCH_BLOCKS])
+            some = blocks[at : at + BATCH_BLOCKS]
+            if max(self.silences[source], self.silences[target]) >= SILENCES_MAX:
+                self.done += HandedOver(failed=len(some))
+                continue
+            done = self.blocks.hand_over(source, target, some)
+            if done.silent is not None:
+                self.silences[done.silent] += 1
             self.done += done
             self.control.pace(done.warmed_bytes)
 

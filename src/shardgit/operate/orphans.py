@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
-from shardgit.blocks.block import parse_header
-from shardgit.errors import DataLoss
 from shardgit.operate.named import named_blocks
 from shardgit.progress import Progress
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 DELETED_BATCH = 256
+JUDGED_BATCH = 64
 POLL_S = 0.1
 PACE_EVERY = 1_024  # blocks looked at
 
@@ -62,17 +61,24 @@ def sweep(
         # Leases first, then the journal: who ended in between has committed, and is seen.
         now = clock.now_ms()
         before_ms = min(now - age_ms, asked.before_ms())
-        named = named_blocks(store, control=control)
-        orphans, young = _orphans(store, named, before_ms, pool, control)
-        damaged = {one.hex(): why for one, why in named.damaged.items()}
-        if not orphans or dry_run:
-            total = sum(one.size for one in orphans) if dry_run else 0
-            return Swept(len(orphans), total, young, damaged=damaged)
-        if named.pins:
-            return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
-        holders = _awaited(asked, named.revision, wait_s, control)
+    named = named_blocks(store, control=control)
+    orphans, young = _orphans(store, named, before_ms, pool, control)
+    damaged = {one.hex(): why for one, why in named.damaged.items()}
+    if not orphans or dry_run:
+        total = sum(one.size for one in orphans) if dry_run else 0
+        return Swept(len(orphans), total, young, damaged=damaged)
+    if named.pins:
+        return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
+    with store.holders.asking() as asked:
+        holders = _awaited(asked, named.revision, before_ms, wait_s, control)
         if holders:
             return Swept(0, 0, young, len(orphans), holders, damaged)
+        # Whoever came and went meanwhile, by whatever clock, has committed, or never will.
+        now_named = named_blocks(store, control=control)
+        if now_named.pins:
+            return Swept(0, 0, young, len(orphans), tuple(now_named.pins), damaged)
+        orphans = [one for one in orphans if not now_named.has(one.id)]
+        damaged |= {one.hex(): why for one, why in now_named.damaged.items()}
         size = _delete(store, orphans, control)
     return Swept(len(orphans), size, young, damaged=damaged)
 
@@ -82,30 +88,40 @@ def _orphans(
 ) -> tuple[list[_Orphan], int]:
     found: list[_Orphan] = []
     young = 0
+    waiting: list[tuple[BlockId, int]] = []
+
+    def judge() -> None:
+        nonlocal young
+        headers = store.blocks.headers([block for block, _ in waiting])
+        for (block, size), header in zip(waiting, headers, strict=True):
+            # The age of a damaged one cannot be told; verify tells of it.
+            if header is None or header.pool in named.damaged or pool not in (None, header.pool):
+                continue
+            if header.created_ms >= before_ms:
+                young += 1
+            else:
+                found.append(_Orphan(block, size))
+        waiting.clear()
+
     for number, (block, size) in enumerate(store.blocks.scan_sync()):
         if number % PACE_EVERY == 0:
             control.report(Progress("looking for orphans", number, None, "blocks"))
             control.pace(0)
-        if block in named.blocks or block in named.embedded:
-            continue
-        try:
-            header = store.blocks.use(block, parse_header)
-        except DataLoss:
-            continue  # its age cannot be told; verify tells of it
-        if header is None or header.pool in named.damaged or pool not in (None, header.pool):
-            continue
-        if header.created_ms >= before_ms:
-            young += 1
-            continue
-        found.append(_Orphan(block, size))
+        if not named.has(block):
+            waiting.append((block, size))
+        if len(waiting) == JUDGED_BATCH:
+            judge()
+    judge()
     return found, young
 
 
-def _awaited(asked: Asked, revision: int, wait_s: float, control: Control) -> tuple[str, ...]:
+def _awaited(
+    asked: Asked, revision: int, before_ms: int, wait_s: float, control: Control
+) -> tuple[str, ...]:
     """Wait until nobody looks at what was named before ``revision``; returns who still does after ``wait_s``."""
     begun = clock.monotonic()
     while True:
-        holders = asked.awaited(revision)
+        holders = asked.awaited(revision, before_ms)
         waited = clock.monotonic() - begun
         if not holders or waited >= wait_s:
             return holders

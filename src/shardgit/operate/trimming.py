@@ -9,6 +9,7 @@ from shardgit import clock, faultpoints
 from shardgit.journal.graft_records import grafts_key
 from shardgit.journal.interface import Compare, Delete, DeleteRange, end_of
 from shardgit.journal.lfs_records import (
+    LFS_SOURCES,
     LfsRecord,
     decode_sources,
     lfs_object_key,
@@ -309,7 +310,7 @@ def _ends(snapshot: JournalSnapshot, number: RepositoryId) -> tuple[int, int] | 
 def _sources(snapshot: JournalSnapshot) -> set[RepositoryId]:
     """Return the repositories whose LFS objects forks see."""
     found: set[RepositoryId] = set()
-    for row in snapshot.range(b"Fs", b"Ft"):
+    for row in snapshot.range(LFS_SOURCES, end_of(LFS_SOURCES)):
         found.update(source.repository for source in decode_sources(row.value))
     return found
 

@@ -18,10 +18,12 @@ from shardgit.errors import (
     Conflict,
     MalformedInput,
     MalformedPack,
+    OutcomeUnknown,
     Refused,
     RepositoryExists,
     RepositoryMissing,
     ShardgitError,
+    Unavailable,
 )
 from shardgit.graph.closure import bit, bits_of
 from shardgit.oid import hex_of
@@ -148,6 +150,8 @@ class _Import:
             self._check_untouched(snapshot, record)
         try:
             self._fill(record, ingest, source_refs, source_head)
+        except OutcomeUnknown:
+            raise  # it may be there, whole
         except BaseException:
             if self.created:
                 # What was made for this import goes with it; a crash here leaves an empty repository.
@@ -165,7 +169,8 @@ class _Import:
         """Write what is new and commit it with the refs."""
         for _ in range(ROUNDS_MAX):
             if self._fill_once(record, ingest, source_refs, source_head):
-                settle(self.store, record.pool)
+                with suppress(Unavailable):  # the import is there; maintenance settles it
+                    settle(self.store, record.pool)
                 return
         raise Conflict("repository changed during the import; import again", repository=self.name)
 

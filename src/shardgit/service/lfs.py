@@ -315,11 +315,14 @@ class _Upload:
                 operations.append(Put(keys[2], known.value))
             # commit point: before it nothing names the parts, which drop or gc deletes; after it
             # the repository sees the object.
+            self._named = (
+                named  # also where nobody can tell what became of the commit: gc takes what it left
+            )
             faultpoints.reach("lfs.before_commit")
             if not operations or self.store.try_commit(conditions, operations):
                 faultpoints.reach("lfs.after_commit")
-                self._named = named
                 return
+            self._named = False
         raise Conflict("lfs object is being stored by many at once", oid=self.oid.hex())
 
     def drop(self) -> None:

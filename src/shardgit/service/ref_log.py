@@ -166,7 +166,11 @@ def restore_ref(
             change = store.refs.update(snapshot, judge.look.record, [update], note)
         # commit point: before it the ref is as it was, after it as it had been.
         faultpoints.reach("restore.before_commit")
-        if store.try_commit([*change.conditions, *conditions], [*change.operations, *operations]):
+        lease = judge.look.state.pool.lease
+        fences = lease.fences if lease is not None else ()
+        if store.try_commit(
+            [*change.conditions, *conditions, *fences], [*change.operations, *operations]
+        ):
             faultpoints.reach("restore.after_commit")
             return update.ref, change.sequence
     raise Conflict("refs change too fast", repository=name)
