@@ -8,6 +8,7 @@ import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from etcds import free_ports
 from served import Server, serving, shardgit
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ class Nodes:
         """Write a node's configuration."""
         endpoints = self.endpoints_of.get(node, self.endpoints)
         listed = ", ".join(f'"{one}"' for one in endpoints)
-        inside = self.inside_of.get(node, 'listen = "127.0.0.1:0"')
+        if node not in self.inside_of:
+            (port,) = free_ports(1)
+            self.inside_of[node] = f'listen = "127.0.0.1:{port}"'
+        inside = self.inside_of[node]
         file = self.folder / f"{node}.toml"
         file.write_text(
             f"{more}\n"
