@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import grpc
 
-from shardgit import clock
+from shardgit import clock, faultpoints
 from shardgit.backup.choosing import choose_cut
 from shardgit.backup.restore import (
     OWN_TABLES,
@@ -217,6 +217,7 @@ def restore_node(
             if not prepare:
                 # commit point: before it the cluster is not opened, after it it is restored, but for an earlier moment.
                 rest = put_operation(RESTORE, replace(found, phase=REWIND))
+                faultpoints.reach("cluster.before_restored")
                 journal.commit_sync([], [rest if found.at_ms else Delete(operation_key(RESTORE))])
         if found.at_ms and not prepare:
             rewind_store(node.store, found, control=control)

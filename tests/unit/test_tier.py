@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardgit import faultpoints
+from shardgit.blocks import generation_folder
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.blocks.frequency import COUNT_MAX, Sketch
 from shardgit.blocks.generation_folder import BOOT, SEALED
@@ -221,7 +222,10 @@ def test_a_full_disk_costs_the_oldest_and_then_the_block(tmp_path: Path) -> None
         assert read(tier, blocks[0][0]) is None
 
 
-def test_only_what_is_durable_outlives_a_crash_of_the_machine(tmp_path: Path) -> None:
+def test_only_what_is_durable_outlives_a_crash_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_folder, "QUIET_S", -1.0)
     blocks = [make_block(300_000, seed) for seed in range(10)]
     with opened(tmp_path, owned=8 * MIB) as (tier, workers):
         for block, data in blocks:
@@ -368,3 +372,13 @@ def test_the_sketch_counts_up_to_its_most_and_forgets_by_halves(tmp_path: Path) 
     assert shared.estimate(ids[0]) == COUNT_MAX // 2
     sketch.close()
     shared.close()
+
+
+def test_a_generation_that_was_just_written_to_is_not_sealed(tmp_path: Path) -> None:
+    blocks = [make_block(300_000, seed) for seed in range(10)]
+    with opened(tmp_path, owned=8 * MIB) as (tier, workers):
+        for block, data in blocks:
+            tier.put(block, data, owned=True)
+        tier.look_around()
+        settle(workers)
+    assert not list((tmp_path / OWNED).glob(f"g-*/{SEALED}"))
