@@ -219,6 +219,7 @@ def restore_node(
                 rest = put_operation(RESTORE, replace(found, phase=REWIND))
                 faultpoints.reach("cluster.before_restored")
                 journal.commit_sync([], [rest if found.at_ms else Delete(operation_key(RESTORE))])
+                faultpoints.reach("cluster.after_restored")
         if found.at_ms and not prepare:
             rewind_store(node.store, found, control=control)
     return StoreRestored(

@@ -175,7 +175,7 @@ def put_rows(store: Store, source: CutSnapshot, cut: Cut, *, control: Control) -
 
     def commit(rows: Sequence[Row]) -> int:
         store.journal.commit_sync(conditions, [Put(row.key, row.value) for row in rows])
-        reach("restore.after_rows")
+        reach("cluster.after_rows")
         return len(rows)
 
     try:
