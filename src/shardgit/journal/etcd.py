@@ -90,8 +90,9 @@ class EtcdJournal(CommitsSoon):
             clock.sleep(0.01)
 
     def _ask(self) -> int:
+        applied = self._replica.applied()  # before: it may go on while the answer is on its way
         found = self.etcd.range(pb.RangeRequest(key=self.keys.head), timeout_s=ASK_S)
-        if found.header.revision < self._replica.applied():
+        if found.header.revision < applied:
             raise Unavailable("etcd was set back behind this node's replica")
         return found.kvs[0].mod_revision if found.kvs else 0
 
