@@ -15,7 +15,7 @@ RUN = Path(__file__).parent / "run.py"
 def test_nothing_is_lost_by_kills_at_every_fault_point() -> None:
     # In a process of its own: it forks, and must not have opened LMDB nor hold threads.
     done = subprocess.run(
-        [sys.executable, str(RUN), "--only", "kills", "--kills", "50", "--seed", "1"],
+        [sys.executable, str(RUN), "--only", "kills", "--kills", "20", "--seed", "1"],
         capture_output=True,
         text=True,
         check=False,
