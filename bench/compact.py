@@ -116,7 +116,7 @@ class Steps:
 def prepared(source: Path, folder: Path, count: int, every: int) -> Steps:
     """Make the packs of the pushes, and what a clone is compared with after each ``every`` of them.
 
-    The first push brings all that was before the others, packed as well as what a clone is compared with: how somebody
+    The first one brings all that was before the others, packed as well as what a clone is compared with: how somebody
     packed the repository that is measured is another question.
     """
     line = git(source, "rev-list", "--first-parent", "--reverse", "HEAD").decode().split()

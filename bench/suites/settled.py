@@ -28,8 +28,8 @@ QUICK = 1_000  # pushes; BENCH_PUSHES=10000 for all that the goal names, which t
 LOOK = 50  # pushes between two rounds of maintenance
 HOW = (
     "The last {count:,} commits of HEAD's first parents, pushed one by one, with the settles and compactions that a"
-    " server does meanwhile; the first push brings what was before them, as `git repack -adf` packs it. Then the pack"
-    " of a full clone, made in this process and thrown away, against that of a store that imported the same history"
+    " server does meanwhile, into an import of what was before them, as `git repack -adf` packs it. Then the pack of a"
+    " full clone, made in this process and thrown away, against that of a store that imported the same history"
     " as `git repack -adf` packs it."
 )
 
@@ -68,9 +68,11 @@ def new(folder: Path) -> Iterator[Store]:
 
 
 def fill(store: Store, steps: Steps) -> None:
-    """Push all, and maintain as a server does."""
-    store.create_repository("demo")
-    for number in range(len(steps.tips)):
+    """Import what was before, push the rest, and maintain as a server does."""
+    import_repository(
+        store, "demo", str(steps.fresh(0))
+    )  # old histories may hold what fsck refuses a push
+    for number in range(1, len(steps.tips)):
         push(store, steps, number)
         if number % LOOK == 0:
             maintain(store)

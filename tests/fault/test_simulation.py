@@ -25,7 +25,7 @@ def run(*words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_nothing_is_lost_in_150_seeds() -> None:
+def test_nothing_is_lost_in_100_seeds() -> None:
     code, text = run("--seeds", "0:100")
     assert code == 0, text
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (\w+)", text.split(";")[0])}
