@@ -111,7 +111,7 @@ def seaweed(
     words += [f"-dir={data}", f"-master.port={master}", f"-volume.port={volume}"]
     words += [f"-filer.port={filer}", f"-s3.port={s3}", "-s3", f"-s3.config={config}"]
     words += ["-master.volumeSizeLimitMB=64", "-volume.max=40", "-master.volumePreallocate=false"]
-    words += ["-s3.port.iceberg=0", "-s3.port.grpc=0"]
+    words += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.port.grpc=0"]
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
         try:
