@@ -39,11 +39,11 @@ from shardgit.blocks.object_store import PREFIX as BLOCKS_PREFIX
 from shardgit.blocks.object_store import ObjectBlocks, open_blocks_bucket
 from shardgit.blocks.tier import Tier
 from shardgit.cluster.holders import ClusterHolders
-from shardgit.cluster.members import join, membership, read_ring
+from shardgit.cluster.members import join, membership
 from shardgit.cluster.owners import Owners
 from shardgit.cluster.records import sessions_of
 from shardgit.cluster.session import Session
-from shardgit.errors import AlreadyExists, InvalidArgument, JournalCorrupt, Refused
+from shardgit.errors import AlreadyExists, InvalidArgument, JournalCorrupt, NodeMissing, Refused
 from shardgit.etcd.access import Access
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
@@ -56,6 +56,7 @@ from shardgit.journal.operations import operation_key, put_operation
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import BlockId
+from shardgit.operate.nodes import number_of
 from shardgit.operate.operation import running
 from shardgit.refs.table import RefTable
 from shardgit.ring.nodes import NodeRing
@@ -246,9 +247,8 @@ def check_node(config: ServeConfig) -> None:
         etcd.range(pb.RangeRequest(key=config.cluster.name.encode()))
     finally:
         etcd.close()
-    next(
-        iter(open_blocks_bucket(config.blocks.url).list(PROBE)), None
-    )  # a missing bucket shows in a list only
+    bucket = open_blocks_bucket(config.blocks.url)
+    next(iter(bucket.list(PROBE)), None)  # a missing bucket shows in a list only
 
 
 def _check_alone(journal: Journal) -> None:
@@ -304,13 +304,13 @@ def _join(journal: EtcdJournal, config: ServeConfig, founded: StoreRecord) -> in
 
 def _member(journal: EtcdJournal, config: ServeConfig) -> int:
     """Return the number of a node that has joined."""
-    name = config.cluster.node_name
-    with journal.snapshot() as snapshot:
-        if read_ring(snapshot) is not None:
-            for member in membership(snapshot).members:
-                if member.record.name == name:
-                    return member.number
-    raise Refused("node is no member of the cluster; serve it first", node=name)
+    try:
+        with journal.snapshot() as snapshot:
+            return number_of(membership(snapshot), config.cluster.node_name)
+    except NodeMissing as cause:
+        raise Refused(
+            "node is no member of the cluster; serve it first", node=config.cluster.node_name
+        ) from cause
 
 
 class _NewestRing:
@@ -347,7 +347,6 @@ def _tier(config: ServeConfig) -> Tier:
 
 def access_of(cluster: ClusterConfig) -> Access:
     """Return how etcd is reached. Errors: InvalidArgument for files that cannot be read."""
-
     return Access(
         cluster.etcd,
         user=cluster.user,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,11 +106,33 @@ def test_who_is_not_heard_of_commits_nothing_that_it_began(cluster: Cluster) -> 
 def test_gc_waits_for_a_process_that_does_not_answer(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = cluster.node("one").store, cluster.node("two")
-    with_garbage(cluster, one)
+    one = cluster.node("one")
     monkeypatch.setattr(holders.ClusterHolders, "_answer", lambda *_: None)
-    assert isinstance(one.holders, holders.ClusterHolders)
-    one.holders.answer_s = 0.5
-    with pytest.raises(Unavailable, match="do not say"):
-        collected(one)
-    assert two.store.journal is not None
+    cluster.node("two")
+    with_garbage(cluster, one.store)
+    assert isinstance(one.store.holders, holders.ClusterHolders)
+    one.store.holders.answer_s = 5.0
+    with pytest.raises(Unavailable, match="do not say") as refused:
+        collected(one.store)
+    told = str(refused.value.facts["processes"])
+    assert ("of node 1" in told, "of node 0" in told) == (True, False)
+
+
+def test_blocks_of_a_clock_that_is_behind_are_young(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = cluster.node("one").store, cluster.node("two")
+    behind = SimpleNamespace(
+        now_ms=lambda: clock.now_ms() - 3 * 3_600_000,
+        monotonic=clock.monotonic,
+        sleep=clock.sleep,
+    )
+    monkeypatch.setattr(holders, "clock", behind)  # as processes answer
+    with_garbage(cluster, one)
+    assert collected(one).blocks_deleted == 0
+    done = collected(one)
+    assert done.blocks_deleted == 0
+    assert done.blocks_young > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(holders, "CLOCK_STEP_MS", 0)
+    assert collected(two.store).blocks_deleted > 0

@@ -143,14 +143,16 @@ def test_a_node_joins_is_warmed_and_leaves(nodes: Nodes, tmp_path: Path) -> None
     assert parts == {"one": ("owner", 65_536), "two": ("joined", 0)}
     plan = json.loads(nodes.command("one", "cluster", "join", "two", "--plan", "--json"))
     done = json.loads(nodes.command("two", "cluster", "join", "--json"))
-    assert done["partitions"] == plan["moved_partitions"] > 30_000
+    # Dealt by bytes, of which there are a few blocks: the partitions need not be halved.
+    assert done["partitions"] == plan["moved_partitions"] > 10_000
     assert done["failed_blocks"] == 0
     assert done["warmed_blocks"] + done["there_blocks"] + done["cold_blocks"] == done["blocks"] > 0
     assert done["warmed_blocks"] > 0
     shown = json.loads(nodes.command("one", "cluster", "status", "--json"))
     assert shown["phase"] == "settled"
-    shares = [row["share"] for row in shown["nodes"]]
-    assert all(0.45 < share < 0.55 for share in shares)
+    assert all(row["partitions"] > 10_000 for row in shown["nodes"])
+    after = [row["bytes_after"] for row in done["nodes"]]
+    assert min(after) > sum(after) / 4
     refused = shardgit("cluster", "leave", "two", "--data", str(tmp_path / "two"), cwd=tmp_path)
     assert refused.returncode == 1
     assert "run it on another node" in refused.stderr
@@ -160,6 +162,61 @@ def test_a_node_joins_is_warmed_and_leaves(nodes: Nodes, tmp_path: Path) -> None
     # It owns nothing and serves still.
     git(tmp_path, "clone", "-q", two.url("r3"), "clone")
     git(tmp_path / "clone", "fsck", "--strict")
+
+
+def test_nodes_are_restarted_one_after_another_and_no_request_fails(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    names = ("one", "two", "three")
+    for name in names:
+        nodes.start(name)
+    work = small_repository(tmp_path / "work")
+    nodes.command("one", "repo", "import", "demo", str(work))
+    done, failed = [0, 0], list[str]()
+    stopping = threading.Event()
+
+    def ask(number: int, *words: str) -> None:
+        """Ask a node, as a balancer does: the next one where nobody listens."""
+        for turn in range(30):
+            there = list(nodes.servers.values())
+            url = there[(number + turn) % len(there)].url("demo")
+            command = ["git", *(url if word == "URL" else word for word in words)]
+            ran = subprocess.run(
+                command,
+                cwd=work,
+                capture_output=True,
+                text=True,
+                env=clean_environment(),
+                check=False,
+            )
+            if ran.returncode == 0:
+                done[number % 2] += 1
+                return
+            if "Failed to connect" not in ran.stderr:
+                failed.append(ran.stderr)
+                return
+        failed.append("nobody listens")
+
+    def asking(kind: int) -> None:
+        number = kind
+        while not stopping.is_set():
+            if kind:
+                ask(number, "push", "-q", "URL", f"HEAD:refs/heads/r{number}")
+            else:
+                ask(number, "clone", "-q", "--bare", "URL", str(tmp_path / f"clone-{number}"))
+            number += 2
+
+    threads = [threading.Thread(target=asking, args=(kind,)) for kind in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for name in names:
+        assert nodes.stop(name) == 0
+        nodes.start(name)
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert min(done) > 5
 
 
 def test_serve_tells_what_is_wrong_with_a_configuration(nodes: Nodes, tmp_path: Path) -> None:

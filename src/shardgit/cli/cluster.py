@@ -11,7 +11,16 @@ import typer
 
 from shardgit.cli.context import DataOption, JsonOption, UsageRefused, data_folder, failing
 from shardgit.cli.operations import EagerOption, ThrottleOption, control_of, speed
-from shardgit.cli.output import human_bytes, load_bar, plural, print_json, print_table, progress_bar
+from shardgit.cli.output import (
+    LOAD_COLUMNS,
+    human_bytes,
+    load_cells,
+    most_loaded,
+    plural,
+    print_json,
+    print_table,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,22 +223,9 @@ def _print_moved(done: NodesMoved, *, json: bool) -> None:
     if json:
         print_json(asdict(done))
         return
-    most = max((max(one.bytes_before, one.bytes_after) for one in done.nodes), default=0)
-    print_table(
-        ["ID", "NODE", "WEIGHT", "PARTITIONS", "BEFORE", "AFTER", ""],
-        [
-            [
-                one.id,
-                one.name,
-                f"{one.weight:g}",
-                f"{one.partitions_before} -> {one.partitions_after}",
-                human_bytes(one.bytes_before),
-                human_bytes(one.bytes_after),
-                load_bar(one.bytes_before, one.bytes_after, most),
-            ]
-            for one in done.nodes
-        ],
-    )
+    most = most_loaded(done.nodes)
+    rows = [[one.id, one.name, *load_cells(one, most)] for one in done.nodes]
+    print_table(["ID", "NODE", *LOAD_COLUMNS], rows)
     typer.echo(
         f"{plural(done.partitions, 'partition')} with {plural(done.blocks, 'block')},"
         f" {human_bytes(done.bytes)}, in {done.seconds:.1f} s; ring epochs {', '.join(map(str, done.epochs))}"

@@ -18,7 +18,14 @@ from shardgit.cli.context import (
     server_address,
 )
 from shardgit.cli.operations import EagerOption, ThrottleOption, on_store, run_operation, speed
-from shardgit.cli.output import human_bytes, load_bar, print_json, print_table
+from shardgit.cli.output import (
+    LOAD_COLUMNS,
+    human_bytes,
+    load_cells,
+    most_loaded,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from shardgit.operate.membership import ShardChanged
@@ -211,21 +218,9 @@ def _write_receipt(done: Receipt, file: Path | None) -> None:
 
 
 def _print_receipt(done: Receipt) -> None:
-    most = max((max(one.bytes_before, one.bytes_after) for one in done.shards), default=0)
-    print_table(
-        ["ID", "WEIGHT", "PARTITIONS", "BEFORE", "AFTER", ""],
-        [
-            [
-                one.id,
-                f"{one.weight:g}",
-                f"{one.partitions_before} -> {one.partitions_after}",
-                human_bytes(one.bytes_before),
-                human_bytes(one.bytes_after),
-                load_bar(one.bytes_before, one.bytes_after, most),
-            ]
-            for one in done.shards
-        ],
-    )
+    most = most_loaded(done.shards)
+    rows = [[one.id, *load_cells(one, most)] for one in done.shards]
+    print_table(["ID", *LOAD_COLUMNS], rows)
     what = {"aborted": "went back:", "done": "moved"}.get(done.state, f"{done.state}:")
     typer.echo(
         f"{what} {done.blocks} blocks, {human_bytes(done.bytes)} of"

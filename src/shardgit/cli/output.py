@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from shardgit.operate.nodes import NodeLoad
+    from shardgit.operate.rebalance import ShardLoad
     from shardgit.progress import Progress, Report
 
 BAR_AFTER_S = 0.7  # what is quicker shows no bar
@@ -82,6 +84,25 @@ def human_bytes(count: float) -> str:
         if abs(count) < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} TiB"
+
+
+LOAD_COLUMNS = ("WEIGHT", "PARTITIONS", "BEFORE", "AFTER", "")
+
+
+def load_cells(one: ShardLoad | NodeLoad, most: int) -> list[object]:
+    """Return the cells of LOAD_COLUMNS; ``most`` are the bytes of a whole bar."""
+    return [
+        f"{one.weight:g}",
+        f"{one.partitions_before} -> {one.partitions_after}",
+        human_bytes(one.bytes_before),
+        human_bytes(one.bytes_after),
+        load_bar(one.bytes_before, one.bytes_after, most),
+    ]
+
+
+def most_loaded(loads: Iterable[ShardLoad] | Iterable[NodeLoad]) -> int:
+    """Return the most bytes that any has or had."""
+    return max((max(one.bytes_before, one.bytes_after) for one in loads), default=0)
 
 
 def load_bar(before: int, after: int, most: int) -> str:

@@ -162,8 +162,9 @@ class EtcdJournal(CommitsSoon):
         """
         check_commit(conditions, operations)
         self._check_open()
-        fences = standing()
-        every = tuple(dict.fromkeys((*conditions, *fences))) if fences else conditions
+        every = tuple(
+            dict.fromkeys((*conditions, *standing()))
+        )  # leases and turns fence by the same session
         self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
 
     def fresh_sync(self, *, stale_ok: bool = False) -> None:
