@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from typing import TYPE_CHECKING
 
-from reference.gits import make_history
+from reference.gits import git, make_history
 
 from shardgit.node import create_store, open_store
 from shardgit.oid import BlockId
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-BLOCKS = [BlockId(bytes([number]) * 32) for number in range(8)]
+PARTS = [(BlockId(bytes([number]) * 32), None) for number in range(8)]
 
 
 class Maker:
@@ -40,7 +41,7 @@ def test_alone_nothing_is_held() -> None:
     sharing, make = Sharing(), Maker()
     shared = sharing.enter(b"plan")
     for _ in range(3):
-        assert shared.frame(BLOCKS[0], make) == bytes(100)
+        assert shared.frame(PARTS[0], make) == bytes(100)
     assert make.made == 3
     assert sharing.enter(b"another") is not shared
 
@@ -49,8 +50,8 @@ def test_two_share_and_the_last_takes_it_away() -> None:
     sharing, make = Sharing(), Maker()
     shared = sharing.enter(b"plan")
     assert sharing.enter(b"plan") is shared
-    first = shared.frame(BLOCKS[0], make)
-    assert shared.frame(BLOCKS[0], make) is first
+    first = shared.frame(PARTS[0], make)
+    assert shared.frame(PARTS[0], make) is first
     assert make.made == 1
     sharing.leave(b"plan")
     sharing.leave(b"plan")
@@ -61,11 +62,11 @@ def test_who_is_left_alone_holds_nothing() -> None:
     sharing, make = Sharing(), Maker()
     shared = sharing.enter(b"plan")
     sharing.enter(b"plan")
-    shared.frame(BLOCKS[0], make)
+    shared.frame(PARTS[0], make)
     assert sharing.held_bytes == 100
     sharing.leave(b"plan")
     assert sharing.held_bytes == 0
-    shared.frame(BLOCKS[0], make)
+    shared.frame(PARTS[0], make)
     assert (make.made, sharing.held_bytes) == (2, 0)
 
 
@@ -74,18 +75,18 @@ def test_what_all_plans_hold_is_bounded_and_the_longest_unused_goes() -> None:
     for plan in (b"one", b"two"):
         sharing.enter(plan)
         shared = sharing.enter(plan)
-        for block in BLOCKS:
-            shared.frame(block, make)
+        for part in PARTS:
+            shared.frame(part, make)
     shared = sharing.enter(b"two")
     assert sharing.held_bytes == 300
-    assert make.made == 2 * len(BLOCKS)
-    for block in BLOCKS[-3:]:
-        shared.frame(block, make)
-    assert make.made == 2 * len(BLOCKS)
-    shared.frame(BLOCKS[0], make)  # in the place of the last but two
-    shared.frame(BLOCKS[-2], make)
-    shared.frame(BLOCKS[-1], make)
-    assert make.made == 2 * len(BLOCKS) + 1
+    assert make.made == 2 * len(PARTS)
+    for part in PARTS[-3:]:
+        shared.frame(part, make)
+    assert make.made == 2 * len(PARTS)
+    shared.frame(PARTS[0], make)  # in the place of the last but two
+    shared.frame(PARTS[-2], make)
+    shared.frame(PARTS[-1], make)
+    assert make.made == 2 * len(PARTS) + 1
     for plan in (b"one", b"one", b"two", b"two", b"two"):
         sharing.leave(plan)
     assert sharing.held_bytes == 0
@@ -95,7 +96,7 @@ def test_what_is_larger_than_all_is_not_held() -> None:
     sharing, make = Sharing(most_bytes=99), Maker()
     shared = sharing.enter(b"plan")
     sharing.enter(b"plan")
-    assert shared.frame(BLOCKS[0], make) == bytes(100)
+    assert shared.frame(PARTS[0], make) == bytes(100)
     assert sharing.held_bytes == 0
 
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_made_is_made_by_who_wants_it_next() -> None:
 
     def first() -> None:
         try:
-            shared.frame(BLOCKS[0], broken)
+            shared.frame(PARTS[0], broken)
         except OSError as error:
             failed.append(error)
 
@@ -122,15 +123,15 @@ def test_what_cannot_be_made_is_made_by_who_wants_it_next() -> None:
     threads[0].start()
     begun.wait(10)
     make = Maker()
-    threads.append(threading.Thread(target=lambda: got.append(shared.frame(BLOCKS[0], make))))
+    threads.append(threading.Thread(target=lambda: got.append(shared.frame(PARTS[0], make))))
     threads[1].start()
-    assert shared.frame(BLOCKS[1], make) == bytes(100)  # nobody else waits
+    assert shared.frame(PARTS[1], make) == bytes(100)  # nobody else waits
     go.set()
     for thread in threads:
         thread.join(10)
     assert len(failed) == 1
     assert got == [bytes(100)]
-    assert shared.frame(BLOCKS[0], make) == bytes(100)
+    assert shared.frame(PARTS[0], make) == bytes(100)
     assert sharing.held_bytes in (100, 200)
 
 
@@ -138,7 +139,7 @@ def test_many_threads_make_one_frame_once() -> None:
     sharing, make = Sharing(), Maker()
     shared = sharing.enter(b"plan")
     sharing.enter(b"plan")
-    threads = [threading.Thread(target=shared.frame, args=(BLOCKS[0], make)) for _ in range(8)]
+    threads = [threading.Thread(target=shared.frame, args=(PARTS[0], make)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -184,3 +185,42 @@ def test_transfers_side_by_side_send_what_one_alone_sends(
         next(left)
         del left  # a client that goes away
         assert not sharing._plans
+
+
+def test_a_crowd_holds_parts_of_long_segments_and_sends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = 2 * 65_515
+    monkeypatch.setattr(
+        transfer, "CHUNK_BYTES", 1
+    )  # so that all have begun before the first segment
+    monkeypatch.setattr(transfer, "PART_BYTES", part)
+    work = make_history(tmp_path / "work", commits=12)
+    (work / "noise").write_bytes(random.Random(1).randbytes(5 * part + 7))
+    git(work, "add", "noise")
+    git(work, "commit", "-qm", "noise")
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(work))
+        reading = Reading(store, "demo")
+        assert reading.view is not None
+        trailers, sharing = Trailers(), Sharing()
+        options = TransferOptions(sideband=True)
+        one, *crowd = (
+            Transfer(
+                reading.view,
+                reading.reachable,
+                options=options,
+                trailers=trailers,
+                sharing=sharing,
+            )
+            for _ in range(1 + transfer.CROWD)
+        )
+        alone = list(one.chunks())
+        assert max(map(len, alone)) > 5 * part
+        rounds = list(zip(*(each.chunks() for each in crowd), strict=True))
+        assert b"".join(first for first, *_ in rounds) == b"".join(alone)
+        assert all(
+            piece is first for first, *others in rounds for piece in others if len(piece) > part
+        )
+        assert max(len(first) for first, *_ in rounds) == part + 2 * 5

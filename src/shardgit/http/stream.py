@@ -46,7 +46,8 @@ class PackResponse(web.StreamResponse):
         transport = request.transport
         if transport is None or writer is None:
             raise ConnectionResetError("client is gone")
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        # The next piece is asked for when the last is gone: the socket has more than enough to go on with meanwhile.
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=0)
         chunked = self.content_length is None and request.version >= HttpVersion11
         with _Watch(self, transport, self._stall_s):
             for piece in first:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from shardgit.oid import BlockId
 
+    Part = tuple[
+        BlockId, int | None
+    ]  # of which segment, from which byte of its entries on; None: all of it
+
 # Of all plans: who is further behind makes its own. With 32 MiB a crowd of 32 clones cost as much CPU and 20 MiB more,
 # with 4 MiB a sixth more CPU.
 HELD_BYTES = 8 << 20
@@ -30,19 +34,19 @@ class _Frame:
 
 
 class SharedPlan:
-    """The framed segments of one plan, by their blocks. For any number of threads.
+    """The framed segments of one plan, or parts of them. For any number of threads.
 
     Nothing is held while one transfer alone is under way.
     """
 
     def __init__(self, sharing: Sharing) -> None:
         self.active = 0
-        self.frames: dict[BlockId, _Frame] = {}
+        self.frames: dict[Part, _Frame] = {}
         self._sharing = sharing
 
-    def frame(self, block: BlockId, make: Callable[[], bytes]) -> bytes:
-        """Return a framed segment; one thread makes what is not held, others that want the same wait for it."""
-        found, mine = self._sharing.look(self, block)
+    def frame(self, part: Part, make: Callable[[], bytes]) -> bytes:
+        """Return a framed part; one thread makes what is not held, others that want the same wait for it."""
+        found, mine = self._sharing.look(self, part)
         if found is None:
             return make()
         if not mine:
@@ -52,7 +56,7 @@ class SharedPlan:
             found.data = make()
         finally:
             found.ready.set()
-            self._sharing.keep(self, block, found)
+            self._sharing.keep(self, part, found)
         return found.data
 
 
@@ -62,7 +66,7 @@ class Sharing:
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self._most_bytes = most_bytes
         self._plans: dict[bytes, SharedPlan] = {}
-        self._held: OrderedDict[_Frame, tuple[SharedPlan, BlockId]] = OrderedDict()
+        self._held: OrderedDict[_Frame, tuple[SharedPlan, Part]] = OrderedDict()
         self._bytes = 0
         # A transfer that nobody wants any more may be ended by Python's collector, inside any call of ours.
         self._lock = RLock()
@@ -87,38 +91,38 @@ class Sharing:
             shared = self._plans[plan]
             shared.active -= 1
             if shared.active < 2:
-                for block in list(shared.frames):
-                    self._drop(shared, block)
+                for part in list(shared.frames):
+                    self._drop(shared, part)
             if not shared.active:
                 del self._plans[plan]
 
-    def look(self, shared: SharedPlan, block: BlockId) -> tuple[_Frame | None, bool]:
+    def look(self, shared: SharedPlan, part: Part) -> tuple[_Frame | None, bool]:
         """Return (what is held or being made, whether the caller makes it); None where nothing is shared."""
         with self._lock:
             if shared.active < 2:
                 return None, False
-            found = shared.frames.get(block)
+            found = shared.frames.get(part)
             if found is not None:
                 if found in self._held:
                     self._held.move_to_end(found)
                 return found, False
-            made = shared.frames[block] = _Frame()
+            made = shared.frames[part] = _Frame()
             return made, True
 
-    def keep(self, shared: SharedPlan, block: BlockId, made: _Frame) -> None:
+    def keep(self, shared: SharedPlan, part: Part, made: _Frame) -> None:
         """Take over what was made for a plan, unless nobody shares it any more."""
         with self._lock:
-            if shared.frames.get(block) is not made:
+            if shared.frames.get(part) is not made:
                 return
             if made.data is None:
-                del shared.frames[block]
+                del shared.frames[part]
                 return
-            self._held[made] = (shared, block)
+            self._held[made] = (shared, part)
             self._bytes += len(made.data)
             while self._bytes > self._most_bytes:
                 self._drop(*next(iter(self._held.values())))
 
-    def _drop(self, shared: SharedPlan, block: BlockId) -> None:
-        dropped = shared.frames.pop(block, None)
+    def _drop(self, shared: SharedPlan, part: Part) -> None:
+        dropped = shared.frames.pop(part, None)
         if dropped is not None and self._held.pop(dropped, None) is not None:
             self._bytes -= len(dropped.data or b"")

@@ -17,7 +17,7 @@ from shardgit.pool.sharing import Sharing
 from shardgit.pool.view import SMALL_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from shardgit.pool.sharing import SharedPlan
     from shardgit.pool.trailers import Trailers
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 # A small fetch takes a little of many segments: handing on each bit by itself cost 6 of 8 ms.
 CHUNK_BYTES = 256 << 10
+# A whole number of side-band packets, so that parts are framed as the whole would be. Of 32 clones of a repository with
+# segments of up to 6 MiB, the server's memory beyond its idle was 103 MiB with whole ones, 39 with these.
+PART_BYTES = 16 * 65_515
 CROWD = 4  # transfers of one plan at once
 
 
@@ -143,19 +146,36 @@ class Transfer:
                 for part in self.view.parts(segment):
                     yield framer.frame(part, 0, len(part))
             elif verbatim and shared is not None:
-                make = partial(self._verbatim_frame, framer, segment)
-                yield shared.frame(segment.entry.ref.id, make)
+                for start in self._starts(segment):
+                    make = partial(self._verbatim_frame, framer, segment, start)
+                    yield shared.frame((segment.entry.ref.id, start), make)
             elif verbatim:
-                yield self._verbatim_frame(framer, segment)
+                yield self._verbatim_frame(framer, segment, None)
             else:
                 yield from self._some(framer, segment)
         if small:
             yield framer.frame(b"".join(small), 0, size)
 
-    def _verbatim_frame(self, framer: _segment.PackFramer, segment: PlacedSegment) -> bytes:
+    def _starts(self, segment: PlacedSegment) -> Iterable[int | None]:
+        """Return where the parts of a segment begin that is sent whole; [None] for all of it in one piece.
+
+        Each of a crowd holds a piece of its own when it is behind the others: at most PART_BYTES then. A lone one
+        uses each block once, which may have been fetched for it.
+        """
+        if not self.is_crowded or segment.entry.entry_bytes <= PART_BYTES:
+            return (None,)
+        return range(0, segment.entry.entry_bytes, PART_BYTES)
+
+    def _verbatim_frame(
+        self, framer: _segment.PackFramer, segment: PlacedSegment, at: int | None
+    ) -> bytes:
+        """Return a segment's entries framed; with ``at``, one part of them."""
+
         def frame(view: memoryview) -> bytes:
             start, end = _segment.entries_span(view, self.view.hash_kind.size)
-            return framer.frame(view, start, end)
+            if at is None:
+                return framer.frame(view, start, end)
+            return framer.frame(view, start + at, min(start + at + PART_BYTES, end))
 
         return self.view.use_segment(segment, frame)
 
