@@ -1,6 +1,6 @@
 """Receive one pack as a push does, into a new store, and end: what `run.py` times with and without checks.
 
-python bench/receive.py STORE REPOSITORY [--no-fsck]
+python bench/receive.py STORE REPOSITORY [--no-fsck] [--ignore=FAULT ...]
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ def main() -> None:
         store.create_repository("bench")
         if "--no-fsck" in sys.argv:
             Configuring(store).update("bench", {"receive.fsck_objects": False})
+        passed = [word.partition("=")[2] for word in sys.argv if word.startswith("--ignore=")]
+        if passed:
+            severities = {f"fsck.severities.{name}": "ignore" for name in passed}
+            Configuring(store).update("bench", severities)
         push = Push(store, "bench", PushRequest(commands), principal=Principal("bench"))
         push.take(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         push.check()
