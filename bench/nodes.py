@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
-from hosts import HOST, Host
+import etcds
+import seaweed
+from certificates import certificates
+from hosts import ETCD_HOST, S3_HOST, Host
 from servers import Server, free_port
-
-TOOLS = Path(__file__).parents[1] / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import etcds  # noqa: E402
-import seaweed  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -101,31 +98,16 @@ class Node:
         return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
 
-def certificates(folder: Path, addresses: Sequence[str]) -> dict[str, Path]:
-    """Make an authority, and one certificate that all nodes show."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
-
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=bench")
-    openssl("req", *curve, "-keyout", "node.key", "-out", "node.csr", "-subj", "/CN=node")
-    names = ",".join(f"IP:{one}" for one in addresses)
-    (folder / "names").write_text(f"subjectAltName={names}\n")
-    openssl(
-        *("x509", "-req", "-in", "node.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
-        *("-CAcreateserial", "-out", "node.pem", "-extfile", "names"),
-    )
-    return {name: folder / name for name in ("ca.pem", "node.pem", "node.key")}
-
-
 @contextmanager
 def cluster(folder: Path, count: int, *, places: Sequence[Host] = ()) -> Iterator[list[Node]]:
     """Run a cluster whose nodes have joined; on hosts of their own, or on loopback."""
-    at = HOST if places else LOOPBACK
     with ExitStack() as held:
-        members = held.enter_context(etcds.running(folder / "etcd", host=at))
-        s3 = held.enter_context(seaweed.seaweed(folder / "s3", host=at))
+        members = held.enter_context(
+            etcds.running(folder / "etcd", host=ETCD_HOST if places else LOOPBACK)
+        )
+        s3 = held.enter_context(
+            seaweed.seaweed(folder / "s3", host=S3_HOST if places else LOOPBACK)
+        )
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SHARDGIT_")}
         environment = {**kept, **s3.environment}
         endpoints = ", ".join(f'"{one}"' for one in members.endpoints)
@@ -137,15 +119,7 @@ def cluster(folder: Path, count: int, *, places: Sequence[Host] = ()) -> Iterato
             ports = PORTS if host else tuple(free_port() for _ in PORTS)
             node = Node(name, folder / name, folder / f"{name}.toml", host, ports, environment)
             grpc, http, admin, peers = (f"{node.address}:{port}" for port in ports)
-            tls = "".join(
-                f'{key} = "{files[file]}"\n'
-                for key, file in (
-                    ("peer_ca", "ca.pem"),
-                    ("peer_certificate", "node.pem"),
-                    ("peer_key", "node.key"),
-                )
-                if files
-            )
+            tls = "".join(f'{key} = "{file}"\n' for key, file in files.items())
             node.config.write_text(
                 f'data = "{node.folder}"\ngrpc = "{grpc}"\nhttp = "{http}"\nssh = "off"\n'
                 f'admin = "{admin}"\nworkers = 1\n[cluster]\netcd = [{endpoints}]\n'

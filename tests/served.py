@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from forking import mother
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "A U Thor",
@@ -130,15 +130,22 @@ class Server:
 
 
 @contextmanager
-def serving(data: Path, *words: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """Serve a store on free ports until the block is left."""
+def serving(
+    data: Path,
+    *words: str,
+    environment: dict[str, str] | None = None,
+    inside: Sequence[str] = (),
+    address: str = "127.0.0.1",
+) -> Iterator[Server]:
+    """Serve a store on free ports until the block is left; with ``inside``, words before it, on another host."""
     errors = data.with_name(f"{data.name}.log")
     free = [
-        word for key in ("http", "ssh", "grpc", "admin") for word in (f"--{key}", "127.0.0.1:0")
+        word for key in ("http", "ssh", "grpc", "admin") for word in (f"--{key}", f"{address}:0")
     ]
     with errors.open("w") as log:
         process = subprocess.Popen(
             [
+                *inside,
                 sys.executable,
                 "-m",
                 "shardgit",

@@ -44,9 +44,11 @@ def rows(bed: Bed) -> list[Row]:
         found += pushes(bed, three)
     if hosts.can():
         with (
-            hosts.hosts(3, bytes_per_s=HOST_BYTES_PER_S) as places,
+            hosts.hosts(3) as places,
             nodes.cluster(bed.fresh("cluster-hosts"), 3, places=places) as three,
         ):
+            for place in places:
+                place.hold_to(HOST_BYTES_PER_S)
             found.append(bandwidth(bed, three))
     else:
         sys.stderr.write("cluster: hosts of their own take root, ip and tc\n")

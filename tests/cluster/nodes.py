@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from hosts import Host
+
 
 class Nodes:
     """Starts, kills and empties nodes; ``url`` is where the blocks are."""
@@ -27,6 +29,7 @@ class Nodes:
         self.endpoints_of: dict[str, Sequence[str]] = {}
         self.environment_of: dict[str, dict[str, str]] = {}
         self.inside_of: dict[str, str] = {}
+        self.host_of: dict[str, Host] = {}
         self._opened = opened
         self._held: dict[str, ExitStack] = {}
 
@@ -51,11 +54,14 @@ class Nodes:
         """Serve a node; again where it was."""
         held = self._held[node] = self._opened.enter_context(ExitStack())
         file = self.config(node, more)
+        host = self.host_of.get(node)
         server = held.enter_context(
             serving(
                 self.folder / node,
                 *("--config", str(file), "--workers", "1", *words),
                 environment=self.environment_of.get(node),
+                inside=host.inside if host is not None else (),
+                address=host.address if host is not None else "127.0.0.1",
             )
         )
         self.servers[node] = server

@@ -32,6 +32,7 @@ class Cluster:
         self.folder, self.endpoints = folder, etcds.endpoints
         self.name = f"test-{os.urandom(6).hex()}"
         self.opened = ExitStack()
+        self.nodes: dict[str, Node] = {}
 
     def config(self, node: str) -> ServeConfig:
         (port,) = free_ports(1)
@@ -44,7 +45,8 @@ class Cluster:
         )
 
     def node(self, node: str) -> Node:
-        return self.opened.enter_context(open_node(self.config(node)))
+        made = self.nodes[node] = self.opened.enter_context(open_node(self.config(node)))
+        return made
 
     def journal(self, node: Node) -> EtcdJournal:
         assert isinstance(node.store.journal, EtcdJournal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import threading
@@ -142,7 +143,12 @@ def test_a_node_joins_is_warmed_and_leaves(nodes: Nodes, tmp_path: Path) -> None
     parts = {row["node"]: (row["state"], row["partitions"]) for row in shown["nodes"]}
     assert parts == {"one": ("owner", 65_536), "two": ("joined", 0)}
     plan = json.loads(nodes.command("one", "cluster", "join", "two", "--plan", "--json"))
-    done = json.loads(nodes.command("two", "cluster", "join", "--json"))
+    receipt = str(tmp_path / "receipt.json")
+    words = ("cluster", "join", "--json", "--receipt", receipt)
+    done = json.loads(nodes.command("two", *words))
+    checked = json.loads(nodes.command("one", "cluster", "receipt", receipt, "--json"))
+    assert checked["ok"]
+    assert (checked["blocks"], checked["gone"]) == (done["blocks"], 0)
     # Dealt by bytes, of which there are a few blocks: the partitions need not be halved.
     assert done["partitions"] == plan["moved_partitions"] > 10_000
     assert done["failed_blocks"] == 0
@@ -162,6 +168,34 @@ def test_a_node_joins_is_warmed_and_leaves(nodes: Nodes, tmp_path: Path) -> None
     # It owns nothing and serves still.
     git(tmp_path, "clone", "-q", two.url("r3"), "clone")
     git(tmp_path / "clone", "fsck", "--strict")
+
+
+def test_a_block_that_s3_lost_comes_back_from_another_node(etcds: Etcds, tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        nodes = Nodes(tmp_path, etcds.endpoints, f"file://{tmp_path}/blocks", opened)
+        nodes.start("one")
+        work = small_repository(tmp_path / "work")
+        for number in range(4):  # so that segments are blocks of their own
+            (work / f"noise{number}").write_bytes(random.Random(number).randbytes(600_000))
+        git(work, "add", ".")
+        git(work, "commit", "-qm", "noise")
+        nodes.command("one", "repo", "import", "demo", str(work))
+        git(tmp_path, "clone", "-q", nodes.servers["one"].url("demo"), "clone")  # warm
+        nodes.start("two")  # has none of it
+        assert "all whole" in nodes.command("two", "cluster", "verify")
+        every = (tmp_path / "blocks" / "blocks").rglob("?" * 64)
+        lost = max(every, key=lambda path: path.stat().st_size)
+        data = lost.read_bytes()
+        lost.unlink()
+        two = str(tmp_path / "two")
+        found = shardgit("cluster", "verify", "--quick", "--data", two, cwd=tmp_path)
+        assert found.returncode == 1
+        assert "missing_copy" in found.stderr
+        assert "but on the disk of one" in found.stderr
+        assert "run: shardgit cluster repair" in found.stderr
+        assert "put again from the disk of one" in nodes.command("two", "cluster", "repair")
+        assert lost.read_bytes() == data
+        assert "all whole" in nodes.command("two", "cluster", "verify")
 
 
 def test_nodes_are_restarted_one_after_another_and_no_request_fails(

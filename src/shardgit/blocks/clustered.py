@@ -376,6 +376,18 @@ class ClusteredBlocks(OnWorkers):
 
     # ---- for operators ----
 
+    def copies(self, block: BlockId) -> Iterator[tuple[int, bytes]]:
+        """Return whole copies of a block on nodes' disks, and whose: this node's first, then its owners', then any."""
+        every = (self.nodes.me, *self.nodes.owners(block), *sorted(self.nodes.ring.addresses))
+        for node in dict.fromkeys(every):
+            try:
+                for _, data in self._held(node, [block]):
+                    if data is not None:
+                        verify_block(block, data)
+                        yield node, data
+            except ShardgitError as error:
+                telemetry.log().warning("peer_failed", node=node, error=str(error))
+
     def hand_over(self, source: int, target: int, ids: Sequence[BlockId]) -> HandedOver:
         """Give one node what another has on its disks, through this one; failures are counted, not raised."""
         try:

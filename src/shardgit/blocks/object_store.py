@@ -101,6 +101,21 @@ class ObjectBlocks(OnWorkers):
                 break
         return data
 
+    def check_many(self, ids: Sequence[BlockId]) -> list[int | BlockCorrupt | None]:
+        """Read blocks and hash them, side by side; returns each length, what is wrong, or None for a missing one.
+
+        Errors: Unavailable.
+        """
+
+        def check(block: BlockId) -> int | BlockCorrupt | None:
+            try:
+                data = self.read_sync(block)
+            except BlockCorrupt as error:
+                return error
+            return None if data is None else len(data)
+
+        return self._side_by_side(check, ids)
+
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore."""
         for block, data in blocks:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli.context import DataOption, JsonOption, UsageRefused, data_folder, failing
+from shardgit.cli.context import (
+    FAILED,
+    DataOption,
+    JsonOption,
+    UsageRefused,
+    data_folder,
+    failing,
+)
+from shardgit.cli.moves import print_check
 from shardgit.cli.operations import EagerOption, ThrottleOption, control_of, speed
 from shardgit.cli.output import (
     LOAD_COLUMNS,
@@ -26,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardgit.cluster_node import Node
+    from shardgit.operate.cluster_check import ClusterChecked
     from shardgit.operate.nodes import NodesMoved
+    from shardgit.service.store import Store
 
 app = typer.Typer(help="Look at the nodes of a cluster, join it, leave it.", no_args_is_help=True)
 ConfigOption = Annotated[
@@ -35,6 +45,10 @@ ConfigOption = Annotated[
         "--config", metavar="FILE", help="The node's TOML file; else what --data was served with."
     ),
 ]
+ReceiptOption = Annotated[
+    Path | None, typer.Option("--receipt", metavar="FILE", help="Write the receipt there.")
+]
+SHOWN = 50
 
 
 @contextmanager
@@ -130,7 +144,7 @@ def _state(weight: float, partitions: int) -> str:
 
 
 @app.command()
-def join(
+def join(  # noqa: PLR0913, PLR0917
     node: Annotated[
         str | None, typer.Argument(metavar="[NODE]", help="Name of a node; this one by default.")
     ] = None,
@@ -143,6 +157,7 @@ def join(
     ] = False,
     throttle: ThrottleOption = None,
     eager: EagerOption = False,
+    receipt: ReceiptOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
     json: JsonOption = False,
@@ -156,6 +171,7 @@ def join(
       shardgit cluster join --config /etc/shardgit.toml
       shardgit cluster join node-3 --weight 2 --data /var/lib/shardgit
       shardgit cluster join node-3 --plan
+      shardgit cluster join --receipt joined.json
     """
     with failing(json=json), _node(config, data) as opened, progress_bar(quiet=json) as report:
         from shardgit.errors import Refused
@@ -173,7 +189,9 @@ def join(
             if plan:
                 _print_plan(nodes.plan_nodes(store, weights, control=control), json=json)
             else:
-                _print_moved(nodes.move_nodes(store, weights, control=control), json=json)
+                done = nodes.move_nodes(store, weights, control=control)
+                _write_receipt(store, done, receipt)
+                _print_moved(done, json=json)
 
 
 @app.command()
@@ -181,6 +199,7 @@ def leave(
     node: Annotated[str, typer.Argument(metavar="NODE", help="Name of the node.")],
     throttle: ThrottleOption = None,
     eager: EagerOption = False,
+    receipt: ReceiptOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
     json: JsonOption = False,
@@ -203,9 +222,168 @@ def leave(
                 "run it on another node: as one of this node it would join again", node=node
             )
         with control_of(store, speed(throttle, eager=eager), report) as control:
-            _print_moved(nodes.leave(store, node, control=control), json=json)
+            done = nodes.leave(store, node, control=control)
+            _write_receipt(store, done, receipt)
+            _print_moved(done, json=json)
             if not json:
                 typer.echo(f"{node} is no member any more")
+
+
+@app.command("receipt")
+def check_receipt(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipt of join or leave.")],
+    throttle: ThrottleOption = None,
+    eager: EagerOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a receipt against the cluster: every block of it is read from the object store and hashed again.
+
+    Exit code 1 when a block is damaged or lost, or the receipt was changed. Blocks that gc has dropped since are
+    counted, and no fault.
+
+    \b
+    Examples:
+      shardgit cluster receipt joined.json --data /var/lib/shardgit
+    """
+    with failing(json=json):
+        from shardgit.operate.nodes_receipt import check_nodes_receipt, decode_nodes_receipt
+
+        known = decode_nodes_receipt(file.read_bytes())
+        with (
+            _node(config, data) as opened,
+            progress_bar(quiet=json) as report,
+            control_of(opened.store, speed(throttle, eager=eager), report) as control,
+        ):
+            done = check_nodes_receipt(opened.store, known, control=control)
+        if json:
+            print_json(done)
+        else:
+            print_check(done)
+        if not done.ok:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Compare lists of the object store; read no block."),
+    ] = False,
+    throttle: ThrottleOption = None,
+    eager: EagerOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check that all of the cluster is whole where it is durable, while it is served; exit code 1 when not.
+
+    Reads each row of the journal from etcd, holds this node's replica against it, and reads and hashes every block
+    that is named, and every value in a bundle, in the object store.
+
+    \b
+    Examples:
+      shardgit cluster verify --data /var/lib/shardgit
+      shardgit cluster verify --quick --config /etc/shardgit.toml
+      shardgit cluster verify --throttle 100MiB/s --json
+    """
+    _check(config, data, None, throttle, eager=eager, mend=False, listed=quick, json=json)
+
+
+@app.command()
+def repair(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="BACKUP",
+            help="Backup (folder or URL), a store's folder, or a folder of blocks.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Mend what lists show to be missing; read no other block."),
+    ] = False,
+    throttle: ThrottleOption = None,
+    eager: EagerOption = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Mend what cluster verify finds, while the cluster is served; exit code 1 when something is left.
+
+    A block that the object store has lost is put there again from the disk of a node that has it, or from --from.
+    Index and graph of a pool are made anew from its segments.
+
+    \b
+    Examples:
+      shardgit cluster repair --data /var/lib/shardgit
+      shardgit cluster repair --from s3://backups/git
+    """
+    _check(config, data, source, throttle, eager=eager, mend=True, listed=quick, json=json)
+
+
+def _check(
+    config: Path | None,
+    data: Path | None,
+    source: str | None,
+    throttle: str | None,
+    *,
+    eager: bool,
+    mend: bool,
+    listed: bool,
+    json: bool,
+) -> None:
+    with failing(json=json), ExitStack() as stack:
+        from shardgit.operate.block_sources import opened_source
+        from shardgit.operate.cluster_check import check_cluster
+
+        pace = speed(throttle, eager=eager)
+        sources = [stack.enter_context(opened_source(source))] if source is not None else []
+        opened = stack.enter_context(_node(config, data))
+        report = stack.enter_context(progress_bar(quiet=json))
+        control = stack.enter_context(control_of(opened.store, pace, report))
+        done = check_cluster(
+            opened.store, control=control, mend=mend, listed=listed, sources=sources
+        )
+        if json:
+            print_json(done)
+        else:
+            _print_checked(done)
+        if not done.clean:
+            raise typer.Exit(FAILED)
+
+
+def _print_checked(done: ClusterChecked) -> None:
+    for line in done.mended[:SHOWN]:
+        typer.echo(line)
+    if len(done.mended) > SHOWN:
+        typer.echo(f"and {len(done.mended) - SHOWN:,} more")
+    for one in done.findings[:SHOWN]:
+        typer.echo(one.line, err=True)
+    more = sum(done.counts.values()) - min(len(done.findings), SHOWN)
+    if more:
+        typer.echo(f"and {more:,} more; --json tells up to 1,000", err=True)
+    for command in sorted({one.mend for one in done.findings}):
+        typer.echo(f"run: {command}", err=True)
+    if done.replica_renewed:
+        typer.echo("this node's replica was not what etcd has: it comes anew by itself")
+    said = ", ".join(f"{n:,} {kind}" for kind, n in sorted(done.counts.items())) or "all whole"
+    mended = f", {len(done.mended):,} mended" if done.mended else ""
+    read = f" ({human_bytes(done.read_bytes)})" if done.read_bytes else ""
+    typer.echo(
+        f"{plural(done.rows, 'row')}, {plural(done.blocks, 'block')}{read}: {said}{mended}"
+        f" ({done.seconds:.1f} s)"
+    )
+
+
+def _write_receipt(store: Store, done: NodesMoved, file: Path | None) -> None:
+    if file is not None:
+        from shardgit.operate.nodes_receipt import receipt_of
+        from shardgit.operate.receipt import encode_receipt
+
+        file.write_bytes(encode_receipt(receipt_of(store, done)))
 
 
 def _print_plan(found: object, *, json: bool) -> None:

@@ -292,7 +292,7 @@ def receipt(
             remote=lambda client, report: client.check_receipt(
                 raw, pace=pace.message(), report=report
             ),
-            show=_print_check,
+            show=print_check,
             json=json,
             pace=pace,
         )
@@ -300,7 +300,8 @@ def receipt(
             raise typer.Exit(FAILED)
 
 
-def _print_check(done: ReceiptCheck) -> None:
+def print_check(done: ReceiptCheck) -> None:
+    """Print what came of a check of a receipt."""
     for line in done.bad:
         typer.echo(line)
     if done.problems > len(done.bad):

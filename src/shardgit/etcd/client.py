@@ -155,21 +155,45 @@ class Etcd:
 
         It must be quick and raise nothing. Errors before the call: Unavailable, PermissionRefused; nothing was sent.
         """
+        self._soon(_TXN, request, answer, timeout_s)
+
+    def range_soon(
+        self,
+        request: pb.RangeRequest,
+        answer: Callable[[pb.RangeResponse | ShardgitError], None],
+        *,
+        timeout_s: float = ATTEMPT_S,
+    ) -> None:
+        """Read rows at the member that is asked first, once; ``answer`` and errors as of txn_soon.
+
+        Never waits: Unavailable when a token has to be fetched first.
+        """
+        if self._access.user and not self.member().token:
+            raise Unavailable("etcd wants a token first")
+        self._soon(_RANGE, request, answer, timeout_s)
+
+    def _soon(
+        self,
+        call: _Call,
+        request: object,
+        answer: Callable[[Any], None],
+        timeout_s: float,
+    ) -> None:
         member = self.member()
-        call = member.call(_TXN).future(
+        under_way = member.call(call).future(
             request, timeout=timeout_s, metadata=self._metadata(member, timeout_s)
         )
 
         def done(ended: Any) -> None:
             try:
-                outcome: pb.TxnResponse | ShardgitError = ended.result()
+                outcome: Any = ended.result()
             except grpc.RpcError as error:
-                outcome = self._failed(member, error, _TXN)
+                outcome = self._failed(member, error, call)
             except grpc.FutureCancelledError:
                 outcome = OutcomeUnknown("etcd client was closed")
             answer(outcome)
 
-        call.add_done_callback(done)
+        under_way.add_done_callback(done)
 
     def compact(self, revision: int) -> None:
         """Drop the history before ``revision``; HistoryGone when that was done already."""

@@ -96,13 +96,18 @@ class BundleCache:
             self._remember(reference.digest, found)
         return found
 
-    def _far(self, reference: Reference, key: bytes) -> bytes:
+    def check(self, reference: Reference, key: bytes) -> bytes:
+        """Return a value as it lies where bundles are kept, whatever this node has of it. Errors as of read."""
         found = self._bundles.read(reference.bundle, reference.offset, reference.length)
         facts = {"key": key.hex(), "bundle": reference.bundle.hex()}
         if found is None:
             raise JournalCorrupt("bundle of a row is missing", **facts)
         if not _is(found, reference):
             raise JournalCorrupt("bundle of a row is damaged", **facts)
+        return found
+
+    def _far(self, reference: Reference, key: bytes) -> bytes:
+        found = self.check(reference, key)
         self._write(f"{reference.bundle.hex()}-{reference.offset}", found)
         self._remember(reference.digest, found)
         return found

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shardgit.etcd.access import Access
     from shardgit.journal.bundles import Bundles
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.journal.replica import ReplicaSnapshot
 
 OPEN_S = 30.0  # until the replica is whole, of a journal that is opened
 FRESH_S = 5.0  # that a read waits which must not be stale
@@ -73,8 +74,8 @@ class EtcdJournal(CommitsSoon):
             self._feeder = Feeder(self.etcd, self.keys, self._replica, folder / "replica")
             self._feeder.begin()
             made.callback(self._feeder.close)
-            self._await_replica(open_s)
-            self._freshness = Freshness(self._ask, self._replica, timeout_s=FRESH_S)
+            self.await_replaced(0, timeout_s=open_s)
+            self._freshness = Freshness(self._ask, self._ask_soon, self._replica, timeout_s=FRESH_S)
             made.callback(self._freshness.close)
             slots = Slots(self.etcd, self.keys)
             made.callback(slots.close)
@@ -82,19 +83,25 @@ class EtcdJournal(CommitsSoon):
             made.callback(self._committer.close)
             self._made = made.pop_all()
 
-    def _await_replica(self, open_s: float) -> None:
-        end = clock.monotonic() + open_s
-        while not self._replica.status.generation:
-            if clock.monotonic() >= end:
-                raise self._feeder.failure or Unavailable("replica did not come in time")
-            clock.sleep(0.01)
-
     def _ask(self) -> int:
         applied = self._replica.applied()  # before: it may go on while the answer is on its way
         found = self.etcd.range(pb.RangeRequest(key=self.keys.head), timeout_s=ASK_S)
-        if found.header.revision < applied:
-            raise Unavailable("etcd was set back behind this node's replica")
-        return found.kvs[0].mod_revision if found.kvs else 0
+        return _head_in(found, applied)
+
+    def _ask_soon(self, answer: Callable[[int | Exception], None]) -> None:
+        """Ask one member, once."""
+        applied = self._replica.applied()
+
+        def heard(found: pb.RangeResponse | ShardgitError) -> None:
+            if isinstance(found, ShardgitError):
+                answer(found)
+                return
+            try:
+                answer(_head_in(found, applied))
+            except Unavailable as error:
+                answer(error)
+
+        self.etcd.range_soon(pb.RangeRequest(key=self.keys.head), heard)
 
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
@@ -120,15 +127,28 @@ class EtcdJournal(CommitsSoon):
     @contextmanager
     def snapshot(self) -> Iterator[JournalSnapshot]:
         """See Journal. What lies in bundles is fetched when it is read."""
+        with self.replica_snapshot() as opened:
+            yield opened
+
+    @contextmanager
+    def replica_snapshot(self) -> Iterator[ReplicaSnapshot]:
+        """Open a snapshot that also tells how rows stand in etcd."""
         self._check_open()
         with self._replica.snapshot() as opened:
             yield opened
 
+    def await_replaced(self, generation: int, *, timeout_s: float = OPEN_S) -> None:
+        """Wait until a replica that was condemned has come anew. Errors: Unavailable when none comes in time."""
+        end = clock.monotonic() + timeout_s
+        while self._replica.status.generation <= generation:
+            if clock.monotonic() >= end:
+                raise self._feeder.failure or Unavailable("replica did not come in time")
+            clock.sleep(0.02)
+
     def bundles_named(self) -> set[bytes]:
         """Return the bundles that rows name, as this node's replica shows them."""
-        self._check_open()
         named: set[bytes] = set()
-        with self._replica.snapshot() as opened:
+        with self.replica_snapshot() as opened:
             for table in SPILLED_TABLES:
                 for row in opened.stored(table, end_of(table)):
                     found = decode_value(row.key, row.value)
@@ -214,6 +234,13 @@ class EtcdJournal(CommitsSoon):
                 return
             self._closed = True
         self._made.close()
+
+
+def _head_in(found: pb.RangeResponse, applied: int) -> int:
+    """Return the journal's revision that etcd has answered; ``applied`` is what the replica had before."""
+    if found.header.revision < applied:
+        raise Unavailable("etcd was set back behind this node's replica")
+    return found.kvs[0].mod_revision if found.kvs else 0
 
 
 def _settle_once(future: Future[int], outcome: int | BaseException) -> None:

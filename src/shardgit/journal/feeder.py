@@ -14,6 +14,7 @@ from shardgit.errors import DataLoss, HistoryGone, JournalCorrupt, ShardgitError
 from shardgit.etcd.watching import Changes, WatchEnded
 from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.filelock import FileLock
+from shardgit.journal.etcd_pages import pages
 from shardgit.journal.etcd_rows import LEASED, is_whole
 from shardgit.journal.interface import KEY_MAX_BYTES, end_of
 from shardgit.journal.replica import ReplicaState, forget_shown, shown_by
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 TURN_S = 0.1  # how long another process of the node may be dead before one of us feeds the replica
 SILENCE_S = 1.0  # without an event until the watch is asked for a sign of life; again as long, and it is given up
 PAUSE_S = 0.2
-PAGE_BYTES, PAGE_ROWS = (
-    2 << 20,
-    256,
-)  # of rows that are loaded: what a page should have, and the first one's limit
-PAGE_ROWS_MAX = 16_384
 LOAD_BYTES = 32 << 20  # of one transaction while a replica is loaded
 FORGET_EACH = 256
 DAMAGED = b"\0" * 9
@@ -197,8 +193,8 @@ class Feeder:
         if header.revision == state.watched:
             return state
         low = self._keys.row(LEASED)
-        pages = self._pages(header.revision, low, end_of(low))
-        rows = {self._keys.key(row.key): row for page in pages for row in page}
+        leased = self._pages(header.revision, low, end_of(low))
+        rows = {self._keys.key(row.key): row for page in leased for row in page}
         made = ReplicaState(state.revision, header.revision, state.cluster)
         with typed(self._replica.path), environment.write() as transaction:
             with transaction.cursor() as cursor:
@@ -242,18 +238,10 @@ class Feeder:
 
     def _pages(self, revision: int, low: bytes, high: bytes) -> Iterator[Sequence[pb.KeyValue]]:
         """Return the rows from ``low`` to ``high`` by rising key as they are at a revision of etcd."""
-        limit = PAGE_ROWS
-        while True:
+        for page in pages(self._etcd, revision, low, high):
             if self._closed.is_set():
                 raise Unavailable("journal is closed")
-            request = pb.RangeRequest(key=low, range_end=high, limit=limit, revision=revision)
-            found = self._etcd.range(request)
-            yield found.kvs
-            if not found.more:
-                return
-            low = found.kvs[-1].key + b"\0"
-            size = found.ByteSize()
-            limit = min(PAGE_ROWS_MAX, max(16, limit * PAGE_BYTES // max(size, PAGE_BYTES // 4)))
+            yield page
 
     def _fill(self, environment: Environment, pages: Iterator[Sequence[pb.KeyValue]]) -> None:
         page: Sequence[pb.KeyValue] | None = next(pages, None)

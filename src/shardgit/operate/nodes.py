@@ -9,6 +9,7 @@ Killed anywhere, the next move goes on from where the ring stands.
 
 from __future__ import annotations
 
+import base64
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -28,12 +29,14 @@ from shardgit.operate.planning import (
     changed_shards,
     measure,
 )
+from shardgit.operate.rebalance import PREFIX_BYTES, digest_of
 from shardgit.progress import Progress
 from shardgit.ring.builder import build, plan
 from shardgit.ring.nodes import NodeRing
 from shardgit.ring.ring import PARTITIONS, Phase
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Mapping, Sequence
 
     from shardgit.oid import BlockId
@@ -63,10 +66,28 @@ class NodeLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class NodesMoved:
-    """The receipt of a move: ring epochs, what changed its owner, and what of that the new owners were given.
+class PartitionMoved:
+    """A partition that another node owns now, with its blocks as the object store listed them.
 
-    ``there`` blocks were on the new owner's disks before, ``cold`` ones on nobody's, ``failed`` ones did not come over.
+    ``digest`` is BLAKE3 over id and length (u64, LE) of each by rising id; ``ids`` are the first 8 bytes of each id, in
+    base64.
+    """
+
+    partition: int
+    source: int
+    target: int
+    blocks: int
+    bytes: int
+    digest: str
+    ids: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodesMoved:
+    """What a move did: ring epochs, what changed its owner, and what of that the new owners were given.
+
+    ``moves`` are partitions that have blocks. ``there`` blocks were on the new owner's disks before, ``cold`` ones on
+    nobody's, ``failed`` ones did not come over.
     """
 
     epochs: tuple[int, ...]
@@ -80,6 +101,7 @@ class NodesMoved:
     failed_blocks: int
     seconds: float
     nodes: tuple[NodeLoad, ...]
+    moves: tuple[PartitionMoved, ...] = ()
 
 
 def blocks_of(store: Store) -> ClusteredBlocks:
@@ -163,6 +185,7 @@ class _Move:
         self.epochs: list[int] = []
         self.partitions = self.moved = self.moved_bytes = 0
         self.done = HandedOver()
+        self.moves: list[PartitionMoved] = []
         self.silences: Counter[int] = Counter()  # of nodes
 
     def finish(self) -> None:
@@ -213,18 +236,20 @@ class _Move:
         raise Conflict("ring changes too fast")
 
     def _to_the_end(self, ring: Ring) -> None:
+        if ring.phase is Phase.MOVED:  # by one that was killed: its receipt is lost, and made anew
+            self._warm(ring.other, ring)
         if ring.phase is Phase.COPYING:
             self.control.sleep(HEARD_S)
-            self._warm(ring)
+            self._warm(ring.table, replace(ring, table=ring.other))
             self._change(lambda ring: ring.moved() if ring.phase is Phase.COPYING else None)
         self.control.sleep(KEEP_S)
         self._change(lambda ring: ring.settled() if ring.phase is Phase.MOVED else None)
 
-    def _warm(self, ring: Ring) -> None:
-        """Give the new owners what the old ones have on their disks."""
-        before = replace(ring, phase=Phase.SETTLED, other=())
+    def _warm(self, table: tuple[array[int], ...], ring: Ring) -> None:
+        """Give the owners by a ring what those by the table before have on their disks."""
+        after = replace(ring, phase=Phase.SETTLED, other=())
         lanes: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for move in plan(before, replace(before, table=ring.other)):
+        for move in plan(replace(after, table=table), after):
             lanes[move.partition].append((move.source, move.target))
         self.partitions += sum(map(len, lanes.values()))
         for low in range(0, PARTITIONS, STEP_PARTITIONS):
@@ -233,15 +258,29 @@ class _Move:
             if not any(partition in lanes for partition in range(low, low + STEP_PARTITIONS)):
                 continue
             groups: dict[tuple[int, int], list[BlockId]] = defaultdict(list)
+            parts: dict[tuple[int, int, int], list[tuple[BlockId, int]]] = defaultdict(list)
             for block, size in self.store.blocks.scan_sync(low, low + STEP_PARTITIONS):
-                for lane in lanes.get(partition_of(block), ()):
+                partition = partition_of(block)
+                for lane in lanes.get(partition, ()):
                     groups[lane].append(block)
-                    self.moved += 1
-                    self.moved_bytes += size
+                    parts[partition, *lane].append((block, size))
+            for key, listed in sorted(parts.items()):
+                self._note(*key, sorted(listed))
             for (source, target), blocks in groups.items():
                 self._hand_over(source, target, blocks)
         whole = self.partitions
         self.control.report(Progress("warming partitions", whole, whole, "objects"))
+
+    def _note(
+        self, partition: int, source: int, target: int, blocks: Sequence[tuple[BlockId, int]]
+    ) -> None:
+        size = sum(length for _, length in blocks)
+        self.moved += len(blocks)
+        self.moved_bytes += size
+        ids = base64.b64encode(b"".join(block[:PREFIX_BYTES] for block, _ in blocks)).decode()
+        self.moves.append(
+            PartitionMoved(partition, source, target, len(blocks), size, digest_of(blocks), ids)
+        )
 
     def _hand_over(self, source: int, target: int, blocks: Sequence[BlockId]) -> None:
         for at in range(0, len(blocks), BATCH_BLOCKS):
@@ -268,6 +307,7 @@ class _Move:
             cold_blocks=self.done.cold,
             failed_blocks=self.done.failed,
             seconds=clock.monotonic() - self.begun,
+            moves=tuple(self.moves),
             nodes=tuple(
                 NodeLoad(
                     id=one.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -24,14 +24,45 @@ from shardgit.operate.rebalance import (
 from shardgit.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardgit.blocks.shard import ShardStore
     from shardgit.oid import BlockId
     from shardgit.operate.operation import Control
     from shardgit.service.store import Store
 
+S = TypeVar("S", bound="Sealed")
 FORMAT = "shardgit rebalance receipt 1"
 RECEIPT_MAX_BYTES = 1 << 30
 SHOWN_MAX = 100
+
+
+class Entry(Protocol):
+    """A partition in a receipt; ``ids`` are the first 8 bytes of each id, in base64."""
+
+    @property
+    def blocks(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def ids(self) -> str:
+        """Which."""
+        ...
+
+
+class Sealed(Protocol):
+    """A receipt: a dataclass, with a checksum over the rest as JSON with sorted keys, no spaces."""
+
+    @property
+    def checksum(self) -> str:
+        """In hex."""
+        ...
+
+    @property
+    def partitions(self) -> Sequence[Entry]:
+        """What was moved."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +117,11 @@ def receipt_of(store: Store) -> Receipt:
         # A partition with damaged blocks was copied again once they were repaired.
         entries.update(((one.partition, one.target), one) for one in group.entries)
     moved = [entries[key] for key in sorted(entries)]
-    with store.journal.snapshot() as snapshot:
-        row = snapshot.get(STORE_KEY)
     size = sum(one.bytes for one in moved)
     end_ms = now.ended_ms or now.moved_ms
     receipt = Receipt(
         format=FORMAT,
-        store=StoreRecord.decode(row.value).id.hex() if row is not None else "",
+        store=store_id(store),
         operation=now.id,
         state=now.state,
         epochs=now.epochs,
@@ -108,34 +137,42 @@ def receipt_of(store: Store) -> Receipt:
         shards=now.shards,
         partitions=tuple(moved),
     )
-    return replace(receipt, checksum=_checksum(receipt))
+    return replace(receipt, checksum=seal_of(receipt))
 
 
-def encode_receipt(receipt: Receipt) -> bytes:
+def encode_receipt(receipt: Sealed) -> bytes:
     """Return the receipt's file."""
-    return json.dumps(asdict(receipt), indent=1).encode() + b"\n"
+    return json.dumps(asdict(receipt), indent=1).encode() + b"\n"  # type: ignore[call-overload]
 
 
 def decode_receipt(data: bytes) -> Receipt:
     """Return the receipt in a file; InvalidArgument when it is none, or was changed."""
+    return decode_sealed(data, Receipt, FORMAT)
+
+
+def decode_sealed(data: bytes, kind: type[S], form: str) -> S:
+    """Return the receipt of a kind in a file; InvalidArgument when it is none, or was changed."""
     if len(data) > RECEIPT_MAX_BYTES:
         raise InvalidArgument("file is too large for a receipt", bytes=len(data))
     try:
-        receipt = msgspec.json.decode(data, type=Receipt)
-        if receipt.format != FORMAT:
-            raise InvalidArgument("receipt is of another format", format=receipt.format[:100])
+        found = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
+        named = msgspec.json.decode(found, type=str) if found is not None else "none"
+        if named != form:
+            raise InvalidArgument("receipt is of another format", format=named[:100])
+        receipt = msgspec.json.decode(data, type=kind)
         for one in receipt.partitions:
             if len(base64.b64decode(one.ids, validate=True)) != PREFIX_BYTES * one.blocks:
                 raise InvalidArgument("receipt counts other blocks than it lists")
     except (msgspec.DecodeError, ValueError, RecursionError) as cause:
-        raise InvalidArgument("file is no receipt of a rebalance", cause=str(cause)) from cause
-    if receipt.checksum != _checksum(receipt):
+        raise InvalidArgument("file is no receipt of a move", cause=str(cause)) from cause
+    if receipt.checksum != seal_of(receipt):
         raise InvalidArgument("receipt was changed since it was written")
     return receipt
 
 
-def _checksum(receipt: Receipt) -> str:
-    facts = asdict(replace(receipt, checksum=""))
+def seal_of(receipt: Sealed) -> str:
+    """Return a receipt's checksum."""
+    facts = {**asdict(receipt), "checksum": ""}  # type: ignore[call-overload]
     return blake3(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -144,35 +181,77 @@ def check_receipt(store: Store, receipt: Receipt, *, control: Control) -> Receip
 
     Errors: Refused when it is another store's, Stopped.
     """
-    with store.journal.snapshot() as snapshot:
-        row = snapshot.get(STORE_KEY)
-    if row is None or StoreRecord.decode(row.value).id.hex() != receipt.store:
+    if store_id(store) != receipt.store:
         raise Refused("receipt is another store's", store=receipt.store)
     check = _Check(store, control)
     for one in receipt.partitions:
         check.partition(one)
         control.report(Progress("checking", check.bytes, max(receipt.bytes, check.bytes), "bytes"))
-    check.judge_gone()
-    return ReceiptCheck(
-        operation=receipt.operation,
-        ok=not check.problems,
-        partitions=len(receipt.partitions),
-        unchanged=check.unchanged,
-        blocks=check.blocks,
-        bytes=check.bytes,
-        gone=check.gone,
-        problems=check.problems,
-        bad=tuple(check.bad),
-    )
+    return check.result(receipt.operation, len(receipt.partitions))
 
 
-class _Check:
+def store_id(store: Store) -> str:
+    """Return a store's id in hex, empty for one that has none."""
+    with store.journal.snapshot() as snapshot:
+        row = snapshot.get(STORE_KEY)
+    return StoreRecord.decode(row.value).id.hex() if row is not None else ""
+
+
+class Checking:
+    """What comes of a check of a receipt."""
+
     def __init__(self, store: Store, control: Control) -> None:
         self.store = store
         self.control = control
         self.unchanged = self.blocks = self.bytes = self.gone = self.problems = 0
         self.bad: list[str] = []
-        self._missing: list[tuple[int, bytes]] = []  # partition and prefix of blocks in no home
+        self.missing: list[tuple[int, bytes]] = []  # partition and prefix of blocks in no home
+
+    def result(self, operation: str, partitions: int) -> ReceiptCheck:
+        """Judge what was not there, and return all of it."""
+        self._judge_gone()
+        return ReceiptCheck(
+            operation=operation,
+            ok=not self.problems,
+            partitions=partitions,
+            unchanged=self.unchanged,
+            blocks=self.blocks,
+            bytes=self.bytes,
+            gone=self.gone,
+            problems=self.problems,
+            bad=tuple(self.bad),
+        )
+
+    def _judge_gone(self) -> None:
+        """Tell blocks that nobody names any more from those that are lost."""
+        if not self.missing:
+            return
+        named = named_blocks(self.store, control=self.control)
+        prefixes = {bytes(block[:PREFIX_BYTES]) for block in named.blocks}
+        for at, prefix in self.missing:
+            if prefix in prefixes:
+                self.problem(f"block {prefix.hex()}...: lost from partition {at:04x}, and is named")
+            else:
+                self.gone += 1
+        for pool, why in sorted(named.damaged.items()):
+            self.problem(f"pool {pool.hex()}: what it names cannot be told: {why}")
+
+    def problem(self, text: str) -> None:
+        """Note that something is wrong."""
+        self.problems += 1
+        if len(self.bad) < SHOWN_MAX:
+            self.bad.append(text)
+
+
+def prefixes_of(ids: str) -> list[bytes]:
+    """Return the first bytes of each id that an entry lists."""
+    raw = base64.b64decode(ids)
+    return [raw[at : at + PREFIX_BYTES] for at in range(0, len(raw), PREFIX_BYTES)]
+
+
+class _Check(Checking):
+    def __init__(self, store: Store, control: Control) -> None:
+        super().__init__(store, control)
         store.routed.refresh()
 
     def partition(self, entry: MovedPartition) -> None:
@@ -181,14 +260,12 @@ class _Check:
         homes = self.store.routed.ring.shards_of(at)
         here = {home: dict(self._shard(home).scan_sync(at, at + 1)) for home in homes}
         by_prefix = {block[:PREFIX_BYTES]: block for found in here.values() for block in found}
-        raw = base64.b64decode(entry.ids)
-        prefixes = [raw[n : n + PREFIX_BYTES] for n in range(0, len(raw), PREFIX_BYTES)]
         lengths: list[tuple[BlockId, int]] = []
         whole = True
-        for prefix in prefixes:
+        for prefix in prefixes_of(entry.ids):
             block = by_prefix.get(prefix)
             if block is None:
-                self._missing.append((at, prefix))
+                self.missing.append((at, prefix))
                 whole = False
                 continue
             self.blocks += 1
@@ -198,9 +275,9 @@ class _Check:
             else:
                 lengths.append((block, sizes[0] or 0))
         if entry.before != entry.after:
-            self._problem(f"partition {at:04x}: its digests before and after differ")
+            self.problem(f"partition {at:04x}: its digests before and after differ")
         elif whole and digest_of(sorted(lengths)) != entry.after:
-            self._problem(f"partition {at:04x}: its blocks give another digest")
+            self.problem(f"partition {at:04x}: its blocks give another digest")
         elif whole:
             self.unchanged += 1
 
@@ -212,32 +289,11 @@ class _Check:
         try:
             data = self._shard(home).read_sync(block)
         except BlockCorrupt:
-            self._problem(f"block {block.hex()}: damaged in shard {home}")
+            self.problem(f"block {block.hex()}: damaged in shard {home}")
             return None
         if data is None:
-            self._problem(f"block {block.hex()}: not in shard {home}")
+            self.problem(f"block {block.hex()}: not in shard {home}")
             return None
         self.bytes += len(data)
         self.control.pace(len(data))
         return len(data)
-
-    def judge_gone(self) -> None:
-        """Tell blocks that nobody names any more from those that are lost."""
-        if not self._missing:
-            return
-        named = named_blocks(self.store, control=self.control)
-        prefixes = {bytes(block[:PREFIX_BYTES]) for block in named.blocks}
-        for at, prefix in self._missing:
-            if prefix in prefixes:
-                self._problem(
-                    f"block {prefix.hex()}...: lost from partition {at:04x}, and is named"
-                )
-            else:
-                self.gone += 1
-        for pool, why in sorted(named.damaged.items()):
-            self._problem(f"pool {pool.hex()}: what it names cannot be told: {why}")
-
-    def _problem(self, text: str) -> None:
-        self.problems += 1
-        if len(self.bad) < SHOWN_MAX:
-            self.bad.append(text)

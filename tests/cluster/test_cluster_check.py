@@ -1,0 +1,268 @@
+"""cluster verify finds what is not whole where it is durable, cluster repair mends it; receipts can be checked."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from cluster.opening import Cluster
+from reference.gits import git, make_history
+
+from shardgit.blocks.block import BlockKind, parse_header
+from shardgit.errors import InvalidArgument, Refused
+from shardgit.etcdpb import etcd_pb2 as pb
+from shardgit.journal.etcd_rows import Reference, decode_value, encode_value
+from shardgit.journal.interface import Put
+from shardgit.journal.rows import frame_row
+from shardgit.node import create_store, open_store
+from shardgit.operate.block_sources import BlockFolder
+from shardgit.operate.cluster_check import check_cluster
+from shardgit.operate.findings import FindingKind
+from shardgit.operate.named import named_blocks
+from shardgit.operate.nodes import blocks_of, move_nodes
+from shardgit.operate.nodes_receipt import check_nodes_receipt, decode_nodes_receipt, receipt_of
+from shardgit.operate.operation import silent_control
+from shardgit.operate.receipt import encode_receipt, seal_of
+from shardgit.service.importing import import_repository
+from shardgit.service.repositories import Repositories
+from shardgit.service.uploading import put_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from etcds import Etcds
+
+    from shardgit.oid import BlockId
+    from shardgit.operate.cluster_check import ClusterChecked
+    from shardgit.service.store import Store
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def cluster(etcds: Etcds, tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path, etcds)
+    with made.opened:
+        yield made
+
+
+@pytest.fixture
+def store(cluster: Cluster) -> Store:
+    """A node's store with one repository, its blocks on the node's disk too."""
+    store = cluster.node("one").store
+    work = make_history(cluster.folder / "demo", commits=30)
+    some = random.Random(1)
+    for number in range(6):  # so that segments are blocks of their own
+        (work / f"noise{number}").write_bytes(some.randbytes(400_000))
+    git(work, "add", ".")
+    git(work, "commit", "-qm", "noise")
+    import_repository(store, "demo", str(work))
+    ids = named(store)
+    end = time.monotonic() + 20
+    while not all(blocks_of(store).tier.has_many(ids)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return store
+
+
+def named(store: Store) -> list[BlockId]:
+    return sorted(named_blocks(store, control=silent_control()).blocks)
+
+
+def file_of(cluster: Cluster, block: BlockId) -> Path:
+    return cluster.folder / "blocks" / "blocks" / block.hex()[:2] / block.hex()
+
+
+def checked(store: Store, **words: object) -> ClusterChecked:
+    return check_cluster(store, control=silent_control(), **words)  # type: ignore[arg-type]
+
+
+def one_of(cluster: Cluster, store: Store, kind: BlockKind) -> BlockId:
+    """Return a block of a kind."""
+    return next(
+        block
+        for block in named(store)
+        if parse_header(file_of(cluster, block).read_bytes()).kind is kind
+    )
+
+
+def forget(store: Store, block: BlockId) -> None:
+    """Take a block from the node's disk."""
+    blocks_of(store).tier.delete_many([block])
+
+
+def test_a_whole_cluster_is_clean_and_counted(cluster: Cluster, store: Store) -> None:
+    done = checked(store)
+    assert done.clean
+    assert done.blocks == len(named(store)) > 0
+    assert done.read_bytes == sum(file_of(cluster, one).stat().st_size for one in named(store))
+    assert done.rows > 3
+    assert not done.replica_renewed
+    quick = checked(store, listed=True)
+    assert quick.clean
+    assert (quick.rows, quick.blocks, quick.read_bytes) == (done.rows, done.blocks, 0)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_the_object_store_lost_comes_back_from_a_disk(
+    cluster: Cluster, store: Store, listed: bool
+) -> None:
+    lost = named(store)[::2]
+    for block in lost:
+        file_of(cluster, block).unlink()
+    found = checked(store, listed=listed)
+    assert found.counts == {FindingKind.COPY: len(lost)}
+    assert {one.block for one in found.findings} == {block.hex() for block in lost}
+    assert all("on the disk of one" in one.what for one in found.findings)
+    assert all(one.repositories == ("demo",) for one in found.findings)
+    done = checked(store, mend=True, listed=listed)
+    assert done.clean
+    assert len(done.mended) == len(lost)
+    assert checked(store).clean
+
+
+def test_damaged_bytes_are_found_and_put_right(cluster: Cluster, store: Store) -> None:
+    block = one_of(cluster, store, BlockKind.SEGMENT)
+    data = bytearray(file_of(cluster, block).read_bytes())
+    data[len(data) // 2] ^= 1
+    file_of(cluster, block).write_bytes(data)
+    assert checked(store, listed=True).clean  # lists tell nothing of bytes
+    assert checked(store).counts == {FindingKind.BLOCK: 1}
+    assert checked(store, mend=True).clean
+    assert checked(store).clean
+
+
+def test_what_nobody_has_is_lost_until_a_source_has_it(cluster: Cluster, store: Store) -> None:
+    before = cluster.pack_of(store, "demo")
+    block = one_of(cluster, store, BlockKind.SEGMENT)
+    aside = cluster.folder / "aside"
+    aside.mkdir()
+    file_of(cluster, block).rename(aside / "block")
+    forget(store, block)
+    found = checked(store, mend=True)
+    assert found.counts == {FindingKind.LOST: 1}
+    (finding,) = found.findings
+    assert "nor on any node's disk" in finding.what
+    assert finding.what.startswith("segment ")
+    assert finding.repositories == ("demo",)
+    assert "--from" in finding.mend
+    done = checked(store, mend=True, sources=[BlockFolder(aside)])
+    assert done.clean
+    assert "--from" in done.mended[0]
+    assert cluster.pack_of(store, "demo") == before
+
+
+def test_a_lost_root_is_mended_first_and_then_what_it_leads_to(
+    cluster: Cluster, store: Store
+) -> None:
+    aside = cluster.folder / "aside"
+    aside.mkdir()
+    for number, block in enumerate(named(store)):
+        file_of(cluster, block).rename(aside / str(number))
+        forget(store, block)
+    assert not checked(store).clean
+    done = checked(store, mend=True, sources=[BlockFolder(aside)])
+    assert done.clean
+    assert checked(store).clean
+    assert len(named(store)) == len(done.mended)
+
+
+def test_a_lost_index_is_made_anew(cluster: Cluster, store: Store) -> None:
+    before = cluster.pack_of(store, "demo")
+    block = one_of(cluster, store, BlockKind.INDEX)
+    file_of(cluster, block).unlink()
+    forget(store, block)
+    assert checked(store).counts == {FindingKind.LOST: 1}
+    done = checked(store, mend=True)
+    assert done.clean
+    assert "made anew" in done.mended[0]
+    assert block not in named(store)
+    assert cluster.pack_of(cluster.node("two").store, "demo") == before
+
+
+def test_a_replica_that_differs_comes_anew(cluster: Cluster, store: Store) -> None:
+    two = cluster.node("two")
+    journal = cluster.journal(two)
+    environment = journal._replica.environment(journal._replica.status.generation)
+    with environment.write() as transaction:
+        transaction.put(b"Qx", frame_row(b"Qx", journal.revision(), encode_value(b"Qx", b"extra")))
+    assert not checked(store).replica_renewed  # it is its own that a node looks at
+    done = checked(two.store)
+    assert done.replica_renewed
+    assert done.clean
+    assert journal._replica.status.generation == 2
+    assert not checked(two.store).replica_renewed
+
+
+def test_damaged_rows_and_lost_values_are_told(cluster: Cluster, store: Store) -> None:
+    journal = cluster.journal(cluster.nodes["one"])
+    put_objects(store, "demo", [(3, b"a blob")])
+    with store.journal.snapshot() as opened:
+        key = next(iter(opened.range(b"S", b"T"))).key
+    with journal.replica_snapshot() as snapshot:
+        (stored,) = [row.value for row in snapshot.stored(key, key + b"\0")]
+    reference = decode_value(key, stored)
+    assert isinstance(reference, Reference)
+    assert checked(store).clean
+    journal.cache._bundles.delete([reference.bundle])
+    found = checked(store)
+    assert found.counts == {FindingKind.ROW: 1}
+    assert found.findings[0].row == key.hex()
+    assert "bundle" in found.findings[0].what
+    assert found.findings[0].mend == "shardgit backup restore"
+    store.journal.commit_sync([], [Put(b"Qx", b"row")])
+    there = journal.keys.row(b"Qx")
+    journal.etcd.txn(
+        pb.TxnRequest(
+            success=[pb.RequestOp(request_put=pb.PutRequest(key=there, value=b"\1damaged-row"))]
+        )
+    )
+    store.journal.commit_sync([], [Put(b"Qy", b"row")])  # tells the head of it
+    assert checked(store).counts == {FindingKind.ROW: 2}
+
+
+def test_one_machine_is_refused(tmp_path: Path) -> None:
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store, pytest.raises(Refused):
+        check_cluster(store, control=silent_control())
+
+
+# -- receipts
+
+
+def test_a_receipt_holds_until_what_it_lists_is_lost(cluster: Cluster, store: Store) -> None:
+    two = cluster.node("two")
+    done = move_nodes(store, {two.number: 1.0}, control=silent_control())
+    receipt = decode_nodes_receipt(encode_receipt(receipt_of(store, done)))
+    assert receipt.blocks == done.blocks > 0
+    assert {one.target for one in receipt.partitions} == {two.number}
+    check = check_nodes_receipt(two.store, receipt, control=silent_control())
+    assert check.ok
+    assert (check.partitions, check.blocks) == (len(receipt.partitions), receipt.blocks)
+    assert check.unchanged == check.partitions
+
+    with pytest.raises(InvalidArgument, match="changed"):
+        decode_nodes_receipt(encode_receipt(replace(receipt, blocks=receipt.blocks + 1)))
+    other = replace(receipt, store="00" * 16)
+    with pytest.raises(Refused, match="another cluster"):
+        check_nodes_receipt(
+            store, replace(other, checksum=seal_of(other)), control=silent_control()
+        )
+
+    moved = [
+        block
+        for block in named(store)
+        if any(block[:2] == one.partition.to_bytes(2, "big") for one in receipt.partitions)
+    ]
+    file_of(cluster, moved[0]).unlink()
+    check = check_nodes_receipt(store, receipt, control=silent_control())
+    assert not check.ok
+    assert "lost" in check.bad[0]
+    Repositories(store).delete("demo")
+    checked(store, mend=True)
+    check = check_nodes_receipt(store, receipt, control=silent_control())
+    assert check.ok, check.bad
