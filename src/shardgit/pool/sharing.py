@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Part = tuple[
         BlockId, int | None
-    ]  # of which segment, from which byte of its entries on; None: all of it
+    ]  # of which block, from which byte of its entries on; None: all of it
 
 # Of all plans: who is further behind makes its own. With 32 MiB a crowd of 32 clones cost as much CPU and 20 MiB more,
 # with 4 MiB a sixth more CPU.
@@ -29,7 +29,7 @@ class _Frame:
     __slots__ = ("data", "ready")
 
     def __init__(self) -> None:
-        self.data: bytes | None = None  # None once ready: it could not be made
+        self.data: list[bytes] | None = None  # None once ready: it could not be made
         self.ready = Event()
 
 
@@ -44,7 +44,7 @@ class SharedPlan:
         self.frames: dict[Part, _Frame] = {}
         self._sharing = sharing
 
-    def frame(self, part: Part, make: Callable[[], bytes]) -> bytes:
+    def frame(self, part: Part, make: Callable[[], list[bytes]]) -> list[bytes]:
         """Return a framed part; one thread makes what is not held, others that want the same wait for it."""
         found, mine = self._sharing.look(self, part)
         if found is None:
@@ -118,11 +118,11 @@ class Sharing:
                 del shared.frames[part]
                 return
             self._held[made] = (shared, part)
-            self._bytes += len(made.data)
+            self._bytes += sum(map(len, made.data))
             while self._bytes > self._most_bytes:
                 self._drop(*next(iter(self._held.values())))
 
     def _drop(self, shared: SharedPlan, part: Part) -> None:
         dropped = shared.frames.pop(part, None)
         if dropped is not None and self._held.pop(dropped, None) is not None:
-            self._bytes -= len(dropped.data or b"")
+            self._bytes -= sum(map(len, dropped.data or ()))

@@ -345,14 +345,26 @@ class PoolView:
             self._outside[ref.id] = found
         return found
 
+    def part_ids(self, segment: PlacedSegment) -> list[BlockId]:
+        """Return the part blocks of a segment that stands alone, in order."""
+        names = self.use_segment(segment, lambda view: _segment.part_ids(view, self.hash_kind.size))
+        return [BlockId(name) for name in names]
+
+    def use_part(self, part: BlockId, job: Callable[[memoryview], T]) -> T:
+        """Run ``job`` over a part block's payload."""
+
+        def checked(view: memoryview) -> T:
+            parse_header(view, kind=BlockKind.PART)
+            return job(view[HEADER_SIZE:])
+
+        return self._use(BlockRef(part, 0), checked, b"")
+
     def parts(self, segment: PlacedSegment) -> Iterator[bytes]:
         """Return the payloads of a segment's part blocks, in order."""
-        names = self.use_segment(segment, lambda view: _segment.part_ids(view, self.hash_kind.size))
-        with self.blocks.prefetch([BlockId(name) for name in names]):
-            for name in names:
-                data = self._use(BlockRef(BlockId(name), 0), bytes, b"")
-                parse_header(data, kind=BlockKind.PART)
-                yield data[HEADER_SIZE:]
+        parts = self.part_ids(segment)
+        with self.blocks.prefetch(parts):
+            for part in parts:
+                yield self.use_part(part, bytes)
 
     # ---- lookups ----
 
