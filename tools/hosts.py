@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 BRIDGE, NETWORK = "sgbr0", "10.77.0"
 HOST = f"{NETWORK}.1"  # of clients
@@ -37,10 +37,9 @@ class Host:
             words = ("neigh", "replace", address, "lladdr", _NOBODY, "dev", "eth0")
             ip("-n", self.name, *words, "nud", "permanent")
 
-    def heal(self, *addresses: str) -> None:
-        """Let it arrive again."""
-        for address in addresses:
-            ip("-n", self.name, "neigh", "del", address, "dev", "eth0")
+    def heal(self) -> None:
+        """Let all of it arrive again."""
+        ip("-n", self.name, "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def shape(self, *qdisc: str) -> None:
         """Give both directions of its link a queue as tc knows them, in place of the one that is there."""
@@ -77,7 +76,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
         Host(f"sgnode{number}", f"sgveth{number}", f"{NETWORK}.{FIRST + number}")
         for number in range(count)
     ]
-    _clear([f"sgnode{number}" for number in range(HOSTS_MAX)])  # of one that was killed
+    _clear(range(HOSTS_MAX))  # of one that was killed
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         for address in (HOST, ETCD_HOST, S3_HOST):
@@ -95,12 +94,13 @@ def hosts(count: int) -> Iterator[list[Host]]:
             ip("-n", one.name, "link", "set", "lo", "up")
         yield made
     finally:
-        _clear([one.name for one in made])
+        _clear(range(count))
 
 
-def _clear(names: Sequence[str]) -> None:
-    for name in names:
-        _gone("netns", "del", name)
+def _clear(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        _gone("link", "del", f"sgveth{number}")  # a namespace takes it along only some time later
+        _gone("netns", "del", f"sgnode{number}")
     _gone("link", "del", BRIDGE)
 
 
