@@ -91,6 +91,16 @@ def fetch_of(url: str, body: bytes) -> Exchange:
     return Exchange((post(f"{at.path}/git-upload-pack", at.netloc, kind, body, v2=True),))
 
 
+def whole_fetch_of(url: str, body: bytes) -> Exchange:
+    """Return all that git fetch asks: capabilities, refs, then the pack."""
+    at = urlsplit(url)
+    kind = "application/x-git-upload-pack-request"
+    refs = line(b"command=ls-refs\n") + b"0001" + line(b"peel\n") + line(b"ref-prefix HEAD\n")
+    first = get(f"{at.path}/info/refs?service=git-upload-pack", at.netloc, v2=True)
+    second = post(f"{at.path}/git-upload-pack", at.netloc, kind, refs + b"0000", v2=True)
+    return Exchange((first, second, *fetch_of(url, body).requests))
+
+
 def fetch_body(wants: list[bytes], haves: list[bytes], extra: list[bytes]) -> bytes:
     """Return a v2 fetch request."""
     rows = [b"thin-pack\n", b"no-progress\n", b"ofs-delta\n", *extra]

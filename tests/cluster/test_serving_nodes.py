@@ -66,6 +66,27 @@ def test_what_is_pushed_to_one_node_is_read_from_the_others_at_once(
         git(tmp_path / f"clone-{number}", "fsck", "--strict")
 
 
+def test_what_was_pushed_elsewhere_is_fetched_by_its_id_at_once(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    one, two = nodes.start("one"), nodes.start("two")
+    work = small_repository(tmp_path / "work")
+    with connect(one.grpc) as client:
+        client.create("demo")
+    git(tmp_path, "init", "-q", "clone")
+    for number in range(15):
+        new = commit(work, number)
+        git(work, "push", "-q", one.url("demo"), "main")
+        git(tmp_path / "clone", "fetch", "-q", two.url("demo"), new)  # no refs are listed
+        assert git(tmp_path / "clone", "rev-parse", "FETCH_HEAD") == new
+    words = ["git", "fetch", "-q", two.url("demo"), "1" * 40]
+    refused = subprocess.run(
+        words, cwd=tmp_path / "clone", capture_output=True, text=True, check=False
+    )
+    assert refused.returncode != 0
+    assert "1" * 40 in refused.stderr
+
+
 def test_nothing_acknowledged_is_lost_with_a_node(nodes: Nodes, tmp_path: Path) -> None:
     """A node is killed during a hundred pushes and a clone; it comes back without anybody's help."""
     one, two = nodes.start("one"), nodes.start("two")

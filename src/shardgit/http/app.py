@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -29,11 +30,14 @@ from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
     from shardgit.http.edge import Handler
     from shardgit.protocol.upload_pack_v2 import Command
     from shardgit.service.conversation import Receives
     from shardgit.service.store import Store
 
+T = TypeVar("T")
 UPLOAD_PACK = "git-upload-pack"
 RECEIVE_PACK = "git-receive-pack"
 ADVERTISEMENT_TYPE = f"application/x-{UPLOAD_PACK}-advertisement"
@@ -49,6 +53,22 @@ def no_http(record: logging.LogRecord) -> bool:
         record.exc_info = None
         record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}", ()
     return True
+
+
+async def begun(make: Callable[[], AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
+    """Return what a source yields once its first piece is there. Errors: those that come before it."""
+    source = make()
+    return _behind(await anext(source, None), source)
+
+
+async def _behind(
+    first: bytes | None, source: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(source):
+        if first is not None:
+            yield first
+        async for piece in source:
+            yield piece
 
 
 class GitHttp:
@@ -94,12 +114,29 @@ class GitHttp:
     async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """See to it that what a request reads was not overtaken by commits of other nodes.
 
-        When these do not answer, fetches go on with what this node has; pushes are Unavailable.
+        When these do not answer, fetches go on with what this node has; pushes are Unavailable. What asks for refs or
+        packs looks itself: see ``_looking_again``.
         """
-        is_read = request.method in {"GET", "HEAD"} or request.path.endswith(f"/{UPLOAD_PACK}")
-        stale_ok = is_read and request.query.get("service") != RECEIVE_PACK
-        await self.journal.fresh(stale_ok=stale_ok)
+        service = request.query.get("service")
+        lists = request.path.endswith("/info/refs") and service == UPLOAD_PACK
+        if not lists and not request.path.endswith(f"/{UPLOAD_PACK}"):
+            is_read = request.method in {"GET", "HEAD"} and service != RECEIVE_PACK
+            await self.journal.fresh(stale_ok=is_read)
         return await handler(request)
+
+    async def _looking_again(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, and where something is missing, look whether other nodes have it, and read again.
+
+        For what the nodes cannot disagree about for long, or at all: ids lead to the same objects for ever.
+        """
+        before = self.journal.revision()
+        try:
+            return await read()
+        except ShardgitError:
+            await self.journal.fresh(stale_ok=True)
+            if self.journal.revision() == before:
+                raise
+        return await read()
 
     async def root(self, _: web.Request) -> web.Response:
         """Say what this is."""
@@ -116,8 +153,10 @@ class GitHttp:
         if service != UPLOAD_PACK:
             raise PermissionRefused("service is not known", service=service[:40])
         authorize(principal_of(request), Action.READ, name)
-        terms = await self.fetches.terms(name)
         version = protocol_version(request)
+        if version != 2:  # which lists refs
+            await self.journal.fresh(stale_ok=True)
+        terms = await self._looking_again(partial(self.fetches.terms, name))
         headers = {**NO_CACHE, "Content-Type": ADVERTISEMENT_TYPE}
         if version == 2:
             offered = terms.lists_bundles or await self.bundles.bundles.offered(name)
@@ -136,7 +175,7 @@ class GitHttp:
             raise web.HTTPUnsupportedMediaType(text=f"content type must be {REQUEST_TYPE}")
         name = repository_name(request)
         authorize(principal_of(request), Action.READ, name)
-        terms = await self.fetches.terms(name)
+        terms = await self._looking_again(partial(self.fetches.terms, name))
         reader = (RequestV2 if protocol_version(request) == 2 else RequestV0)(
             terms.kind,
             limits=self.limits,
@@ -148,11 +187,15 @@ class GitHttp:
             command = await self._command(request, reader)
             if command is None:
                 return web.Response(headers=headers)
+            by_ids = isinstance(command, Fetch) and not command.want_refs
+            if not by_ids:
+                await self.journal.fresh(stale_ok=True)
             if isinstance(command, BundleUriRequest) and not terms.lists_bundles:
                 source = self.bundles.listed(name)
             elif isinstance(command, Fetch):
                 uris = partial(self.bundles.uri_for, request)
-                source = self.fetches.fetch(name, command, uris=uris)
+                make = partial(self.fetches.fetch, name, command, uris=uris)
+                source = await self._looking_again(partial(begun, make)) if by_ids else make()
             else:
                 source = self.fetches.answer(name, command)
             tells = isinstance(command, Fetch) and command.sideband > 0
