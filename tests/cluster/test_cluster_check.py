@@ -238,15 +238,16 @@ def test_a_receipt_holds_until_what_it_lists_is_lost(cluster: Cluster, store: St
     two = cluster.node("two")
     done = move_nodes(store, {two.number: 1.0}, control=silent_control())
     receipt = decode_nodes_receipt(encode_receipt(receipt_of(store, done)))
-    assert receipt.blocks == done.blocks > 0
+    assert receipt.moved == done
+    assert done.blocks > 0
     assert {one.target for one in receipt.partitions} == {two.number}
     check = check_nodes_receipt(two.store, receipt, control=silent_control())
     assert check.ok
-    assert (check.partitions, check.blocks) == (len(receipt.partitions), receipt.blocks)
+    assert (check.partitions, check.blocks) == (len(receipt.partitions), done.blocks)
     assert check.unchanged == check.partitions
 
     with pytest.raises(InvalidArgument, match="changed"):
-        decode_nodes_receipt(encode_receipt(replace(receipt, blocks=receipt.blocks + 1)))
+        decode_nodes_receipt(encode_receipt(replace(receipt, ended_ms=receipt.ended_ms + 1)))
     other = replace(receipt, store="00" * 16)
     with pytest.raises(Refused, match="another cluster"):
         check_nodes_receipt(

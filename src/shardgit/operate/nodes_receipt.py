@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardgit import clock
 from shardgit.blocks.block import partition_of
 from shardgit.errors import Refused
-from shardgit.operate.nodes import NodeLoad, NodesMoved, PartitionMoved, blocks_of
+from shardgit.operate.nodes import NodesMoved, PartitionMoved, blocks_of
 from shardgit.operate.planning import STEP_PARTITIONS
 from shardgit.operate.rebalance import PREFIX_BYTES, digest_of
 from shardgit.operate.receipt import (
@@ -37,39 +37,19 @@ class NodesReceipt:
 
     format: str
     store: str
-    epochs: tuple[int, ...]
     ended_ms: int
-    seconds: float
-    blocks: int
-    bytes: int
-    there_blocks: int
-    warmed_blocks: int
-    warmed_bytes: int
-    cold_blocks: int
-    failed_blocks: int
-    nodes: tuple[NodeLoad, ...]
-    partitions: tuple[PartitionMoved, ...]
+    moved: NodesMoved
     checksum: str = ""
+
+    @property
+    def partitions(self) -> tuple[PartitionMoved, ...]:
+        """What was moved."""
+        return self.moved.moves
 
 
 def receipt_of(store: Store, done: NodesMoved) -> NodesReceipt:
     """Return the receipt of a move that has just ended."""
-    receipt = NodesReceipt(
-        format=FORMAT,
-        store=store_id(store),
-        epochs=done.epochs,
-        ended_ms=clock.now_ms(),
-        seconds=done.seconds,
-        blocks=done.blocks,
-        bytes=done.bytes,
-        there_blocks=done.there_blocks,
-        warmed_blocks=done.warmed_blocks,
-        warmed_bytes=done.warmed_bytes,
-        cold_blocks=done.cold_blocks,
-        failed_blocks=done.failed_blocks,
-        nodes=done.nodes,
-        partitions=done.moves,
-    )
+    receipt = NodesReceipt(FORMAT, store_id(store), clock.now_ms(), done)
     return replace(receipt, checksum=seal_of(receipt))
 
 
@@ -93,8 +73,10 @@ def check_nodes_receipt(store: Store, receipt: NodesReceipt, *, control: Control
         steps[one.partition // STEP_PARTITIONS].append(one)
     for step, entries in sorted(steps.items()):
         check.step(step * STEP_PARTITIONS, entries)
-        control.report(Progress("checking", check.bytes, max(receipt.bytes, check.bytes), "bytes"))
-    operation = f"ring epochs {', '.join(map(str, receipt.epochs))}"
+        control.report(
+            Progress("checking", check.bytes, max(receipt.moved.bytes, check.bytes), "bytes")
+        )
+    operation = f"ring epochs {', '.join(map(str, receipt.moved.epochs))}"
     return check.result(operation, len(receipt.partitions))
 
 
