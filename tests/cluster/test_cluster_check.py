@@ -11,16 +11,20 @@ import pytest
 from cluster.opening import Cluster
 from reference.gits import git, make_history
 
-from shardgit.blocks.block import BlockKind, parse_header
-from shardgit.errors import InvalidArgument, Refused
+from shardgit.blocks.block import BlockKind, parse_header, partition_of
+from shardgit.errors import BackupCorrupt, BlockCorrupt, InvalidArgument, Refused, Unavailable
 from shardgit.etcdpb import etcd_pb2 as pb
 from shardgit.journal.etcd_rows import Reference, decode_value, encode_value
 from shardgit.journal.interface import Put
+from shardgit.journal.records import PoolRecord
 from shardgit.journal.rows import frame_row
 from shardgit.node import create_store, open_store
+from shardgit.oid import PoolId
+from shardgit.operate import cluster_check
 from shardgit.operate.block_sources import BlockFolder
 from shardgit.operate.cluster_check import check_cluster
 from shardgit.operate.findings import FindingKind
+from shardgit.operate.gc import GcOptions, gc
 from shardgit.operate.named import named_blocks
 from shardgit.operate.nodes import blocks_of, move_nodes
 from shardgit.operate.nodes_receipt import check_nodes_receipt, decode_nodes_receipt, receipt_of
@@ -31,7 +35,7 @@ from shardgit.service.repositories import Repositories
 from shardgit.service.uploading import put_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from etcds import Etcds
@@ -184,12 +188,17 @@ def test_a_lost_index_is_made_anew(cluster: Cluster, store: Store) -> None:
     assert cluster.pack_of(cluster.node("two").store, "demo") == before
 
 
-def test_a_replica_that_differs_comes_anew(cluster: Cluster, store: Store) -> None:
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_replica_that_differs_comes_anew(
+    cluster: Cluster, store: Store, is_readable: bool
+) -> None:
     two = cluster.node("two")
     journal = cluster.journal(two)
+    key = b"Qx"
+    framed = frame_row(key, journal.revision(), encode_value(key, b"extra"))
     environment = journal._replica.environment(journal._replica.status.generation)
     with environment.write() as transaction:
-        transaction.put(b"Qx", frame_row(b"Qx", journal.revision(), encode_value(b"Qx", b"extra")))
+        transaction.put(key, framed if is_readable else framed[:-1] + b"?")
     assert not checked(store).replica_renewed  # it is its own that a node looks at
     done = checked(two.store)
     assert done.replica_renewed
@@ -223,6 +232,83 @@ def test_damaged_rows_and_lost_values_are_told(cluster: Cluster, store: Store) -
     )
     store.journal.commit_sync([], [Put(b"Qy", b"row")])  # tells the head of it
     assert checked(store).counts == {FindingKind.ROW: 2}
+
+
+def test_what_does_not_parse_is_told(cluster: Cluster, store: Store) -> None:
+    segment = one_of(cluster, store, BlockKind.SEGMENT)
+    with store.journal.snapshot() as snapshot:
+        (row,) = snapshot.range(b"P", b"Q")
+    record = PoolRecord.decode(PoolId(row.key[1:]), row.value)
+    store.journal.commit_sync([], [Put(row.key, replace(record, manifest=segment).encode())])
+    found = checked(store)
+    assert found.counts == {FindingKind.BROKEN: 1}
+    assert found.findings[0].row == row.key.hex()
+
+
+def test_an_object_store_that_does_not_answer_is_no_clean_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise Unavailable("object store failed")
+
+    monkeypatch.setattr(cluster_check, "AWAY_S", 0.0)
+    monkeypatch.setattr(blocks_of(store).objects, "check_many", away)
+    done = checked(store)
+    assert not done.clean
+    assert "object store failed" in done.stopped_by
+    monkeypatch.undo()
+    monkeypatch.setattr(blocks_of(store).objects, "read_sync", away)
+    for block in named(store):
+        forget(store, block)
+    assert "object store failed" in checked(store).stopped_by
+
+
+def test_a_source_that_is_damaged_is_passed_over(cluster: Cluster, store: Store) -> None:
+    class Damaged:
+        def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
+            raise BackupCorrupt("pack of the backup is damaged", block=ids[0].hex())
+
+    aside = cluster.folder / "aside"
+    aside.mkdir()
+    block = one_of(cluster, store, BlockKind.SEGMENT)
+    file_of(cluster, block).rename(aside / "block")
+    forget(store, block)
+    assert checked(store, mend=True, sources=[Damaged()]).counts == {FindingKind.LOST: 1}
+    assert checked(store, mend=True, sources=[Damaged(), BlockFolder(aside)]).clean
+
+
+def test_a_node_that_does_not_answer_is_named(cluster: Cluster, store: Store) -> None:
+    two = cluster.node("two")  # it serves no peers here
+    move_nodes(store, {two.number: 1.0}, control=silent_control())
+    block = one_of(cluster, store, BlockKind.SEGMENT)
+    file_of(cluster, block).unlink()
+    forget(store, block)
+    found = checked(store)
+    assert found.counts == {FindingKind.LOST: 1}
+    assert "any node that answered; two did not" in found.findings[0].what
+
+
+def test_what_gc_deletes_meanwhile_is_no_finding_and_stays_away(
+    cluster: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = one_of(cluster, store, BlockKind.SEGMENT)
+    objects = blocks_of(store).objects
+    check = objects.check_many
+
+    def checking(ids: Sequence[BlockId]) -> list[int | BlockCorrupt | None]:
+        if doomed in ids and file_of(cluster, doomed).exists():  # between the rows and the look
+            Repositories(store).delete("demo")
+            options = GcOptions(grace_s=0, log_retention_s=0, orphan_age_s=0, wait_s=20)
+            for _ in range(2):
+                gc(store, options, control=silent_control())
+            file_of(cluster, doomed).unlink(missing_ok=True)
+        return check(ids)
+
+    monkeypatch.setattr(objects, "check_many", checking)
+    done = checked(store, mend=True)
+    assert done.clean
+    assert done.mended == ()
+    assert not file_of(cluster, doomed).exists()
 
 
 def test_one_machine_is_refused(tmp_path: Path) -> None:
@@ -259,7 +345,20 @@ def test_a_receipt_holds_until_what_it_lists_is_lost(cluster: Cluster, store: St
         for block in named(store)
         if any(block[:2] == one.partition.to_bytes(2, "big") for one in receipt.partitions)
     ]
+    data = file_of(cluster, moved[0]).read_bytes()
     file_of(cluster, moved[0]).unlink()
+    with pytest.MonkeyPatch.context() as patched:  # listed still, and not there
+        listed = [*blocks_of(store).objects.scan_sync(), (moved[0], len(data))]
+        patched.setattr(
+            blocks_of(store).objects,
+            "scan_sync",
+            lambda low, high: iter(
+                sorted(one for one in listed if low <= partition_of(one[0]) < high)
+            ),
+        )
+        check = check_nodes_receipt(store, receipt, control=silent_control())
+        assert not check.ok
+        assert "lost" in check.bad[0]
     check = check_nodes_receipt(store, receipt, control=silent_control())
     assert not check.ok
     assert "lost" in check.bad[0]

@@ -113,6 +113,10 @@ def test_a_question_that_goes_wrong_is_asked_again_by_the_thread(
     assert journal.asked_by_thread
     assert not asked.is_away
     again = Caller(asked)
+    until = time.monotonic() + 10
+    while len(journal.asked) < 2:  # the thread may be about to send it
+        assert time.monotonic() < until
+        time.sleep(0.005)
     journal.asked[-1](1)
     assert again.waits() is None
 

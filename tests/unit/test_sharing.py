@@ -18,6 +18,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
@@ -225,3 +226,36 @@ def test_a_crowd_holds_parts_of_long_segments_and_sends_the_same(
             piece is first for first, *others in rounds for piece in others if len(piece) > part
         )
         assert max(len(first) for first, *_ in rounds) == part + 2 * 5
+
+
+def test_a_transfer_that_the_collector_ends_meanwhile_is_counted_right() -> None:
+    """Whatever is made inside may run Python's collector, which ends transfers that nobody wants any more."""
+    sharing = Sharing(most_bytes=1_000)
+
+    class Ends(list[bytes]):
+        """Pieces whose lengths are asked for when the collector runs."""
+
+        def __init__(self, plan: bytes) -> None:
+            super().__init__([bytes(400)])
+            self.plan = plan
+
+        def __iter__(self) -> Iterator[bytes]:
+            sharing.leave(self.plan)
+            return super().__iter__()
+
+    for plan in (b"other", b"other", b"plan", b"plan"):
+        sharing.enter(plan)
+    other = sharing.enter(b"other")
+    sharing.leave(b"other")
+    shared = sharing.enter(b"plan")
+    sharing.leave(b"plan")
+    other.frame(PARTS[0], Maker(400))
+    shared.frame(PARTS[0], lambda: Ends(b"other"))  # another plan loses what it held
+    assert sharing.held_bytes == 400
+    shared.frame(PARTS[1], lambda: Ends(b"plan"))  # and then this one
+    assert sharing.held_bytes == 0
+    for plan in (b"plan", b"plan"):
+        shared = sharing.enter(plan)
+    for part in PARTS:
+        shared.frame(part, Maker(400))
+    assert sharing.held_bytes == 800

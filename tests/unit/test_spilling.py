@@ -139,11 +139,11 @@ def test_who_was_expected_and_does_not_come_is_waited_for_a_few_times(
 
 
 def test_closing_does_not_wait_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spilling, "WINDOW_S", 1_000.0)
     with world(Counted(pause_s=0.05), tmp_path) as here:
         begun = [here.begin(b"%d" % number) for number in range(5)]
         for _, done in begun:
             assert done.wait(30)
+        monkeypatch.setattr(spilling, "WINDOW_S", 1_000.0)
         _, last = here.begin(b"last")
     assert last.is_set()
 

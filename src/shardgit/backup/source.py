@@ -31,6 +31,8 @@ class BackupBlocks(OnWorkers):
     A block that the target lacks is None; one that is damaged there is BackupCorrupt.
     """
 
+    in_place = False
+
     def __init__(self, target: Target, workers: Workers) -> None:
         self.workers = workers
         self._target = target

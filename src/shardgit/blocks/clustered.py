@@ -39,6 +39,7 @@ WARMERS = 2
 ROUNDS_MAX = 3  # of asking peers, before it is the object store's turn
 DROPPED_MAX = 1 << 16
 HAND_OVER_BYTES = 8 << 20
+ASKED_AT_ONCE = 256  # blocks, whether a node has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class ClusteredBlocks(OnWorkers):
 
     Errors beside those of BlockStore: Unavailable when a block is in no cache and the object store does not answer.
     """
+
+    in_place = False
 
     def __init__(
         self,
@@ -376,17 +379,40 @@ class ClusteredBlocks(OnWorkers):
 
     # ---- for operators ----
 
-    def copies(self, block: BlockId) -> Iterator[tuple[int, bytes]]:
-        """Return whole copies of a block on nodes' disks, and whose: this node's first, then its owners', then any."""
-        every = (self.nodes.me, *self.nodes.owners(block), *sorted(self.nodes.ring.addresses))
-        for node in dict.fromkeys(every):
-            try:
-                for _, data in self._held(node, [block]):
-                    if data is not None:
-                        verify_block(block, data)
-                        yield node, data
-            except ShardgitError as error:
-                telemetry.log().warning("peer_failed", node=node, error=str(error))
+    def whereabouts(self, ids: Sequence[BlockId]) -> tuple[dict[BlockId, list[int]], set[int]]:
+        """Return which nodes say that they have blocks on their disks, and which nodes did not answer."""
+        found: dict[BlockId, list[int]] = {}
+        silent: set[int] = set()
+        for node in (self.nodes.me, *sorted(set(self.nodes.ring.addresses) - {self.nodes.me})):
+            for at in range(0, len(ids), ASKED_AT_ONCE):
+                some = ids[at : at + ASKED_AT_ONCE]
+                try:
+                    here = self._had_by_now(node, some)
+                except ShardgitError as error:
+                    telemetry.log().warning("peer_failed", node=node, error=str(error))
+                    silent.add(node)
+                    break
+                for block, is_here in zip(some, here, strict=True):
+                    if is_here:
+                        found.setdefault(block, []).append(node)
+        return found, silent
+
+    def _had_by_now(self, node: int, ids: Sequence[BlockId]) -> list[bool]:
+        try:
+            return self._had(node, ids)
+        except RingStale:  # the newer ring was taken over
+            return self._had(node, ids)
+
+    def copy_from(self, node: int, block: BlockId) -> bytes | None:
+        """Return a whole copy of a block from a node's disks, None when it has none to give."""
+        try:
+            for _, data in self._held(node, [block]):
+                if data is not None:
+                    verify_block(block, data)
+                    return data
+        except ShardgitError as error:
+            telemetry.log().warning("peer_failed", node=node, error=str(error))
+        return None
 
     def hand_over(self, source: int, target: int, ids: Sequence[BlockId]) -> HandedOver:
         """Give one node what another has on its disks, through this one; failures are counted, not raised."""

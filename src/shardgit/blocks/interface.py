@@ -34,6 +34,9 @@ class BlockStore(Protocol):
     happened or not, and is safe to repeat. Nothing may be used across a fork.
     """
 
+    in_place: bool
+    """Whether ``use`` finds a block on this machine, so that using it again and again costs nothing."""
+
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """Return a copy of each block, None where it is missing, in the order of ``ids``."""
         ...

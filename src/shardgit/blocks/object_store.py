@@ -69,6 +69,8 @@ class ObjectBlocks(OnWorkers):
     a block in an object store.
     """
 
+    in_place = False
+
     def __init__(
         self, bucket: Bucket, workers: Workers, *, requests_max: int = REQUESTS_MAX
     ) -> None:

@@ -21,6 +21,7 @@ class OnWorkers:
     """Runs the ``_sync`` methods on workers. Subclasses set ``workers`` and implement those."""
 
     workers: Workers
+    in_place = True
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """See BlockStore."""

@@ -177,6 +177,9 @@ def join(  # noqa: PLR0913, PLR0917
         from shardgit.errors import Refused
         from shardgit.operate import nodes
 
+        if plan and receipt is not None:
+            raise UsageRefused("a plan moves nothing, and has no receipt")
+        _check_writable(receipt)
         store = opened.store
         now = nodes.members(store)
         number = nodes.number_of(now, node) if node else opened.number
@@ -216,6 +219,7 @@ def leave(
         from shardgit.errors import Refused
         from shardgit.operate import nodes
 
+        _check_writable(receipt)
         store = opened.store
         if nodes.number_of(nodes.members(store), node) == opened.number:
             raise Refused(
@@ -368,14 +372,27 @@ def _print_checked(done: ClusterChecked) -> None:
     for command in sorted({one.mend for one in done.findings}):
         typer.echo(f"run: {command}", err=True)
     if done.replica_renewed:
-        typer.echo("this node's replica was not what etcd has: it comes anew by itself")
-    said = ", ".join(f"{n:,} {kind}" for kind, n in sorted(done.counts.items())) or "all whole"
+        typer.echo("this node's replica was not what etcd has: it has come anew")
+    if done.stopped_by:
+        typer.echo(f"not all was looked at: {done.stopped_by}", err=True)
+    said = ", ".join(f"{n:,} {kind}" for kind, n in sorted(done.counts.items())) or (
+        "all whole" if done.clean else "none wrong of these"
+    )
     mended = f", {len(done.mended):,} mended" if done.mended else ""
     read = f" ({human_bytes(done.read_bytes)})" if done.read_bytes else ""
     typer.echo(
         f"{plural(done.rows, 'row')}, {plural(done.blocks, 'block')}{read}: {said}{mended}"
         f" ({done.seconds:.1f} s)"
     )
+
+
+def _check_writable(receipt: Path | None) -> None:
+    """See to it before a move that its receipt can be written behind it."""
+    if receipt is not None:
+        try:
+            receipt.open("ab").close()
+        except OSError as error:
+            raise UsageRefused("receipt cannot be written", path=str(receipt)) from error
 
 
 def _write_receipt(store: Store, done: NodesMoved, file: Path | None) -> None:
@@ -399,7 +416,7 @@ def _print_plan(found: object, *, json: bool) -> None:
 
 def _print_moved(done: NodesMoved, *, json: bool) -> None:
     if json:
-        print_json(asdict(done))
+        print_json({key: value for key, value in asdict(done).items() if key != "moves"})
         return
     most = most_loaded(done.nodes)
     rows = [[one.id, one.name, *load_cells(one, most)] for one in done.nodes]

@@ -155,7 +155,8 @@ class Etcd:
 
         It must be quick and raise nothing. Errors before the call: Unavailable, PermissionRefused; nothing was sent.
         """
-        self._soon(_TXN, request, answer, timeout_s)
+        member = self.member()
+        self._soon(member, _TXN, request, answer, self._metadata(member, timeout_s), timeout_s)
 
     def range_soon(
         self,
@@ -168,21 +169,23 @@ class Etcd:
 
         Never waits: Unavailable when a token has to be fetched first.
         """
-        if self._access.user and not self.member().token:
+        member = self.member()
+        token = member.token
+        if self._access.user and not token:
             raise Unavailable("etcd wants a token first")
-        self._soon(_RANGE, request, answer, timeout_s)
+        metadata = (("token", token),) if token else ()
+        self._soon(member, _RANGE, request, answer, metadata, timeout_s)
 
     def _soon(
         self,
+        member: Member,
         call: _Call,
         request: object,
         answer: Callable[[Any], None],
+        metadata: tuple[tuple[str, str], ...],
         timeout_s: float,
     ) -> None:
-        member = self.member()
-        under_way = member.call(call).future(
-            request, timeout=timeout_s, metadata=self._metadata(member, timeout_s)
-        )
+        under_way = member.call(call).future(request, timeout=timeout_s, metadata=metadata)
 
         def done(ended: Any) -> None:
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from shardgit.errors import PermissionRefused, RepositoryMissing, ShardgitError
+from shardgit.errors import NotFound, PermissionRefused, RepositoryMissing, ShardgitError
 from shardgit.http.archive import ArchiveRoutes
 from shardgit.http.body import body_pieces, expecting
 from shardgit.http.bundles import BundleRoutes
@@ -132,7 +132,7 @@ class GitHttp:
         before = self.journal.revision()
         try:
             return await read()
-        except ShardgitError:
+        except NotFound:
             await self.journal.fresh(stale_ok=True)
             if self.journal.revision() == before:
                 raise

@@ -137,10 +137,16 @@ class EtcdJournal(CommitsSoon):
         with self._replica.snapshot() as opened:
             yield opened
 
+    def generation(self) -> int:
+        """Return the number of this node's replica: another each time it comes anew."""
+        return self._replica.status.generation
+
     def await_replaced(self, generation: int, *, timeout_s: float = OPEN_S) -> None:
         """Wait until a replica that was condemned has come anew. Errors: Unavailable when none comes in time."""
         end = clock.monotonic() + timeout_s
         while self._replica.status.generation <= generation:
+            if self._closed:
+                raise Unavailable("journal is closed", path=self._path)
             if clock.monotonic() >= end:
                 raise self._feeder.failure or Unavailable("replica did not come in time")
             clock.sleep(0.02)

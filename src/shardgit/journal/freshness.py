@@ -13,7 +13,9 @@ from shardgit.errors import ShardgitError, Unavailable
 if TYPE_CHECKING:
     from shardgit.journal.replica import Replica
 
-ASK_S = 5.0  # of one question; it goes from member to member
+ASK_S = (
+    4.0  # of a question that is asked again, from member to member, behind the second of the first
+)
 AWAY_S = 0.25  # between questions while etcd does not answer
 
 

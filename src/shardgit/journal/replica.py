@@ -149,10 +149,9 @@ class ReplicaSnapshot(LmdbSnapshot):
             found = self._replica.cache.read(found, row.key)
         return Row(row.key, found, row.revision)
 
-    def condemn(self) -> int:
-        """Have the replica made anew: it is not what etcd has. Returns the number of the one that goes."""
+    def condemn(self) -> None:
+        """Have the replica made anew: it is not what etcd has."""
         self._replica.status.report(self._generation)
-        return self._generation
 
     def stored(self, low: bytes, high: bytes) -> Iterator[Row]:
         """Return rows with their values as etcd has them: see etcd_rows."""

@@ -64,7 +64,6 @@ class Spiller:
             group, is_last = self._with_more(first)
             del first
             self._put(group)
-            self._crowds.append(len(group) + self._waiting.qsize())
             del group  # what waits leads to a whole push
             if is_last:
                 return
@@ -108,6 +107,9 @@ class Spiller:
                 self._fail(commit, error)
             return
         telemetry.JOURNAL_BUNDLES.labels("done").inc()
+        self._crowds.append(
+            len(group) + self._waiting.qsize()
+        )  # before any of these may come again
         self._cache.keep(bundle, data)
         for commit, references in zip(group, found, strict=True):
             commit.references = references

@@ -3,24 +3,25 @@
 In order: the rows in etcd, and this node's replica of them; the values in bundles; then every block that the journal
 names, in the object store, by rising id. What nodes have on their disks is checked whenever it is read and does not
 count here, but it mends: a block that the object store has lost is put there again from a node's disk, from another
-source, or, an index or graph, made anew from its segments. What seems to be missing is looked for in the journal again
-before it is a finding, since the cluster is served meanwhile.
+source, or, an index or graph, made anew from its segments.
+
+The cluster is served meanwhile. What is not there is looked for in rows that are read behind that look: only what these
+still name is mended, and is a finding. Ids are never born twice, so that cannot be what gc has just deleted.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
-from shardgit.blocks.block import partition_of, verify_block
-from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt
+from shardgit.blocks.block import HEADER_SIZE, partition_of, verify_block
+from shardgit.errors import BlockCorrupt, Conflict, DataLoss, JournalCorrupt, Unavailable
 from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import END
 from shardgit.operate.findings import RESTORE, Finding, FindingKind, Findings, shown_repositories
-from shardgit.operate.journal_check import check_rows
-from shardgit.operate.named import named_blocks
+from shardgit.operate.journal_check import check_bundles, check_rows
 from shardgit.operate.naming import Owners, named_by
 from shardgit.operate.nodes import blocks_of, members
 from shardgit.operate.operation import running
@@ -30,8 +31,9 @@ from shardgit.progress import Progress
 from shardgit.ring.ring import PARTITIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from shardgit.journal.interface import Row
     from shardgit.oid import BlockId, PoolId
     from shardgit.operate.naming import Named
     from shardgit.operate.operation import Control
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 KIND = "verify"
-MISSING = "not in the object store"
 REPAIR, REPAIR_FROM = "shardgit cluster repair", "shardgit cluster repair --from BACKUP"
+MISSING = "not in the object store"
 BATCH_BLOCKS = 32  # read side by side, of 8 MiB at most
 STEP_PARTITIONS = 256  # of one list
+PAGE_ROWS = 256  # of one snapshot
 PASSES_MAX = 8  # a root leads to pages, and these to all else
+TRIES, AWAY_S = 4, 5.0  # while the object store does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class ClusterChecked:
     """What was looked at, what was mended, and what is wrong now. ``findings`` are the first, ``counts`` tell of all.
 
     ``read_bytes`` is 0 where only lists were looked at. ``replica_renewed``: this node's replica was not what etcd has,
-    and comes anew.
+    and has come anew. ``stopped_by`` says why not all was looked at, empty when all was.
     """
 
     findings: tuple[Finding, ...]
@@ -61,12 +65,13 @@ class ClusterChecked:
     read_bytes: int
     mended: tuple[str, ...]
     replica_renewed: bool
+    stopped_by: str
     seconds: float
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is damaged or missing."""
-        return not self.counts
+        """Whether all was looked at, and nothing is damaged or missing."""
+        return not self.counts and not self.stopped_by
 
 
 def check_cluster(
@@ -79,8 +84,9 @@ def check_cluster(
 ) -> ClusterChecked:
     """Check a cluster from one of its nodes, while it is served; with ``mend`` put right what can be.
 
-    ``listed`` reads no block: it holds the object store's lists against what the journal names. Safe to stop and to do
-    again. Errors: Refused on one machine, or while another process of this cluster does the same; Unavailable, Stopped.
+    ``listed`` reads no block and no bundle: it holds the object store's lists against what the journal names. Safe to
+    stop and to do again. Errors: Refused on one machine, or while another process of this cluster does the same;
+    Unavailable when etcd does not answer, Stopped.
     """
     blocks_of(store)
     with running(store, KIND):
@@ -97,7 +103,9 @@ class _Check:
         listed: bool,
         sources: Sequence[BlockSource],
     ) -> None:
+        assert isinstance(store.journal, EtcdJournal)
         self.store = store
+        self.journal = store.journal
         self.control = control
         self.blocks = blocks_of(store)
         self.mend, self.listed, self.sources = mend, listed, sources
@@ -105,17 +113,18 @@ class _Check:
         self.rows = self.looked = self.read_bytes = 0
         self.mended: list[str] = []
         self.renewed = False
+        self.stopped_by = ""
         self.owners = Owners()
         self._begun = clock.monotonic()
-        self._seen: set[BlockId] = set()
+        self._broken: dict[bytes, str] = {}  # rows that lead to what does not parse
         self._node_names = {one.number: one.record.name for one in members(store).members}
 
     def run(self) -> ClusterChecked:
-        if self._rows():
-            try:
-                self._tell(self._rebuilt(self._still_named(self._blocks())))
-            except JournalCorrupt as error:
-                self.found(Finding(FindingKind.BROKEN, str(error), RESTORE))
+        self._rows()
+        try:
+            self._blocks()
+        except Unavailable as error:
+            self.stopped_by = str(error)
         return ClusterChecked(
             findings=tuple(self.findings.kept),
             counts=dict(self.findings.counts),
@@ -124,6 +133,7 @@ class _Check:
             read_bytes=self.read_bytes,
             mended=tuple(self.mended),
             replica_renewed=self.renewed,
+            stopped_by=self.stopped_by,
             seconds=clock.monotonic() - self._begun,
         )
 
@@ -134,57 +144,125 @@ class _Check:
 
     # ---- rows ----
 
-    def _rows(self) -> bool:
-        """Check the journal's rows; says whether what they name can be told."""
-        journal = self.store.journal
-        assert isinstance(journal, EtcdJournal)
+    def _rows(self) -> None:
+        """Check the journal's rows, and where their values lie."""
         self.control.report(Progress("reading rows", 0, 1, "objects"))
-        checked = check_rows(journal, self.control)
-        self.rows = checked.rows
+        checked = check_rows(self.journal)
+        self.rows, self.renewed = checked.rows, checked.renewed
         self.control.report(Progress("reading rows", self.rows, self.rows, "objects"))
-        for fault in checked.faults:
-            self.renewed = self.renewed or fault.is_replicas
-            if not fault.is_replicas:
-                finding = Finding(FindingKind.ROW, fault.what, RESTORE, row=fault.key.hex())
-                self.found(finding)
-        return not self.findings.total
+        faults = list(checked.faults)
+        if not self.listed:
+            try:
+                lost, size = check_bundles(self.journal, checked.spilled, self.control)
+            except Unavailable as error:
+                self.stopped_by = str(error)
+            else:
+                faults += lost
+                self.read_bytes += size
+        for fault in faults:
+            self.found(Finding(FindingKind.ROW, fault.what, RESTORE, row=fault.key.hex()))
+
+    def _each_row(self) -> Iterator[Row]:
+        """Return the rows, a page of one snapshot at a time; those whose values are gone are passed over."""
+        low = b"\0"
+        while True:
+            with self.journal.replica_snapshot() as snapshot:
+                keys = [row.key for row in islice(snapshot.stored(low, END), PAGE_ROWS)]
+                page: list[Row] = []
+                for key in keys:
+                    try:
+                        row = snapshot.get(key)
+                    except JournalCorrupt:
+                        continue  # it was told already
+                    if row is not None:
+                        page.append(row)
+            yield from page
+            if len(keys) < PAGE_ROWS:
+                return
+            low = keys[-1] + b"\0"
+
+    def _each_named(self) -> Iterator[Named]:
+        """Return what the rows lead to, as far as it can be read, and note which rows lead to what does not parse."""
+        self.journal.fresh_sync()
+        self.owners = Owners()
+        self._broken = {}
+        away: list[Unavailable] = []
+
+        def read(block: BlockId) -> bytes | None:
+            try:
+                (data,) = self.store.blocks.get_many_sync([block])
+            except BlockCorrupt:
+                return None
+            except Unavailable as error:
+                away.append(error)
+                raise
+            return data
+
+        for row in self._each_row():
+            self.control.pace(0)
+            try:
+                self.owners.take(row)
+                yield from named_by(row, read)
+            except DataLoss as error:
+                if away:
+                    raise away[0] from error
+                self._broken[row.key] = str(error)
 
     # ---- blocks ----
 
-    def _blocks(self) -> dict[BlockId, str]:
-        """Look at all blocks, and mend what can be; returns what is wrong with which others."""
-        left: dict[BlockId, str] = {}
-        for _ in range(PASSES_MAX):
-            named = named_blocks(self.store, control=self.control)
-            wrong = self._look(sorted(named.blocks - self._seen))
-            left.update(wrong)
-            if not self.mend or not wrong:
+    def _blocks(self) -> None:
+        """Look at all blocks, mend what can be, and tell what is left."""
+        wanted = {named.block: named.length or 0 for named in self._each_named()}
+        left = self._look(wanted)
+        seen = set(wanted)
+        names: dict[BlockId, list[Named]] = {}
+        for _ in range(PASSES_MAX if self.mend else 1):
+            names = self._names_of(left) if left else {}
+            left = {block: left[block] for block in names}
+            if not left or not self.mend:
+                break
+            before = len(self.mended)
+            whole = self._put_again(left)
+            left = {block: why for block, why in left.items() if block not in whole}
+            self._rebuild({block: names[block] for block in left})
+            if len(self.mended) == before:
                 break
             # What a root leads to shows once it is back.
-            left = {block: why for block, why in left.items() if not self._mended(block)}
-        return left
+            now = {named.block: named.length or 0 for named in self._each_named()}
+            left |= self._look({block: size for block, size in now.items() if block not in seen})
+            seen |= set(now)
+        self._tell(left, names)
 
-    def _look(self, ids: Sequence[BlockId]) -> dict[BlockId, str]:
-        """Return what is wrong with which blocks."""
+    def _look(self, wanted: dict[BlockId, int]) -> dict[BlockId, str]:
+        """Return what is wrong with which blocks; ``wanted`` has their lengths, 0 where they are not known."""
         wrong: dict[BlockId, str] = {}
-        for done, (block, size) in enumerate(self._listed(ids) if self.listed else self._read(ids)):
-            self._seen.add(block)
+        ids = sorted(wanted)
+        found = self._listed(ids) if self.listed else self._read(ids)
+        for done, (block, size) in enumerate(found):
             self.looked += 1
             if isinstance(size, int):
                 self.read_bytes += 0 if self.listed else size
+                if size < HEADER_SIZE or wanted[block] not in (0, size):
+                    wrong[block] = f"{size} bytes in the object store"
             else:
-                wrong[block] = (
-                    MISSING if size is None else f"damaged in the object store ({size.message})"
-                )
+                wrong[block] = MISSING if size is None else f"damaged in the object store ({size})"
             self.control.report(Progress("checking blocks", done + 1, len(ids), "blocks"))
         return wrong
 
     def _read(self, ids: Sequence[BlockId]) -> Iterator[tuple[BlockId, int | BlockCorrupt | None]]:
         for at in range(0, len(ids), BATCH_BLOCKS):
             some = ids[at : at + BATCH_BLOCKS]
-            sizes = self.blocks.objects.check_many(some)
+            sizes = self._patiently(some)
             self.control.pace(sum(size for size in sizes if isinstance(size, int)))
             yield from zip(some, sizes, strict=True)
+
+    def _patiently(self, ids: Sequence[BlockId]) -> list[int | BlockCorrupt | None]:
+        for _ in range(TRIES - 1):
+            try:
+                return self.blocks.objects.check_many(ids)
+            except Unavailable:
+                self.control.sleep(AWAY_S)
+        return self.blocks.objects.check_many(ids)
 
     def _listed(self, ids: Sequence[BlockId]) -> Iterator[tuple[BlockId, int | None]]:
         at = 0
@@ -198,95 +276,97 @@ class _Check:
                 yield from ((block, there.get(block)) for block in ids[at:end])
             at = end
 
-    def _still_named(self, wrong: dict[BlockId, str]) -> dict[BlockId, str]:
-        """Leave out what nobody names any more: gc has deleted it meanwhile."""
-        if not wrong:
-            return wrong
-        self.store.journal.fresh_sync()
-        named = named_blocks(self.store, control=self.control)
-        return {block: why for block, why in wrong.items() if block in named.blocks}
+    def _names_of(self, blocks: Collection[BlockId]) -> dict[BlockId, list[Named]]:
+        """Return what some blocks are, those that nobody names any more left out."""
+        found: dict[BlockId, list[Named]] = {}
+        for named in self._each_named():
+            if named.block in blocks:
+                found.setdefault(named.block, []).append(named)
+        return found
 
     # ---- mending ----
 
-    def _mended(self, block: BlockId) -> bool:
-        """Put a block into the object store again; says whether it is whole there now."""
-        for whence, data in self._copies(block):
-            self.blocks.objects.put_many_sync([(block, data)])
-            if isinstance(self.blocks.objects.check_many([block])[0], int):
-                self.mended.append(f"block {block.hex()}: put again from {whence}")
-                return True
-        return False
+    def _put_again(self, wrong: dict[BlockId, str]) -> set[BlockId]:
+        """Put blocks into the object store again, from wherever they are to be had; returns those that are whole."""
+        whole: set[BlockId] = set()
+        nodes, _ = self.blocks.whereabouts(sorted(wrong))
+        for done, block in enumerate(sorted(wrong)):
+            self.control.report(Progress("mending", done, len(wrong), "blocks"))
+            for whence, data in self._copies(block, nodes.get(block, ())):
+                self.blocks.objects.put_many_sync([(block, data)])
+                self.control.pace(len(data))
+                if isinstance(self.blocks.objects.check_many([block])[0], int):
+                    self.mended.append(f"block {block.hex()}: put again from {whence}")
+                    whole.add(block)
+                    break
+        return whole
 
-    def _copies(self, block: BlockId) -> Iterator[tuple[str, bytes]]:
-        for node, data in self.blocks.copies(block):
-            yield f"the disk of {self._node_names.get(node, f'node {node}')}", data
+    def _copies(self, block: BlockId, nodes: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+        for node in nodes:
+            data = self.blocks.copy_from(node, block)
+            if data is not None:
+                yield f"the disk of {self._name(node)}", data
         for source in self.sources:
-            (found,) = source.get_many_sync([block])
-            if found is not None:
-                verify_block(block, found)
-                yield "--from", found
+            try:
+                (data,) = source.get_many_sync([block])
+                if data is not None:
+                    verify_block(block, data)
+            except DataLoss:
+                continue  # it is damaged there
+            if data is not None:
+                yield "--from", data
 
-    def _rebuilt(self, left: dict[BlockId, str]) -> dict[BlockId, str]:
-        """Make index and graph anew of pools that have lost nothing else; returns what is left."""
-        if not self.mend or not left:
-            return left
+    def _name(self, node: int) -> str:
+        return self._node_names.get(node, f"node {node}")
+
+    def _rebuild(self, names: dict[BlockId, list[Named]]) -> None:
+        """Make index and graph anew of pools that have lost nothing else."""
         lost: dict[PoolId, set[bool]] = {}
-        for names in self._named(left).values():
-            for one in names:
+        for some in names.values():
+            for one in some:
                 if one.pool is not None:
                     lost.setdefault(one.pool, set()).add(one.kind in DERIVED)
         for pool, derived in lost.items():
-            if derived == {True}:
-                try:
-                    pieces, graphs = rebuild_pool(self.store, pool, control=self.control)
-                except DataLoss:
-                    continue  # what is left is told
-                if pieces or graphs:
-                    self.mended.append(
-                        f"pool {pool.hex()}: {pieces} index pieces and {graphs} graph blocks made anew"
-                    )
-        return self._still_named(left)
+            if derived != {True}:
+                continue
+            try:
+                pieces, graphs = rebuild_pool(self.store, pool, control=self.control)
+            except (DataLoss, Conflict):
+                continue  # what is left is told
+            if pieces or graphs:
+                what = f"{pieces} index pieces and {graphs} graph blocks made anew"
+                self.mended.append(f"pool {pool.hex()}: {what}")
 
     # ---- telling ----
 
-    def _named(self, blocks: Iterable[BlockId]) -> dict[BlockId, list[Named]]:
-        """Return what some blocks are, by all rows that lead to them."""
-        wanted = set(blocks)
-        found: dict[BlockId, list[Named]] = {}
-
-        def read(block: BlockId) -> bytes | None:
-            try:
-                (data,) = self.store.blocks.get_many_sync([block])
-            except BlockCorrupt:
-                return None
-            return data
-
-        with self.store.journal.snapshot() as snapshot:
-            for row in snapshot.range(b"\0", END):
-                with suppress(DataLoss):  # what does not parse is told when it is read
-                    self.owners.take(row)
-                    for named in named_by(row, read):
-                        if named.block in wanted:
-                            found.setdefault(named.block, []).append(named)
-        return found
-
-    def _tell(self, left: dict[BlockId, str]) -> None:
-        """Make findings of what is wrong with blocks."""
-        for block, names in self._named(left).items():
-            here = next(self._copies(block), None)
-            kind = FindingKind.LOST if here is None else FindingKind.COPY
-            if left[block] != MISSING:
+    def _tell(self, left: dict[BlockId, str], names: dict[BlockId, list[Named]]) -> None:
+        """Make findings of what is wrong with blocks, and of rows that lead to what does not parse."""
+        nodes, silent = self.blocks.whereabouts(sorted(left)) if left else ({}, set())
+        for block, why in sorted(left.items()):
+            named = names.get(block, [])
+            have = nodes.get(block, [])
+            kind = FindingKind.LOST if not have else FindingKind.COPY
+            if why != MISSING:
                 kind = FindingKind.BLOCK
-            where = "nor on any node's disk" if here is None else f"but on {here[0]}"
-            pool = next((one.pool for one in names if one.pool is not None), None)
+            if have:
+                where = f"but on the disk of {self._name(have[0])}"
+            elif silent:
+                unheard = ", ".join(sorted(map(self._name, silent)))
+                where = f"nor on the disk of any node that answered; {unheard} did not"
+            else:
+                where = "nor on any node's disk"
+            derived = bool(named) and all(one.kind in DERIVED for one in named)
+            pool = next((one.pool for one in named if one.pool is not None), None)
             finding = Finding(
                 kind,
-                f"{names[0].what}: {left[block]}, {where}",
-                REPAIR_FROM if here is None else REPAIR,
+                f"{named[0].what if named else 'named anew'}: {why}, {where}",
+                REPAIR if have or (derived and not self.mend) else REPAIR_FROM,
                 block=block.hex(),
                 pool=pool.hex() if pool is not None else None,
                 repositories=shown_repositories(
-                    name for one in names for name in self.owners.of(one)
+                    name for one in named for name in self.owners.of(one)
                 ),
             )
             self.found(finding)
+        for key, what in sorted(self._broken.items()):
+            self.found(Finding(FindingKind.BROKEN, what, RESTORE, row=key.hex()))

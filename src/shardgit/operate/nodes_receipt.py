@@ -88,6 +88,7 @@ class _Check(Checking):
         for known, _ in objects.scan_sync(low, low + STEP_PARTITIONS):
             there[partition_of(known), bytes(known[:PREFIX_BYTES])] = known
         sizes: dict[BlockId, int] = {}
+        gone: set[BlockId] = set()
         wanted = sorted(
             {
                 block
@@ -102,10 +103,13 @@ class _Check(Checking):
                 if isinstance(found, int):
                     sizes[block] = found
                     self.bytes += found
-                elif found is not None:
+                elif found is None:  # listed, and not there
+                    gone.add(block)
+                else:
                     self.problem(f"block {block.hex()}: damaged in the object store")
             self.control.pace(sum(sizes[block] for block in some if block in sizes))
-        self.blocks += len(wanted)
+        self.blocks += len(wanted) - len(gone)
+        there = {key: block for key, block in there.items() if block not in gone}
         for one in entries:
             self._entry(one, there, sizes)
 

@@ -226,6 +226,7 @@ class Checking:
         """Tell blocks that nobody names any more from those that are lost."""
         if not self.missing:
             return
+        self.store.journal.fresh_sync()
         named = named_blocks(self.store, control=self.control)
         prefixes = {bytes(block[:PREFIX_BYTES]) for block in named.blocks}
         for at, prefix in self.missing:

@@ -26,9 +26,10 @@ HELD_BYTES = 8 << 20
 class _Frame:
     """A framed segment, or one that is being made."""
 
-    __slots__ = ("data", "ready")
+    __slots__ = ("data", "ready", "size")
 
     def __init__(self) -> None:
+        self.size = 0
         self.data: list[bytes] | None = None  # None once ready: it could not be made
         self.ready = Event()
 
@@ -93,7 +94,7 @@ class Sharing:
             if shared.active < 2:
                 for part in list(shared.frames):
                     self._drop(shared, part)
-            if not shared.active:
+            if not shared.active and self._plans.get(plan) is shared:
                 del self._plans[plan]
 
     def look(self, shared: SharedPlan, part: Part) -> tuple[_Frame | None, bool]:
@@ -112,17 +113,23 @@ class Sharing:
     def keep(self, shared: SharedPlan, part: Part, made: _Frame) -> None:
         """Take over what was made for a plan, unless nobody shares it any more."""
         with self._lock:
+            # Python's collector may end a transfer wherever an object is made: here, and not between the steps below.
+            entry = (shared, part)
+            made.size = sum(map(len, made.data or ()))
             if shared.frames.get(part) is not made:
                 return
             if made.data is None:
                 del shared.frames[part]
                 return
-            self._held[made] = (shared, part)
-            self._bytes += sum(map(len, made.data))
-            while self._bytes > self._most_bytes:
-                self._drop(*next(iter(self._held.values())))
+            self._held[made] = entry
+            self._bytes += made.size
+            while self._bytes > self._most_bytes and self._held:
+                oldest, (plan, at) = self._held.popitem(last=False)
+                self._bytes -= oldest.size
+                if plan.frames.get(at) is oldest:
+                    del plan.frames[at]
 
     def _drop(self, shared: SharedPlan, part: Part) -> None:
         dropped = shared.frames.pop(part, None)
         if dropped is not None and self._held.pop(dropped, None) is not None:
-            self._bytes -= sum(map(len, dropped.data or ()))
+            self._bytes -= dropped.size

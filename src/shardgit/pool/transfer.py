@@ -56,8 +56,8 @@ def kept_entries(most_bytes: int = 32 << 20) -> Kept:
 class Transfer:
     """A pack of the objects in ``wanted`` (a bitset over pool positions) for a client that has those in ``have``.
 
-    Pull ``chunks`` from a worker thread, one at a time: about 1 MiB each (a segment of up to 8 MiB at most), no
-    transaction is open between them. Equal arguments over one manifest give equal bytes.
+    Pull ``chunks`` from a worker thread, one at a time: about 1 MiB each, no transaction is open between them. Equal
+    arguments over one manifest give equal bytes.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class Transfer:
     ) -> Iterator[bytes]:
         """Return what ``use`` shows of a block, framed, in pieces of PIECE_BYTES.
 
-        A lone transfer uses each block once, which may have been fetched for it. Each of a crowd holds one piece of its
-        own when it is behind the others, and uses the block again for the next.
+        A lone transfer uses each block once, and so does each where blocks may have to be fetched. Each of a crowd
+        holds one piece of its own when it is behind the others, and uses the block again for the next.
         """
 
         def pieces(view: memoryview, start: int, end: int) -> list[bytes]:
@@ -195,7 +195,7 @@ class Transfer:
         if shared is None:
             yield from _given_away(use(pieces))
             return
-        if not self.is_crowded:
+        if not self.is_crowded or not self.view.blocks.in_place:
             yield from _given_away(list(shared.frame((block, None), partial(use, pieces))))
             return
 
