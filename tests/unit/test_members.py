@@ -15,7 +15,7 @@ from shardgit.errors import (
     Refused,
     StoreFormatUnknown,
 )
-from shardgit.journal.interface import Put
+from shardgit.journal.interface import Delete, Put
 from shardgit.journal.memory import MemoryJournal
 from shardgit.ring.ring import PARTITIONS
 
@@ -52,6 +52,18 @@ def test_who_joins_again_has_its_number_and_changes_nothing() -> None:
     assert now.ring.addresses[1] == AT.format(3)
     assert now.ring.ring.shards[1].weight == 0.5
     assert now.ring.epoch == 3
+
+
+def test_the_number_of_a_node_that_left_and_runs_on_is_not_given_away() -> None:
+    journal = MemoryJournal()
+    join(journal, "a", AT.format(1))
+    join(journal, "b", AT.format(2))
+    session = session_key(b"s" * 16)
+    journal.commit_sync([], [Put(session, SessionRecord(1, 7, 0).encode())])
+    remove(journal, "b", force=True)
+    assert join(journal, "c", AT.format(3)) == 2
+    journal.commit_sync([], [Delete(session)])
+    assert join(journal, "d", AT.format(4)) == 1
 
 
 def test_two_nodes_of_one_address_are_refused() -> None:

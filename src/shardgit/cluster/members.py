@@ -148,8 +148,10 @@ class _Joining:
                 raise JournalCorrupt("node's name leads to no node", node=name)
             self._revision = there.revision
         else:
-            free = (number for number in range(SHARDS_MAX) if number not in self.nodes)
-            self.number = next(free, -1)
+            # A node that was taken out and runs on has its number still.
+            heard = {record.node for _, record in sessions_of(snapshot)}
+            taken = heard | set(self.nodes)
+            self.number = next((one for one in range(SHARDS_MAX) if one not in taken), -1)
             if self.number < 0:
                 raise Refused("cluster has all the nodes that a ring can name", nodes=SHARDS_MAX)
 
