@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
 
 from reference.gits import git, make_history
 
 from shardgit.node import create_store, open_store
 from shardgit.oid import BlockId
 from shardgit.pool import transfer
+from shardgit.pool.manifest import ALONE
 from shardgit.pool.sharing import Sharing
 from shardgit.pool.trailers import Trailers
 from shardgit.pool.transfer import Transfer, TransferOptions
@@ -18,11 +20,14 @@ from shardgit.service.importing import import_repository
 from shardgit.service.reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import pytest
 
+    from shardgit.blocks.interface import BlockStore
+
+T = TypeVar("T")
 PARTS = [(BlockId(bytes([number]) * 32), None) for number in range(8)]
 
 
@@ -226,6 +231,33 @@ def test_a_crowd_holds_parts_of_long_segments_and_sends_the_same(
             piece is first for first, *others in rounds for piece in others if len(piece) > part
         )
         assert max(len(first) for first, *_ in rounds) == part + 2 * 5
+        # Where blocks may have to be fetched each is used once, by one of them.
+        monkeypatch.setattr(type(reading.view.blocks), "in_place", False)
+        used = Counter[bytes]()
+        use = type(reading.view.blocks).use
+
+        def counted(blocks: BlockStore, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
+            used[block] += 1
+            return use(blocks, block, job)
+
+        monkeypatch.setattr(type(reading.view.blocks), "use", counted)
+        rounds = list(
+            zip(
+                *(
+                    Transfer(
+                        reading.view,
+                        reading.reachable,
+                        options=options,
+                        trailers=trailers,
+                        sharing=sharing,
+                    ).chunks()
+                    for _ in range(transfer.CROWD)
+                ),
+                strict=True,
+            )
+        )
+        assert b"".join(first for first, *_ in rounds) == b"".join(alone)
+        assert set(used.values()) == {1}
 
 
 def test_a_transfer_that_the_collector_ends_meanwhile_is_counted_right() -> None:
@@ -259,3 +291,46 @@ def test_a_transfer_that_the_collector_ends_meanwhile_is_counted_right() -> None
     for part in PARTS:
         shared.frame(part, Maker(400))
     assert sharing.held_bytes == 800
+
+
+def test_an_object_in_blocks_of_its_own_is_sent_the_same_by_a_crowd_that_dissolves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
+    work = make_history(tmp_path / "work", commits=12)
+    (work / "noise").write_bytes(random.Random(1).randbytes(9 << 20))
+    git(work, "add", "noise")
+    git(work, "commit", "-qm", "noise")
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(work))
+        reading = Reading(store, "demo")
+        view = reading.view
+        assert view is not None
+        assert any(segment.entry.flags & ALONE for segment in view.segments)
+        trailers, sharing = Trailers(), Sharing()
+
+        def begin() -> Iterator[bytes]:
+            options = TransferOptions(sideband=True)
+            words = {"options": options, "trailers": trailers, "sharing": sharing}
+            return Transfer(view, reading.reachable, **words).chunks()  # type: ignore[arg-type]
+
+        alone = list(begin())
+        whole = b"".join(alone)
+        crowd = [begin() for _ in range(transfer.CROWD)]
+        rounds = list(zip(*crowd, strict=True))
+        assert b"".join(first for first, *_ in rounds) == whole
+        assert sum(first is last for first, *_, last in rounds if len(first) > 1 << 19) >= 8
+        stays, *others = [begin() for _ in range(transfer.CROWD)]
+        got = []
+        for piece in stays:
+            got.append(piece)
+            for each in others:
+                next(each)
+            if others and sum(map(len, got)) > 3 << 20:  # in the middle of a block
+                for each in others:
+                    each.close()  # type: ignore[attr-defined]
+                others = []
+        assert b"".join(got) == whole
+        assert not sharing._plans
+        assert sharing.held_bytes == 0
