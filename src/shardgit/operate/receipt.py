@@ -37,6 +37,12 @@ RECEIPT_MAX_BYTES = 1 << 30
 SHOWN_MAX = 100
 
 
+class _Named(msgspec.Struct):
+    """What every receipt says first."""
+
+    format: str
+
+
 class Entry(Protocol):
     """A partition in a receipt; ``ids`` are the first 8 bytes of each id, in base64."""
 
@@ -155,8 +161,7 @@ def decode_sealed(data: bytes, kind: type[S], form: str) -> S:
     if len(data) > RECEIPT_MAX_BYTES:
         raise InvalidArgument("file is too large for a receipt", bytes=len(data))
     try:
-        found = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
-        named = msgspec.json.decode(found, type=str) if found is not None else "none"
+        named = msgspec.json.decode(data, type=_Named).format
         if named != form:
             raise InvalidArgument("receipt is of another format", format=named[:100])
         receipt = msgspec.json.decode(data, type=kind)
