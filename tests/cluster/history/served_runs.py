@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAMES = ("one", "two", "three")
 CLIENTS = 8
+PORT_TRIES = 60
 # A node that is cut off from etcd goes on with fetches over HTTP, by what it has: ls-remote may be stale there.
 FRESH = tuple(work for work in WORKS if work != "ls-remote")
 
@@ -66,7 +68,16 @@ class Cluster:
         self.nodes.inside_of[name] = f'listen = "127.0.0.1:{peers}"\n{advertise}'
         words = ("--grpc", f"127.0.0.1:{grpc}", "--http", f"127.0.0.1:{http}")
         more_words = ("--ssh", f"127.0.0.1:{ssh}", "--admin", f"127.0.0.1:{admin}")
-        self.nodes.start(name, *words, *more_words, more=more)
+        for left in reversed(range(PORT_TRIES)):
+            try:
+                self.nodes.start(name, *words, *more_words, more=more)
+            except AssertionError as error:
+                # While a node is down anybody's connection may have its port for a while.
+                if "address is in use" not in str(error) or not left:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def kill(self, dice: random.Random, *, empty: bool = False) -> None:
         name = dice.choice(NAMES)
