@@ -187,7 +187,10 @@ class GitHttp:
             command = await self._command(request, reader)
             if command is None:
                 return web.Response(headers=headers)
-            by_ids = isinstance(command, Fetch) and not command.want_refs
+            names_refs = isinstance(command, Fetch) and (
+                command.want_refs or command.deepening.without
+            )
+            by_ids = isinstance(command, Fetch) and not names_refs
             if not by_ids:
                 await self.journal.fresh(stale_ok=True)
             if isinstance(command, BundleUriRequest) and not terms.lists_bundles:

@@ -16,10 +16,17 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
-from shardgit.blocks.block import HEADER_SIZE, partition_of, verify_block
-from shardgit.errors import BlockCorrupt, Conflict, DataLoss, JournalCorrupt, Unavailable
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, partition_of, verify_block
+from shardgit.errors import (
+    BlockCorrupt,
+    DataLoss,
+    JournalCorrupt,
+    ShardgitError,
+    Stopped,
+    Unavailable,
+)
 from shardgit.journal.etcd import EtcdJournal
-from shardgit.journal.interface import END
+from shardgit.journal.interface import end_of
 from shardgit.operate.findings import RESTORE, Finding, FindingKind, Findings, shown_repositories
 from shardgit.operate.journal_check import check_bundles, check_rows
 from shardgit.operate.naming import Owners, named_by
@@ -27,6 +34,7 @@ from shardgit.operate.nodes import blocks_of, members
 from shardgit.operate.operation import running
 from shardgit.operate.rebuild import rebuild_pool
 from shardgit.operate.verifying import DERIVED
+from shardgit.pool.condemned import CONDEMNED
 from shardgit.progress import Progress
 from shardgit.ring.ring import PARTITIONS
 
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
 KIND = "verify"
 REPAIR, REPAIR_FROM = "shardgit cluster repair", "shardgit cluster repair --from BACKUP"
 MISSING = "not in the object store"
+REMADE = DERIVED - {BlockKind.BITMAP}
+# Blocks go from uploads to recents to manifests, and from the refs to their log: read in that order none slips by.
+TABLES = (b"I", b"D", b"U", b"S", b"H", b"L", b"P", CONDEMNED, b"Fo")
 BATCH_BLOCKS = 32  # read side by side, of 8 MiB at most
 STEP_PARTITIONS = 256  # of one list
 PAGE_ROWS = 256  # of one snapshot
@@ -116,15 +127,24 @@ class _Check:
         self.stopped_by = ""
         self.owners = Owners()
         self._begun = clock.monotonic()
-        self._broken: dict[bytes, str] = {}  # rows that lead to what does not parse
+        self._told: set[bytes] = set()  # rows of which a finding says that they are damaged
+        self._broken: dict[
+            bytes, str
+        ] = {}  # rows that lead to what does not parse, or cannot be read
+        self._unread: dict[BlockId, str] = {}  # blocks that lead to others, and could not be read
+        self._left: dict[BlockId, str] = {}  # what is wrong with which blocks
+        self._names: dict[
+            BlockId, list[Named]
+        ] = {}  # what these are, as far as it was looked at behind that
         self._node_names = {one.number: one.record.name for one in members(store).members}
 
     def run(self) -> ClusterChecked:
-        self._rows()
-        try:
-            self._blocks()
-        except Unavailable as error:
-            self.stopped_by = str(error)
+        for step in (self._rows, self._blocks):
+            try:
+                step()
+            except ShardgitError as error:  # what was found so far is told all the same
+                self.stopped_by = self.stopped_by or str(error)
+        self._tell()
         return ClusterChecked(
             findings=tuple(self.findings.kept),
             counts=dict(self.findings.counts),
@@ -151,51 +171,56 @@ class _Check:
         self.rows, self.renewed = checked.rows, checked.renewed
         self.control.report(Progress("reading rows", self.rows, self.rows, "objects"))
         faults = list(checked.faults)
-        if not self.listed:
-            try:
-                lost, size = check_bundles(self.journal, checked.spilled, self.control)
-            except Unavailable as error:
-                self.stopped_by = str(error)
-            else:
-                faults += lost
-                self.read_bytes += size
-        for fault in faults:
-            self.found(Finding(FindingKind.ROW, fault.what, RESTORE, row=fault.key.hex()))
+        try:
+            if not self.listed:
+                self.read_bytes += check_bundles(
+                    self.journal, checked.spilled, self.control, faults
+                )
+        finally:
+            for fault in faults:
+                self._told.add(fault.key)
+                self.found(Finding(FindingKind.ROW, fault.what, RESTORE, row=fault.key.hex()))
 
     def _each_row(self) -> Iterator[Row]:
-        """Return the rows, a page of one snapshot at a time; those whose values are gone are passed over."""
-        low = b"\0"
-        while True:
-            with self.journal.replica_snapshot() as snapshot:
-                keys = [row.key for row in islice(snapshot.stored(low, END), PAGE_ROWS)]
+        """Return the rows that lead to blocks, a page of one snapshot at a time, by TABLES."""
+        for table in TABLES:
+            low, high = table, end_of(table)
+            while True:
                 page: list[Row] = []
-                for key in keys:
-                    try:
-                        row = snapshot.get(key)
-                    except JournalCorrupt:
-                        continue  # it was told already
-                    if row is not None:
-                        page.append(row)
-            yield from page
-            if len(keys) < PAGE_ROWS:
-                return
-            low = keys[-1] + b"\0"
+                with self.journal.replica_snapshot() as snapshot:
+                    keys = [row.key for row in islice(snapshot.stored(low, high), PAGE_ROWS)]
+                    for key in keys:
+                        try:
+                            row = snapshot.get(key)
+                        except JournalCorrupt as error:
+                            if key not in self._told:
+                                self._broken[key] = str(error)
+                            continue
+                        if row is not None:
+                            page.append(row)
+                yield from page
+                if len(keys) < PAGE_ROWS:
+                    break
+                low = keys[-1] + b"\0"
 
     def _each_named(self) -> Iterator[Named]:
         """Return what the rows lead to, as far as it can be read, and note which rows lead to what does not parse."""
         self.journal.fresh_sync()
         self.owners = Owners()
-        self._broken = {}
+        self._broken, self._unread = {}, {}
         away: list[Unavailable] = []
 
         def read(block: BlockId) -> bytes | None:
             try:
                 (data,) = self.store.blocks.get_many_sync([block])
-            except BlockCorrupt:
+            except BlockCorrupt as error:
+                self._unread[block] = f"damaged in the object store ({error})"
                 return None
             except Unavailable as error:
                 away.append(error)
                 raise
+            if data is None:
+                self._unread[block] = MISSING
             return data
 
         for row in self._each_row():
@@ -211,31 +236,38 @@ class _Check:
     # ---- blocks ----
 
     def _blocks(self) -> None:
-        """Look at all blocks, mend what can be, and tell what is left."""
-        wanted = {named.block: named.length or 0 for named in self._each_named()}
-        left = self._look(wanted)
-        seen = set(wanted)
-        names: dict[BlockId, list[Named]] = {}
+        """Look at all blocks, and mend what can be; what is left stays in ``_left``."""
+        seen = self._look_at_new(set())
         for _ in range(PASSES_MAX if self.mend else 1):
-            names = self._names_of(left) if left else {}
-            left = {block: left[block] for block in names}
-            if not left or not self.mend:
-                break
+            if not self._left:
+                return
+            self._names = self._names_of(self._left)
+            # What is not named any more has gone, or stands below a root that cannot be read: to be looked at again.
+            seen -= set(self._left) - set(self._names)
+            self._left = {block: self._left[block] for block in self._names}
+            if not self._left or not self.mend:
+                return
             before = len(self.mended)
-            whole = self._put_again(left)
-            left = {block: why for block, why in left.items() if block not in whole}
-            self._rebuild({block: names[block] for block in left})
+            self._put_again()
+            self._rebuild({block: self._names[block] for block in self._left})
             if len(self.mended) == before:
-                break
-            # What a root leads to shows once it is back.
-            now = {named.block: named.length or 0 for named in self._each_named()}
-            left |= self._look({block: size for block, size in now.items() if block not in seen})
-            seen |= set(now)
-        self._tell(left, names)
+                return
+            seen = self._look_at_new(seen)  # what a root leads to shows once it is back
+        self._names = self._names_of(self._left)
+        self._left = {block: self._left[block] for block in self._names}
 
-    def _look(self, wanted: dict[BlockId, int]) -> dict[BlockId, str]:
-        """Return what is wrong with which blocks; ``wanted`` has their lengths, 0 where they are not known."""
-        wrong: dict[BlockId, str] = {}
+    def _look_at_new(self, seen: set[BlockId]) -> set[BlockId]:
+        """Look at the blocks that are named and were not looked at; returns all that have been now."""
+        named = {one.block: one.length or 0 for one in self._each_named()}
+        unread = dict(self._unread)
+        self._look({block: size for block, size in named.items() if block not in seen})
+        for block, why in unread.items():
+            if block in named and block not in seen:
+                self._left.setdefault(block, why)
+        return seen | set(named)
+
+    def _look(self, wanted: dict[BlockId, int]) -> None:
+        """Note what is wrong with which blocks; ``wanted`` has their lengths, 0 where they are not known."""
         ids = sorted(wanted)
         found = self._listed(ids) if self.listed else self._read(ids)
         for done, (block, size) in enumerate(found):
@@ -243,11 +275,12 @@ class _Check:
             if isinstance(size, int):
                 self.read_bytes += 0 if self.listed else size
                 if size < HEADER_SIZE or wanted[block] not in (0, size):
-                    wrong[block] = f"{size} bytes in the object store"
+                    self._left[block] = f"{size} bytes in the object store"
+            elif size is None:
+                self._left[block] = MISSING
             else:
-                wrong[block] = MISSING if size is None else f"damaged in the object store ({size})"
+                self._left[block] = f"damaged in the object store ({size})"
             self.control.report(Progress("checking blocks", done + 1, len(ids), "blocks"))
-        return wrong
 
     def _read(self, ids: Sequence[BlockId]) -> Iterator[tuple[BlockId, int | BlockCorrupt | None]]:
         for at in range(0, len(ids), BATCH_BLOCKS):
@@ -286,20 +319,19 @@ class _Check:
 
     # ---- mending ----
 
-    def _put_again(self, wrong: dict[BlockId, str]) -> set[BlockId]:
-        """Put blocks into the object store again, from wherever they are to be had; returns those that are whole."""
-        whole: set[BlockId] = set()
-        nodes, _ = self.blocks.whereabouts(sorted(wrong))
-        for done, block in enumerate(sorted(wrong)):
+    def _put_again(self) -> None:
+        """Put blocks into the object store again, from wherever they are to be had."""
+        wrong = sorted(self._left)
+        nodes, _ = self.blocks.whereabouts(wrong)
+        for done, block in enumerate(wrong):
             self.control.report(Progress("mending", done, len(wrong), "blocks"))
             for whence, data in self._copies(block, nodes.get(block, ())):
                 self.blocks.objects.put_many_sync([(block, data)])
                 self.control.pace(len(data))
                 if isinstance(self.blocks.objects.check_many([block])[0], int):
                     self.mended.append(f"block {block.hex()}: put again from {whence}")
-                    whole.add(block)
+                    del self._left[block]
                     break
-        return whole
 
     def _copies(self, block: BlockId, nodes: Sequence[int]) -> Iterator[tuple[str, bytes]]:
         for node in nodes:
@@ -311,8 +343,8 @@ class _Check:
                 (data,) = source.get_many_sync([block])
                 if data is not None:
                     verify_block(block, data)
-            except DataLoss:
-                continue  # it is damaged there
+            except (ShardgitError, OSError):
+                continue  # it is damaged there, or cannot be read
             if data is not None:
                 yield "--from", data
 
@@ -325,13 +357,15 @@ class _Check:
         for some in names.values():
             for one in some:
                 if one.pool is not None:
-                    lost.setdefault(one.pool, set()).add(one.kind in DERIVED)
+                    lost.setdefault(one.pool, set()).add(one.kind in REMADE)
         for pool, derived in lost.items():
             if derived != {True}:
                 continue
             try:
                 pieces, graphs = rebuild_pool(self.store, pool, control=self.control)
-            except (DataLoss, Conflict):
+            except (Stopped, Unavailable):
+                raise
+            except ShardgitError:
                 continue  # what is left is told
             if pieces or graphs:
                 what = f"{pieces} index pieces and {graphs} graph blocks made anew"
@@ -339,8 +373,9 @@ class _Check:
 
     # ---- telling ----
 
-    def _tell(self, left: dict[BlockId, str], names: dict[BlockId, list[Named]]) -> None:
-        """Make findings of what is wrong with blocks, and of rows that lead to what does not parse."""
+    def _tell(self) -> None:
+        """Make findings of what is wrong with blocks, and of rows that lead to what cannot be read."""
+        left, names = self._left, self._names
         nodes, silent = self.blocks.whereabouts(sorted(left)) if left else ({}, set())
         for block, why in sorted(left.items()):
             named = names.get(block, [])
@@ -355,12 +390,12 @@ class _Check:
                 where = f"nor on the disk of any node that answered; {unheard} did not"
             else:
                 where = "nor on any node's disk"
-            derived = bool(named) and all(one.kind in DERIVED for one in named)
+            derived = bool(named) and all(one.kind in REMADE for one in named)
             pool = next((one.pool for one in named if one.pool is not None), None)
             finding = Finding(
                 kind,
-                f"{named[0].what if named else 'named anew'}: {why}, {where}",
-                REPAIR if have or (derived and not self.mend) else REPAIR_FROM,
+                f"{named[0].what if named else 'not looked at again'}: {why}, {where}",
+                REPAIR if (have or derived) and not self.mend else REPAIR_FROM,
                 block=block.hex(),
                 pool=pool.hex() if pool is not None else None,
                 repositories=shown_repositories(

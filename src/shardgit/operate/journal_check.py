@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,13 +143,15 @@ class _Shown:
 
 
 def check_bundles(
-    journal: EtcdJournal, spilled: tuple[tuple[bytes, Reference], ...], control: Control
-) -> tuple[list[RowFault], int]:
-    """Read values where bundles are kept; returns what is wrong with which rows, and how many bytes were read.
+    journal: EtcdJournal,
+    spilled: tuple[tuple[bytes, Reference], ...],
+    control: Control,
+    faults: list[RowFault],
+) -> int:
+    """Read values where bundles are kept, and add what is wrong to ``faults``; returns how many bytes were read.
 
-    A row that has changed meanwhile is no fault. Errors: Unavailable, Stopped.
+    A row that has changed meanwhile is no fault. Errors: Unavailable, Stopped; ``faults`` has what was found so far.
     """
-    faults: list[RowFault] = []
     size = 0
 
     def check(one: tuple[bytes, Reference]) -> str:
@@ -169,12 +170,15 @@ def check_bundles(
                 elif _is_still(journal, key, reference):
                     faults.append(RowFault(key, what))
             control.pace(sum(reference.length for _, reference in some))
-    return faults, size
+    return size
 
 
 def _is_still(journal: EtcdJournal, key: bytes, reference: Reference) -> bool:
     journal.fresh_sync()
-    with suppress(DataLoss), journal.replica_snapshot() as snapshot:
-        for row in snapshot.stored(key, key + b"\0"):
-            return decode_value(key, row.value) == reference
+    try:
+        with journal.replica_snapshot() as snapshot:
+            for row in snapshot.stored(key, key + b"\0"):
+                return decode_value(key, row.value) == reference
+    except DataLoss:
+        return True  # for all that can be told
     return False

@@ -84,6 +84,9 @@ class Sharing:
             if shared is None:
                 shared = self._plans[plan] = SharedPlan(self)
             shared.active += 1
+            self._plans[plan] = (
+                shared  # a transfer may have ended in between, by Python's collector
+            )
             return shared
 
     def leave(self, plan: bytes) -> None:
