@@ -188,9 +188,8 @@ class EtcdJournal(CommitsSoon):
         """
         check_commit(conditions, operations)
         self._check_open()
-        every = tuple(
-            dict.fromkeys((*conditions, *standing()))
-        )  # leases and turns fence by the same session
+        # Leases and turns fence by the same session.
+        every = tuple(dict.fromkeys((*conditions, *standing())))
         self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
 
     def fresh_sync(self, *, stale_ok: bool = False) -> None:

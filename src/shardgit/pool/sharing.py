@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from shardgit.oid import BlockId
 
-    Part = tuple[
-        BlockId, int | None
-    ]  # of which block, from which byte of its entries on; None: all of it
+    # Of which block, from which byte of its entries on; None: all of it.
+    Part = tuple[BlockId, int | None]
 
 # Of all plans: who is further behind makes its own. With 32 MiB a crowd of 32 clones cost as much CPU and 20 MiB more,
 # with 4 MiB a sixth more CPU.
@@ -84,9 +83,8 @@ class Sharing:
             if shared is None:
                 shared = self._plans[plan] = SharedPlan(self)
             shared.active += 1
-            self._plans[plan] = (
-                shared  # a transfer may have ended in between, by Python's collector
-            )
+            # A transfer may have ended in between, by Python's collector, and have taken the plan along.
+            self._plans[plan] = shared
             return shared
 
     def leave(self, plan: bytes) -> None:
