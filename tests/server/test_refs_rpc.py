@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from itertools import count
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from reference.gits import git, make_history
@@ -28,14 +30,17 @@ from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
 from shardgit.service.configuring import Configuring
 from shardgit.service.importing import import_repository
+from shardgit.service.repositories import Repositories
+from shardgit.service.watching import Watches
 from shardgit.v1 import ref_pb2, ref_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from shardgit.aio import RefLogEntry
     from shardgit.client import Client, Repo
+    from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
 MAIN = b"refs/heads/main"
@@ -382,3 +387,29 @@ def test_a_watch_goes_on_from_its_token_behind_a_restart(work: Path, tmp_path: P
     seen = [entry.sequence for entry in [*watcher.seen, *later.seen]]
     assert seen == list(range(1, len(seen) + 1))
     assert later.seen[-1].changes[0].new is None
+
+
+def test_a_deletion_between_two_looks_is_told_with_its_entry(tmp_path: Path) -> None:
+    """Whatever the moment between two jobs of a watch at which the repository goes."""
+
+    async def watched(store: Store, moment: int) -> list[str]:
+        repositories = Repositories(store)
+        repositories.create("w")
+        run, jobs = store.workers.run, count(1)
+        told: list[str] = []
+
+        async def deleting(call: Callable[..., object], *words: object) -> object:
+            if next(jobs) == moment:
+                repositories.delete("w")
+            return await run(call, *words)
+
+        with patch.object(store.workers, "run", deleting), pytest.raises(RepositoryMissing):
+            async for one in Watches(store).watch("w", heartbeat_s=0.01):
+                if one.entry is not None:
+                    told.append(one.entry.message)
+        return told
+
+    create_store(tmp_path / "s")
+    with open_store(tmp_path / "s") as store:
+        for moment in range(2, 8):
+            assert asyncio.run(watched(store, moment)) == ["delete"], moment

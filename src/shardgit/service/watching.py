@@ -151,7 +151,6 @@ class Watches:
                 if entries:
                     entries = []
                     continue
-                await run(self._check_there, record)
                 if self._stopping.is_set():
                     raise Unavailable("server is stopping; go on from the last token")
                 with suppress(TimeoutError):
@@ -166,14 +165,16 @@ class Watches:
             return record, self.store.refs.head(snapshot, record).sequence
 
     def _read(self, record: RepositoryRecord, token: int) -> list[LogEntry]:
+        """Return some entries behind the token; RepositoryMissing behind the last of a deleted one.
+
+        Both are told by one moment of the journal: the deletion's own entry is never passed over.
+        """
         with self.store.journal.snapshot() as snapshot:
             found = self.store.refs.changes_since(snapshot, record, token)
-            return list(islice(found, ENTRIES_READ))
-
-    def _check_there(self, record: RepositoryRecord) -> None:
-        with self.store.journal.snapshot() as snapshot:
-            if snapshot.get(repository_key(record.id)) is None:
+            entries = list(islice(found, ENTRIES_READ))
+            if not entries and snapshot.get(repository_key(record.id)) is None:
                 raise RepositoryMissing("repository was deleted", repository=record.name)
+            return entries
 
     async def _parts(
         self, entry: LogEntry, token: int, prefixes: tuple[bytes, ...]
