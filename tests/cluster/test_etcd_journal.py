@@ -533,6 +533,42 @@ def test_reads_go_on_while_etcd_is_away(own: tuple[Etcds, Node]) -> None:
     assert get(one, b"k") == b"2"
 
 
+STALL_S = 5.0  # that a commit may wait for etcd
+NOISE_S = 1.0  # of a machine that does other things, too
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize("with_slots", [True, False], ids=["slots", "no slots"])
+def test_commits_without_etcd_are_told_so_in_time(
+    own: tuple[Etcds, Node], number: signal.Signals, with_slots: bool
+) -> None:
+    """All of them, more than there are slots, and in the time of one."""
+    etcds, nodes = own
+    one = nodes.open("a")
+    one.commit_sync([], [Put(b"k", b"1")])
+    if not with_slots:
+        slots = one._committer._slots
+        with slots._changed:
+            slots._lost(slots._lease)
+    for member in etcds.members:
+        member.signal(number)
+    told: list[float] = []
+
+    def commit(key: bytes) -> None:
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            one.commit_sync([], [Put(key, b"")])
+        told.append(time.monotonic() - begun)
+
+    threads = [threading.Thread(target=commit, args=(b"k%d" % n,)) for n in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 100
+    assert max(told) < STALL_S + NOISE_S
+
+
 def test_slots_whose_lease_has_ended_are_made_anew(nodes: Node, etcd: Etcd) -> None:
     one = nodes.open("a")
     one.commit_sync([], [Put(b"k", b"1")])
@@ -602,13 +638,20 @@ def test_a_full_etcd_says_so_and_what_it_took_is_there(tmp_path: Path) -> None:
             assert taken
 
 
-def _add(journal: EtcdJournal, key: bytes, ended: threading.Event, told: list[bytes]) -> None:
+def _add(
+    journal: EtcdJournal,
+    key: bytes,
+    ended: threading.Event,
+    told: list[bytes],
+    took: list[float],
+) -> None:
     """Add to a counter until told to end; each commit puts a row of its own too."""
     while not ended.is_set():
         mine = os.urandom(8)
         with journal.snapshot() as snapshot:
             row = snapshot.get(key)
         value, revision = (int(row.value), row.revision) if row else (0, 0)
+        begun = time.monotonic()
         try:
             journal.commit_sync(
                 [Compare(key, revision)],
@@ -619,6 +662,7 @@ def _add(journal: EtcdJournal, key: bytes, ended: threading.Event, told: list[by
             told.append(b"lost" + mine)
         except Unavailable as error:
             told.append((b"lost" if type(error) is Unavailable else b"open") + mine)
+        took.append(time.monotonic() - begun)
 
 
 def wins(words: list[bytes]) -> int:
@@ -637,9 +681,11 @@ def test_nothing_is_lost_or_told_twice_when_the_leader_goes(
     journals = [nodes.open("a"), nodes.open("b")]
     ended = threading.Event()
     told: dict[bytes, list[bytes]] = {b"c%d" % n: [] for n in range(3)}
+    took: list[float] = []
     threads = [
         threading.Thread(
-            target=_add, args=(journals[n % 2], b"c%d" % (n % 3), ended, told[b"c%d" % (n % 3)])
+            target=_add,
+            args=(journals[n % 2], b"c%d" % (n % 3), ended, told[b"c%d" % (n % 3)], took),
         )
         for n in range(6)
     ]
@@ -662,6 +708,7 @@ def test_nothing_is_lost_or_told_twice_when_the_leader_goes(
         for thread in threads:
             thread.join()
         etcd.close()
+    assert max(took) < STALL_S + NOISE_S
     for journal in journals:
         journal.fresh_sync()
     assert all_of(journals[0]) == all_of(journals[1])

@@ -30,8 +30,9 @@ pytestmark = [
     pytest.mark.skipif(not hosts.can(), reason="hosts of their own take root, ip and tc"),
 ]
 NAMES = ("one", "two", "three")
-STALL_S = 5.0  # a push may wait so long for etcd or S3
-PATIENCE_S = 40.0  # and be told so late that it failed
+STALL_S = 5.0  # a push may wait so long for etcd or S3, until it is told
+OWN_S = 2.0  # and takes so long itself, on a machine that does other things, too
+PATIENCE_S = 40.0
 
 
 class World:
@@ -123,6 +124,15 @@ def pushed_in_time(world: World, node: str) -> None:
         time.sleep(0.2)
 
 
+def refused_in_time(world: World, node: str) -> None:
+    """Push without what a push needs."""
+    begun = time.monotonic()
+    refused = world.push(node)
+    assert refused.returncode != 0
+    assert time.monotonic() - begun < STALL_S + OWN_S
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_node_that_etcd_is_cut_off_from_reads_on_and_says_what_it_cannot(world: World) -> None:
     before = world.commit()
     assert world.push("two").returncode == 0
@@ -130,11 +140,7 @@ def test_a_node_that_etcd_is_cut_off_from_reads_on_and_says_what_it_cannot(world
     world.places["one"].cut(hosts.ETCD_HOST)
     assert world.clone("one", "cut-1") == before
     world.commit()
-    begun = time.monotonic()
-    refused = world.push("one")
-    assert refused.returncode != 0
-    assert time.monotonic() - begun < PATIENCE_S
-    assert "Traceback" not in refused.stderr
+    refused_in_time(world, "one")
     pushed_in_time(world, "two")  # the others do not notice
     assert world.tip("three") == world.tip("two")
     world.places["one"].heal()
@@ -165,10 +171,9 @@ def test_without_the_object_store_reads_go_on_and_pushes_end(world: World) -> No
     assert world.clone("one", "warm-3") == last
     world.places["one"].cut(hosts.S3_HOST)
     assert world.clone("one", "cut-3") == last
-    world.commit()
-    refused = world.push("one")
-    assert refused.returncode != 0
-    assert "Traceback" not in refused.stderr
+    for noise in (0, 3_000_000):  # in a bundle, and in blocks
+        world.commit(noise=noise)
+        refused_in_time(world, "one")
     pushed_in_time(world, "two")
     world.places["one"].heal()
     world.commit()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from cluster.s3_proxy import S3Proxy, s3_proxy
 from clustering import Cluster
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
-from shardgit.blocks.object_store import ObjectBlocks
+from shardgit.blocks.object_store import ObjectBlocks, open_blocks_bucket
 from shardgit.buckets.cloud import CloudBucket, Patience
 from shardgit.errors import BlockCorrupt, PermissionRefused, Unavailable
 from shardgit.oid import BlockId, HashKind, PoolId
@@ -113,6 +115,40 @@ def test_a_store_that_is_away_is_unavailable_and_comes_back(
     proxy.fault = lambda _: ""
     impatient.put_many_sync([fresh])
     assert impatient.use(fresh[0], bytes) == fresh[1]
+
+
+@pytest.mark.parametrize("fault", ["error", "hang"])
+def test_what_a_node_asks_for_is_told_within_five_seconds(
+    proxy: S3Proxy, s3_url: str, fault: str
+) -> None:
+    """Whatever it is and however much: a push waits for the bucket at most so long."""
+    large = random.Random(1).randbytes(3 << 20)
+    bucket = open_blocks_bucket(s3_url)
+    bucket.put("small", b"small")
+    bucket.put("large", large)
+    proxy.fault = lambda _: fault
+
+    def ask(number: int) -> float:
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            (
+                lambda: bucket.put("a", b"small"),
+                lambda: bucket.put("b", large),
+                lambda: bucket.get("large"),
+                lambda: bucket.get("small"),
+                lambda: bucket.get_range("small", 0, 2),
+                lambda: bucket.get_range("large", 0, 3 << 20),
+                lambda: bucket.size("small"),
+            )[number]()
+        return time.monotonic() - begun
+
+    with ThreadPoolExecutor(7) as threads:
+        took = list(threads.map(ask, range(7)))
+    assert max(took) < 5.5, took
+    proxy.fault = lambda _: ""
+    assert bucket.get("large") == large
+    bucket.put("b", large)
+    assert bucket.get_range("b", 5, 9) == large[5:9]
 
 
 def test_wrong_credentials_are_refused_and_not_sent_again(

@@ -158,3 +158,48 @@ def test_a_bundle_that_cannot_be_put_fails_all_of_its_commits(tmp_path: Path) ->
         assert {commit.id for commit, _ in here.failed} == {commit.id for commit, _ in begun}
         bundles.fails = False
         assert here.value(here.commit(b"again")) == b"again"
+
+
+def test_who_waited_while_a_bundle_was_tried_for_long_fails_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of them would be tried for as long again, one behind the other."""
+    monkeypatch.setattr(spilling, "AWAY_S", 0.1)
+    bundles = Counted(pause_s=0.5)
+    bundles.fails = True
+    with world(bundles, tmp_path) as here:
+        first = here.begin(b"first")
+        time.sleep(0.1)
+        others = [here.begin(b"other %d" % number) for number in range(5)]
+        for _, done in [first, *others]:
+            assert done.wait(30)
+        assert [commit for commit, _ in here.failed] == [first[0], *(one for one, _ in others)]
+        bundles.fails = False
+        here.commit(b"later")
+    assert len(here.failed) == 6
+    assert bundles.sizes == [5]
+
+
+def test_a_bundle_that_fails_at_once_takes_nobody_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    class Once(Counted):
+        def put(self, bundle: bytes, data: bytes) -> None:
+            if not self.sizes:
+                gate.wait(30)
+                self.sizes.append(0)
+                raise Unavailable("once")
+            super().put(bundle, data)
+
+    monkeypatch.setattr(spilling, "AWAY_S", 1_000.0)
+    with world(Once(), tmp_path) as here:
+        first = here.begin(b"first")
+        time.sleep(0.1)
+        second = here.begin(b"second")
+        gate.set()
+        for _, done in (first, second):
+            assert done.wait(30)
+        assert [commit for commit, _ in here.failed] == [first[0]]
+        assert here.value(second[0]) == b"second"

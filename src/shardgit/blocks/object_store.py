@@ -11,6 +11,7 @@ from shardgit.blocks.on_workers import OnWorkers
 from shardgit.buckets.bucket import check_cloud, folder_of
 from shardgit.buckets.folder import FolderBucket
 from shardgit.buckets.memory import MemoryBucket
+from shardgit.buckets.patient import PatientBucket
 from shardgit.errors import BlockCorrupt, ShardgitError
 from shardgit.oid import BlockId
 from shardgit.workers import Workers
@@ -26,8 +27,6 @@ T = TypeVar("T")
 PREFIX = "blocks"
 REQUESTS_MAX = 32  # side by side, of one process
 LISTS_MAX = 4  # side by side; each holds the names of 1/256 of all blocks, about 150 bytes a name
-# A push has 30 s and more. A block of 8 MiB in 10 s is 0.8 MiB/s; a store that fails at once is asked for 10 s.
-TIMEOUT_S, RETRY_S, RETRIES, PAUSE_MAX_S = 10.0, 10.0, 6, 2.0
 
 
 def open_blocks_bucket(url: str) -> Bucket:
@@ -44,12 +43,10 @@ def open_blocks_bucket(url: str) -> Bucket:
     check_cloud(url, "blocks lie in a folder, file://, s3://, gs://, az:// or memory://")
     from shardgit.buckets.cloud import CloudBucket, Patience
 
-    return CloudBucket(
-        url,
-        patience=Patience(
-            timeout_s=TIMEOUT_S, retry_s=RETRY_S, retries=RETRIES, pause_max_s=PAUSE_MAX_S
-        ),
-    )
+    # Two tries that hang are 4 s. A block of 8 MiB in 30 s is 0.27 MiB/s, beside 31 others.
+    quick = Patience(timeout_s=2.0, retry_s=2.0, retries=6, pause_max_s=0.5)
+    slow = Patience(timeout_s=30.0, retry_s=10.0, retries=6, pause_max_s=2.0)
+    return PatientBucket(CloudBucket(url, patience=quick), CloudBucket(url, patience=slow))
 
 
 def name_of(block: BlockId) -> str:
@@ -65,8 +62,7 @@ class ObjectBlocks(OnWorkers):
     is read is checked against its id each time; bytes that do not match are read once more before they are
     BlockCorrupt. Nothing rests on lists but ``scan``, which finds orphans.
 
-    Errors beside those of BlockStore: Unavailable while the store is away, slow or in error, after at most 20 s for
-    a block in an object store.
+    Errors beside those of BlockStore: Unavailable while the store is away or in error; see PatientBucket.
     """
 
     in_place = False

@@ -202,9 +202,9 @@ class Etcd:
         """Drop the history before ``revision``; HistoryGone when that was done already."""
         self._once(_COMPACT, pb.CompactionRequest(revision=revision), TXN_S)
 
-    def lease_grant(self, ttl_s: int) -> int:
+    def lease_grant(self, ttl_s: int, *, timeout_s: float = TXN_S) -> int:
         """Make a lease; returns its id."""
-        return int(self._once(_GRANT, pb.LeaseGrantRequest(TTL=ttl_s), TXN_S).ID)
+        return int(self._once(_GRANT, pb.LeaseGrantRequest(TTL=ttl_s), timeout_s).ID)
 
     def lease_revoke(self, lease: int, *, timeout_s: float = TXN_S) -> None:
         """End a lease: the keys under it go."""

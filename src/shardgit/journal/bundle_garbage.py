@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import InvalidArgument
-from shardgit.journal.committing import COMMIT_S
 
 if TYPE_CHECKING:
     from shardgit.journal.bundles import Bundles
     from shardgit.journal.etcd import EtcdJournal
 
-GRACE_MIN_S = 4 * COMMIT_S  # a bundle is put before the commit that names it
+GRACE_MIN_S = (
+    60.0  # a bundle is put before the commit that names it: some 40 s and COMMIT_S at the most
+)
 
 
 class BundleGarbage:

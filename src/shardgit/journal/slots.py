@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SLOTS = 64  # commits of one process that may be under way in etcd at once
 LEASE_S = 60  # how long the slots of a process that died stay
+MAKE_S = 1.0  # of each of the two requests that make some, until another member is asked
 CANCELLED = b"x"
 
 
@@ -73,7 +74,7 @@ class Slots:
                 if self._lease:
                     self._changed.wait(left)
                     continue
-            self._make()  # without the lock: answers that give slots back come meanwhile
+            self._make(left)  # without the lock: answers that give slots back come meanwhile
 
     def give(self, slot: Slot) -> None:
         """Give a slot back whose revision is known."""
@@ -93,14 +94,17 @@ class Slots:
             self._lease = 0
             self._free.clear()
 
-    def _make(self) -> None:
+    def _make(self, timeout_s: float) -> None:
         """Make slots under a new lease and a new name; what an attempt without an answer made, the lease removes."""
-        lease = self._etcd.lease_grant(LEASE_S)
+        timeout_s = min(timeout_s, MAKE_S)
+        lease = self._etcd.lease_grant(LEASE_S, timeout_s=timeout_s)
         prefix = self._prefix + os.urandom(16)
         slots = [
             Slot(prefix + number.to_bytes(2, "big"), 0, lease) for number in range(self._count)
         ]
-        made = self._etcd.txn(pb.TxnRequest(success=[slot.put(b"") for slot in slots]))
+        made = self._etcd.txn(
+            pb.TxnRequest(success=[slot.put(b"") for slot in slots]), timeout_s=timeout_s
+        )
         for slot in slots:
             slot.revision = made.header.revision
         with self._changed:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BUNDLE_BYTES = 8 << 20  # of one bundle, from where on no more commits are taken into it
 GROUP = 20  # commits that one bundle is to serve, where so many come
 CROWDS = 4  # bundles that tell how many come at once
+AWAY_S = 1.0  # that a bundle took to fail, until all who wait fail with it
 WINDOW_S = 0.05  # that the first of a group waits for the last, when GROUP are expected; in proportion for fewer
 
 
@@ -98,12 +99,14 @@ class Spiller:
                 parts.append(put.value)
                 at += size
             found.append(references)
-        data = b"".join(parts)
+        data, begun = b"".join(parts), clock.monotonic()
         try:
             self._bundles.put(bundle, data)
         except Exception as error:
             telemetry.JOURNAL_BUNDLES.labels("failed").inc()
-            for commit in group:
+            # Who came while the bucket was tried for seconds would wait as long once more.
+            is_away = clock.monotonic() - begun > AWAY_S
+            for commit in [*group, *(self._take_waiting() if is_away else ())]:
                 self._fail(commit, error)
             return
         telemetry.JOURNAL_BUNDLES.labels("done").inc()
@@ -114,6 +117,12 @@ class Spiller:
         for commit, references in zip(group, found, strict=True):
             commit.references = references
             self._forward(commit)
+
+    def _take_waiting(self) -> list[Commit]:
+        found = [self._waiting.get() for _ in range(self._waiting.qsize())]
+        if None in found:
+            self._waiting.put(None)
+        return [one for one in found if one is not None]
 
 
 def _bytes_of(commit: Commit) -> int:

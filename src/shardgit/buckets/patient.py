@@ -1,0 +1,135 @@
+"""A bucket that tells slow from away: small requests are given up soon, large ones while the store is silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import wait
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from shardgit.errors import ShardgitError, Unavailable
+from shardgit.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardgit.buckets.bucket import Bucket, Listed
+
+T = TypeVar("T")
+SMALL_BYTES = 256 << 10  # what goes in a moment over any link
+AWAY_S = 4.0  # without an answer to anything, until a store counts as away
+FIRST_S, PULSE_S = 1.0, 0.5  # that a request takes before the pulse is felt, and how often
+THREADS = 64
+PROBE = "pulse"  # an object that need not be there
+
+
+class PatientBucket:
+    """See Bucket. A store that answers nothing is Unavailable after some 4 s, whatever is asked of it.
+
+    What is large may take long, as long as the store is there: while such requests last, a small question is asked
+    each half second, and once none of these was answered for ``away_s``, those who wait are told. Their requests end
+    behind them, by ``slow``'s patience; what these may still write is what was asked for.
+
+    ``quick`` and ``slow`` are the same bucket with little and much patience.
+    """
+
+    def __init__(self, quick: Bucket, slow: Bucket, *, away_s: float = AWAY_S) -> None:
+        self.where = slow.where
+        self._quick = quick
+        self._slow = slow
+        self._away_s = away_s
+        self._threads = Workers(THREADS)  # never closed: one may hang for as long as a request may
+        self._changed = threading.Condition()
+        self._watchers = 0
+        self._is_feeling = False
+        self._heard = 0.0  # when the last question was asked that had an answer
+
+    # -- requests
+
+    def put(self, name: str, data: bytes) -> None:
+        """See Bucket."""
+        if len(data) <= SMALL_BYTES:
+            self._quick.put(name, data)
+        else:
+            self._wait(partial(self._slow.put, name, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See Bucket. Never sent twice, and so never given up early."""
+        return self._slow.create(name, data)
+
+    def get(self, name: str) -> bytes | None:
+        """See Bucket."""
+        return self._wait(partial(self._slow.get, name))
+
+    def get_range(self, name: str, start: int, end: int) -> bytes | None:
+        """See Bucket."""
+        if end - start <= SMALL_BYTES:
+            return self._quick.get_range(name, start, end)
+        return self._wait(partial(self._slow.get_range, name, start, end))
+
+    def size(self, name: str) -> int | None:
+        """See Bucket."""
+        return self._quick.size(name)
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """See Bucket."""
+        return self._slow.list(prefix)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See Bucket."""
+        self._slow.delete(names)
+
+    # -- the pulse
+
+    def _wait(self, call: Callable[[], T]) -> T:
+        """Return what a call on a thread of its own returns, unless the store falls silent."""
+        begun, given_up = time.monotonic(), threading.Event()
+
+        def unless_given_up() -> T:
+            if given_up.is_set():
+                raise Unavailable("object store did not answer", target=self.where)
+            return call()
+
+        job = self._threads.submit(unless_given_up)
+        if not wait([job], FIRST_S).not_done:
+            return job.result()
+        with self._watching():
+            while wait([job], PULSE_S).not_done:
+                if time.monotonic() - max(begun, self._heard) > self._away_s:
+                    given_up.set()
+                    raise Unavailable("object store does not answer", target=self.where)
+        return job.result()
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        with self._changed:
+            self._watchers += 1
+            if not self._is_feeling:
+                self._is_feeling = True
+                threading.Thread(target=self._feel, name="bucket-pulse", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._watchers -= 1
+                self._changed.notify_all()
+
+    def _feel(self) -> None:
+        """Ask until nobody waits any more."""
+        while True:
+            asked = time.monotonic()
+            try:
+                self._quick.size(PROBE)
+            except ShardgitError:
+                pass  # silence, or errors only
+            else:
+                self._heard = asked
+            with self._changed:
+                end = asked + PULSE_S
+                while self._watchers and (left := end - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                if not self._watchers:
+                    self._is_feeling = False
+                    return
