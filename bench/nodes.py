@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ import etcds
 import seaweed
 from certificates import certificates
 from hosts import ETCD_HOST, S3_HOST, Host
+from obstore import store
 from servers import Server, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LOOPBACK = "127.0.0.1"
+BLOCKS_URL = f"s3://{seaweed.BUCKET}/bench"
 PORTS = (7420, 7421, 7423, 7424)  # of a node that has a host of its own: gRPC, HTTP, admin, peers
 
 
@@ -90,6 +93,22 @@ class Node:
         command = [*(self.host.inside if self.host else ()), *command]
         subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL)
 
+    def carry_blocks(self) -> tuple[float, int]:
+        """Get all blocks from the S3 server, with nothing behind; returns seconds and bytes."""
+        bucket = store.from_url(
+            BLOCKS_URL,
+            endpoint=self.environment["AWS_ENDPOINT_URL"],
+            region=self.environment["AWS_REGION"],
+            access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True},
+        )
+        names = [one["path"] for some in bucket.list("blocks") for one in some]
+        with ThreadPoolExecutor(32) as threads:
+            begun = time.monotonic()
+            size = sum(threads.map(lambda name: len(bucket.get(name).bytes()), names))
+            return time.monotonic() - begun, size
+
     def counted(self, metric: str, label: str) -> float:
         """Return one of its counters."""
         with urlopen(f"http://{self.address}:{self.ports[2]}/metrics") as answer:
@@ -124,7 +143,7 @@ def cluster(folder: Path, count: int, *, places: Sequence[Host] = ()) -> Iterato
                 f'data = "{node.folder}"\ngrpc = "{grpc}"\nhttp = "{http}"\nssh = "off"\n'
                 f'admin = "{admin}"\nworkers = 1\n[cluster]\netcd = [{endpoints}]\n'
                 f'node = "{name}"\nzone = "{name}"\nlisten = "{peers}"\n{tls}'
-                f'[blocks]\nurl = "s3://{seaweed.BUCKET}/bench"\ntier_bytes = {4 << 30}\n'
+                f'[blocks]\nurl = "{BLOCKS_URL}"\ntier_bytes = {4 << 30}\n'
             )
             node.start()
             held.callback(node.stop)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 HOST_BYTES_PER_S = 40 << 20  # 320 Mbit/s, less than the cores can send
 CLONERS = 6
-PUSHERS = 48
+PUSHERS = 96
 MIB = 1 << 20
 
 
@@ -51,7 +51,7 @@ def rows(bed: Bed) -> list[Row]:
         three[0].command(
             *("repo", "import", "bench", str(bed.repository), "--data", str(three[0].folder))
         )
-        found += [cold(bed, three[2]), *warm_fetch(bed, three[2])]
+        found += [cold(bed, three), *warm_fetch(bed, three[2])]
         found += pushes(bed, three)
     if hosts.can():
         with (
@@ -73,28 +73,43 @@ def clone(server: Server) -> Cost:
     return Cost(time.monotonic() - begun, 0.0)
 
 
-def cold(bed: Bed, node: Node) -> Row:
-    """Clone from a node that was emptied, and from the same when it has the blocks."""
-    cold_costs, warm_costs, requests = [], [], []
+def cold(bed: Bed, three: Sequence[Node]) -> Row:
+    """Clone from nodes that were all emptied, from the same when it has the blocks, and carry these blocks alone."""
+    cold_costs, warm_costs, transfers, requests = [], [], [], []
     size = 0
-    for _ in range(bed.size(3, 1)):
-        node.empty()
-        before = node.counted("shardgit_object_store_requests_total", 'operation="get"')
-        server = node.server("bench")
+    for _ in range(bed.size(bed.rounds, 1)):
+        for node in three:
+            node.empty()
+        server = three[-1].server("bench")
+        before = gets(three)
         cold_costs.append(clone(server))
-        after = node.counted("shardgit_object_store_requests_total", 'operation="get"')
-        requests.append(after - before)
+        requests.append(gets(three) - before)
         warm_costs.append(clone(server))
+        transfers.append(three[-1].carry_blocks())
         request = clone_request(server.url, clone_body(tips(server.url)))
         size = discard_many(server.url, [request])[0]
-    ours = Side.of("emptied node", cold_costs, size_bytes=size)
-    theirs = Side.of("the same, warm", warm_costs, size_bytes=size)
-    how = (
-        f"One clone from a node whose folder was removed, and one behind it: {max(requests):.0f} requests to S3 for"
-        f" {size / MIB:.0f} MiB of pack, {max(requests) / (size / MIB + 20):.2f} of one for each MiB and 20. The other"
-        " two nodes have the blocks; the pack is read from a new connection."
+    allowed = [
+        Cost(2 * warm.wall_s + wall, 0.0)
+        for warm, (wall, _) in zip(warm_costs, transfers, strict=True)
+    ]
+    ours = Side.of("emptied nodes", cold_costs, size_bytes=size)
+    peers = (
+        Side.of("twice the same, warm, and the transfer", allowed, size_bytes=size),
+        Side.of("the same, warm", warm_costs, size_bytes=size),
     )
-    return Row("cluster", "cold clone", ours, (theirs,), how=how)
+    how = (
+        f"One clone from a node when the folders of all three were removed, and one behind it: {max(requests):.0f}"
+        f" requests to S3 for {size / MIB:.0f} MiB of pack, {max(requests) / (size / MIB + 20):.2f} of one for each MiB"
+        f" and 20. The transfer is the bare time to get the {transfers[0][1] / MIB:.0f} MiB of blocks from the S3"
+        " server, 32 side by side."
+    )
+    goals = (Goal("wall", at_most=1.0, peer=peers[0].name),)
+    return Row("cluster", "cold clone", ours, peers, goals=goals, how=how)
+
+
+def gets(some: Sequence[Node]) -> float:
+    """Return how often nodes have asked S3 for something since they were started."""
+    return sum(n.counted("shardgit_object_store_requests_total", 'operation="get"') for n in some)
 
 
 def warm_fetch(bed: Bed, node: Node) -> list[Row]:

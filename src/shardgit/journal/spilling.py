@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from shardgit.journal.etcd_commit import Commit
 
 BUNDLE_BYTES = 8 << 20  # of one bundle, from where on no more commits are taken into it
-GROUP = 20  # commits that one bundle is to serve, where so many come
+GROUP = 24  # commits that one bundle is to serve, where so many come
 CROWDS = 4  # bundles that tell how many come at once
 AWAY_S = 1.0  # that a bundle took to fail, until all who wait fail with it
-WINDOW_S = 0.05  # that the first of a group waits for the last, when GROUP are expected; in proportion for fewer
+# That the first of a group waits for the last when GROUP are expected; in proportion for fewer. So groups grow to
+# GROUP where more than GROUP / WINDOW_S commits come a second, and shrink to one where fewer do.
+WINDOW_S = 0.15
 
 
 class Spiller:
