@@ -61,6 +61,7 @@ def rows(bed: Bed) -> list[Row]:
             for place in places:
                 place.hold_to(HOST_BYTES_PER_S)
             found.append(bandwidth(bed, three))
+            found.append(cold(bed, three, shaped=True))
     else:
         sys.stderr.write("cluster: hosts of their own take root, ip and tc\n")
     return found
@@ -73,11 +74,11 @@ def clone(server: Server) -> Cost:
     return Cost(time.monotonic() - begun, 0.0)
 
 
-def cold(bed: Bed, three: Sequence[Node]) -> Row:
+def cold(bed: Bed, three: Sequence[Node], *, shaped: bool = False) -> Row:
     """Clone from nodes that were all emptied, from the same when it has the blocks, and carry these blocks alone."""
     cold_costs, warm_costs, transfers, requests = [], [], [], []
     size = 0
-    for _ in range(bed.size(bed.rounds, 1)):
+    for _ in range(bed.size(3 if shaped else bed.rounds, 1)):
         for node in three:
             node.empty()
         server = three[-1].server("bench")
@@ -103,8 +104,14 @@ def cold(bed: Bed, three: Sequence[Node]) -> Row:
         f" and 20. The transfer is the bare time to get the {transfers[0][1] / MIB:.0f} MiB of blocks from the S3"
         " server, 32 side by side."
     )
+    path = "cold clone"
+    if shaped:
+        path += ", hosts"
+        how += f" Each node is a host of its own held to {HOST_BYTES_PER_S / MIB:.0f} MiB/s."
+    else:
+        how += " Nodes, etcd, S3 and client share the two cores."
     goals = (Goal("wall", at_most=1.0, peer=peers[0].name),)
-    return Row("cluster", "cold clone", ours, peers, goals=goals, how=how)
+    return Row("cluster", path, ours, peers, goals=goals, how=how)
 
 
 def gets(some: Sequence[Node]) -> float:
