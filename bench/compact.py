@@ -28,7 +28,7 @@ from shardgit.operate.compact import bytes_of, compact, wants_compaction
 from shardgit.operate.operation import silent_control
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.importing import import_repository
 from shardgit.service.look import Look
 from shardgit.service.push import Push
@@ -166,7 +166,7 @@ def push(store: Store, steps: Steps, number: int) -> None:
     old = ObjectId(bytes.fromhex(steps.tips[number - 1])) if number else None
     new = ObjectId(bytes.fromhex(steps.tips[number]))
     request = PushRequest((Command(b"refs/heads/main", old, new),))
-    made = Push(store, "demo", request, principal=Principal("bench"))
+    made = Push(store, "demo", request, principal=trusted("bench"))
     made.take(steps.pack(number))
     made.check()
     assert made.commit().results[0].error is None

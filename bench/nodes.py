@@ -131,7 +131,7 @@ def cluster(folder: Path, count: int, *, places: Sequence[Host] = ()) -> Iterato
             tls = "".join(f'{key} = "{file}"\n' for key, file in files.items())
             node.config.write_text(
                 f'data = "{node.folder}"\ngrpc = "{grpc}"\nhttp = "{http}"\nssh = "off"\n'
-                f'admin = "{admin}"\nworkers = 1\n[cluster]\netcd = [{endpoints}]\n'
+                f'admin = "{admin}"\nauth = "off"\nworkers = 1\n[cluster]\netcd = [{endpoints}]\n'
                 f'node = "{name}"\nzone = "{name}"\nlisten = "{peers}"\n{tls}'
                 f'[blocks]\nurl = "{BLOCKS_URL}"\ntier_bytes = {4 << 30}\n'
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from shardgit.node import create_store, open_store
 from shardgit.oid import ObjectId
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.configuring import Configuring
 from shardgit.service.push import Push
 
@@ -37,7 +37,7 @@ def main() -> None:
         if passed:
             severities = {f"fsck.severities.{name}": "ignore" for name in passed}
             Configuring(store).update("bench", severities)
-        push = Push(store, "bench", PushRequest(commands), principal=Principal("bench"))
+        push = Push(store, "bench", PushRequest(commands), principal=trusted("bench"))
         push.take(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         push.check()
         failed = [result for result in push.commit().results if result.error]

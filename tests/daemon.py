@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from shardgit.errors import ShardgitError
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.conversation import GitService, asked_version
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Daemon:
                 GitService(service),
                 path.strip("/").removesuffix(".git"),
                 self._pieces(reader),
-                principal=Principal("tester", "127.0.0.1"),
+                principal=trusted("tester", "127.0.0.1"),
                 version=max((asked_version(word) for word in words[1:]), default=0),
             )
             async with aclosing(talk) as out:

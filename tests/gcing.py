@@ -20,7 +20,7 @@ from shardgit.operate.naming import Following
 from shardgit.operate.operation import silent_control
 from shardgit.pack.builder import PackBuilder
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shardgit.service.push import Pushed
     from shardgit.service.store import Store
 
-ME = Principal("tester")
+ME = trusted("tester")
 MAIN = b"refs/heads/main"
 AT_ONCE = GcOptions(grace_s=0, orphan_age_s=0, wait_s=5, garbage_min=0)
 _numbers = itertools.count()

@@ -15,7 +15,7 @@ from shardgit.node import equip_hooks
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.refs.writer import RefWriter
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.configuring import Configuring
 from shardgit.service.hooks import HookPolicy, PushHookCall
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shardgit.service.reading import Reading
     from shardgit.service.store import Store
 
-ALICE = Principal("alice", "192.0.2.7")
+ALICE = trusted("alice", "192.0.2.7")
 SOURCE = Path(shardgit.__file__).parents[1]
 SHARDGIT = f"PYTHONPATH={SOURCE} {sys.executable} -m shardgit"
 

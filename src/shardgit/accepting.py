@@ -7,15 +7,18 @@ import errno
 import mmap
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shardgit import telemetry
+from shardgit.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from shardgit.tls import TlsFiles
 
 BACKLOG = 1_024  # connections that wait at a port until a worker takes them
 ABSENT = -1
@@ -92,12 +95,14 @@ class Acceptor:
         loads: Loads,
         number: int,
         count: Callable[[], int],
+        tls: TlsFiles | None = None,
     ) -> None:
         self._listener = listener
         self._protocol = protocol
         self._loads = loads
         self._number = number
         self._count = count
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._begun: set[asyncio.Task[object]] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -153,9 +158,14 @@ class Acceptor:
         self._tell()
 
     async def _serve(self, accepted: socket.socket) -> None:
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_S}
         try:
-            await self._loop.connect_accepted_socket(self._protocol, accepted)
-        except OSError:  # it is gone already
+            await self._loop.connect_accepted_socket(self._protocol, accepted, **tls)
+        except OSError as error:  # it is gone already, or speaks no TLS of ours
+            if tls:
+                telemetry.log().info("tls_handshake_failed", error=str(error)[:200])
             accepted.close()
 
     def _pause(self, seconds: float) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from types import TracebackType
 
+    from shardgit.calling import Calling
     from shardgit.oid import ObjectId
     from shardgit.service.configuring import SettingsView
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
@@ -62,9 +63,12 @@ __all__ = [
 T = TypeVar("T")
 
 
-def connect(target: str, token: str | None = None) -> Client:
-    """Return a client for the gRPC address ``target``; a context manager. Usable from any number of threads."""
-    return Client(target, token)
+def connect(target: str, token: str | None = None, *, calling: Calling | None = None) -> Client:
+    """Return a client for the gRPC address ``target``, grpcs://HOST:PORT for TLS; a context manager.
+
+    ``calling`` says what TLS needs beyond the system's authorities. Usable from any number of threads.
+    """
+    return Client(target, token, calling=calling)
 
 
 class _Loop:
@@ -119,11 +123,13 @@ class _Loop:
 class Client:
     """A store, seen through one server. Errors are those of shardgit.errors."""
 
-    def __init__(self, target: str, token: str | None = None) -> None:
+    def __init__(
+        self, target: str, token: str | None = None, *, calling: Calling | None = None
+    ) -> None:
         self._loop = _Loop()
 
         async def make() -> aio.Client:
-            return aio.Client(target, token)
+            return aio.connect(target, token, calling=calling)
 
         self._client = self._loop.run(make())
         self._open = True

@@ -13,6 +13,7 @@ import msgspec
 from shardgit.addresses import is_loopback, split_address
 from shardgit.errors import InvalidArgument
 from shardgit.sections import BlocksConfig, ClusterConfig
+from shardgit.service.doorkeeper import parse_client_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type[ClusterConfig | BlocksConfig]] = {
     "blocks": BlocksConfig,
 }
 DETECTIONS = ("push", "always", "never")
+AUTHS = ("off", "required")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listens everywhere
 WORKERS_MAX = 256
@@ -31,7 +33,9 @@ DRAIN_MAX_S = 3_600.0
 INTERVAL_MAX_S = 366 * 86_400.0
 # Variables that others read: the CLI, the build, the benches and faultpoints. Kubernetes sets SHARDGIT_PORT and
 # SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
-_NOT_OURS = re.compile(r"SERVER|DEBUG|ASAN|ZLIB|FAULT|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?")
+_NOT_OURS = re.compile(
+    r"SERVER|TOKEN|CLIENT_.*|DEBUG|ASAN|ZLIB|FAULT|(BENCH|FUZZ|TEST|SERVICE|PORT)(_.*)?"
+)
 
 _URL = re.compile(r"https?://[^\s/?#@\"'<>]+(/[^\s?#@\"'<>]*)?")
 
@@ -60,6 +64,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ssh_host_key: str = (
         ""  # its file; "": one in ``data``. Nodes behind one name must have the same
     )
+    auth: str = ""  # off, or required; "": off while all addresses are loopback
+    auth_secret_file: str = ""  # secrets that trusted front ends sign with, one a line
+    # PEM files of the HTTP and gRPC ports, taken anew when they change; ``tls_client_ca``: whose certificates clients
+    # may show over HTTP, and must over gRPC. ``tls_clients``: NAME-GLOB [read=GLOB] [write=GLOB] [admin], first match.
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    tls_clients: tuple[str, ...] = ()
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
     cluster: ClusterConfig = ClusterConfig()
@@ -93,7 +105,20 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 )
         if self.maintenance not in ("on", "off"):
             raise InvalidArgument("maintenance is on or off", maintenance=self.maintenance[:50])
+        self._check_access()
         self._check_ranges()
+
+    def _check_access(self) -> None:
+        if self.auth not in ("", *AUTHS):
+            raise InvalidArgument("auth is off or required", auth=self.auth[:50])
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise InvalidArgument("tls_certificate and tls_key belong together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise InvalidArgument("tls_client_ca needs tls_certificate and tls_key")
+        if self.tls_clients and not self.tls_client_ca:
+            raise InvalidArgument("tls_clients needs tls_client_ca")
+        for rule in self.tls_clients:
+            parse_client_rule(rule)
 
     def _check_ranges(self) -> None:
         intervals = {"maintenance_interval_s": 1, "gc_interval_s": 60, "scrub_interval_s": 60}
@@ -128,6 +153,17 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
         if self.cluster.advertise:
             split_address(self.cluster.advertise, "cluster.advertise")
+
+    @property
+    def needs_auth(self) -> bool:
+        """Whether nobody does anything without having shown who it is."""
+        return self.auth == "required" if self.auth else not self.on_loopback
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether this machine alone reaches repositories; the admin port has none."""
+        keys = [key for key in self.listens if key != "admin"]
+        return all(is_loopback(split_address(getattr(self, key), key)[0]) for key in keys)
 
     @property
     def in_cluster(self) -> bool:

@@ -19,6 +19,7 @@
     |   +-- ShardMissing
     |   +-- NodeMissing
     |   +-- KeyMissing                  a public key
+    |   +-- TokenMissing
     |   +-- LfsObjectMissing
     |   +-- LfsOff                    the repository's settings turn Git LFS off
     |   +-- LockMissing
@@ -33,6 +34,7 @@
     |   +-- NotAStore
     |   +-- HookRefused               a hook of the repository does not let a push pass
     |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
+    +-- Unauthenticated           UNAUTHENTICATED      who asks has not shown who it is, or not rightly
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
     |   +-- BasesGone                 what a pack builds on was dropped while it was taken; send it again
@@ -40,6 +42,7 @@
     +-- Stopped                   ABORTED              an operation that was told to stop; it can go on
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
+    |   +-- RateLimited               too much at once or in a short time; ``retry_after_s`` says when to come again
     +-- Unavailable               UNAVAILABLE          retry the same call
     |   +-- HookFailed                a hook could not be asked, or gave no answer
     |   +-- OutcomeUnknown            no answer came: it may have been done, or be done later; look before going on
@@ -163,6 +166,10 @@ class KeyMissing(NotFound):
     """The store has no such public key."""
 
 
+class TokenMissing(NotFound):
+    """The store has no such token."""
+
+
 class LfsObjectMissing(NotFound):
     """The repository sees no such Git LFS object."""
 
@@ -223,6 +230,12 @@ class HookRefused(Refused):
     """A hook of the repository does not let the push pass."""
 
 
+class Unauthenticated(ShardgitError):
+    """Who asks has not shown who it is, or not rightly."""
+
+    code = "UNAUTHENTICATED"
+
+
 class PermissionRefused(ShardgitError):
     """The principal may not do that."""
 
@@ -257,6 +270,10 @@ class LimitExceeded(ShardgitError):
 
 class StorageFull(LimitExceeded):
     """The disk or the map is full; nothing was written."""
+
+
+class RateLimited(LimitExceeded):
+    """Too much at once, or in a short time; ``retry_after_s`` says when to come again."""
 
 
 class Unavailable(ShardgitError):

@@ -11,6 +11,7 @@ import msgspec
 
 from shardgit.blocks.layout import FORMAT_FILE, NODE_FILE, open_layout
 from shardgit.config import ServeConfig
+from shardgit.door import check_door
 from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
 from shardgit.node import open_store
 
@@ -102,6 +103,7 @@ def check(config: ServeConfig) -> str:
 
     Errors: NotAStore, Refused, Unavailable when etcd or the object store does not answer.
     """
+    check_door(config)
     if config.in_cluster:
         if (config.folder / FORMAT_FILE).exists():
             raise Refused("folder has a store of its own; a node wants another", path=config.data)

@@ -1,4 +1,6 @@
-"""git-remote-shardgit: lets git use shardgit://HOST:PORT/NAME, over gRPC's TransportService.
+"""git-remote-shardgit: lets git use shardgit://HOST:PORT/NAME, over gRPC's TransportService; shardgits:// with TLS.
+
+SHARDGIT_TOKEN is the token, if the server wants one.
 
 Git starts it for such URLs and speaks gitremote-helpers with it: it offers ``connect``, upon which git talks its own
 protocol through it, all versions of it, as through ssh. (``stateless-connect`` is for transports that cannot do that;
@@ -15,9 +17,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from shardgit.calling import from_environment
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SECURE_SUFFIX = "s"  # shardgits://
 PORT = 7420
 READ_BYTES = 1 << 20
 DIED_EXIT = 128  # as git's own programs
@@ -69,6 +74,7 @@ def _connect(url: str, service: str) -> int:
         _say(f"{error}: {url[:200]}")
         return DIED_EXIT
     asked = _asked_version()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc
 
     version = _version(asked)
@@ -78,11 +84,24 @@ def _connect(url: str, service: str) -> int:
         ("grpc.max_send_message_length", 4 << 20),
         ("grpc.enable_retries", 0),
     ]
-    channel = grpc.insecure_channel(target, options=options)
+    try:
+        calling = from_environment()
+    except OSError as error:
+        _say(f"file of credentials cannot be read: {error.filename}")
+        return DIED_EXIT
+    if url.partition("://")[0].endswith(SECURE_SUFFIX):
+        credentials = grpc.ssl_channel_credentials(
+            calling.ca or None, calling.key or None, calling.certificate or None
+        )
+        channel = grpc.secure_channel(target, credentials, options=options)
+    else:
+        channel = grpc.insecure_channel(target, options=options)
     call = channel.stream_stream(f"/shardgit.v1.TransportService/{METHODS[service]}")
-    answers = call(_requests(name, version))
+    answers = call(_requests(name, version), metadata=calling.metadata())
+    has_answered = False
     try:
         for answer in answers:
+            has_answered = True
             _write(data_of(answer))
     except grpc.RpcError as error:
         code = error.code()
@@ -91,7 +110,7 @@ def _connect(url: str, service: str) -> int:
             if told.startswith("failed to connect"):
                 told = f"no server answers there: {told.rpartition(': ')[2]}"
             _say(f"{target}: {told}")
-        elif code.name in _SILENT:
+        elif code.name in _SILENT or not has_answered:
             _say(str(error.details()))
         return DIED_EXIT
     except ValueError as error:
@@ -151,7 +170,7 @@ def data_of(message: bytes) -> memoryview:
 
 def parse_url(url: str) -> tuple[str, str]:
     """Return (HOST:PORT, NAME) of shardgit://HOST[:PORT]/NAME[.git]; ValueError otherwise."""
-    rest = url.removeprefix("shardgit://")
+    rest = url.removeprefix("shardgits://").removeprefix("shardgit://")
     place, slash, path = rest.partition("/")
     place = place.rpartition("@")[2]
     if not slash or not place or not path.strip("/"):

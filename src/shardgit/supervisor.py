@@ -54,6 +54,9 @@ STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
 START_MAX_S = 60.0
 KILL_AFTER_S = 10.0  # past the drain
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+QUIET = {
+    "GRPC_VERBOSITY": "NONE"
+}  # what gRPC writes beside our log is no JSON, and any client may cause it
 
 
 class Address:
@@ -236,7 +239,7 @@ class Supervisor:
             pass_fds=(*listeners, self.loads.file),
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},
+            env={**QUIET, **os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},
             start_new_session=True,  # ctrl-C reaches the supervisor, which stops workers in order
         )
         assert process.stdout is not None

@@ -23,6 +23,7 @@ from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.config import ServeConfig
+from shardgit.door import doorkeeper_of, tls_files
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
@@ -82,6 +83,8 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     loop.add_signal_handler(signal.SIGINT, leave)
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
+    tls = tls_files(config)
+    store.doorkeeper = doorkeeper_of(config, store.journal)
     events = equip_hooks(store, _hook_policy(config))
     fetches = FetchService(store, version=VERSION)
     conversations = Conversations(store, version=VERSION, fetches=fetches)
@@ -103,7 +106,9 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     gc.collect()
     gc.freeze()
     peers = await _serve_peers(config, opened.node) if opened.node is not None else None
-    server = await make_server(store, config.grpc, stopping=stop, conversations=conversations)
+    server = await make_server(
+        store, config.grpc, stopping=stop, conversations=conversations, tls=tls
+    )
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with (
@@ -119,6 +124,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
                 loads=loads,
                 number=place.number,
                 count=connections.count,
+                tls=tls,
             )
             for each in place.listeners
         ]

@@ -41,6 +41,8 @@ class Nodes:
             (port,) = free_ports(1)
             self.inside_of[node] = f'listen = "127.0.0.1:{port}"'
         inside = self.inside_of[node]
+        if node in self.host_of:  # beyond loopback, where tests want no tokens
+            more = f'auth = "off"\n{more}'
         file = self.folder / f"{node}.toml"
         file.write_text(
             f"{more}\n"

@@ -61,7 +61,7 @@ from shardgit.protocol.pktline import FLUSH_BYTES, line
 from shardgit.protocol.receive_pack import CommandResult
 from shardgit.refs.update import RefUpdate
 from shardgit.refs.writer import RefWriter
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
 from shardgit.service.configuring import Configuring
@@ -319,7 +319,7 @@ class KilledClient(Client):
 
         service = ReceiveService(store, version="1")
         answer = b""
-        principal = Principal(attempt.actor)
+        principal = trusted(attempt.actor)
         async for piece in service.receive(name, pieces(), principal=principal):
             answer += piece
         failed = dict(re.findall(rb"[0-9a-f]{4}ng (\S+) ([^\n]*)\n", answer))
@@ -342,7 +342,7 @@ class KilledClient(Client):
             author_seconds=1_700_000_000,
         )
         with self._noting(attempt):
-            committing = Committing(process.store, name, Principal(attempt.actor))
+            committing = Committing(process.store, name, trusted(attempt.actor))
             asyncio.run(committing.commit(plan))
 
     def _writer(self, process: Host) -> None:
@@ -392,7 +392,7 @@ class KilledClient(Client):
         keys.remove(keys.all()[0].fingerprint)
 
     def _locks(self, process: Host) -> None:
-        name, owner = self._some(process), Principal("o")
+        name, owner = self._some(process), trusted("o")
         locks = Locks(process.store)
         made = locks.lock(name, f"p{self.dice.randrange(1 << 40)}", owner)
         locks.unlock(name, made.id.hex(), owner)

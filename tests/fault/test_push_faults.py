@@ -21,7 +21,7 @@ from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -42,7 +42,7 @@ from shardgit.limits import Limits
 from shardgit.node import open_store
 from shardgit.operate.settle import settle
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.look import Look
 from shardgit.service.push import Push
 
@@ -55,7 +55,7 @@ with open_store(Path(sys.argv[1]), limits=Limits(recent_embedded_max_bytes=2_000
     print("ready", flush=True)
     for number in range(at, len(pushes)):
         old, new, pack = pushes[number]
-        push = Push(store, "demo", PushRequest((Command(b"refs/heads/main", old, new),)), principal=Principal("p"))
+        push = Push(store, "demo", PushRequest((Command(b"refs/heads/main", old, new),)), principal=trusted("p"))
         push.take(pack)
         push.check()
         done = push.commit()
@@ -167,7 +167,7 @@ def test_a_push_that_finds_the_disk_full_changes_nothing(
         _push_all(store, pushes[:2])
         before = head(store)
         old, new, pack = pushes[2]
-        push = Push(store, "demo", _request(old, new), principal=Principal("p"))
+        push = Push(store, "demo", _request(old, new), principal=trusted("p"))
         push.take(pack)
         push.check()
 
@@ -189,7 +189,7 @@ def _request(old: ObjectId | None, new: ObjectId) -> PushRequest:
 
 def _push_all(store: Store, pushes: Sequence[tuple[ObjectId | None, ObjectId, bytes]]) -> None:
     for old, new, pack in pushes:
-        push = Push(store, "demo", _request(old, new), principal=Principal("p"))
+        push = Push(store, "demo", _request(old, new), principal=trusted("p"))
         push.take(pack)
         push.check()
         assert push.commit().results[0].error is None

@@ -17,7 +17,7 @@ from shardgit.errors import ShardgitError
 from shardgit.protocol.pktline import error_line
 from shardgit.protocol.upload_pack_v0 import VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
-from shardgit.service.access import ANONYMOUS
+from shardgit.service.access import trusted
 from shardgit.service.conversation import Conversations, GitService, asked_version
 from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
@@ -137,7 +137,7 @@ class Programs:
             load(store, NAME, disk)
             host = Conversations(store, version=VERSION)
             source = host.converse(
-                GitService.UPLOAD_ARCHIVE, NAME, wire.pieces(), principal=ANONYMOUS
+                GitService.UPLOAD_ARCHIVE, NAME, wire.pieces(), principal=trusted("anonymous")
             )
             async with aclosing(source) as pieces:
                 async for piece in pieces:
@@ -241,7 +241,11 @@ async def fetches(
     if not advertise and not stateless:
         host = Conversations(store, version=VERSION)
         source = host.converse(
-            GitService.UPLOAD_PACK, NAME, wire.pieces(), principal=ANONYMOUS, version=version
+            GitService.UPLOAD_PACK,
+            NAME,
+            wire.pieces(),
+            principal=trusted("anonymous"),
+            version=version,
         )
     elif advertise:
         source = shown(store, version)
@@ -260,7 +264,11 @@ async def pushes(
     host = Conversations(store, version=VERSION, receives=receives)
     version = asked_version(environment.get("GIT_PROTOCOL", ""))
     source = host.converse(
-        GitService.RECEIVE_PACK, NAME, wire.pieces(), principal=ANONYMOUS, version=version
+        GitService.RECEIVE_PACK,
+        NAME,
+        wire.pieces(),
+        principal=trusted("anonymous"),
+        version=version,
     )
     async with aclosing(source) as pieces:
         async for piece in pieces:

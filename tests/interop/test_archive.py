@@ -34,7 +34,7 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.protocol.pktline import FLUSH_BYTES, Mark, Packet, decode, encode
 from shardgit.service import archive_walk as walk_module
-from shardgit.service.access import ANONYMOUS
+from shardgit.service.access import trusted
 from shardgit.service.archive import archive, upload_archive
 from shardgit.service.importing import import_repository
 
@@ -361,7 +361,7 @@ async def sent(data: bytes) -> AsyncIterator[bytes]:
 async def talk(store: Store, name: str, data: bytes) -> tuple[list[Packet], Exception | None]:
     out, error = b"", None
     try:
-        async for piece in upload_archive(store, name, sent(data), ANONYMOUS):
+        async for piece in upload_archive(store, name, sent(data), trusted("anonymous")):
             out += piece
     except ShardgitError as caught:
         error = caught
@@ -420,7 +420,7 @@ async def test_an_empty_or_missing_repository_has_no_archive(store: Store) -> No
     packets, _ = await talk(store, "empty", arguments(b"HEAD"))
     assert b"fatal: no such ref: HEAD" in on_band(packets, 2)
     with pytest.raises(RepositoryMissing):
-        await anext(upload_archive(store, "nobody", sent(b""), ANONYMOUS))
+        await anext(upload_archive(store, "nobody", sent(b""), trusted("anonymous")))
 
 
 async def test_a_batch_ends_anywhere(

@@ -25,7 +25,7 @@ from shardgit.errors import (
 )
 from shardgit.node import create_store, open_store
 from shardgit.protocol.pktline import decode, line
-from shardgit.service.access import ANONYMOUS
+from shardgit.service.access import trusted
 from shardgit.service.conversation import Conversations, GitService, asked_version
 from shardgit.service.importing import import_repository
 
@@ -190,7 +190,7 @@ async def said(talks: Conversations, name: str, pieces: list[bytes], version: in
 
     out = b""
     talk = talks.converse(
-        GitService.UPLOAD_PACK, name, sent(), principal=ANONYMOUS, version=version
+        GitService.UPLOAD_PACK, name, sent(), principal=trusted("anonymous"), version=version
     )
     async with aclosing(talk) as answers:
         async for answer in answers:
@@ -260,7 +260,7 @@ async def test_what_breaks_the_rules_is_one_error_and_one_line(
     async def sent() -> AsyncIterator[bytes]:
         yield body
 
-    talk = talks.converse(GitService.UPLOAD_PACK, "sha1", sent(), principal=ANONYMOUS)
+    talk = talks.converse(GitService.UPLOAD_PACK, "sha1", sent(), principal=trusted("anonymous"))
     with pytest.raises(kind):
         async for piece in talk:
             out += piece
@@ -307,7 +307,9 @@ async def test_any_bytes_end_in_an_answer_or_in_one_error(
             for at in range(0, len(body), 37):
                 yield body[at : at + 37]
 
-        talk = talks.converse(service, "sha1", sent(), principal=ANONYMOUS, version=version)
+        talk = talks.converse(
+            service, "sha1", sent(), principal=trusted("anonymous"), version=version
+        )
         try:
             async with asyncio.timeout(20), aclosing(talk) as answers:
                 async for _ in answers:
@@ -333,7 +335,11 @@ async def test_a_client_that_falls_silent_is_left(store: Store) -> None:
 
     for version in (0, 2):
         talk = talks.converse(
-            GitService.UPLOAD_PACK, "sha1", silent(), principal=ANONYMOUS, version=version
+            GitService.UPLOAD_PACK,
+            "sha1",
+            silent(),
+            principal=trusted("anonymous"),
+            version=version,
         )
         with pytest.raises(Unavailable, match="nothing for too long"):
             async for _ in talk:

@@ -334,6 +334,7 @@ def test_the_helper_imports_little() -> None:
     loaded = set(done.stdout.decode().split())
     assert {each for each in loaded if each.startswith("shardgit")} == {
         "shardgit",
+        "shardgit.calling",
         "shardgit.remote_helper",
     }
     assert not {"google.protobuf", "msgspec", "typer", "lmdb", "uvloop"} & loaded

@@ -27,7 +27,7 @@ from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.exporting import export_repository
 from shardgit.service.forks import fork
 from shardgit.service.importing import import_repository
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
-ME = Principal("tester")
+ME = trusted("tester")
 
 
 def git(folder: Path, *words: str) -> str:

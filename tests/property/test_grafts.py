@@ -27,7 +27,7 @@ from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.log import LogNote
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.configuring import Configuring
 from shardgit.service.exporting import export_repository
 from shardgit.service.forks import fork
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
-ME = Principal("tester")
+ME = trusted("tester")
 EVERYTHING = GcOptions(grace_s=0, log_retention_s=0, orphan_age_s=0, wait_s=0, garbage_min=0)
 KINDS = [HashKind.SHA1, HashKind.SHA256]
 
@@ -396,7 +396,7 @@ def test_the_ref_log_brings_back_history_as_it_ended(linear: Path, tmp_path: Pat
         import_repository(store, "demo", str(other), overwrite=True)
         check(store, "demo", other)
         back = restoring(store, "demo", b"refs/heads/main", back=1)
-        restore_ref(store, "demo", back, note=LogNote("ann", "back"), principal=Principal("ann"))
+        restore_ref(store, "demo", back, note=LogNote("ann", "back"), principal=trusted("ann"))
         check(store, "demo", cut)
         check(store, "whole", linear)
 

@@ -36,7 +36,7 @@ from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.change import CHANGES_MAX
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.configuring import Configuring
 from shardgit.service.look import Look
 from shardgit.service.pack_spool import PackSpool
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 COMMIT, TREE, BLOB = 1, 2, 3
 THREADS = 4
-ME = Principal("tester")
+ME = trusted("tester")
 NOTE = LogNote("tester", "test")
 MAIN = b"refs/heads/main"
 NOWHERE = ObjectId(b"\x12" * 20)
@@ -171,13 +171,13 @@ import pathlib, sys
 from shardgit.node import open_store
 from shardgit.oid import ObjectId
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.push import GONE, Push
 folder, at = pathlib.Path(sys.argv[1]), ObjectId(bytes.fromhex(sys.argv[2]))
 with open_store(folder / "data") as store:
     for old, new in ((None, at), (at, None)):
         command = Command(b"refs/heads/again", old, new)
-        push = Push(store, "demo", PushRequest((command,)), principal=Principal("x"))
+        push = Push(store, "demo", PushRequest((command,)), principal=trusted("x"))
         if new:
             push.take((folder / "pack").read_bytes())
         push.check()

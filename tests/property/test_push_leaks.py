@@ -15,7 +15,7 @@ from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.log import LogNote
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.forks import fork
 from shardgit.service.look import Look
 from shardgit.service.push import Push
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 COMMIT, TREE, BLOB = 1, 2, 3
-ME = Principal("tester")
+ME = trusted("tester")
 
 
 def oid(kind: int, data: bytes) -> ObjectId:

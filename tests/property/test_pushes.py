@@ -18,7 +18,7 @@ from shardgit.objects import object_id
 from shardgit.oid import HashKind, ObjectId
 from shardgit.operate.settle import settle
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.importing import import_repository
 from shardgit.service.incoming import HOPS_MAX
 from shardgit.service.look import Look
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
-ME = Principal("tester")
+ME = trusted("tester")
 NEVER = Limits(recents_settle=10_000, recents_max=10_000)
 
 

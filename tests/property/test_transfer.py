@@ -22,7 +22,7 @@ from shardgit.oid import ObjectId
 from shardgit.pool.trailers import Trailers
 from shardgit.pool.transfer import Transfer, TransferOptions, kept_entries
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.importing import import_repository
 from shardgit.service.push import Push
 
@@ -76,7 +76,7 @@ def push_on(store: Store, origin: Path, old: str) -> None:
     words = ("pack-objects", "--revs", "--stdout", "-q", "--thin")
     pack = git(origin, *words, stdin=f"{new}\n^{old}\n".encode())
     command = Command(branch, ObjectId(bytes.fromhex(old)), ObjectId(bytes.fromhex(new)))
-    made = Push(store, "demo", PushRequest((command,)), principal=Principal("tester"))
+    made = Push(store, "demo", PushRequest((command,)), principal=trusted("tester"))
     made.take(pack)
     made.check()
     assert [one.error for one in made.commit().results] == [None]

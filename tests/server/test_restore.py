@@ -35,7 +35,7 @@ from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.configuring import Configuring
 from shardgit.service.exporting import export_repository
 from shardgit.service.importing import import_repository
@@ -84,7 +84,7 @@ class History:
             self.store,
             "demo",
             PushRequest((Command(ref.encode(), old, new),)),
-            principal=Principal("tester"),
+            principal=trusted("tester"),
         )
         if new is not None:
             push.take(packed(self.source, sorted(set(now.values()))))

@@ -42,7 +42,7 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.parts import PartList, decode_parts, new_part, part_payload
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.forks import fork
 from shardgit.service.lfs import LfsObjects, fork_operations
 from shardgit.service.locks import Locks
@@ -63,7 +63,7 @@ LIMITS = Limits(
     lfs_locks_page_max=5,
     lfs_lock_path_max_bytes=100,
 )
-ALICE, BOB = Principal("alice"), Principal("bob")
+ALICE, BOB = trusted("alice"), trusted("bob")
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_locks_are_paged_by_age(store: Store) -> None:
 
 async def test_one_of_many_at_once_gets_the_lock(store: Store) -> None:
     locks = Locks(store)
-    names = [Principal(f"p{number}") for number in range(8)]
+    names = [trusted(f"p{number}") for number in range(8)]
     tries = [store.workers.run(locks.lock, "one", "f", name) for name in names]
     answers = await asyncio.gather(*tries, return_exceptions=True)
     got = [answer for answer in answers if isinstance(answer, LockRecord)]

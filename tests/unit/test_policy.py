@@ -6,7 +6,7 @@ import pytest
 
 from shardgit.oid import ObjectId
 from shardgit.protocol.receive_pack import Command, PushRequest
-from shardgit.service.access import ANONYMOUS
+from shardgit.service.access import trusted
 from shardgit.service.hiding import HiddenRefs, hidden_from_fetch, hidden_from_push
 from shardgit.service.policy import (
     explained,
@@ -35,11 +35,12 @@ def judged(
     *,
     ff: bool | None = None,
     current: bytes | None = b"refs/heads/main",
+    who: str = "anonymous",
 ) -> str | None:
     return refusal(
         settings,
         Command(name, old, new),
-        principal=ANONYMOUS,
+        principal=trusted(who),
         is_ff=never if ff is None else lambda: ff,
         current=current,
     )
@@ -246,3 +247,23 @@ def test_a_push_may_name_so_many_refs() -> None:
     assert push_refusal(changed(DEFAULTS, {"receive.max_push_refs": 2}), request) == (
         "a push may name at most 2 refs, not 3; push fewer"
     )
+
+
+def test_refs_with_writers_are_changed_by_these_alone() -> None:
+    entries = [
+        {"pattern": "refs/heads/main", "writers": ["ada", "ci-*"]},
+        {"pattern": "refs/tags/*", "writers": ["release"], "delete": True, "advice": "ask ada"},
+    ]
+    settings = changed(DEFAULTS, {"receive.protected_refs": entries})
+    for who in ("ada", "ci-7"):
+        assert judged(settings, b"refs/heads/main", ff=True, who=who) is None
+        assert "not a fast-forward" in str(judged(settings, b"refs/heads/main", ff=False, who=who))
+    for who in ("bob", "ci", "Ada", "release"):
+        for old, new in ((A, B), (None, B), (A, None)):
+            reason = judged(settings, b"refs/heads/main", old, new, who=who)
+            assert reason is not None
+            if new is not None:
+                assert reason.startswith("protected by refs/heads/main: it is changed by others")
+    assert judged(settings, b"refs/tags/v1", A, None, who="release") is None
+    assert str(judged(settings, b"refs/tags/v1", None, B, who="ada")).endswith("; ask ada")
+    assert judged(settings, b"refs/heads/x", who="bob") is None

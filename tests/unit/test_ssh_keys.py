@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ from shardgit.errors import (
 )
 from shardgit.journal.keys import KeyRecord
 from shardgit.journal.memory import MemoryJournal
+from shardgit.service.access import ALL_REPOSITORIES, Holder, Rights
 from shardgit.service.conversation import GitService
 from shardgit.service.keys import Keys, PublicKey, keys_in, parse_public_key
 from shardgit.service.names import name_in_path
@@ -151,10 +153,10 @@ def test_keys_come_and_go() -> None:
         keys.add(first, "other")
     keys.add(second)
     assert [one.name for one in keys.all()] == ["ada", "ada@work"]
-    assert keys.name_of(first.fingerprint) == "ada"
-    assert keys.name_of(bytes(32)) is None
+    assert keys.holder_of(first.fingerprint) == Holder("ada", ALL_REPOSITORIES)
+    assert keys.holder_of(bytes(32)) is None
     assert [one.name for one in keys.remove(known.fingerprint)] == ["ada"]
-    assert keys.name_of(first.fingerprint) is None
+    assert keys.holder_of(first.fingerprint) is None
     with pytest.raises(KeyMissing):
         keys.remove("ada")
     keys.remove("ada@work")
@@ -190,3 +192,19 @@ def test_key_records(name: str, key: bytes, created: int, data: st.DataObject) -
 def test_loopback() -> None:
     hosts = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "host"]
     assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 4
+
+
+def test_what_a_key_may_do_stands_in_its_row_and_old_rows_may_everything() -> None:
+    journal = MemoryJournal()
+    keys, key = Keys(journal), parse_public_key(text())
+    rights = Rights(read=("team/**",), write=("team/app",))
+    assert keys.add(key, "ada", rights=rights).rights == rights
+    assert keys.holder_of(key.fingerprint) == Holder("ada", rights)
+    with pytest.raises(InvalidArgument):
+        keys.add(parse_public_key(text()), "bob", rights=Rights(read=("",)))
+    name = b"old"
+    row = struct.pack("<BxHIQ", 1, len(name), len(key.blob), 7) + name + key.blob
+    assert KeyRecord.decode(row) == KeyRecord("old", key.blob, 7)
+    for wrong in (row + b"{}", row[:-1], b"\3" + row[1:], KeyRecord("n", b"", 0).encode()[:-1]):
+        with pytest.raises(JournalCorrupt):
+            KeyRecord.decode(wrong)

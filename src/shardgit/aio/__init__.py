@@ -19,6 +19,7 @@ from shardgit.aio.values import (
     StoredPack,
     TreeRow,
 )
+from shardgit.calling import Calling
 from shardgit.refs.update import ANY, Old, RefUpdate
 from shardgit.service.configuring import SettingsView
 from shardgit.service.repositories import RepositoryInfo, RepositoryStats
@@ -27,6 +28,7 @@ from shardgit.service.shards import ShardInfo
 __all__ = [
     "ANY",
     "MESSAGE_MAX_BYTES",
+    "Calling",
     "Client",
     "Commit",
     "File",
@@ -52,6 +54,9 @@ __all__ = [
 ]
 
 
-def connect(target: str, token: str | None = None) -> Client:
-    """Return a client for the gRPC address ``target``; an async context manager."""
-    return Client(target, token)
+def connect(target: str, token: str | None = None, *, calling: Calling | None = None) -> Client:
+    """Return a client for the gRPC address ``target``, grpcs://HOST:PORT for TLS; an async context manager.
+
+    ``calling`` says what TLS needs beyond the system's authorities.
+    """
+    return Client(target, token, calling=calling or Calling())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,6 +14,7 @@ from shardgit.aio.answers import (
 )
 from shardgit.aio.failure import error_of
 from shardgit.aio.repo import Repo
+from shardgit.calling import Calling, split_target
 from shardgit.oid import HashKind
 from shardgit.service.shards import ShardInfo
 from shardgit.v1 import (
@@ -31,21 +33,34 @@ if TYPE_CHECKING:
 
 CHANNELS = 2  # a connection stays with one worker, so a client opens several
 MESSAGE_MAX_BYTES = 8 << 20
+NOTHING = Calling()
 
 
 class Client:
     """A store, seen through one server. Errors are those of shardgit.errors."""
 
-    def __init__(self, target: str, token: str | None = None) -> None:
+    def __init__(
+        self, target: str, token: str | None = None, *, calling: Calling = NOTHING
+    ) -> None:
         options = [
             ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        self._channels = [
-            grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)
-        ]
+        if token:
+            calling = replace(calling, token=token)
+        place, is_secure = split_target(target)
+
+        def made() -> grpc.aio.Channel:
+            if not is_secure:
+                return grpc.aio.insecure_channel(place, options=options)
+            credentials = grpc.ssl_channel_credentials(
+                calling.ca or None, calling.key or None, calling.certificate or None
+            )
+            return grpc.aio.secure_channel(place, credentials, options=options)
+
+        self._channels = [made() for _ in range(CHANNELS)]
         self._turn = itertools.cycle(self._channels)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = calling.metadata()
 
     async def __aenter__(self) -> Client:
         """Return self."""

@@ -123,9 +123,10 @@ def named(target: Target) -> Target:
     """Return a target with the repository that is meant: the only one, where none was named."""
     from dataclasses import replace
 
+    from shardgit.calling import from_environment
     from shardgit.client import connect
 
-    with connect(target.grpc) as client:
+    with connect(target.grpc, calling=from_environment()) as client:
         if target.repository:
             client.repository(target.repository)
             return target
@@ -140,10 +141,11 @@ def measure(
     target: Target, suites: tuple[str, ...], seconds: float, clients: int
 ) -> list[Measured]:
     """Run suites one after another."""
+    from shardgit.calling import from_environment
     from shardgit.cli.bench_load import SUITES as JOBS
     from shardgit.client import connect
 
-    with connect(target.grpc) as client:
+    with connect(target.grpc, calling=from_environment()) as client:
         return [JOBS[suite](target, client, seconds, clients) for suite in suites]
 
 

@@ -26,7 +26,9 @@ DataOption = Annotated[
 ServerOption = Annotated[
     str | None,
     typer.Option(
-        "--server", metavar="HOST:PORT", help="gRPC address of a server (SHARDGIT_SERVER)."
+        "--server",
+        metavar="HOST:PORT",
+        help="gRPC address of a server (SHARDGIT_SERVER; grpcs://HOST:PORT for TLS; SHARDGIT_TOKEN).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -105,12 +107,13 @@ def reached(server: str | None, data: Path | None) -> Iterator[Backend]:
     """Return the store, through a server or directly."""
     if address := server_address(server, data):
         from shardgit.addresses import split_address
+        from shardgit.calling import from_environment, split_target
         from shardgit.cli.remote import RemoteBackend
         from shardgit.client import connect
 
         if not address.startswith("unix:"):  # as hooks are given
-            split_address(address, "server")
-        with connect(address) as client:
+            split_address(split_target(address)[0], "server")
+        with connect(address, calling=from_environment()) as client:
             yield RemoteBackend(client)
     else:
         from shardgit.cli.local import LocalBackend

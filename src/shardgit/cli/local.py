@@ -10,7 +10,7 @@ from shardgit.cli.backend import ChangeRow, LogLine, ObjectRow, RefRow
 from shardgit.errors import RefMissing
 from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.repositories import PAGE, Repositories
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class LocalBackend:
         from shardgit.service.ref_updates import update_refs
 
         note = note_of_user(message or "update")
-        principal = Principal(note.actor)
+        principal = trusted(note.actor)
         update_refs(self._store, name, [update], atomic=True, note=note, principal=principal)
 
     def ref_log(self, name: str, ref: bytes | None, limit: int | None) -> Iterator[LogLine]:
@@ -118,7 +118,7 @@ class LocalBackend:
 
         note = note_of_user(message or "restore")
         update = restoring(self._store, name, ref, time_ms=when.time_ms, back=when.back)
-        principal = Principal(note.actor)
+        principal = trusted(note.actor)
         was, _ = restore_ref(
             self._store, name, update, note=note, principal=principal, override=override
         )

@@ -20,6 +20,7 @@ from shardgit.cli import (
     refs,
     repos,
     shards,
+    tokens,
     undeleting,
 )
 from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
@@ -70,6 +71,7 @@ repos.app.command("deleted")(undeleting.deleted)
 repos.app.command("undelete")(undeleting.undelete)
 app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
+app.add_typer(tokens.app, name="token")
 app.command("bench")(bench.bench)
 
 
@@ -173,10 +175,15 @@ def serve(  # noqa: PLR0913, PLR0917
                     if now.in_cluster
                     else ""
                 )
+                http = "https" if now.tls_certificate else "http"
+                who = "; a token or key is required" if now.needs_auth else ""
                 typer.echo(
-                    f"serving on http://{now.http}/NAME.git{ssh}, gRPC {now.grpc},"
-                    f" admin http://{now.admin}/{node}"
+                    f"serving on {http}://{now.http}/NAME.git{ssh}, gRPC {now.grpc},"
+                    f" admin http://{now.admin}/{who}{node}"
                 )
+                if not now.needs_auth and not now.on_loopback:
+                    words = "auth is off, and not only this machine can connect: anybody may do anything"
+                    typer.echo(f"shardgit: {words}", err=True)
 
         raise typer.Exit(supervise(settled, ready=ready))
 
@@ -239,6 +246,7 @@ def command() -> typer.core.TyperGroup:
 
 def main() -> None:
     """Run the command; usage errors take one line, and nothing ends in a traceback."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines beside our one
     if COMPLETE_VARIABLE in os.environ:
         from typer._completion_classes import completion_init
 

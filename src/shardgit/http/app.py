@@ -17,14 +17,14 @@ from shardgit.http.body import body_pieces, expecting
 from shardgit.http.bundles import BundleRoutes
 from shardgit.http.edge import NO_CACHE, Edge, current, note
 from shardgit.http.lfs import LfsHttp
-from shardgit.http.request import principal_of, protocol_version, repository_name
+from shardgit.http.request import protocol_version, repository_name, shown_by
 from shardgit.protocol.bundle_uri import BundleUriRequest
 from shardgit.protocol.pktline import error_line
 from shardgit.protocol.receive_pack import SERVICE_LINE as PUSH_SERVICE_LINE
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
-from shardgit.service.access import Action, authorize
+from shardgit.service.access import Action, authorize, caller, calls
 from shardgit.service.bundles import Bundles
 from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
@@ -78,6 +78,7 @@ class GitHttp:
         self, store: Store, *, version: str, fetches: FetchService | None = None, url: str = ""
     ) -> None:
         self.limits = store.limits
+        self.store = store
         self.journal = store.journal
         self.version = version
         self.edge = Edge(store.limits, url=url)
@@ -94,7 +95,7 @@ class GitHttp:
         handler_cancellation=True (a client that went away must not leave work behind).
         """
         logging.getLogger("aiohttp.server").addFilter(no_http)
-        app = web.Application(middlewares=[self.edge.middleware, self.look])
+        app = web.Application(middlewares=[self.edge.middleware, self.admit, self.look])
         fetch = partial(expecting, most_bytes=self.limits.request_body_max_bytes)
         add = app.router
         add.add_get("/{name:.+}/info/refs", self.info_refs)
@@ -109,6 +110,12 @@ class GitHttp:
         return app
 
     # ---- handlers ----
+
+    @web.middleware
+    async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Find out who asks, before anything is done for it. Errors: Unauthenticated, RateLimited."""
+        calls(self.store.doorkeeper.principal(shown_by(request)))
+        return await handler(request)
 
     @web.middleware
     async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -152,7 +159,7 @@ class GitHttp:
             return await self._push_refs(request, name)
         if service != UPLOAD_PACK:
             raise PermissionRefused("service is not known", service=service[:40])
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         version = protocol_version(request)
         if version != 2:  # which lists refs
             await self.journal.fresh(stale_ok=True)
@@ -174,7 +181,7 @@ class GitHttp:
         if request.content_type != REQUEST_TYPE:
             raise web.HTTPUnsupportedMediaType(text=f"content type must be {REQUEST_TYPE}")
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         terms = await self._looking_again(partial(self.fetches.terms, name))
         reader = (RequestV2 if protocol_version(request) == 2 else RequestV0)(
             terms.kind,
@@ -214,7 +221,7 @@ class GitHttp:
 
     async def _push_refs(self, request: web.Request, name: str) -> web.StreamResponse:
         """Answer the first request of a push; protocol v2 has no pushes, so its clients get v0."""
-        source = self.receives.advertisement(name, principal=principal_of(request))
+        source = self.receives.advertisement(name, principal=caller())
         head = PUSH_SERVICE_LINE + (VERSION_1_LINE if protocol_version(request) == 1 else b"")
         headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-advertisement"}
         return await self.edge.send(request, source, headers, head=head, whole=True)
@@ -225,13 +232,14 @@ class GitHttp:
             wanted = f"application/x-{RECEIVE_PACK}-request"
             raise web.HTTPUnsupportedMediaType(text=f"content type must be {wanted}")
         name = repository_name(request)
+        authorize(caller(), Action.WRITE, name)
         pieces = body_pieces(
             request,
             most_bytes=self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes,
             stall_s=self.limits.client_stall_max_s,
         )
         headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-result"}
-        source = self.receives.receive(name, pieces, principal=principal_of(request))
+        source = self.receives.receive(name, pieces, principal=caller())
         try:
             return await self.edge.send(request, source, headers, whole=True)
         except RepositoryMissing:

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from shardgit.http.body import body_pieces
 from shardgit.http.edge import NO_CACHE
-from shardgit.http.request import principal_of, repository_name
+from shardgit.http.request import repository_name
+from shardgit.service.access import Action, authorize, caller
 from shardgit.service.archive import upload_archive
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ArchiveRoutes:
         limits = self.edge.limits
         body = body_pieces(request, most_bytes=BODY_MAX_BYTES, stall_s=limits.client_stall_max_s)
         name = repository_name(request)
-        source = upload_archive(self.store, name, body, principal_of(request))
+        authorize(caller(), Action.READ, name)
+        source = upload_archive(self.store, name, body, caller())
         headers = {**NO_CACHE, "Content-Type": RESULT_TYPE}
         return await self.edge.send(request, source, headers, tells=True)

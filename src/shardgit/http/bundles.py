@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from shardgit.errors import NotFound
-from shardgit.http.request import base_url, principal_of, repository_name
+from shardgit.http.request import base_url, repository_name
 from shardgit.http.static import send_file
 from shardgit.protocol.bundle_uri import ListedBundle, bundle_list
-from shardgit.service.access import Action, authorize
+from shardgit.service.access import Action, authorize, caller
 from shardgit.service.static_packs import StaticPack, StaticPacks
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class BundleRoutes:
     async def clone_bundle(self, request: web.Request) -> web.StreamResponse:
         """Send the repository's bundle, made when there is none."""
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         if (await self.bundles.settings(name)).bundle_uri == "off":
             raise NotFound("bundles of this repository are not served")
         found = await self.bundles.latest(name)
@@ -66,7 +66,7 @@ class BundleRoutes:
     async def pack(self, request: web.Request) -> web.StreamResponse:
         """Send the pack in a bundle, as long as the repository's refs reach all of it."""
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         found = None
         if (await self.bundles.settings(name)).packfile_uris:
             found = await self.bundles.kept(name, request.match_info["key"])

@@ -17,7 +17,9 @@ from shardgit.errors import (
     LimitExceeded,
     NotFound,
     PermissionRefused,
+    RateLimited,
     ShardgitError,
+    Unauthenticated,
     Unavailable,
 )
 from shardgit.http.request import check_host
@@ -40,7 +42,9 @@ NO_CACHE = {
 }
 STATUS = (
     (NotFound, 404),
+    (Unauthenticated, 401),
     (PermissionRefused, 403),
+    (RateLimited, 429),
     (LimitExceeded, 413),
     (InvalidArgument, 400),
     (Unavailable, 503),
@@ -182,7 +186,16 @@ def refusal(error: ShardgitError) -> web.Response:
     """Return an error as text. What we did wrong is told without its facts."""
     status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
     text = error.message if status == 500 else str(error)
-    return _text(status, text)
+    return _text(status, text, headers_of(error))
+
+
+def headers_of(error: ShardgitError) -> dict[str, str]:
+    """Return the headers that tell clients what to do about an error."""
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": 'Basic realm="shardgit", charset="UTF-8"'}
+    if isinstance(error, RateLimited):
+        return {"Retry-After": str(error.facts.get("retry_after_s", 1))}
+    return {}
 
 
 def plain(error: web.HTTPException) -> web.Response:

@@ -24,15 +24,17 @@ from shardgit.errors import (
     LockExists,
     NotFound,
     PermissionRefused,
+    RateLimited,
     ShardgitError,
     StorageFull,
+    Unauthenticated,
     Unavailable,
 )
 from shardgit.http.body import body_pieces
-from shardgit.http.edge import current, note
-from shardgit.http.request import base_url, principal_of, repository_name
+from shardgit.http.edge import current, headers_of, note
+from shardgit.http.request import base_url, repository_name
 from shardgit.http.stream import PackResponse
-from shardgit.service.access import Action, authorize
+from shardgit.service.access import Action, authorize, caller
 from shardgit.service.lfs import LfsObjects
 from shardgit.service.locks import Locks
 
@@ -56,7 +58,9 @@ STATUS = (
     # Not 422: git-lfs takes that on a PUT for a quarrel about content types, and exits with 0.
     (LfsObjectRefused, 400),
     (NotFound, 404),
+    (Unauthenticated, 401),
     (PermissionRefused, 403),
+    (RateLimited, 429),
     (LimitExceeded, 413),
     (InvalidArgument, 422),
     (AlreadyExists, 409),
@@ -120,7 +124,9 @@ def _told(handler: Handler) -> Handler:
             status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
             facts = {"lock": _lock(error.facts["lock"])} if isinstance(error, LockExists) else {}
             plain = status == 500 or bool(facts)
-            return _problem(status, error.message if plain else str(error), facts)
+            answer = _problem(status, error.message if plain else str(error), facts)
+            answer.headers.update(headers_of(error))
+            return answer
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -164,7 +170,7 @@ class LfsHttp:
         asked = await self._json(request, _Batch)
         if asked.operation not in ("download", "upload"):
             raise InvalidArgument("operation must be download or upload")
-        principal, name = principal_of(request), repository_name(request)
+        principal, name = caller(), repository_name(request)
         uploads = asked.operation == "upload"
         authorize(principal, Action.WRITE if uploads else Action.READ, name)
         if len(asked.objects) > self.limits.lfs_batch_objects_max:
@@ -194,7 +200,7 @@ class LfsHttp:
         self._check_accept(request)
         asked = await self._json(request, _Object)
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         oid = bytes.fromhex(asked.oid) if _OID.fullmatch(asked.oid) else b""
         (record,) = await self.store.workers.run(self.objects.find, name, [oid])
         if record is None:
@@ -207,7 +213,7 @@ class LfsHttp:
     async def upload(self, request: web.Request) -> web.StreamResponse:
         """Take an object in; it is there when the answer is 200, and nothing of it otherwise."""
         name = repository_name(request)
-        authorize(principal_of(request), Action.WRITE, name)
+        authorize(caller(), Action.WRITE, name)
         size = int(request.match_info["size"])
         encoded = request.headers.get("Content-Encoding", "identity") not in ("identity", "")
         if not encoded and request.content_length not in (None, size):
@@ -226,7 +232,7 @@ class LfsHttp:
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Send an object, or a range of it."""
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         file = await self.objects.open(name, bytes.fromhex(request.match_info["oid"]))
         etag = f'"{file.oid.hex()}"'
         headers = {
@@ -278,7 +284,7 @@ class LfsHttp:
         """List locks, by path or id where they are asked for so."""
         self._check_accept(request)
         name = repository_name(request)
-        authorize(principal_of(request), Action.READ, name)
+        authorize(caller(), Action.READ, name)
         query = request.query
         limit = query.get("limit", "")
         if limit and not (limit.isascii() and limit.isdigit() and len(limit) < 10):
@@ -326,7 +332,7 @@ class LfsHttp:
     # ---- parts ----
 
     def _writer(self, request: web.Request) -> tuple[Principal, str]:
-        principal, name = principal_of(request), repository_name(request)
+        principal, name = caller(), repository_name(request)
         authorize(principal, Action.WRITE, name)
         return principal, name
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from aiohttp import BasicAuth
-
 from shardgit.errors import InvalidArgument, RepositoryMissing
-from shardgit.service.access import ANONYMOUS, Principal
+from shardgit.service.doorkeeper import Shown
+from shardgit.tls import common_name
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _SLASHES = re.compile("/{2,}")
 _VERSIONS = ("version=0", "version=1", "version=2")
 _HOST = re.compile(r"([A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,64}\])(:[0-9]{1,5})?")
-USER_MAX = 200
 
 
 def protocol_version(request: web.Request) -> int:
@@ -35,19 +33,18 @@ def repository_name(request: web.Request) -> str:
     return name
 
 
-def principal_of(request: web.Request) -> Principal:
-    """Return who asks: the user of Basic authentication, not verified, and the peer's address."""
-    user = ANONYMOUS.name
-    given = request.headers.get("Authorization")
-    if given is None:
-        return Principal(user, request.remote or "")
-    try:
-        told = BasicAuth.decode(given, encoding="utf-8").login
-    except (ValueError, UnicodeError):
-        told = ""
-    if told and len(told) <= USER_MAX and told.isprintable():
-        user = told
-    return Principal(user, request.remote or "")
+def shown_by(request: web.Request) -> Shown:
+    """Return what a request shows of who sends it."""
+    transport = request.transport
+    certificate = transport.get_extra_info("peercert") if transport is not None else None
+    headers = request.headers
+    return Shown(
+        request.remote or "",
+        authorization=headers.get("Authorization"),
+        certificate=common_name(certificate) if certificate else "",
+        actor=headers.get("X-Shardgit-Actor", ""),
+        for_address=headers.get("X-Shardgit-Address", ""),
+    )
 
 
 def check_host(request: web.Request) -> None:

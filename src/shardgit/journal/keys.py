@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import msgspec
+
 from shardgit.errors import JournalCorrupt
 
-VERSION = 1
+VERSION = 2
 KEYS = b"K"
 _KEY = struct.Struct("<BxHIQ")
 
@@ -17,27 +19,42 @@ def key_key(fingerprint: bytes) -> bytes:
     return KEYS + fingerprint
 
 
+class Scope(msgspec.Struct, frozen=True):
+    """What a key's holder may read and write, by globs over names of repositories; ``admin``: everything."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    admin: bool = False
+
+
+ALL = Scope(read=("**",), write=("**",))
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A public key as SSH sends it, and the name of who holds the private one."""
+    """A public key as SSH sends it, the name of who holds the private one, and what that one may do."""
 
     name: str
     blob: bytes
     created_ms: int
+    scope: Scope = ALL
 
     def encode(self) -> bytes:
         """Return the row's value."""
         name = self.name.encode()
-        return _KEY.pack(VERSION, len(name), len(self.blob), self.created_ms) + name + self.blob
+        head = _KEY.pack(VERSION, len(name), len(self.blob), self.created_ms)
+        return head + name + self.blob + msgspec.json.encode(self.scope)
 
     @classmethod
     def decode(cls, data: bytes) -> KeyRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
         try:
             version, name, blob, created = _KEY.unpack_from(data)
-            if version != VERSION or len(data) != _KEY.size + name + blob:
-                raise JournalCorrupt("key record is off", version=version, bytes=len(data))
             rest = data[_KEY.size :]
-            return cls(rest[:name].decode(), rest[name:], created)
-        except (struct.error, ValueError) as cause:
+            said = rest[name + blob :]
+            if version not in (1, VERSION) or len(rest) < name + blob or (version == 1 and said):
+                raise JournalCorrupt("key record is off", version=version, bytes=len(data))
+            scope = ALL if version == 1 else msgspec.json.decode(said, type=Scope)
+            return cls(rest[:name].decode(), rest[name : name + blob], created, scope)
+        except (struct.error, ValueError, msgspec.MsgspecError) as cause:
             raise JournalCorrupt("key record does not parse", bytes=len(data)) from cause

@@ -12,7 +12,7 @@ from shardgit.backup.target import Target
 from shardgit.backup.verify import BackupsVerified, verify_backups
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream, unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class BackupMethods:
     async def CreateBackup(
         self, request: shard_pb2.CreateBackupRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.CreateBackupResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> BackupMade:
             return create_backup(self.store, request.target, control=control)
@@ -50,7 +50,7 @@ class BackupMethods:
     async def ListBackups(
         self, request: shard_pb2.ListBackupsRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.ListBackupsResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def look() -> list[CutFacts]:
             target = Target.open(request.target)
@@ -65,7 +65,7 @@ class BackupMethods:
     async def VerifyBackups(
         self, request: shard_pb2.VerifyBackupsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.VerifyBackupsResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> BackupsVerified:
             return verify_backups(
@@ -87,7 +87,7 @@ class BackupMethods:
     async def PruneBackups(
         self, request: shard_pb2.PruneBackupsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.PruneBackupsResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> BackupsPruned:
             return prune_backups(
@@ -109,7 +109,7 @@ class BackupMethods:
     async def RestoreRepository(
         self, request: shard_pb2.RestoreRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.RestoreRepositoryResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, request.repository)
+        may(Action.ADMIN, request.repository)
 
         def job(control: Control) -> RepositoryRestored:
             return restore_repository(

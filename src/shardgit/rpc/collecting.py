@@ -10,7 +10,7 @@ from shardgit.operate.undeleting import DeletedRepository, list_deleted, undelet
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream, unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class GcMethods:
     async def CollectGarbage(
         self, request: shard_pb2.CollectGarbageRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.CollectGarbageResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         given = {name: getattr(request, name) for name in OPTIONAL if request.HasField(name)}
         options = GcOptions(
             **given,
@@ -56,7 +56,7 @@ class GcMethods:
     async def ListDeletedRepositories(
         self, _: shard_pb2.ListDeletedRepositoriesRequest, __: grpc.aio.ServicerContext
     ) -> shard_pb2.ListDeletedRepositoriesResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         found = await self.store.workers.run(list_deleted, self.store)
         return shard_pb2.ListDeletedRepositoriesResponse(repositories=map(_deleted, found))
 
@@ -64,14 +64,14 @@ class GcMethods:
     async def UndeleteRepository(
         self, request: shard_pb2.UndeleteRepositoryRequest, context: grpc.aio.ServicerContext
     ) -> shard_pb2.UndeleteRepositoryResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         found = await self.store.workers.run(
             undelete_repository,
             self.store,
             request.name,
             number=request.id,
             new_name=request.new_name,
-            note=note_of(ANONYMOUS, context, "undelete"),
+            note=note_of("undelete"),
         )
         return shard_pb2.UndeleteRepositoryResponse(
             repository=_deleted(found.repository), name=found.name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardgit.operate.compact import Compacted, compact_repository
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class CompactMethods:
     async def CompactRepository(
         self, request: shard_pb2.CompactRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.CompactRepositoryResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> Compacted:
             return compact_repository(

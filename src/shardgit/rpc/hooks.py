@@ -13,6 +13,7 @@ import grpc
 
 from shardgit.errors import HookFailed, RepositoryMissing
 from shardgit.rpc.services import Commits, Objects
+from shardgit.service.doorkeeper import Doorkeeper
 from shardgit.service.hooks import PRE_RECEIVE, UPDATE, Answer
 from shardgit.v1 import (
     commit_pb2_grpc,
@@ -166,6 +167,9 @@ class _OnlyReads(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class _PushedObjects(Objects):
     def __init__(self, store: Store, read: Reading) -> None:
         super().__init__(store)
+        self.doorkeeper = Doorkeeper(
+            store.journal
+        )  # who reaches the socket may read, whoever that is
         self._pushed = read
 
     async def _read(self, repository: str) -> Reading:
@@ -175,6 +179,7 @@ class _PushedObjects(Objects):
 class _PushedCommits(Commits):
     def __init__(self, store: Store, read: Reading) -> None:
         super().__init__(store)
+        self.doorkeeper = Doorkeeper(store.journal)
         self._pushed = read
 
     async def _read(self, repository: str) -> Reading:

@@ -23,7 +23,7 @@ from shardgit.operate.receipt import (
 from shardgit.operate.shrinking import ShardsCompacted, compact_shards
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import paced, stream, unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RebalanceMethods:
     async def AddShard(
         self, request: shard_pb2.AddShardRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.AddShardResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         path = Path(request.path) if request.path else None
         if path is not None and not path.is_absolute():
             raise InvalidArgument(
@@ -66,7 +66,7 @@ class RebalanceMethods:
     async def SetShardWeight(
         self, request: shard_pb2.SetShardWeightRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.SetShardWeightResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         done = await self.store.workers.run(
             membership.set_weight, self.store, request.id, request.weight
         )
@@ -76,7 +76,7 @@ class RebalanceMethods:
     async def RemoveShard(
         self, request: shard_pb2.RemoveShardRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.RemoveShardResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> ShardChanged:
             return membership.remove_shard(self.store, request.id, control=control)
@@ -92,7 +92,7 @@ class RebalanceMethods:
     async def Rebalance(
         self, request: shard_pb2.RebalanceRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.RebalanceResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         keep_s = request.keep_s if request.HasField("keep_s") else None
 
         def job(control: Control) -> bytes:
@@ -110,7 +110,7 @@ class RebalanceMethods:
     async def GetRebalance(
         self, _: shard_pb2.GetRebalanceRequest, __: grpc.aio.ServicerContext
     ) -> shard_pb2.GetRebalanceResponse:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def look() -> shard_pb2.GetRebalanceResponse:
             now = status(self.store)
@@ -127,7 +127,7 @@ class RebalanceMethods:
         requests: AsyncIterator[shard_pb2.CheckReceiptRequest],
         _: grpc.aio.ServicerContext,
     ) -> AsyncIterator[shard_pb2.CheckReceiptResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         pieces: list[bytes] = []
         pace: shard_pb2.Pace | None = None
         held = 0
@@ -163,7 +163,7 @@ class RebalanceMethods:
     async def CompactShards(
         self, request: shard_pb2.CompactShardsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.CompactShardsResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> ShardsCompacted:
             return compact_shards(

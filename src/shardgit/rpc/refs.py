@@ -12,7 +12,7 @@ from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import bounded_stream, paced, stream, unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, caller, may
 from shardgit.service.push_hooks import ask_about_updates
 from shardgit.service.ref_log import log_page, restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
@@ -47,7 +47,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def ListRefs(
         self, request: ref_pb2.ListRefsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[ref_pb2.ListRefsResponse]:
-        authorize(ANONYMOUS, Action.READ, request.repository)
+        may(Action.READ, request.repository)
         after = b""
         run, prefixes = self.store.workers.run, tuple(request.prefixes)
         while True:
@@ -81,7 +81,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def GetRef(
         self, request: ref_pb2.GetRefRequest, _: grpc.aio.ServicerContext
     ) -> ref_pb2.GetRefResponse:
-        authorize(ANONYMOUS, Action.READ, request.repository)
+        may(Action.READ, request.repository)
 
         def look() -> ref_pb2.Ref:
             with self.store.journal.snapshot() as snapshot:
@@ -111,7 +111,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
                 if header is not None:
                     raise InvalidArgument("stream has two headers")
                 header = request.header
-                authorize(ANONYMOUS, Action.WRITE, header.repository)
+                may(Action.WRITE, header.repository)
                 continue
             if header is None:
                 raise InvalidArgument("stream does not begin with a header")
@@ -126,7 +126,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         if header is None:
             raise InvalidArgument("stream does not begin with a header")
         allowed, refused = await ask_about_updates(
-            self.store, header.repository, updates, principal=ANONYMOUS
+            self.store, header.repository, updates, principal=caller()
         )
         if refused and header.atomic:
             raise next(iter(refused.values()))
@@ -136,8 +136,8 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             header.repository,
             allowed,
             atomic=header.atomic,
-            note=note_of(ANONYMOUS, context, header.message or "update"),
-            principal=ANONYMOUS,
+            note=note_of(header.message or "update"),
+            principal=caller(),
         )
         for at in range(0, len(updates) or 1, REFS_BATCH):
             answer = ref_pb2.UpdateRefsResponse()
@@ -156,7 +156,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def ListRefLog(
         self, request: ref_pb2.ListRefLogRequest, _: grpc.aio.ServicerContext
     ) -> ref_pb2.ListRefLogResponse:
-        authorize(ANONYMOUS, Action.READ, request.repository)
+        may(Action.READ, request.repository)
 
         def page() -> ref_pb2.ListRefLogResponse:
             rows, token = log_page(
@@ -175,7 +175,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         self, request: ref_pb2.RestoreRefRequest, context: grpc.aio.ServicerContext
     ) -> ref_pb2.RestoreRefResponse:
         action = Action.ADMIN if request.override else Action.WRITE
-        authorize(ANONYMOUS, action, request.repository)
+        may(action, request.repository)
         moment = request.WhichOneof("moment")
         if moment is None:
             raise InvalidArgument("restoring needs a moment")
@@ -189,7 +189,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
         )
         if not request.override:
             allowed, refused = await ask_about_updates(
-                self.store, request.repository, [update], principal=ANONYMOUS
+                self.store, request.repository, [update], principal=caller()
             )
             if refused:
                 raise refused[update.name]
@@ -199,8 +199,8 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             self.store,
             request.repository,
             update,
-            note=note_of(ANONYMOUS, context, request.message or "restore"),
-            principal=ANONYMOUS,
+            note=note_of(request.message or "restore"),
+            principal=caller(),
             override=request.override,
         )
         restored = _change(LogChange(ref.name, None, ref))
@@ -210,7 +210,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def WatchRefs(
         self, request: ref_pb2.WatchRefsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[ref_pb2.WatchRefsResponse]:
-        authorize(ANONYMOUS, Action.READ, request.repository)
+        may(Action.READ, request.repository)
         heartbeat_s = request.heartbeat_s or HEARTBEAT_S
         if heartbeat_s > HEARTBEAT_MAX_S:
             raise InvalidArgument("heartbeat is too slow", limit_s=HEARTBEAT_MAX_S)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from shardgit.service.store import Store
+    from shardgit.tls import TlsFiles
 
 RECEIVE_MAX_BYTES = 4 << 20
 
@@ -45,6 +46,7 @@ async def make_server(
     *,
     stopping: asyncio.Event | None = None,
     conversations: Conversations | None = None,
+    tls: TlsFiles | None = None,
 ) -> grpc.aio.Server:
     """Return a server bound to ``address`` (shared with the other workers), not yet started.
 
@@ -86,5 +88,33 @@ async def make_server(
     reflection.enable_server_reflection(
         [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
-    server.add_insecure_port(address)
+    if tls is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, _credentials(tls))
     return server
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return what shows the certificate as it is when a client connects; TLS 1.2 or newer, as gRPC has it."""
+    shown = 0
+
+    def made() -> grpc.ServerCertificateConfiguration:
+        pems = tls.pems()
+        return grpc.ssl_server_certificate_configuration(
+            [(pems.key, pems.certificate)], pems.client_ca or None
+        )
+
+    def fetched() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        tls.pems()
+        if tls.generation == shown:
+            return None
+        shown = tls.generation
+        return made()
+
+    first = made()
+    shown = tls.generation
+    return grpc.dynamic_ssl_server_credentials(
+        first, fetched, require_client_authentication=bool(tls.pems().client_ca)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -12,7 +13,7 @@ from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import bounded_stream, paced, unary
 from shardgit.rpc.writes import CommitWrites, ObjectWrites
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, caller, may
 from shardgit.service.reading import CommitInfo, Reading
 from shardgit.service.repositories import Repositories, RepositoryInfo
 from shardgit.v1 import (
@@ -45,7 +46,7 @@ class _Service:
         self.store = store
 
     async def _read(self, repository: str) -> Reading:
-        authorize(ANONYMOUS, Action.READ, repository)
+        may(Action.READ, repository)
         return await self._run(Reading, self.store, repository)
 
     async def _run(self, job: Callable[..., T], *words: object) -> T:
@@ -240,7 +241,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def CreateRepository(
         self, request: repository_pb2.CreateRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.CreateRepositoryResponse:
-        authorize(ANONYMOUS, Action.WRITE, request.name)
+        may(Action.WRITE, request.name, makes=True)
         if request.hash_kind not in (0, *HashKind):
             raise InvalidArgument("unknown hash kind", hash_kind=request.hash_kind)
         kind = HashKind(request.hash_kind or HashKind.SHA1)
@@ -251,7 +252,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def GetRepository(
         self, request: repository_pb2.GetRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.GetRepositoryResponse:
-        authorize(ANONYMOUS, Action.READ, request.name)
+        may(Action.READ, request.name)
         info = await self._run(self.repositories.get, request.name)
         return repository_pb2.GetRepositoryResponse(repository=_repository(info))
 
@@ -259,12 +260,16 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def ListRepositories(
         self, request: repository_pb2.ListRepositoriesRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.ListRepositoriesResponse:
-        authorize(ANONYMOUS, Action.READ, None)
+        may(Action.READ, None)
         limit = min(request.page_size or 1_000, self.store.limits.page_size_max)
-        infos = await self.store.workers.run(
-            self.repositories.list, prefix=request.prefix, after=request.page_token, limit=limit
+        rights = caller().rights
+        infos, token = await self.store.workers.run(
+            self.repositories.page,
+            partial(rights.allow, Action.READ),
+            prefix=request.prefix,
+            after=request.page_token,
+            limit=limit,
         )
-        token = infos[-1].name if len(infos) == limit else ""
         return repository_pb2.ListRepositoriesResponse(
             repositories=[_repository(info) for info in infos], next_page_token=token
         )
@@ -273,7 +278,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def DeleteRepository(
         self, request: repository_pb2.DeleteRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.DeleteRepositoryResponse:
-        authorize(ANONYMOUS, Action.WRITE, request.name)
+        may(Action.WRITE, request.name)
         await self._run(self.repositories.delete, request.name)
         return repository_pb2.DeleteRepositoryResponse()
 
@@ -281,7 +286,8 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def RenameRepository(
         self, request: repository_pb2.RenameRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.RenameRepositoryResponse:
-        authorize(ANONYMOUS, Action.WRITE, request.name)
+        may(Action.WRITE, request.name)
+        may(Action.WRITE, request.new_name, makes=True)
         info = await self._run(self.repositories.rename, request.name, request.new_name)
         return repository_pb2.RenameRepositoryResponse(repository=_repository(info))
 
@@ -289,9 +295,9 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def ForkRepository(
         self, request: repository_pb2.ForkRepositoryRequest, context: grpc.aio.ServicerContext
     ) -> repository_pb2.ForkRepositoryResponse:
-        authorize(ANONYMOUS, Action.READ, request.source)
-        authorize(ANONYMOUS, Action.WRITE, request.target)
-        note = note_of(ANONYMOUS, context, f"fork of {request.source}")
+        may(Action.READ, request.source)
+        may(Action.WRITE, request.target, makes=True)
+        note = note_of(f"fork of {request.source}")
         info = await self.store.workers.run(
             self.repositories.fork, request.source, request.target, note=note
         )
@@ -301,7 +307,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     async def GetRepositoryStats(
         self, request: repository_pb2.GetRepositoryStatsRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.GetRepositoryStatsResponse:
-        authorize(ANONYMOUS, Action.READ, request.name)
+        may(Action.READ, request.name)
         stats = await self._run(self.repositories.stats, request.name)
         return repository_pb2.GetRepositoryStatsResponse(
             objects=stats.objects,

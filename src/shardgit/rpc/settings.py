@@ -8,7 +8,7 @@ import msgspec
 
 from shardgit.errors import InvalidArgument
 from shardgit.rpc.status import unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.service.configuring import Configuring, view_of
 from shardgit.service.setting_keys import shown
 from shardgit.v1 import repository_pb2
@@ -29,7 +29,7 @@ class SettingsMethods:
     async def GetSettings(
         self, request: repository_pb2.GetSettingsRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.GetSettingsResponse:
-        authorize(ANONYMOUS, Action.ADMIN, request.name)
+        may(Action.ADMIN, request.name)
         state = await self.store.workers.run(Configuring(self.store).get, request.name)
         return repository_pb2.GetSettingsResponse(settings=_wire(state), revision=state.revision)
 
@@ -37,7 +37,7 @@ class SettingsMethods:
     async def UpdateSettings(
         self, request: repository_pb2.UpdateSettingsRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.UpdateSettingsResponse:
-        authorize(ANONYMOUS, Action.ADMIN, request.name)
+        may(Action.ADMIN, request.name)
         changes: dict[str, Any] = {key: _plain(key, text) for key, text in request.values.items()}
         for key in request.unset:
             if key in changes:

@@ -9,12 +9,14 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from shardgit import telemetry
-from shardgit.errors import DataLoss, Internal, ShardgitError, Unavailable
+from shardgit.errors import DataLoss, Internal, RateLimited, ShardgitError, Unavailable
+from shardgit.service.access import calls, trusted
+from shardgit.service.doorkeeper import Shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import Journal
     from shardgit.limits import Limits
+    from shardgit.service.doorkeeper import Doorkeeper
 
 DOMAIN = "shardgit"
 TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
@@ -43,8 +46,13 @@ def status_of(error: ShardgitError) -> grpc.Status:
     detail.Pack(info)
     text = error.message if isinstance(error, DataLoss | Internal) else str(error)
     text = _cut(text, TEXT_MAX)
+    details = [detail]
+    if isinstance(error, RateLimited):
+        details.append(any_pb2.Any())
+        wait = duration_pb2.Duration(seconds=int(str(error.facts.get("retry_after_s", 1))))
+        details[-1].Pack(error_details_pb2.RetryInfo(retry_delay=wait))
     return rpc_status.to_status(
-        status_pb2.Status(code=code_pb2.Code.Value(error.code), message=text, details=[detail])
+        status_pb2.Status(code=code_pb2.Code.Value(error.code), message=text, details=details)
     )
 
 
@@ -115,6 +123,34 @@ async def _look(
         await journal.fresh(stale_ok=stale_ok)
 
 
+def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> None:
+    """Find out who calls. Errors: Unauthenticated, RateLimited."""
+    doorkeeper: Doorkeeper | None = getattr(servicer, "doorkeeper", None) or getattr(
+        servicer.store, "doorkeeper", None
+    )
+    address = address_of(context.peer())
+    if doorkeeper is None:  # a node, which has shown its certificate, or a hook of ours
+        calls(trusted("peer", address))
+        return
+    told = {str(key): value for key, value in context.invocation_metadata() or ()}
+    names = context.auth_context().get("x509_common_name", ())
+    calls(
+        doorkeeper.principal(
+            Shown(
+                address,
+                authorization=_word(told.get("authorization")),
+                certificate=names[0].decode("utf-8", "replace") if names else "",
+                actor=_word(told.get("x-shardgit-actor")) or "",
+                for_address=_word(told.get("x-shardgit-address")) or "",
+            )
+        )
+    )
+
+
+def _word(value: str | bytes | None) -> str | None:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
 def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Wrap a method with one answer."""
 
@@ -122,6 +158,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     async def wrapped(self: _Serves, request: object, context: grpc.aio.ServicerContext) -> Any:
         with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             try:
+                _admit(self, context)
                 await _look(self, method, context)
                 return await method(self, request, context)
             except asyncio.CancelledError:
@@ -134,6 +171,14 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
                 await context.abort_with_status(_unexpected(seen, method.__name__))
 
     return wrapped
+
+
+def address_of(peer: str) -> str:
+    """Return the address in gRPC's name of a peer: ``ipv4:127.0.0.1:5``, ``ipv6:%5B::1%5D:5``."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
 
 
 class _Limited(Protocol):
@@ -179,6 +224,7 @@ def stream(
             if bounded:
                 stall.end_all_after(limits.request_time_max_s)
             try:
+                _admit(self, context)
                 await _look(self, method, context)
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.rpc.status import bounded_stream, paced
-from shardgit.service.access import ANONYMOUS, Principal
+from shardgit.service.access import caller
 from shardgit.service.conversation import GitService
 from shardgit.service.names import name_in_path
 from shardgit.v1 import transport_pb2, transport_pb2_grpc
@@ -38,9 +38,9 @@ def _carried(service: GitService, response: type[_R]) -> Callable[..., AsyncIter
     """Return the method that holds a service's conversations, named as its messages are."""
 
     async def method(
-        self: Transport, requests: AsyncIterator[Request], context: grpc.aio.ServicerContext
+        self: Transport, requests: AsyncIterator[Request], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[_R]:
-        async with aclosing(self.converse(service, requests, context)) as out:
+        async with aclosing(self.converse(service, requests)) as out:
             async for piece in out:
                 yield response(data=piece)
 
@@ -64,7 +64,6 @@ class Transport(transport_pb2_grpc.TransportServiceServicer):
         self,
         service: GitService,
         requests: AsyncIterator[Request],
-        context: grpc.aio.ServicerContext,
     ) -> AsyncGenerator[bytes, None]:
         """Hold a conversation; its bytes come in pieces that fit into a message."""
         requests = paced(requests, self.conversations.limits)
@@ -76,7 +75,7 @@ class Transport(transport_pb2_grpc.TransportServiceServicer):
             service,
             name_in_path(first.header.repository),
             self._pieces(requests),
-            principal=Principal(ANONYMOUS.name, address_of(context.peer())),
+            principal=caller(),
             version=asked if asked in VERSIONS else 0,
         )
         async with aclosing(talk) as out:
@@ -96,11 +95,3 @@ class Transport(transport_pb2_grpc.TransportServiceServicer):
                     "message is too large", bytes=len(request.data), limit=self.most
                 )
             yield request.data
-
-
-def address_of(peer: str) -> str:
-    """Return the address in gRPC's name of a peer: ``ipv4:127.0.0.1:5``, ``ipv6:%5B::1%5D:5``."""
-    kind, _, rest = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return ""
-    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")

@@ -11,7 +11,7 @@ from shardgit.operate.verify import VerifyReport, verify_repository
 from shardgit.operate.verifying import Verification, verify
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.status import stream
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, may
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class VerifyMethods:
     async def VerifyShards(
         self, request: shard_pb2.VerifyShardsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.VerifyShardsResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
         shard = request.shard if request.HasField("shard") else None
 
         def job(control: Control) -> Verification:
@@ -68,7 +68,7 @@ class VerifyMethods:
     async def RepairShards(
         self, request: shard_pb2.RepairShardsRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.RepairShardsResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> Repair:
             with ExitStack() as stack:
@@ -118,7 +118,7 @@ class VerifyMethods:
     async def VerifyRepository(
         self, request: shard_pb2.VerifyRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[shard_pb2.VerifyRepositoryResponse]:
-        authorize(ANONYMOUS, Action.ADMIN, None)
+        may(Action.ADMIN, None)
 
         def job(control: Control) -> VerifyReport:
             return verify_repository(self.store, request.repository, control=control)

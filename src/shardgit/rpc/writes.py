@@ -10,7 +10,7 @@ from shardgit.errors import InvalidArgument, LimitExceeded
 from shardgit.oid import ObjectId
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.rpc.status import bounded_stream, paced, unary
-from shardgit.service.access import ANONYMOUS, Action, authorize
+from shardgit.service.access import Action, caller, may
 from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
 from shardgit.service.fetch import FetchService, advertised
@@ -45,7 +45,7 @@ class ObjectWrites:
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
-        authorize(ANONYMOUS, Action.WRITE, name)
+        may(Action.WRITE, name)
         upload = await run(Uploading, store, name)
         kind = upload.record.hash_kind
         with UploadSpool(
@@ -85,7 +85,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         name = first.header.repository
-        authorize(ANONYMOUS, Action.WRITE, name)
+        may(Action.WRITE, name)
         upload = await run(Uploading, store, name)
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -107,7 +107,7 @@ class Packs(pack_pb2_grpc.PackServiceServicer):
         self, request: pack_pb2.FetchPackRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pack_pb2.FetchPackResponse]:
         run, name = self.store.workers.run, request.repository
-        authorize(ANONYMOUS, Action.READ, name)
+        may(Action.READ, name)
         limit = self.store.limits.request_lines_max
         if len(request.wants) + len(request.haves) > limit:
             raise LimitExceeded("request names too many ids", limit=limit)
@@ -148,7 +148,7 @@ class CommitWrites:
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("stream does not begin with a header")
         head = first.header
-        authorize(ANONYMOUS, Action.WRITE, head.repository)
+        may(Action.WRITE, head.repository)
         files: dict[bytes, FileChange] = {}
         path, held, total = b"", bytearray(), 0
         async for request in requests:
@@ -191,7 +191,7 @@ class CommitWrites:
             allow_empty=head.allow_empty,
             options=tuple(option.encode() for option in head.options),
         )
-        work = Committing(self.store, head.repository, ANONYMOUS)
+        work = Committing(self.store, head.repository, caller())
         done = await work.commit(plan)
         return commit_pb2.CreateCommitResponse(id=done.id, tree=done.tree, old=done.old or b"")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from shardgit import clock, faultpoints
 from shardgit.errors import AlreadyExists, InvalidArgument, KeyMissing, LimitExceeded
 from shardgit.journal.interface import Compare, Delete, Put, end_of
-from shardgit.journal.keys import KEYS, KeyRecord, key_key
+from shardgit.journal.keys import KEYS, KeyRecord, Scope, key_key
+from shardgit.service.access import ALL_REPOSITORIES, Holder, Rights, check_globs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,7 @@ class KnownKey:
     name: str
     type: str
     created_ms: int
+    rights: Rights
 
 
 def shown(fingerprint: bytes) -> str:
@@ -107,7 +109,7 @@ class Keys:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def add(self, key: PublicKey, name: str = "") -> KnownKey:
+    def add(self, key: PublicKey, name: str = "", *, rights: Rights = ALL_REPOSITORIES) -> KnownKey:
         """Let a key in under a name, its comment unless one is given; AlreadyExists when it is there."""
         known = name or key.comment
         if not known or not known.isprintable():
@@ -115,7 +117,8 @@ class Keys:
         if len(known.encode()) > NAME_MAX_BYTES:
             raise LimitExceeded("key name is too long", limit=NAME_MAX_BYTES)
         row = key_key(key.fingerprint)
-        record = KeyRecord(known, key.blob, clock.now_ms())
+        scope = Scope(check_globs(rights.read), check_globs(rights.write), rights.admin)
+        record = KeyRecord(known, key.blob, clock.now_ms(), scope)
         with self._journal.snapshot() as snapshot:
             there = snapshot.get(row)
         if there is not None:
@@ -149,11 +152,14 @@ class Keys:
             faultpoints.reach("key.after_remove")
         return found
 
-    def name_of(self, fingerprint: bytes) -> str | None:
-        """Return the name that a key stands for, None for a key that is not let in."""
+    def holder_of(self, fingerprint: bytes) -> Holder | None:
+        """Return whom a key stands for and what it allows, None for a key that is not let in."""
         with self._journal.snapshot() as snapshot:
             row = snapshot.get(key_key(fingerprint))
-        return KeyRecord.decode(row.value).name if row else None
+        if row is None:
+            return None
+        record = KeyRecord.decode(row.value)
+        return Holder(record.name, _rights(record))
 
     def any(self) -> bool:
         """Return whether the store has any key."""
@@ -164,4 +170,9 @@ class Keys:
 def _known(fingerprint: bytes, record: KeyRecord) -> KnownKey:
     length = int.from_bytes(record.blob[:4], "big")
     kind = record.blob[4 : 4 + length].decode("ascii", "replace")
-    return KnownKey(shown(fingerprint), record.name, kind, record.created_ms)
+    return KnownKey(shown(fingerprint), record.name, kind, record.created_ms, _rights(record))
+
+
+def _rights(record: KeyRecord) -> Rights:
+    scope = record.scope
+    return Rights(scope.read, scope.write, scope.admin)

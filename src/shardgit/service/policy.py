@@ -40,9 +40,8 @@ def refusal(
 
     ``is_ff`` tells whether the new commit reaches the old one, and is called only where it
     matters; it is false where one of them is no commit. ``current`` is the branch that HEAD
-    points to. Every principal may do the same, until roles arrive.
+    points to.
     """
-    del principal
     name = command.name
     receive = settings.receive
     if hidden_from_push(settings).hides(name):
@@ -59,6 +58,10 @@ def refusal(
             return CURRENT
     moves = command.old is not None and command.new is not None
     guards = [each for each in receive.protected_refs if matches(each.pattern, name)]
+    for guard in guards:
+        if guard.writers and not any(fnmatchcase(principal.name, each) for each in guard.writers):
+            instead = guard.advice or "push to another branch"
+            return f"protected by {guard.pattern}: it is changed by others only; {instead}"
     cares = (receive.deny_non_fast_forwards and is_branch) or any(
         not each.force and each.update for each in guards
     )

@@ -26,9 +26,12 @@ from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.service.store import Store
 
+LOOKED_AT = 10_000  # names, of one page
 PAGE = 1_000
 
 
@@ -75,6 +78,25 @@ class Repositories:
         """Return a repository; RepositoryMissing without."""
         with self.store.journal.snapshot() as snapshot:
             return self._info(snapshot, self.store.repository(snapshot, name))
+
+    def page(
+        self, shown: Callable[[str], bool], *, prefix: str, after: str, limit: int
+    ) -> tuple[list[RepositoryInfo], str]:
+        """Return repositories as ``list`` does, those alone that are to be shown, and behind which name to go on.
+
+        "" when that were all. Of a long row of hidden ones a part is looked at: a page may be empty.
+        """
+        start = max(name_key(prefix), name_key(after) + b"\0" if after else b"")
+        found: list[RepositoryInfo] = []
+        with self.store.journal.snapshot() as snapshot:
+            seen, last = 0, ""
+            for row in snapshot.range(start, end_of(name_key(prefix)), limit=LOOKED_AT):
+                last, seen = row.key.removeprefix(REPOSITORY_NAMES).decode(), seen + 1
+                if shown(last):
+                    found.append(self._info(snapshot, self.store.repository(snapshot, last)))
+                    if len(found) == limit:
+                        return found, last
+        return found, last if seen == LOOKED_AT else ""
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = PAGE) -> list[RepositoryInfo]:
         """Return up to ``limit`` repositories by rising name, from the one behind ``after``."""

@@ -50,7 +50,8 @@ class ProtectedRef(_Section, frozen=True):
     """What nobody may do to the refs that a pattern matches; of several entries all count.
 
     ``pattern`` is a glob over the full name: ``*`` stands for any run of characters, "/" among
-    them, ``?`` for one, ``[...]`` for one of a set; without these it is the name itself.
+    them, ``?`` for one, ``[...]`` for one of a set; without these it is the name itself. ``writers`` are globs over the
+    names of those who alone may change such refs; without any everybody who may write may.
     """
 
     pattern: str
@@ -58,6 +59,7 @@ class ProtectedRef(_Section, frozen=True):
     update: bool = True
     force: bool = False  # updates that are no fast-forward
     delete: bool = False
+    writers: tuple[str, ...] = ()
     advice: str = ""  # told to whoever is refused: what to do instead
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class ProtectedRef(_Section, frozen=True):
                 "ref pattern is empty or too long", pattern=self.pattern[:80], limit=PATTERN_MAX
             )
         _check_texts("advice", (self.advice,))
+        _check_texts("writers", self.writers)
 
 
 class TransferSettings(_Section, frozen=True):

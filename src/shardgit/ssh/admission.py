@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 from shardgit import telemetry
 from shardgit.addresses import is_loopback
 from shardgit.errors import InvalidArgument, Refused
+from shardgit.service.access import ALL_REPOSITORIES, EVERYTHING, Holder
 from shardgit.service.keys import Keys, keys_in, shown
 
 if TYPE_CHECKING:
+    from shardgit.service.access import Principal
     from shardgit.service.store import Store
 
 FILE_MAX_BYTES = 8 << 20
-GUEST = "git"
+GUEST = Holder("git", EVERYTHING)
 
 
 class Admission:
     """Tells whom a public key stands for. Keys that are added or removed count from then on.
 
-    ``file`` is an authorized_keys file, "" for none. Without any key in either place everybody is
-    let in as "git" when the port is a loopback address, and nobody otherwise.
+    ``file`` is an authorized_keys file, "" for none; its keys may read and write all repositories. Without any key in
+    either place everybody is let in as "git" when the port is a loopback address and nobody has to show who it is.
     """
 
     def __init__(self, store: Store, *, file: str, host: str) -> None:
@@ -33,7 +35,7 @@ class Admission:
 
     async def open_to_all(self) -> bool:
         """Return whether anybody may come in without a key."""
-        if self._file is not None or not self._loopback:
+        if self._file is not None or not self._loopback or self._store.doorkeeper.required:
             return False
         return not await self.any_key()
 
@@ -41,12 +43,19 @@ class Admission:
         """Return whether there is any key that could be let in."""
         return await self._store.workers.run(lambda: self._keys.any() or bool(self.from_file()))
 
-    async def name_of(self, fingerprint: bytes) -> str | None:
+    async def holder_of(self, fingerprint: bytes) -> Holder | None:
         """Return whom a key stands for, None for one that is not let in."""
-        return await self._store.workers.run(self._name_of, fingerprint)
+        return await self._store.workers.run(self._holder_of, fingerprint)
 
-    def _name_of(self, fingerprint: bytes) -> str | None:
-        return self._keys.name_of(fingerprint) or self.from_file().get(fingerprint)
+    def _holder_of(self, fingerprint: bytes) -> Holder | None:
+        known = self._keys.holder_of(fingerprint)
+        if known is None and (name := self.from_file().get(fingerprint)) is not None:
+            known = Holder(name, ALL_REPOSITORIES)
+        return known
+
+    def principal(self, holder: Holder, address: str) -> Principal:
+        """Return who has come in."""
+        return self._store.doorkeeper.by_key(holder, address)
 
     def from_file(self) -> dict[bytes, str]:
         """Return names by fingerprint from the file, read again when it has changed.

@@ -13,6 +13,7 @@ from shardgit.errors import InvalidArgument
 from shardgit.service.access import Action, authorize
 from shardgit.service.lfs import lfs_repository
 from shardgit.service.names import name_in_path
+from shardgit.service.tokens import TICKET_S
 
 if TYPE_CHECKING:
     from shardgit.service.access import Principal
@@ -55,8 +56,14 @@ def lfs_answer(store: Store, command: LfsCommand, principal: Principal, base: st
     authorize(principal, ACTIONS[command.operation], command.name)
     with store.journal.snapshot() as snapshot:
         lfs_repository(store, snapshot, command.name)
-    # A name, not a proof: the HTTP port verifies nobody.
-    user = base64.b64encode(f"{principal.name}:".encode()).decode()
+    # A name and, where the HTTP port wants one, a proof.
+    doorkeeper, proof = store.doorkeeper, ""
+    if doorkeeper.required:
+        writes = command.operation == "upload"
+        proof = doorkeeper.tokens.ticket(principal.name, command.name, writes=writes)
+    user = base64.b64encode(f"{principal.name}:{proof}".encode()).decode()
     href = f"{base.rstrip('/')}/{quote(command.name)}.git/info/lfs"
-    answer = {"href": href, "header": {"Authorization": f"Basic {user}"}}
+    answer: dict[str, object] = {"href": href, "header": {"Authorization": f"Basic {user}"}}
+    if proof:
+        answer["expires_in"] = TICKET_S
     return json.dumps(answer).encode() + b"\n"

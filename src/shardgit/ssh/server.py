@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 
 from shardgit import telemetry
-from shardgit.service.access import Principal
 from shardgit.service.keys import shown
 from shardgit.ssh.admission import GUEST, Admission
 from shardgit.ssh.session import SshSession
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
+    from shardgit.service.access import Principal
     from shardgit.service.conversation import Conversations
 
 # Without chacha20-poly1305, which clients put first: 200 MB cost 0.93 s of CPU with it, 0.48 with AES-GCM, 0.55 with
@@ -161,7 +161,7 @@ class SshConnection(asyncssh.SSHServer):
         """Ask for a key, unless anybody may come in."""
         del username  # whoever holds a key is known by it
         if await self.edge.admission.open_to_all():
-            self._principal = Principal(GUEST, self._address)
+            self._principal = self.edge.admission.principal(GUEST, self._address)
             return False
         return True
 
@@ -175,19 +175,19 @@ class SshConnection(asyncssh.SSHServer):
         import hashlib
 
         fingerprint = hashlib.sha256(key.public_data).digest()
-        name = await self.edge.admission.name_of(fingerprint)
-        if name is None:
+        holder = await self.edge.admission.holder_of(fingerprint)
+        if holder is None:
             telemetry.log().info(
                 "ssh_key_unknown", address=self._address, fingerprint=shown(fingerprint)
             )
             return False
-        self._claimed = name
+        self._claimed = holder
         return True
 
     def auth_completed(self) -> None:
         """Take the name of the key that has just been proved."""
         if self._principal is None:
-            self._principal = Principal(self._claimed, self._address)
+            self._principal = self.edge.admission.principal(self._claimed, self._address)
 
     def session_requested(self) -> SshSession | bool:
         """Open a session, of which a client may have some at once."""

@@ -32,7 +32,7 @@ from shardgit.pool.transfer import Transfer, TransferOptions
 from shardgit.protocol.receive_pack import Command, PushRequest
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import RefUpdate
-from shardgit.service.access import Principal
+from shardgit.service.access import trusted
 from shardgit.service.forks import fork
 from shardgit.service.look import Look, ShownLook
 from shardgit.service.push import Push
@@ -299,7 +299,7 @@ class Client:
     def _deliver(
         self, process: Host, name: str, request: PushRequest, pack: bytes | None, attempt: Attempt
     ) -> Sequence[CommandResult]:
-        push = Push(process.store, name, request, principal=Principal(attempt.actor))
+        push = Push(process.store, name, request, principal=trusted(attempt.actor))
         attempt.repository = push.record.id
         push.judge((lambda: (pack, None)) if pack else None)
         try:
@@ -323,7 +323,7 @@ class Client:
             return
         attempt = self._attempt(process, f"update {name}", repository)
         attempt.changes = {one.name: (refs.get(one.name), one.new) for one in updates}
-        principal = Principal(attempt.actor)
+        principal = trusted(attempt.actor)
         with self._trying(attempt):
             result = update_refs(
                 process.store,
@@ -439,7 +439,7 @@ class Client:
         with self._noting(attempt) as note:
             back = self.dice.choice((1, 2))
             update = restoring(process.store, name, BRANCHES[0], back=back)
-            principal = Principal(attempt.actor)
+            principal = trusted(attempt.actor)
             restore_ref(process.store, name, update, note=note, principal=principal)
 
     def _undelete(self, process: Host) -> None:

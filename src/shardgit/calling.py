@@ -1,0 +1,45 @@
+"""How clients call a server: with or without TLS, with a token. Imports little: a helper of git's starts with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SECURE, PLAIN = "grpcs://", "grpc://"
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """A token, and for ``grpcs://HOST:PORT`` what servers are trusted (PEM; empty: the system's) and what is shown."""
+
+    token: str = ""
+    ca: bytes = b""
+    certificate: bytes = b""
+    key: bytes = b""
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes along with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Calling:
+    """Return what SHARDGIT_TOKEN and SHARDGIT_CLIENT_CA, _CERTIFICATE and _KEY (paths) say. Errors: OSError."""
+
+    def read(key: str) -> bytes:
+        path = environment.get(f"SHARDGIT_CLIENT_{key}", "")
+        return Path(path).read_bytes() if path else b""
+
+    token = environment.get("SHARDGIT_TOKEN", "").strip()
+    return Calling(token, read("CA"), read("CERTIFICATE"), read("KEY"))
+
+
+def split_target(target: str) -> tuple[str, bool]:
+    """Return the target as gRPC takes it, and whether TLS is spoken there."""
+    if target.startswith(SECURE):
+        return target.removeprefix(SECURE), True
+    return target.removeprefix(PLAIN), False
