@@ -65,6 +65,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         ""  # its file; "": one in ``data``. Nodes behind one name must have the same
     )
     auth: str = ""  # off, or required; "": off while all addresses are loopback
+    audit_log: str = (
+        ""  # a file for who changed what, a JSON object a line; "": the server's own log
+    )
     auth_secret_file: str = ""  # secrets that trusted front ends sign with, one a line
     # PEM files of the HTTP and gRPC ports, taken anew when they change; ``tls_client_ca``: whose certificates clients
     # may show over HTTP, and must over gRPC. ``tls_clients``: NAME-GLOB [read=GLOB] [write=GLOB] [admin], first match.

@@ -32,6 +32,7 @@ from shardgit.node import equip_hooks
 from shardgit.opening import open_served
 from shardgit.processes import drop_left
 from shardgit.rpc.server import make_server
+from shardgit.service.audit import Audit
 from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
 from shardgit.service.hooks import HookPolicy
@@ -85,6 +86,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     loop.add_reader(orphan_watch, leave)
     tls = tls_files(config)
     store.doorkeeper = doorkeeper_of(config, store.journal)
+    store.audit = Audit(Path(config.audit_log) if config.audit_log else None)
     events = equip_hooks(store, _hook_policy(config))
     fetches = FetchService(store, version=VERSION)
     conversations = Conversations(store, version=VERSION, fetches=fetches)

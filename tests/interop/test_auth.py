@@ -17,8 +17,9 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -28,6 +29,7 @@ from served import Server, clean_environment, serving, shardgit, small_repositor
 from shardgit.calling import Calling
 from shardgit.client import connect
 from shardgit.errors import (
+    Conflict,
     PermissionRefused,
     RateLimited,
     RepositoryMissing,
@@ -606,6 +608,104 @@ def test_certificates_of_clients_let_them_in(home: Home, tmp_path: Path) -> None
             pytest.raises(Unavailable),
         ):
             client.shards()
+
+
+# ---- the audit log
+
+
+def test_every_change_stands_in_the_audit_log_and_every_refusal(home: Home, tmp_path: Path) -> None:
+    log = tmp_path / "audit"
+    wants = {"SHARDGIT_AUTH": "required", "SHARDGIT_AUDIT_LOG": str(log)}
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def last(**wanted: object) -> dict[str, Any]:
+        found = lines()[-1]
+        assert wanted.items() <= found.items(), found
+        assert datetime.fromisoformat(found["time"]).tzinfo is not None
+        return found
+
+    with serving(home.data, "--workers", "1", environment=wants) as server:
+        assert home.clone(url(server, "team/app", home.reader)).returncode == 0
+        assert lines() == []  # who reads changes nothing
+        assert home.push(url(server, "team/app", home.writer)).returncode == 0
+        pushed = last(
+            what="push",
+            actor="writer",
+            address="127.0.0.1",
+            proved=True,
+            repository="team/app",
+            outcome="OK",
+        )
+        head = home.git("-C", "source", "rev-parse", "main").stdout.strip()
+        (moved,) = pushed["refs"]
+        assert moved == {"ref": f"refs/heads/branch-{home._number}", "old": None, "new": head}
+        assert len(lines()) == 1
+        assert home.push(url(server, "team/app", home.reader)).returncode != 0
+        refused = last(actor="reader", outcome="PERMISSION_DENIED", action="write", edge="http")
+        assert refused["request_id"]
+        refusing = home.git(
+            "-C", "source", "push", "-q", url(server, "team/app", home.writer), "main:refs/x"
+        )
+        assert refusing.returncode != 0
+        assert (
+            last(what="push", outcome="FAILED_PRECONDITION")["refs"][0]["refused"]
+            == "funny refname"
+        )
+        with connect(server.grpc, home.admin) as client:
+            client.create("audited")
+            last(
+                what="CreateRepository",
+                actor="boss",
+                repository="audited",
+                outcome="OK",
+                edge="grpc",
+            )
+            repo = client.repo("team/app")
+            repo.update_ref("refs/heads/audited", repo.ref("refs/heads/main").target)
+            assert last(what="UpdateRefs", count=1)["refs"][0]["ref"] == "refs/heads/audited"
+            before = len(lines())
+            with pytest.raises(Conflict):
+                repo.update_ref("refs/heads/audited", bytes.fromhex(head), old=bytes(19) + b"x")
+            last(what="UpdateRefs", outcome="ABORTED")
+            client.shards()
+            list(client.repositories())
+            assert len(lines()) == before + 1
+            log.rename(tmp_path / "audit.1")
+            client.delete("audited")
+            last(what="DeleteRepository", repository="audited")
+            assert len(lines()) == 1
+        with connect(server.grpc) as nobody:
+            with pytest.raises(Unauthenticated):
+                nobody.delete("other")
+            last(
+                what="DeleteRepository", actor="anonymous", proved=False, outcome="UNAUTHENTICATED"
+            )
+        evil = f"http://{server.http}/x%22%7d%0d%20%7b%22forged%22%3a1%7d.git/git-receive-pack"
+        headers = {"Content-Type": "application/x-git-receive-pack-request"}
+        before = len(lines())
+        assert ask(evil, headers, b"0000")[0] == 401
+        assert len(lines()) == before + 1  # what a client says is never a line of its own
+        assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_commands_on_the_folder_stand_in_it_too(home: Home, tmp_path: Path) -> None:
+    log = tmp_path / "audit"
+    data = ("--data", str(home.data))
+    environment = {"SHARDGIT_AUDIT_LOG": str(log)}
+    assert home.command("repo", "list", *data, **environment).returncode == 0
+    assert not log.exists()
+    assert home.command("repo", "create", "local", *data, **environment).returncode == 0
+    assert home.command("repo", "create", "local", *data, **environment).returncode == 1
+    assert home.command("token", "create", "--read", "x", *data, **environment).returncode == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(one["what"], one["repository"], one["outcome"]) for one in lines] == [
+        ("repo create", "local", "OK"),
+        ("repo create", "local", "ALREADY_EXISTS"),
+        ("token create", None, "OK"),
+    ]
+    assert {one["edge"] for one in lines} == {"cli"}
 
 
 # ---- configuration

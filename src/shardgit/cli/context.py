@@ -34,6 +34,22 @@ ServerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DONE, FAILED, USAGE = 0, 1, 2
+# Commands that change nothing.
+READING = frozenset(
+    (
+        "list",
+        "show",
+        "get",
+        "log",
+        "stats",
+        "status",
+        "plan",
+        "verify",
+        "deleted",
+        "export",
+        "bench",
+    )
+)
 
 
 class UsageRefused(InvalidArgument):
@@ -145,5 +161,33 @@ def opened(data: Path | None) -> Iterator[Store]:
     telemetry.configure(level="warning")  # to standard error; the default would be our output
     # What would be looked for by a server of the store is looked for here.
     detection = check_detection(os.environ.get(f"{PREFIX}DETECT_COLLISIONS", "push"))
-    with open_folder(folder, detect_collisions=detection) as made:
+    with open_folder(folder, detect_collisions=detection) as made, _audited():
         yield made.store
+
+
+@contextmanager
+def _audited() -> Iterator[None]:
+    """Leave a line in the audit log that SHARDGIT_AUDIT_LOG names, unless the command only reads."""
+    file = os.environ.get("SHARDGIT_AUDIT_LOG")
+    words = [word for word in sys.argv[1:] if not word.startswith("-")][:3]
+    if not file or READING & set(words[:2]):
+        yield
+        return
+    import getpass
+
+    from shardgit.service.access import trusted
+    from shardgit.service.audit import Audit
+
+    code = "OK"
+    try:
+        yield
+    except ShardgitError as error:
+        code = error.code
+        raise
+    except BaseException:
+        code = "CANCELLED"
+        raise
+    finally:
+        repository = words[2] if words[0] in ("repo", "ref", "object") and len(words) > 2 else None
+        what = " ".join(words[:2])
+        Audit(Path(file)).write(what, trusted(getpass.getuser()), repository, code, edge="cli")

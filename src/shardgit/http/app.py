@@ -115,7 +115,15 @@ class GitHttp:
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Find out who asks, before anything is done for it. Errors: Unauthenticated, RateLimited."""
         calls(self.store.doorkeeper.principal(shown_by(request)))
-        return await handler(request)
+        code = None
+        try:
+            return await handler(request)
+        except ShardgitError as error:
+            code = error.code
+            raise
+        finally:
+            reads = request.method in {"GET", "HEAD"}
+            self.store.audit.ended(current().seen, code=code, reads=reads)
 
     @web.middleware
     async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -62,7 +62,7 @@ class GcMethods:
 
     @unary
     async def UndeleteRepository(
-        self, request: shard_pb2.UndeleteRepositoryRequest, context: grpc.aio.ServicerContext
+        self, request: shard_pb2.UndeleteRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.UndeleteRepositoryResponse:
         may(Action.ADMIN, None)
         found = await self.store.workers.run(

@@ -100,7 +100,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
     async def UpdateRefs(
         self,
         requests: AsyncIterator[ref_pb2.UpdateRefsRequest],
-        context: grpc.aio.ServicerContext,
+        _: grpc.aio.ServicerContext,
     ) -> AsyncIterator[ref_pb2.UpdateRefsResponse]:
         header: ref_pb2.UpdateRefsRequest.Header | None = None
         updates: list[RefUpdate] = []
@@ -139,6 +139,9 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             note=note_of(header.message or "update"),
             principal=caller(),
         )
+        reasons = {name: str(error) for name, error in (refused | done.failed).items()}
+        moves = [(one.name, None, one.new or one.symbolic) for one in updates]
+        self.store.audit.refs("UpdateRefs", caller(), header.repository, moves, reasons=reasons)
         for at in range(0, len(updates) or 1, REFS_BATCH):
             answer = ref_pb2.UpdateRefsResponse()
             for update in updates[at : at + REFS_BATCH]:
@@ -172,7 +175,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
 
     @unary
     async def RestoreRef(
-        self, request: ref_pb2.RestoreRefRequest, context: grpc.aio.ServicerContext
+        self, request: ref_pb2.RestoreRefRequest, _: grpc.aio.ServicerContext
     ) -> ref_pb2.RestoreRefResponse:
         action = Action.ADMIN if request.override else Action.WRITE
         may(action, request.repository)

@@ -293,7 +293,7 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
 
     @unary
     async def ForkRepository(
-        self, request: repository_pb2.ForkRepositoryRequest, context: grpc.aio.ServicerContext
+        self, request: repository_pb2.ForkRepositoryRequest, _: grpc.aio.ServicerContext
     ) -> repository_pb2.ForkRepositoryResponse:
         may(Action.READ, request.source)
         may(Action.WRITE, request.target, makes=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import Journal
     from shardgit.limits import Limits
+    from shardgit.service.audit import Audit
     from shardgit.service.doorkeeper import Doorkeeper
 
 DOMAIN = "shardgit"
@@ -147,6 +148,12 @@ def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> None:
     )
 
 
+def _audit(servicer: _Serves, seen: telemetry.Request) -> None:
+    audit: Audit | None = getattr(servicer.store, "audit", None)  # peers have none
+    if audit is not None:
+        audit.ended(seen)
+
+
 def _word(value: str | bytes | None) -> str | None:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
@@ -169,6 +176,8 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
                 await context.abort_with_status(status_of(error))
             except Exception:
                 await context.abort_with_status(_unexpected(seen, method.__name__))
+            finally:
+                _audit(self, seen)
 
     return wrapped
 
@@ -242,6 +251,7 @@ def stream(
                 await context.abort_with_status(_unexpected(seen, method.__name__))
             finally:
                 stall.close()
+                _audit(self, seen)
 
     return wrapped
 

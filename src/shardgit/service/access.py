@@ -103,6 +103,7 @@ class Holder:
 ANONYMOUS = Principal("anonymous")
 
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
+_asked: ContextVar[list[tuple[Action, str | None]] | None] = ContextVar("asked", default=None)
 
 
 def caller() -> Principal:
@@ -113,6 +114,12 @@ def caller() -> Principal:
 def calls(principal: Principal) -> None:
     """Say who asks for the call that begins in this task."""
     _caller.set(principal)
+    _asked.set([])
+
+
+def asked() -> list[tuple[Action, str | None]]:
+    """Return what the call under way has asked to change so far, allowed or not."""
+    return _asked.get() or []
 
 
 def authorize(
@@ -124,6 +131,8 @@ def authorize(
 
     Errors: Unauthenticated for who has not said who it is, RepositoryMissing, PermissionRefused.
     """
+    if action is not Action.READ and (noted := _asked.get()) is not None:
+        noted.append((action, repository))
     if principal.rights.allow(action, repository):
         return
     if not principal.proved:

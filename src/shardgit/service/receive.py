@@ -280,6 +280,8 @@ class ReceiveService:
             for text in _told(push):
                 yield text
         outcome = push.outcome()
+        if not outcome.revision:
+            self._audit(push)
         if (
             outcome.revision and push.is_small
         ):  # behind the answer, which leaves in this turn of the loop
@@ -294,6 +296,14 @@ class ReceiveService:
             yield piece
         if request.sideband:
             yield FLUSH_BYTES
+
+    def _audit(self, push: Push) -> None:
+        """Tell the audit log how a push ended."""
+        results = push.outcome().results
+        reasons = {one.command.name: one.error for one in results if one.error is not None}
+        commands = push.request.commands
+        moves = [(one.name, one.old, one.new) for one in commands]
+        self.store.audit.refs("push", push.principal, push.name, moves, reasons=reasons)
 
     def _judged(self, push: Push, spool: PackSpool, nonce: bytes | None) -> Tried | Later[Tried]:
         """Judge a push and, where no hook has to be asked, try to commit it: all as one job.
@@ -348,6 +358,7 @@ class ReceiveService:
                     case int(revision):
                         faultpoints.reach("receive.after_commit")
                         push.landed(revision)
+                        self._audit(push)
                         if not push.is_small:
                             await self.store.workers.run(push.keep_view)
                         return

@@ -52,6 +52,7 @@ from shardgit.pool.transfer import kept_entries
 from shardgit.pool.view import PoolView, small_entries
 from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
+from shardgit.service.audit import Audit
 from shardgit.service.doorkeeper import Doorkeeper
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
@@ -224,6 +225,7 @@ class Store:
         self.limits = limits
         self.scratch = scratch
         self.doorkeeper = Doorkeeper(journal)
+        self.audit = Audit()
         self.turns: Turns = FileTurns(scratch) if turns is None else turns
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"

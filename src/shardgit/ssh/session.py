@@ -11,6 +11,7 @@ import asyncssh
 
 from shardgit import telemetry
 from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
+from shardgit.service.access import calls
 from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
 from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
@@ -123,6 +124,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             return
         with telemetry.Request("ssh", self._command[:200]) as seen:
             code = DIED_EXIT
+            calls(self.principal)
             try:
                 async with asyncio.timeout(self.connection.edge.limits.request_time_max_s):
                     await self._converse(self._command, seen)
@@ -142,6 +144,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             except Exception as error:
                 seen.code = Internal.code
                 telemetry.log().error("request_failed", edge="ssh", exc_info=error)
+            self.connection.edge.conversations.store.audit.ended(seen)
             await self._exit(code)
 
     async def _exit(self, code: int) -> None:
