@@ -12,7 +12,7 @@ import msgspec
 
 from shardgit.addresses import is_loopback, split_address
 from shardgit.errors import InvalidArgument
-from shardgit.sections import BlocksConfig, ClusterConfig
+from shardgit.sections import BlocksConfig, ClusterConfig, LimitsConfig
 from shardgit.service.doorkeeper import parse_client_rule
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 PREFIX = "SHARDGIT_"
 # SHARDGIT_CLUSTER_ETCD is etcd in [cluster].
-SECTIONS: dict[str, type[ClusterConfig | BlocksConfig]] = {
+SECTIONS: dict[str, type[ClusterConfig | BlocksConfig | LimitsConfig]] = {
     "cluster": ClusterConfig,
     "blocks": BlocksConfig,
+    "limits": LimitsConfig,
 }
 DETECTIONS = ("push", "always", "never")
 AUTHS = ("off", "required")
@@ -79,6 +80,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
     cluster: ClusterConfig = ClusterConfig()
     blocks: BlocksConfig = BlocksConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
@@ -238,7 +240,7 @@ def load_config(
     for section, values in inside.items():
         if values:  # at once: some belong together
             before = merged.get(section, SECTIONS[section]())
-            assert isinstance(before, ClusterConfig | BlocksConfig)
+            assert isinstance(before, ClusterConfig | BlocksConfig | LimitsConfig)
             merged[section] = msgspec.structs.replace(before, **values)
     merged |= {key: value for key, value in (flags or {}).items() if value is not None}
     return ServeConfig(**merged)  # type: ignore[arg-type]

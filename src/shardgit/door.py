@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit.service.doorkeeper import Doorkeeper, Secrets, parse_client_rule
+from shardgit.service.gate import Caps, Gate, memory_free
 from shardgit.tls import TlsFiles
 
 if TYPE_CHECKING:
     from shardgit.config import ServeConfig
     from shardgit.journal.interface import Journal
+    from shardgit.workers import Workers
 
 
 def doorkeeper_of(config: ServeConfig, journal: Journal) -> Doorkeeper:
@@ -22,6 +24,25 @@ def doorkeeper_of(config: ServeConfig, journal: Journal) -> Doorkeeper:
         secrets=secrets,
         clients=map(parse_client_rule, config.tls_clients),
     )
+
+
+def gate_of(config: ServeConfig, workers: Workers, *, count: int) -> Gate:
+    """Return what bounds the requests of one of ``count`` workers."""
+    whole = config.limits
+
+    def share(bound: int) -> int:
+        return -(-bound // count)
+
+    caps = Caps(
+        repository_requests=share(whole.repository_requests),
+        actor_requests=share(whole.actor_requests),
+        address_requests=share(whole.address_requests),
+        actor_rate=share(whole.actor_rate),
+        address_rate=share(whole.address_rate),
+        wait_s=whole.wait_s,
+        memory_free=whole.memory_free,
+    )
+    return Gate(caps, workers.waited_s, memory_free)
 
 
 def tls_files(config: ServeConfig) -> TlsFiles | None:

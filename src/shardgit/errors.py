@@ -43,6 +43,7 @@
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
     |   +-- RateLimited               too much at once or in a short time; ``retry_after_s`` says when to come again
+    |       +-- Overloaded                whoever asks: the server is busy
     +-- Unavailable               UNAVAILABLE          retry the same call
     |   +-- HookFailed                a hook could not be asked, or gave no answer
     |   +-- OutcomeUnknown            no answer came: it may have been done, or be done later; look before going on
@@ -274,6 +275,10 @@ class StorageFull(LimitExceeded):
 
 class RateLimited(LimitExceeded):
     """Too much at once, or in a short time; ``retry_after_s`` says when to come again."""
+
+
+class Overloaded(RateLimited):
+    """The server has more to do than it can; ``retry_after_s`` says when to come again."""
 
 
 class Unavailable(ShardgitError):

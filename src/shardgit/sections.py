@@ -76,6 +76,29 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return self.node or socket.gethostname()
 
 
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many requests a server lets in; 0 is no bound. Each of its workers has its share of them.
+
+    Rates are requests a minute, of which a quarter may come at once. ``actor`` is who has shown who it is.
+    """
+
+    repository_requests: int = 2_000  # at once, at one repository
+    actor_requests: int = 1_000
+    address_requests: int = 2_000
+    actor_rate: int = 0
+    address_rate: int = 0
+    wait_s: float = 10.0  # that work waits for a thread, until no more is let in
+    memory_free: float = 0.03  # share of the memory, below which no more is let in
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        for key in self.__struct_fields__:
+            if getattr(self, key) < 0:
+                raise InvalidArgument("limit is negative", key=key)
+        if self.memory_free >= 1:
+            raise InvalidArgument("memory_free is a share, less than 1", value=self.memory_free)
+
+
 class BlocksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a cluster's blocks are kept, and how much of them a node keeps beside.
 

@@ -59,6 +59,12 @@ HTTP_CONNECTIONS_REFUSED = Counter(
     "HTTP connections that were turned away because there were too many.",
     registry=REGISTRY,
 )
+REQUESTS_REFUSED = Counter(
+    "shardgit_requests_refused_total",
+    "Requests that were not let in, by what there was too much of.",
+    ["reason"],
+    registry=REGISTRY,
+)
 
 SETTLES = Counter(
     "shardgit_settles_total",

@@ -23,7 +23,7 @@ from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.config import ServeConfig
-from shardgit.door import doorkeeper_of, tls_files
+from shardgit.door import doorkeeper_of, gate_of, tls_files
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
@@ -86,6 +86,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     loop.add_reader(orphan_watch, leave)
     tls = tls_files(config)
     store.doorkeeper = doorkeeper_of(config, store.journal)
+    store.gate = gate_of(config, store.workers, count=place.workers)
     store.audit = Audit(Path(config.audit_log) if config.audit_log else None)
     events = equip_hooks(store, _hook_policy(config))
     fetches = FetchService(store, version=VERSION)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from queue import SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
+
+tenant: ContextVar[str] = ContextVar("tenant", default="")
+"""For whom the jobs of this task are: those of tenants take turns, however many one of them brings."""
 
 
 class Later(Generic[T]):
@@ -93,12 +99,61 @@ class _Job(Generic[T]):
             del self.future
 
 
+class _Turns:
+    """Jobs that wait: each tenant's in the order in which they came, and of tenants one job each in turn.
+
+    Ended by one None for each who takes, which comes behind all jobs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiting: dict[str, deque[tuple[float, Callable[[], object]]]] = {}
+        self._turns: deque[str] = deque()  # tenants that have jobs
+        self._ready: SimpleQueue[bool] = (
+            SimpleQueue()
+        )  # one item for each job; waits without the GIL
+
+    def put(self, whose: str, job: Callable[[], object]) -> None:
+        """Let a job wait."""
+        with self._lock:
+            waiting = self._waiting.get(whose)
+            if waiting is None:
+                waiting = self._waiting[whose] = deque()
+                self._turns.append(whose)
+            waiting.append((time.monotonic(), job))
+        self._ready.put(True)
+
+    def end(self) -> None:
+        """Send one of those who take home, behind all jobs."""
+        self._ready.put(False)
+
+    def get(self) -> Callable[[], object] | None:
+        """Take the next job, once there is one."""
+        if not self._ready.get():
+            return None
+        with self._lock:
+            whose = self._turns.popleft()
+            waiting = self._waiting[whose]
+            _, job = waiting.popleft()
+            if waiting:
+                self._turns.append(whose)
+            else:
+                del self._waiting[whose]
+        return job
+
+    def waited_s(self) -> float:
+        """Return for how long the job has waited that waits longest, 0 when none does."""
+        with self._lock:
+            oldest = min((jobs[0][0] for jobs in self._waiting.values()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+
 class Workers:
     """A bounded thread pool for CPU work without the GIL and for LMDB transactions."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._jobs = _Turns()
         self._running: list[Thread] = []
         self._behind = ThreadPoolExecutor(1, thread_name_prefix="shardgit-behind")
         self._later: set[Hashable] = set()
@@ -110,7 +165,7 @@ class Workers:
             if self._closed:
                 raise RuntimeError("workers are closed")
             self._begin_one()
-            self._jobs.put(job)
+            self._jobs.put(tenant.get(), job)
 
     def _begin_one(self) -> None:
         if len(self._running) < self.threads:
@@ -210,6 +265,10 @@ class Workers:
         except Exception as error:
             telemetry.log().error("background_job_failed", job=str(key), exc_info=error)
 
+    def waited_s(self) -> float:
+        """Return for how long the job has waited that waits longest for a thread, in seconds."""
+        return self._jobs.waited_s()
+
     def close(self) -> None:
         """Wait for running jobs and end the threads."""
         with self._lock:
@@ -217,7 +276,7 @@ class Workers:
         self._behind.shutdown(cancel_futures=True)
         if not closed:
             for _ in self._running:
-                self._jobs.put(None)
+                self._jobs.end()
         for thread in self._running:
             thread.join()
 

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import time
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,8 +42,8 @@ from shardgit.service.access import (
     Principal,
     Rights,
     authorize,
+    begin_call,
     caller,
-    calls,
     check_globs,
     may,
     trusted,
@@ -146,17 +146,19 @@ def test_what_may_not_be_read_is_not_there() -> None:
 
 
 def test_the_caller_is_the_tasks_own() -> None:
-    assert caller().rights == NOTHING  # nobody was let in: nothing is allowed
-    with pytest.raises(Unauthenticated):
-        may(Action.READ, "x")
+    def outside() -> None:
+        assert caller().rights == NOTHING  # nobody was let in: nothing is allowed
+        with pytest.raises(Unauthenticated):
+            may(Action.READ, "x")
+        copy_context().run(inside)
+        with pytest.raises(Unauthenticated):
+            may(Action.READ, "x")
 
     def inside() -> None:
-        calls(trusted("me"))
+        begin_call(trusted("me"))
         may(Action.ADMIN, None)
 
-    copy_context().run(inside)
-    with pytest.raises(Unauthenticated):
-        may(Action.READ, "x")
+    Context().run(outside)
 
 
 def test_globs_are_checked() -> None:

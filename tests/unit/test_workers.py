@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shardgit.workers import Later, Workers
+from shardgit.workers import Later, Workers, tenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,3 +141,48 @@ def test_closing_waits_for_what_runs_and_refuses_what_comes() -> None:
     with pytest.raises(RuntimeError):
         workers.submit(job)
     workers.close()
+
+
+async def test_tenants_take_turns_however_many_jobs_one_brings() -> None:
+    workers = Workers(1)
+    gate, done = threading.Event(), list[str]()
+    blocked = asyncio.ensure_future(workers.run(gate.wait))
+    await asyncio.sleep(0.05)
+
+    async def bring(whose: str, count: int) -> None:
+        tenant.set(whose)
+        await asyncio.gather(*(workers.run(done.append, whose) for _ in range(count)))
+
+    tasks = [asyncio.create_task(bring(*one)) for one in (("hot", 100), ("a", 2), ("b", 1))]
+    await asyncio.sleep(0.05)
+    assert 0.04 < workers.waited_s() < 5
+    gate.set()
+    await asyncio.gather(blocked, *tasks)
+    assert done[:5] == ["hot", "a", "b", "hot", "a"]
+    assert done[5:] == ["hot"] * 98
+    assert workers.waited_s() == 0
+    workers.close()
+
+
+def test_jobs_of_no_task_are_done_in_their_order() -> None:
+    workers = Workers(1)
+    done: list[int] = []
+    futures = [workers.submit(done.append, number) for number in range(200)]
+    for future in futures:
+        future.result(10)
+    assert done == list(range(200))
+    workers.close()
+
+
+def test_what_waits_is_done_before_the_threads_end() -> None:
+    workers = Workers(2)
+    gate, done = threading.Event(), list[int]()
+    for _ in range(2):
+        workers.submit(gate.wait)
+    for number in range(50):
+        workers.submit(done.append, number)
+    closing = threading.Thread(target=workers.close)
+    closing.start()
+    gate.set()
+    closing.join(10)
+    assert sorted(done) == list(range(50))

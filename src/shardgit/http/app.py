@@ -24,7 +24,7 @@ from shardgit.protocol.receive_pack import SERVICE_LINE as PUSH_SERVICE_LINE
 from shardgit.protocol.upload_pack import Fetch
 from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, RequestV0
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
-from shardgit.service.access import Action, authorize, caller, calls
+from shardgit.service.access import Action, authorize, begin_call, caller
 from shardgit.service.bundles import Bundles
 from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
@@ -114,7 +114,8 @@ class GitHttp:
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Find out who asks, before anything is done for it. Errors: Unauthenticated, RateLimited."""
-        calls(self.store.doorkeeper.principal(shown_by(request)))
+        store = self.store
+        call = begin_call(store.doorkeeper.principal(shown_by(request)), store.gate)
         code = None
         try:
             return await handler(request)
@@ -123,7 +124,8 @@ class GitHttp:
             raise
         finally:
             reads = request.method in {"GET", "HEAD"}
-            self.store.audit.ended(current().seen, code=code, reads=reads)
+            call.end()
+            store.audit.ended(current().seen, call, code=code, reads=reads)
 
     @web.middleware
     async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:

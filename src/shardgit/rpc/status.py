@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from shardgit import telemetry
 from shardgit.errors import DataLoss, Internal, RateLimited, ShardgitError, Unavailable
-from shardgit.service.access import calls, trusted
+from shardgit.service.access import begin_call, trusted
 from shardgit.service.doorkeeper import Shown
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import Journal
     from shardgit.limits import Limits
+    from shardgit.service.access import Call
     from shardgit.service.audit import Audit
     from shardgit.service.doorkeeper import Doorkeeper
 
@@ -124,34 +125,34 @@ async def _look(
         await journal.fresh(stale_ok=stale_ok)
 
 
-def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> None:
-    """Find out who calls. Errors: Unauthenticated, RateLimited."""
+def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
+    """Find out who calls, and let it in. Errors: Unauthenticated, RateLimited."""
     doorkeeper: Doorkeeper | None = getattr(servicer, "doorkeeper", None) or getattr(
         servicer.store, "doorkeeper", None
     )
     address = address_of(context.peer())
     if doorkeeper is None:  # a node, which has shown its certificate, or a hook of ours
-        calls(trusted("peer", address))
-        return
+        return begin_call(trusted("peer", address))
     told = {str(key): value for key, value in context.invocation_metadata() or ()}
     names = context.auth_context().get("x509_common_name", ())
-    calls(
-        doorkeeper.principal(
-            Shown(
-                address,
-                authorization=_word(told.get("authorization")),
-                certificate=names[0].decode("utf-8", "replace") if names else "",
-                actor=_word(told.get("x-shardgit-actor")) or "",
-                for_address=_word(told.get("x-shardgit-address")) or "",
-            )
+    principal = doorkeeper.principal(
+        Shown(
+            address,
+            authorization=_word(told.get("authorization")),
+            certificate=names[0].decode("utf-8", "replace") if names else "",
+            actor=_word(told.get("x-shardgit-actor")) or "",
+            for_address=_word(told.get("x-shardgit-address")) or "",
         )
     )
+    return begin_call(principal, getattr(servicer.store, "gate", None))
 
 
-def _audit(servicer: _Serves, seen: telemetry.Request) -> None:
+def _end(servicer: _Serves, seen: telemetry.Request, call: Call | None) -> None:
     audit: Audit | None = getattr(servicer.store, "audit", None)  # peers have none
-    if audit is not None:
-        audit.ended(seen)
+    if call is not None:
+        call.end()
+        if audit is not None:
+            audit.ended(seen, call)
 
 
 def _word(value: str | bytes | None) -> str | None:
@@ -163,9 +164,10 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
     @functools.wraps(method)
     async def wrapped(self: _Serves, request: object, context: grpc.aio.ServicerContext) -> Any:
+        call: Call | None = None
         with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             try:
-                _admit(self, context)
+                call = _admit(self, context)
                 await _look(self, method, context)
                 return await method(self, request, context)
             except asyncio.CancelledError:
@@ -177,7 +179,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
             except Exception:
                 await context.abort_with_status(_unexpected(seen, method.__name__))
             finally:
-                _audit(self, seen)
+                _end(self, seen, call)
 
     return wrapped
 
@@ -227,13 +229,14 @@ def stream(
     async def wrapped(
         self: _Serves, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Any]:
+        call: Call | None = None
         with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
             limits = self.store.limits
             stall = _Stall(limits.client_stall_max_s, context)
             if bounded:
                 stall.end_all_after(limits.request_time_max_s)
             try:
-                _admit(self, context)
+                call = _admit(self, context)
                 await _look(self, method, context)
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:
@@ -251,7 +254,7 @@ def stream(
                 await context.abort_with_status(_unexpected(seen, method.__name__))
             finally:
                 stall.close()
-                _audit(self, seen)
+                _end(self, seen, call)
 
     return wrapped
 

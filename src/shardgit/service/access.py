@@ -15,9 +15,12 @@ from shardgit.errors import (
     Unauthenticated,
 )
 from shardgit.wildmatch import Wildmatch
+from shardgit.workers import tenant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from shardgit.service.gate import Gate
 
 GLOB_MAX_BYTES = 512
 GLOBS_MAX = 64
@@ -102,24 +105,54 @@ class Holder:
 
 ANONYMOUS = Principal("anonymous")
 
-_caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
-_asked: ContextVar[list[tuple[Action, str | None]] | None] = ContextVar("asked", default=None)
+
+class Call:
+    """A call under way: who asks, what it has asked to change, and which repositories it is at."""
+
+    __slots__ = ("asked", "gate", "inside", "principal")
+
+    def __init__(self, principal: Principal, gate: Gate | None = None) -> None:
+        self.principal = principal
+        self.gate = gate
+        self.asked: dict[tuple[Action, str | None], None] = {}
+        self.inside: set[str] = set()
+
+    def at(self, repository: str) -> None:
+        """Take note that it is at a repository, for whose owner its jobs are. Errors: RateLimited."""
+        if repository in self.inside:
+            return
+        if self.gate is not None:
+            self.gate.enter_repository(repository)
+        self.inside.add(repository)
+        tenant.set(repository.partition("/")[0])
+
+    def end(self) -> None:
+        """Leave; once."""
+        gate, self.gate = self.gate, None
+        if gate is None:
+            return
+        gate.leave(self.principal)
+        for repository in self.inside:
+            gate.leave_repository(repository)
+
+
+_call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def caller() -> Principal:
     """Return who asks for the call under way in this task."""
-    return _caller.get()
+    call = _call.get()
+    return ANONYMOUS if call is None else call.principal
 
 
-def calls(principal: Principal) -> None:
-    """Say who asks for the call that begins in this task."""
-    _caller.set(principal)
-    _asked.set([])
-
-
-def asked() -> list[tuple[Action, str | None]]:
-    """Return what the call under way has asked to change so far, allowed or not."""
-    return _asked.get() or []
+def begin_call(principal: Principal, gate: Gate | None = None) -> Call:
+    """Say who asks for the call that begins in this task; its ``end`` is due. Errors: as of Gate.enter."""
+    tenant.set("")
+    if gate is not None:
+        gate.enter(principal)
+    call = Call(principal, gate)
+    _call.set(call)
+    return call
 
 
 def authorize(
@@ -131,9 +164,12 @@ def authorize(
 
     Errors: Unauthenticated for who has not said who it is, RepositoryMissing, PermissionRefused.
     """
-    if action is not Action.READ and (noted := _asked.get()) is not None:
-        noted.append((action, repository))
+    call = _call.get()
+    if call is not None and action is not Action.READ:
+        call.asked[action, repository] = None
     if principal.rights.allow(action, repository):
+        if call is not None and repository is not None:
+            call.at(repository)
         return
     if not principal.proved:
         raise Unauthenticated("authentication is required")
@@ -151,7 +187,7 @@ def authorize(
 
 def may(action: Action, repository: str | None, *, makes: bool = False) -> None:
     """Raise unless the caller of this task may do ``action``; see ``authorize``."""
-    authorize(_caller.get(), action, repository, makes=makes)
+    authorize(caller(), action, repository, makes=makes)
 
 
 def trusted(name: str, address: str = "") -> Principal:

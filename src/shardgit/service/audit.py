@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from shardgit import clock, telemetry
 from shardgit.errors import Unauthenticated
-from shardgit.service.access import asked, caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from shardgit.oid import ObjectId
-    from shardgit.service.access import Principal
+    from shardgit.service.access import Call, Principal
 
 REFS_TOLD = 100  # of one push or update; all of them stand in the repository's ref log
 TEXT_MAX = 300
@@ -102,13 +101,13 @@ class Audit:
         self.write(what, principal, repository, outcome, refs=told, count=len(every))
 
     def ended(
-        self, seen: telemetry.Request, *, code: str | None = None, reads: bool = False
+        self, seen: telemetry.Request, call: Call, *, code: str | None = None, reads: bool = False
     ) -> None:
         """Tell of a request that has ended, where it was to change something or was not allowed to.
 
         ``code`` is how it ended, where the request's own is not that; what only ``reads`` is told when it was refused.
         """
-        wanted, code = asked(), code or seen.code
+        wanted, code = call.asked, code or seen.code
         is_quiet = (
             reads or seen.what.startswith(_READS) or any(word in seen.what for word in _PUSHES)
         )
@@ -116,10 +115,9 @@ class Audit:
             reads and code == Unauthenticated.code
         )  # git asks without a token first
         if wanted and not (is_usual and is_quiet):
-            for action, repository in dict.fromkeys(wanted):
+            for action, repository in wanted:
                 facts = {"edge": seen.edge, "action": action.value}
-                self.write(seen.what, caller(), repository, code, **facts)
-        wanted.clear()
+                self.write(seen.what, call.principal, repository, code, **facts)
 
 
 def _text(data: bytes) -> str:

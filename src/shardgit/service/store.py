@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from shardgit.refs.log import LogNote
     from shardgit.refs.table import RefTable
     from shardgit.service.events import Events
+    from shardgit.service.gate import Gate
     from shardgit.service.hiding import HiddenRefs
     from shardgit.service.hooks import Hooks
     from shardgit.turns import Turns
@@ -226,6 +227,7 @@ class Store:
         self.scratch = scratch
         self.doorkeeper = Doorkeeper(journal)
         self.audit = Audit()
+        self.gate: Gate | None = None
         self.turns: Turns = FileTurns(scratch) if turns is None else turns
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"

@@ -11,7 +11,7 @@ import asyncssh
 
 from shardgit import telemetry
 from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
-from shardgit.service.access import calls
+from shardgit.service.access import begin_call
 from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
 from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
@@ -19,7 +19,7 @@ from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shardgit.service.access import Principal
+    from shardgit.service.access import Call, Principal
     from shardgit.ssh.server import SshConnection
 
 READ_AHEAD_BYTES = 1 << 20  # of a client's bytes that nobody has asked for yet
@@ -124,8 +124,9 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             return
         with telemetry.Request("ssh", self._command[:200]) as seen:
             code = DIED_EXIT
-            calls(self.principal)
+            call: Call | None = None
             try:
+                call = self._begin_call()
                 async with asyncio.timeout(self.connection.edge.limits.request_time_max_s):
                     await self._converse(self._command, seen)
                 code = 0
@@ -144,8 +145,20 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             except Exception as error:
                 seen.code = Internal.code
                 telemetry.log().error("request_failed", edge="ssh", exc_info=error)
-            self.connection.edge.conversations.store.audit.ended(seen)
+            finally:
+                if call is not None:
+                    call.end()
+                    self.connection.edge.conversations.store.audit.ended(seen, call)
             await self._exit(code)
+
+    def _begin_call(self) -> Call:
+        """Let the request in. Errors: RateLimited, which the client is told."""
+        try:
+            return begin_call(self.principal, self.connection.edge.conversations.store.gate)
+        except ShardgitError as error:
+            assert self._chan is not None
+            self._chan.write(f"shardgit: {told(error)}\n".encode("utf-8", "replace"), 1)
+            raise
 
     async def _exit(self, code: int) -> None:
         """Give the exit code, and wait until all that was written is taken and the channel closed."""
