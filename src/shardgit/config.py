@@ -53,6 +53,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
     log_level: str = "info"
+    slow_request_s: float = (
+        10.0  # from when on a request is told in the log with what its time went into; 0: none is
+    )
     detect_collisions: str = (
         "push"  # SHA-1 attacks in what is pushed; "always": in imports and verifications, too
     )
@@ -132,6 +135,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise InvalidArgument(
                     "interval is out of range", key=name, value=getattr(self, name)
                 )
+        if not 0 <= self.slow_request_s <= INTERVAL_MAX_S:
+            raise InvalidArgument("slow_request_s is out of range", value=self.slow_request_s)
         if self.maintenance_bytes_per_s < 0:
             raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:

@@ -21,9 +21,24 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardgit.errors import ShardgitError
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+_spent: ContextVar[dict[str, float] | None] = ContextVar("spent", default=None)
+OTHER = "other"
+# Methods that last as long as what they tell of.
+LONG = frozenset(
+    (
+        *("WatchRefs", "PlanRing", "Rebalance", "CheckReceipt", "CollectGarbage"),
+        *("CompactRepository", "CompactShards", "VerifyRepository", "VerifyShards", "RepairShards"),
+        *("CreateBackup", "VerifyBackups", "PruneBackups", "RestoreRepository"),
+    )
+)
+SLOW_REQUEST_S = 10.0
+slow_request_s = SLOW_REQUEST_S
+"""From what time on, beside that in which its client took or sent nothing, a request is told in the log."""
 ERROR_MAX = 2_000  # characters of a client's own words in a log line
 _ids = random.Random()  # noqa: S311 - they tell requests apart, and keep nothing secret
 os.register_at_fork(after_in_child=_ids.seed)
@@ -36,14 +51,14 @@ would report them too."""
 
 REQUESTS = Counter(
     "shardgit_requests_total",
-    "Requests by edge and result code.",
-    ["edge", "code"],
+    "Requests by edge, method and result code.",
+    ["edge", "method", "code"],
     registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "shardgit_request_seconds",
     "Time of requests, to the last byte.",
-    ["edge"],
+    ["edge", "method"],
     buckets=_BUCKETS,
     registry=REGISTRY,
 )
@@ -52,6 +67,18 @@ REQUESTS_ACTIVE = Gauge(
     "Requests under way.",
     ["edge"],
     multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
+REQUEST_SPENT = Counter(
+    "shardgit_request_spent_seconds_total",
+    "Time of requests by what it went into.",
+    ["edge", "into"],
+    registry=REGISTRY,
+)
+LOOP_LAG = Histogram(
+    "shardgit_event_loop_lag_seconds",
+    "How late a worker's event loop comes to what is due.",
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
     registry=REGISTRY,
 )
 HTTP_CONNECTIONS_REFUSED = Counter(
@@ -285,11 +312,25 @@ class Request:
     What nobody expected gets a log line. ``given_id`` is the client's X-Request-Id, taken when it is harmless.
     """
 
-    __slots__ = ("_begun", "_token", "code", "edge", "id", "what")
+    __slots__ = (
+        "_begun",
+        "_spent_token",
+        "_token",
+        "code",
+        "edge",
+        "id",
+        "method",
+        "spent",
+        "what",
+    )
 
-    def __init__(self, edge: str, what: str, given_id: str | None = None) -> None:
+    def __init__(
+        self, edge: str, what: str, given_id: str | None = None, *, method: str = OTHER
+    ) -> None:
         self.edge = edge
         self.what = what
+        self.method = method  # one of few
+        self.spent: dict[str, float] = {}
         good = given_id is not None and _REQUEST_ID.fullmatch(given_id)
         self.id = given_id if given_id and good else _ids.randbytes(8).hex()
         self.code = "OK"
@@ -297,6 +338,7 @@ class Request:
     def __enter__(self) -> Self:
         """Begin."""
         self._token = request_id.set(self.id)
+        self._spent_token = _spent.set(self.spent)
         self._begun = time.monotonic()
         _active(self.edge).inc()
         return self
@@ -308,12 +350,31 @@ class Request:
         if isinstance(error, Exception) and self.code == "OK":
             self.code = "INTERNAL"
             log().exception("request_failed", edge=self.edge, what=self.what)
+        seconds = time.monotonic() - self._begun
         _active(self.edge).dec()
-        _ended(self.edge, self.code).inc()
-        _seconds(self.edge).observe(time.monotonic() - self._begun)
+        _ended(self.edge, self.method, self.code).inc()
+        _seconds(self.edge, self.method).observe(seconds)
+        for into, part in self.spent.items():
+            _spent_in(self.edge, into).inc(part)
+        is_long = self.method in LONG
+        if not is_long and seconds - self.spent.get("client", 0.0) >= slow_request_s:
+            self._tell_slow(seconds)
         # A generator that ends in another context than it began in may not reset it.
         with contextlib.suppress(ValueError):
             request_id.reset(self._token)
+            _spent.reset(self._spent_token)
+
+    def _tell_slow(self, seconds: float) -> None:
+        told = {into: round(part, 3) for into, part in sorted(self.spent.items())}
+        log().info(
+            "slow_request",
+            edge=self.edge,
+            method=self.method,
+            what=self.what[:ERROR_MAX],
+            code=self.code,
+            seconds=round(seconds, 3),
+            spent=told,
+        )
 
     def failed(self, error: ShardgitError) -> None:
         """Note a typed error."""
@@ -339,10 +400,36 @@ def _active(edge: str) -> Gauge:
 
 
 @functools.cache
-def _ended(edge: str, code: str) -> Counter:
-    return REQUESTS.labels(edge, code)
+def _ended(edge: str, method: str, code: str) -> Counter:
+    return REQUESTS.labels(edge, method, code)
 
 
 @functools.cache
-def _seconds(edge: str) -> Histogram:
-    return REQUEST_SECONDS.labels(edge)
+def _seconds(edge: str, method: str) -> Histogram:
+    return REQUEST_SECONDS.labels(edge, method)
+
+
+@functools.cache
+def _spent_in(edge: str, into: str) -> Counter:
+    return REQUEST_SPENT.labels(edge, into)
+
+
+def spend(into: str, seconds: float) -> None:
+    """Count time of the request under way in this task, if one is, towards what it went into.
+
+    "queue" waiting for a thread, "work" on one, "journal" until reads are fresh, "client" until it took or sent bytes,
+    "commit" until the journal had it. Parts may overlap where a request does several things at once.
+    """
+    spent = _spent.get()
+    if spent is not None:
+        spent[into] = spent.get(into, 0.0) + seconds
+
+
+@contextlib.contextmanager
+def spending(into: str) -> Iterator[None]:
+    """Count the time of the block towards what the request's time went into."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        spend(into, time.monotonic() - begun)

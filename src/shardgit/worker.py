@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from shardgit.ssh.server import SshEdge
 
 LOOK_EVERY_S = 1.0
+LAG_EVERY_S = 0.1
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 REFUSED_EXIT = 3
 
@@ -84,6 +85,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     loop.add_signal_handler(signal.SIGINT, leave)
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
+    telemetry.slow_request_s = config.slow_request_s or float("inf")
     tls = tls_files(config)
     store.doorkeeper = doorkeeper_of(config, store.journal)
     store.gate = gate_of(config, store.workers, count=place.workers)
@@ -116,6 +118,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with (
         _looking_around(store),
+        _feeling_lag(),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):
@@ -207,6 +210,26 @@ async def _looking_around(store: Store) -> AsyncIterator[None]:
                 telemetry.log().error("shards_not_seen", exc_info=error)
 
     task = asyncio.ensure_future(look())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def _feeling_lag() -> AsyncIterator[None]:
+    """Measure how late the event loop is, until the block is left."""
+    loop = asyncio.get_running_loop()
+
+    async def feel() -> None:
+        while True:
+            due = loop.time() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            telemetry.LOOP_LAG.observe(max(0.0, loop.time() - due))
+
+    task = asyncio.ensure_future(feel())
     try:
         yield
     finally:

@@ -44,7 +44,17 @@ class _Job(Generic[T]):
     of what a small push spends on the event loop.
     """
 
-    __slots__ = ("after", "call", "ended", "future", "loop")
+    __slots__ = (
+        "after",
+        "begun_s",
+        "call",
+        "commits",
+        "ended",
+        "future",
+        "loop",
+        "made_s",
+        "told_s",
+    )
 
     def __init__(self, call: Callable[[], T | Later[T]], loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
@@ -52,12 +62,16 @@ class _Job(Generic[T]):
         self.future: asyncio.Future[T] = loop.create_future()
         self.after: asyncio.Future[None] | None = None  # of a cancelled caller that waits
         self.ended = False
+        self.commits = False  # its outcome comes from elsewhere, later
+        self.made_s = self.begun_s = self.told_s = time.monotonic()
 
     def run(self) -> None:
         """Run in a worker's thread."""
+        self.begun_s = time.monotonic()
         try:
             result = self.call()
             if isinstance(result, Later):
+                self.commits, self.told_s = True, time.monotonic()
                 result.start(lambda outcome: self._hand_back(outcome, None))
                 return
         except BaseException as error:
@@ -66,6 +80,8 @@ class _Job(Generic[T]):
             self._hand_back(result, None)
 
     def _hand_back(self, result: T | None, error: BaseException | None) -> None:
+        if self.told_s == self.made_s:
+            self.told_s = time.monotonic()
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self._deliver, result, error)
 
@@ -94,6 +110,10 @@ class _Job(Generic[T]):
                     await self.after
             raise
         finally:
+            telemetry.spend("queue", self.begun_s - self.made_s)
+            telemetry.spend("work", self.told_s - self.begun_s)
+            if self.commits:
+                telemetry.spend("commit", time.monotonic() - self.told_s)
             # An error leads to the frames that it passed, hence through us to itself, and would keep all that they
             # hold (leases among it) until Python looks for cycles.
             del self.future

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,10 +128,43 @@ def test_a_refusal_is_logged_by_its_severity(capsys: pytest.CaptureFixture[str])
 
 def test_an_unexpected_error_is_counted_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.configure(json=True)
-    before = telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get()
+    before = telemetry.REQUESTS.labels("grpc", "other", "INTERNAL")._value.get()
     with pytest.raises(ZeroDivisionError), telemetry.Request("grpc", "Get"):
         raise ZeroDivisionError
-    assert telemetry.REQUESTS.labels("grpc", "INTERNAL")._value.get() == before + 1
+    assert telemetry.REQUESTS.labels("grpc", "other", "INTERNAL")._value.get() == before + 1
     line = json.loads(capsys.readouterr().err)
     assert line["event"] == "request_failed"
     assert "ZeroDivisionError" in line["exception"]
+
+
+def test_a_slow_request_is_told_with_what_its_time_went_into(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telemetry.configure(json=True)
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(telemetry, "slow_request_s", 10.0)
+    before = telemetry.REQUEST_SPENT.labels("http", "work")._value.get()
+    with telemetry.Request("http", "/x", method="upload_pack"):
+        telemetry.spend("work", 4.0)
+        telemetry.spend("work", 3.0)
+        with telemetry.spending("client"):
+            now += 5
+        now += 10
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["method"], line["seconds"]) == ("slow_request", "upload_pack", 15.0)
+    assert line["spent"] == {"client": 5.0, "work": 7.0}
+    assert telemetry.REQUEST_SPENT.labels("http", "work")._value.get() == before + 7
+    with telemetry.Request("http", "/x"):  # slow for its client
+        with telemetry.spending("client"):
+            now += 100
+        now += 9
+    with telemetry.Request("grpc", "WatchRefs", method="WatchRefs"):
+        now += 10_000
+    assert capsys.readouterr().err == ""
+    telemetry.spend("work", 1.0)  # of no request
+
+
+def test_calls_that_are_never_slow_are_there() -> None:
+    protos = "".join(path.read_text() for path in (ROOT / "proto").rglob("*.proto"))
+    assert set(re.findall(r"rpc (\w+)\(", protos)) >= telemetry.LONG

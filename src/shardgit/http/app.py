@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from shardgit import telemetry
 from shardgit.errors import NotFound, PermissionRefused, RepositoryMissing, ShardgitError
 from shardgit.http.archive import ArchiveRoutes
 from shardgit.http.body import body_pieces, expecting
@@ -115,6 +116,8 @@ class GitHttp:
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Find out who asks, before anything is done for it. Errors: Unauthenticated, RateLimited."""
         store = self.store
+        if request.match_info.http_exception is None:
+            current().seen.method = getattr(request.match_info.handler, "__name__", telemetry.OTHER)
         call = begin_call(store.doorkeeper.principal(shown_by(request)), store.gate)
         code = None
         try:
@@ -138,7 +141,8 @@ class GitHttp:
         lists = request.path.endswith("/info/refs") and service == UPLOAD_PACK
         if not lists and not request.path.endswith(f"/{UPLOAD_PACK}"):
             is_read = request.method in {"GET", "HEAD"} and service != RECEIVE_PACK
-            await self.journal.fresh(stale_ok=is_read)
+            with telemetry.spending("journal"):
+                await self.journal.fresh(stale_ok=is_read)
         return await handler(request)
 
     async def _looking_again(self, read: Callable[[], Awaitable[T]]) -> T:

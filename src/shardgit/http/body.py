@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
+from shardgit import telemetry
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
@@ -89,8 +91,9 @@ async def _received(request: web.Request, stall_s: float) -> AsyncIterator[bytes
         if content.at_eof():
             return
         try:
-            async with asyncio.timeout(stall_s):
-                data = await content.readany()
+            with telemetry.spending("client"):
+                async with asyncio.timeout(stall_s):
+                    data = await content.readany()
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="request body did not arrive in time") from None
         if not data:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
+
+from shardgit import telemetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -49,14 +52,20 @@ class PackResponse(web.StreamResponse):
         # The next piece is asked for when the last is gone: the socket has more than enough to go on with meanwhile.
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=0)
         chunked = self.content_length is None and request.version >= HttpVersion11
-        with _Watch(self, transport, self._stall_s):
-            for piece in first:
-                await self._piece(piece)
-            async for piece in source:
-                if chunked and len(piece) >= DIRECT_BYTES:
-                    await self._chunk(piece, writer, transport)
-                else:
+        taking_s = 0.0
+        try:
+            with _Watch(self, transport, self._stall_s):
+                for piece in first:
                     await self._piece(piece)
+                async for piece in source:
+                    begun = time.monotonic()
+                    if chunked and len(piece) >= DIRECT_BYTES:
+                        await self._chunk(piece, writer, transport)
+                    else:
+                        await self._piece(piece)
+                    taking_s += time.monotonic() - begun
+        finally:
+            telemetry.spend("client", taking_s)
 
     async def _piece(self, piece: bytes) -> None:
         """Send one piece, waiting after each MiB that the client has not taken."""

@@ -85,8 +85,9 @@ async def paced(requests: AsyncIterator[T], limits: Limits) -> AsyncGenerator[T,
     end = loop.time() + whole_s
     while True:
         try:
-            async with asyncio.timeout_at(min(loop.time() + pause_s, end)):
-                request = await anext(source, None)
+            with telemetry.spending("client"):
+                async with asyncio.timeout_at(min(loop.time() + pause_s, end)):
+                    request = await anext(source, None)
         except TimeoutError:
             if loop.time() >= end:
                 raise Unavailable("request takes too long", seconds=whole_s) from None
@@ -122,7 +123,8 @@ async def _look(
         stale_ok = method.__name__ in STALE_OK or ("x-stale-ok", "1") in (
             context.invocation_metadata() or ()
         )
-        await journal.fresh(stale_ok=stale_ok)
+        with telemetry.spending("journal"):
+            await journal.fresh(stale_ok=stale_ok)
 
 
 def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
@@ -165,7 +167,8 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     @functools.wraps(method)
     async def wrapped(self: _Serves, request: object, context: grpc.aio.ServicerContext) -> Any:
         call: Call | None = None
-        with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
+        name = method.__name__
+        with telemetry.Request("grpc", name, _given_id(context), method=name) as seen:
             try:
                 call = _admit(self, context)
                 await _look(self, method, context)
@@ -230,7 +233,8 @@ def stream(
         self: _Serves, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Any]:
         call: Call | None = None
-        with telemetry.Request("grpc", method.__name__, _given_id(context)) as seen:
+        name = method.__name__
+        with telemetry.Request("grpc", name, _given_id(context), method=name) as seen:
             limits = self.store.limits
             stall = _Stall(limits.client_stall_max_s, context)
             if bounded:
@@ -242,7 +246,8 @@ def stream(
                 async with aclosing(made) as answers:
                     async for answer in answers:
                         stall.begin(answer)
-                        yield answer
+                        with telemetry.spending("client"):
+                            yield answer
                         stall.end()
             except (asyncio.CancelledError, GeneratorExit):
                 seen.gone()

@@ -14,6 +14,7 @@ from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailabl
 from shardgit.service.access import begin_call
 from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
+from shardgit.ssh.lfs import COMMAND as LFS_COMMAND
 from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 
 if TYPE_CHECKING:
@@ -186,13 +187,15 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             stale_ok = command is None or command.service is not GitService.RECEIVE_PACK
             await self.connection.edge.conversations.store.journal.fresh(stale_ok=stale_ok)
             if lfs is not None:
-                seen.what = f"git-lfs-authenticate {lfs.name}"[:200]
+                seen.method = LFS_COMMAND
+                seen.what = f"{LFS_COMMAND} {lfs.name}"[:200]
                 await self._write(await self._lfs(lfs))
                 return
         except ShardgitError as error:
             self._chan.write(f"shardgit: {told(error)}\n".encode("utf-8", "replace"), 1)
             raise
         assert command is not None
+        seen.method = command.service.value
         seen.what = f"{command.service.value} {command.name}"[:200]
         words = self._chan.get_environment_bytes().get(b"GIT_PROTOCOL", b"")
         talk = self.connection.edge.conversations.converse(
@@ -220,7 +223,8 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
                 if self._eof:
                     return
                 self._readable.clear()
-                await self._readable.wait()
+                with telemetry.spending("client"):
+                    await self._readable.wait()
             data = b"".join(self._waiting)
             self._waiting.clear()
             self._held = 0
@@ -238,9 +242,10 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             if self._writable.is_set() and flow.is_set():
                 continue
             try:
-                async with asyncio.timeout(edge.limits.client_stall_max_s):
-                    await self._writable.wait()
-                    await flow.wait()
+                with telemetry.spending("client"):
+                    async with asyncio.timeout(edge.limits.client_stall_max_s):
+                        await self._writable.wait()
+                        await flow.wait()
             except TimeoutError:
                 self.connection.abort()
                 raise Unavailable("client takes nothing for too long") from None
