@@ -26,6 +26,9 @@ SLOT_BYTES = 4
 PAUSE_S = 0.001  # that a worker with more connections leaves to those with less
 SHORT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SHORT_PAUSE_S = 1.0
+HANDSHAKES_MAX = (
+    256  # under way at once; each holds some 50 KiB, and counts as a connection only behind it
+)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -134,7 +137,7 @@ class Acceptor:
     def _ready(self) -> None:
         """Take one connection, or leave it to others; each that comes wakes all workers, so their loads are fresh."""
         mine, least = self._tell(), self._loads.least_beside(self._number)
-        if least is not None and mine > least:
+        if (least is not None and mine > least) or len(self._begun) >= HANDSHAKES_MAX:
             self._pause(PAUSE_S)
         else:
             self._take()
@@ -175,4 +178,5 @@ class Acceptor:
     def _go_on(self) -> None:
         self._paused = None
         self._loop.add_reader(self._listener, self._ready)
-        self._take()
+        if len(self._begun) < HANDSHAKES_MAX:
+            self._take()

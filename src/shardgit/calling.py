@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}")
 SECURE, PLAIN = "grpcs://", "grpc://"
 
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """A token, and for ``grpcs://HOST:PORT`` what servers are trusted (PEM; empty: the system's) and what is shown."""
+    """A token, and for ``grpcs://HOST:PORT`` what servers are trusted (PEM; empty: the system's) and what is shown.
+
+    The token goes along wherever it is said to: in clear, too, when the target is no ``grpcs://``.
+    """
 
     token: str = ""
     ca: bytes = b""
@@ -36,6 +41,23 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Calling:
 
     token = environment.get("SHARDGIT_TOKEN", "").strip()
     return Calling(token, read("CA"), read("CERTIFICATE"), read("KEY"))
+
+
+def host_of(place: str) -> str:
+    """Return the host in HOST:PORT or [HOST]:PORT."""
+    return place.rpartition(":")[0].strip("[]").lower()
+
+
+def is_ours(place: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether a token of the environment is for HOST:PORT: the host of SHARDGIT_SERVER, or this machine.
+
+    URLs come from anywhere, submodules among them; a token must not go wherever one points.
+    """
+    host = host_of(place)
+    if host in {"localhost", "::1"} or _LOOPBACK.fullmatch(host):
+        return True
+    server = environment.get("SHARDGIT_SERVER", "")
+    return bool(server) and host == host_of(split_target(server)[0])
 
 
 def split_target(target: str) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """git-remote-shardgit: lets git use shardgit://HOST:PORT/NAME, over gRPC's TransportService; shardgits:// with TLS.
 
-SHARDGIT_TOKEN is the token, if the server wants one.
+The token, if the server wants one, stands in the URL (shardgits://x:TOKEN@HOST/NAME), or in SHARDGIT_TOKEN when
+SHARDGIT_SERVER names the same host, or that is this machine.
 
 Git starts it for such URLs and speaks gitremote-helpers with it: it offers ``connect``, upon which git talks its own
 protocol through it, all versions of it, as through ssh. (``stateless-connect`` is for transports that cannot do that;
@@ -15,9 +16,11 @@ import contextlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from shardgit.calling import from_environment
+from shardgit.calling import from_environment, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +92,9 @@ def _connect(url: str, service: str) -> int:
     except OSError as error:
         _say(f"file of credentials cannot be read: {error.filename}")
         return DIED_EXIT
+    token = token_in(url)
+    if token or not is_ours(target):  # else a submodule's URL could send for the token
+        calling = replace(calling, token=token)
     if url.partition("://")[0].endswith(SECURE_SUFFIX):
         credentials = grpc.ssl_channel_credentials(
             calling.ca or None, calling.key or None, calling.certificate or None
@@ -168,9 +174,16 @@ def data_of(message: bytes) -> memoryview:
 # ---- the rest ----
 
 
+def token_in(url: str) -> str:
+    """Return the password in a URL, or the user beside none; "" without either."""
+    place = url.partition("://")[2].partition("/")[0]
+    user, _, password = place.rpartition("@")[0].partition(":")
+    return unquote(password or (user if user.startswith("sgt_") else ""))
+
+
 def parse_url(url: str) -> tuple[str, str]:
     """Return (HOST:PORT, NAME) of shardgit://HOST[:PORT]/NAME[.git]; ValueError otherwise."""
-    rest = url.removeprefix("shardgits://").removeprefix("shardgit://")
+    rest = url.partition("://")[2] if "://" in url else url
     place, slash, path = rest.partition("/")
     place = place.rpartition("@")[2]
     if not slash or not place or not path.strip("/"):

@@ -37,7 +37,7 @@ class TlsFiles:
         self._paths = (certificate, key, *((client_ca,) if client_ca else ()))
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        self._seen = self._stamps()
+        self._seen = self._told = self._stamps()
         self._pems = self._read()
         self._context = self._made()
         self.generation = 1
@@ -64,15 +64,17 @@ class TlsFiles:
             stamps = self._stamps()
             if stamps == self._seen:
                 return
-            self._seen = stamps
             before = self._pems
             try:
                 self._pems = self._read()
                 self._context = self._made()
-            except Refused as error:
+            except Refused as error:  # looked at again in a second: files may still be on their way
                 self._pems = before
-                telemetry.log().error("tls_files_not_taken", error=str(error))
+                if self._told != stamps:
+                    self._told = stamps
+                    telemetry.log().error("tls_files_not_taken", error=str(error))
                 return
+            self._seen = self._told = stamps
             self.generation += 1
             telemetry.log().info("tls_files_taken", generation=self.generation)
 
@@ -97,7 +99,7 @@ class TlsFiles:
         context.set_alpn_protocols(["http/1.1"])
         try:
             context.load_cert_chain(self._paths[0], self._paths[1], password=_no_password)
-            if self._pems.client_ca:
+            if len(self._paths) > 2:
                 context.load_verify_locations(cadata=self._pems.client_ca.decode("ascii"))
                 context.verify_mode = ssl.CERT_OPTIONAL  # tokens come in without one
         except (ssl.SSLError, OSError, ValueError) as cause:

@@ -252,7 +252,7 @@ async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversat
     host, port = split_address(config.ssh)
     admission = Admission(store, file=config.ssh_authorized_keys, host=host)
     http = config.http_url or f":{split_address(config.http)[1]}"
-    edge = SshEdge(conversations, admission, http=http)
+    edge = SshEdge(conversations, admission, http=http, tls=bool(config.tls_certificate))
     await edge.listen(
         host, port, host_key=make_host_key(config.folder, config.ssh_host_key), backlog=BACKLOG
     )

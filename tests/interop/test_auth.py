@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from certificates import certificates
+from google.protobuf import message_factory
 from served import Server, clean_environment, serving, shardgit, small_repository
 
 from shardgit.calling import Calling
@@ -37,7 +38,18 @@ from shardgit.errors import (
     Unavailable,
 )
 from shardgit.node import create_store, open_store
+from shardgit.service.access import Rights
 from shardgit.service.importing import import_repository
+from shardgit.service.repositories import Repositories
+from shardgit.v1 import (
+    commit_pb2,
+    object_pb2,
+    pack_pb2,
+    ref_pb2,
+    repository_pb2,
+    shard_pb2,
+    transport_pb2,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -321,6 +333,109 @@ def test_grpc_takes_tokens_and_shows_each_what_it_may_see(home: Home, server: Se
             writer.shards()
 
 
+def every_method() -> list[tuple[str, Any]]:
+    """Return all methods of our services but those between nodes and to hooks."""
+    modules = (object_pb2, repository_pb2, ref_pb2, commit_pb2, pack_pb2, shard_pb2, transport_pb2)
+    return [
+        (f"/{service.full_name}/{method.name}", method)
+        for module in modules
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+
+
+def code_of(server: Server, path: str, method: Any, token: str, repository: str) -> str:
+    """Call a method with nothing but a repository in its request; return how it ended."""
+    request: Any = message_factory.GetMessageClass(method.input_type)()
+    inner = request.header if "header" in method.input_type.fields_by_name else request
+    for field in ("repository", "name", "source"):
+        found = inner.DESCRIPTOR.fields_by_name.get(field)
+        if found is not None and found.type == found.TYPE_STRING:
+            setattr(inner, field, repository)
+    if "header" in method.input_type.fields_by_name:
+        request.header.SetInParent()
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(server.grpc) as channel:
+        kinds = {
+            (0, 0): "unary_unary",
+            (0, 1): "unary_stream",
+            (1, 0): "stream_unary",
+            (1, 1): "stream_stream",
+        }
+        kind = kinds[int(method.client_streaming), int(method.server_streaming)]
+        call = getattr(channel, kind)(path, request_serializer=lambda one: one.SerializeToString())
+        given = iter([request]) if method.client_streaming else request
+        try:
+            answer = call(given, metadata=metadata, timeout=20)
+            if method.server_streaming:
+                for _ in answer:
+                    pass
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def test_no_method_of_grpc_leads_past_the_door(home: Home, server: Server) -> None:
+    methods = every_method()
+    assert len(methods) > 40
+    for path, method in methods:
+        assert code_of(server, path, method, "", "other") == "UNAUTHENTICATED", path
+    for path, method in methods:
+        code = code_of(server, path, method, home.reader, "other")
+        hidden = code_of(server, path, method, home.reader, "nowhere")
+        assert code == hidden, path  # nothing tells a repository from none
+        if path.endswith("/ListRepositories"):
+            assert code == "OK"
+        else:
+            assert code in {"NOT_FOUND", "PERMISSION_DENIED"}, (path, code)
+
+
+def test_a_watch_ends_with_the_right_to_read(home: Home, server: Server) -> None:
+    with connect(server.grpc, home.admin) as boss:
+        boss.fork("team/app", "team/watched")
+        for way in ("revoked", "renamed"):
+            token = home.token("--read", "team/**", "--name", way)
+            with connect(server.grpc, token) as client:
+                watch = client.repo("team/watched").watch_refs(heartbeats=True)
+                next(watch)
+                if way == "revoked":
+                    home.command("token", "revoke", way, "--data", str(home.data))
+                else:
+                    boss.rename("team/watched", "secret")
+                name = "team/watched" if way == "revoked" else "secret"
+                repo = boss.repo(name)
+                repo.update_ref(f"refs/heads/{way}", repo.ref("refs/heads/main").target)
+                wanted = Unauthenticated if way == "revoked" else RepositoryMissing
+                with pytest.raises(wanted):
+                    for seen in watch:
+                        assert not seen.sequence, "it saw what it may not"
+        boss.delete("secret")
+
+
+def test_pages_of_a_list_have_no_names_but_those_that_may_be_read(home: Home) -> None:
+    with open_store(home.data) as store:
+        repositories = Repositories(store)
+        for number in range(30):
+            for owner in ("a", "b", "c"):
+                repositories.create(f"pages/{owner}/{number:02}")
+        rights = Rights(read=("pages/b/**", "pages/[c]/2*", "pages/b/01"), write=("pages/b/0?",))
+        wanted = [f"pages/b/{n:02}" for n in range(30)] + [f"pages/c/{n}" for n in range(20, 30)]
+        for limit in (1, 7, 100):
+            found, after = [], ""
+            while True:
+                some, after = repositories.page(rights, prefix="", after=after, limit=limit)
+                found += [one.name for one in some]
+                assert not after or after == found[-1]
+                if not after:
+                    break
+            assert found == wanted
+        some, _ = repositories.page(rights, prefix="pages/c/2", after="pages/c/25", limit=100)
+        assert [one.name for one in some] == [f"pages/c/{n}" for n in range(26, 30)]
+        for owner in ("a", "b", "c"):
+            for number in range(30):
+                repositories.delete(f"pages/{owner}/{number:02}")
+
+
 def test_who_writes_is_named_in_the_log(home: Home, server: Server) -> None:
     with connect(server.grpc, home.writer) as client:
         repo = client.repo("team/app")
@@ -347,6 +462,9 @@ def test_git_comes_in_over_grpc(home: Home, server: Server) -> None:
     assert home.push(remote, SHARDGIT_TOKEN=home.reader).returncode != 0
     assert home.push(remote, SHARDGIT_TOKEN=home.writer).returncode == 0
     assert home.clone(remote, SHARDGIT_TOKEN="sgt_wrong").returncode != 0
+    inside = remote.replace("://", f"://x:{home.reader}@")
+    assert home.clone(inside).returncode == 0
+    assert home.clone(inside, SHARDGIT_TOKEN="sgt_wrong").returncode == 0
 
 
 def test_reflection_and_health_need_no_token(server: Server) -> None:
@@ -408,6 +526,11 @@ def test_keys_may_what_their_rows_say_and_go_on_over_http(home: Home, server: Se
     refused = home.push(remote("team/lib"), **ada)
     assert "not allowed" in refused.stderr
     assert "does not exist" in home.clone(remote("other"), **ada).stderr
+    master = (
+        words("ada") + f" -o ControlMaster=auto -o ControlPersist=30 -o ControlPath={home.folder}/c"
+    )
+    kept = {"GIT_SSH_COMMAND": master}
+    assert home.clone(remote("team/lib"), **kept).returncode == 0
     host, port = server.ssh.split(":")
     told = subprocess.run(
         [
@@ -432,7 +555,13 @@ def test_keys_may_what_their_rows_say_and_go_on_over_http(home: Home, server: Se
     elsewhere = answer["href"].replace("team/app", "team/lib")
     assert ask(elsewhere + "/objects/batch", headers, body)[0] == 404
     user = base64.b64decode(answer["header"]["Authorization"].split()[1]).decode()
-    assert user.startswith("ada:sgk_")
+    assert user.startswith("ticket:sgk_")
+    assert home.command("key", "remove", "ada", "--data", str(home.data)).returncode == 0
+    gone = home.clone(remote("team/lib"), **kept)  # over the connection that is open
+    assert "key is not let in any more" in gone.stderr
+    subprocess.run(
+        [*master.split(), "-O", "exit", "-p", port, f"git@{host}"], check=False, capture_output=True
+    )
 
 
 # ---- TLS
@@ -478,6 +607,52 @@ def test_git_and_grpc_speak_tls(home: Home, secure: Server, files: dict[str, Pat
     assert home.clone(f"shardgits://{secure.grpc}/team/app", **environment).returncode == 0
     listed = home.command("repo", "list", "--server", f"grpcs://{secure.grpc}", **environment)
     assert "team/app" in listed.stdout
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs openssh-client")
+def test_ssh_sends_git_lfs_to_where_tls_is_spoken(home: Home, secure: Server) -> None:
+    keygen = [
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-C",
+        "a:b",
+        "-f",
+        str(home.folder / "lfs"),
+    ]
+    subprocess.run(keygen, check=True)
+    assert home.command("key", "add", "lfs.pub", "--data", str(home.data)).returncode == 0
+    host, port = secure.ssh.split(":")
+    options = (
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "BatchMode=yes",
+        "LogLevel=ERROR",
+    )
+    chosen = [word for one in options for word in ("-o", one)]
+    told = subprocess.run(
+        [
+            "ssh",
+            "-F",
+            "/dev/null",
+            *chosen,
+            "-i",
+            str(home.folder / "lfs"),
+            "-p",
+            port,
+            f"git@{host}",
+            "git-lfs-authenticate team/app.git download",
+        ],
+        capture_output=True,
+        check=True,
+    ).stdout
+    answer = json.loads(told)
+    assert answer["href"].startswith("https://")
+    user = base64.b64decode(answer["header"]["Authorization"].split()[1]).decode()
+    assert user.count(":") == 1
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1])
@@ -676,16 +851,13 @@ def test_every_change_stands_in_the_audit_log_and_every_refusal(home: Home, tmp_
             client.delete("audited")
             last(what="DeleteRepository", repository="audited")
             assert len(lines()) == 1
-        with connect(server.grpc) as nobody:
-            with pytest.raises(Unauthenticated):
-                nobody.delete("other")
-            last(
-                what="DeleteRepository", actor="anonymous", proved=False, outcome="UNAUTHENTICATED"
-            )
         evil = f"http://{server.http}/x%22%7d%0d%20%7b%22forged%22%3a1%7d.git/git-receive-pack"
         headers = {"Content-Type": "application/x-git-receive-pack-request"}
         before = len(lines())
         assert ask(evil, headers, b"0000")[0] == 401
+        assert len(lines()) == before  # who is not let in at all is in the server's log
+        headers["Authorization"] = f"Bearer {home.reader}"
+        assert ask(evil, headers, b"0000")[0] == 404
         assert len(lines()) == before + 1  # what a client says is never a line of its own
         assert log.stat().st_mode & 0o777 == 0o600
 

@@ -15,9 +15,10 @@ import pytest
 from reference.gits import ENVIRONMENT, make_history, reachable
 from served import Server, serving, shardgit
 
+from shardgit.calling import is_ours
 from shardgit.node import create_store, open_store
 from shardgit.protocol.pktline import decode, line
-from shardgit.remote_helper import data_of, header, parse_url
+from shardgit.remote_helper import data_of, header, parse_url, token_in
 from shardgit.service.importing import import_repository
 from shardgit.v1 import transport_pb2, transport_pb2_grpc
 
@@ -338,3 +339,37 @@ def test_the_helper_imports_little() -> None:
         "shardgit.remote_helper",
     }
     assert not {"google.protobuf", "msgspec", "typer", "lmdb", "uvloop"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [
+        ("shardgit://h/n", ""),
+        ("shardgit://x:t%2Fk@h/n", "t/k"),
+        ("shardgits://sgt_abc@h:1/a", "sgt_abc"),
+        ("shardgit://u@h:1/a", ""),
+        ("shardgit://h/a:b@c", ""),
+    ],
+)
+def test_tokens_in_urls(url: str, token: str) -> None:
+    assert token_in(url) == token
+
+
+@pytest.mark.parametrize(
+    ("place", "server", "ours"),
+    [
+        ("127.0.0.1:7420", "", True),
+        ("localhost:7420", "", True),
+        ("[::1]:7420", "", True),
+        ("127.evil.example:7420", "", False),
+        ("127.0.0.1.evil.example:1", "", False),
+        ("git.example:7420", "", False),
+        ("git.example:7420", "git.example:7420", True),
+        ("git.example:9", "grpcs://Git.Example:7420", True),
+        ("evil.example:7420", "git.example:7420", False),
+    ],
+)
+def test_a_token_of_the_environment_goes_to_its_server_only(
+    place: str, server: str, ours: bool
+) -> None:
+    assert is_ours(place, {"SHARDGIT_SERVER": server}) is ours

@@ -12,6 +12,7 @@ from shardgit.buckets import patient
 from shardgit.buckets.memory import MemoryBucket
 from shardgit.buckets.patient import SMALL_BYTES, PatientBucket
 from shardgit.errors import Unavailable
+from shardgit.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,9 +138,64 @@ def test_a_silent_store_is_given_up_by_all_who_wait(quick: Gated, slow: Gated) -
         thread.join(10)
         assert isinstance(outcome[0], Unavailable)
     assert time.monotonic() - begun < 5
+    begun = time.monotonic()
+    for call in (
+        lambda: bucket.get("a"),
+        lambda: bucket.put("d", b"small"),
+        lambda: bucket.size("a"),
+    ):
+        with pytest.raises(Unavailable):
+            call()  # at once: it is known to be away
+    assert time.monotonic() - begun < 0.05
+    assert feelers() == 1
     for gate in (quick, slow):
         gate.open.set()
-    assert bucket.get("a") == LARGE
+    assert when_back(lambda: bucket.get("a")) == LARGE
+
+
+def when_back(call: Callable[[], object]) -> object:
+    """Return what a call returns once the store is noticed to be back."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_many_requests_wait_no_longer_than_one(quick: Gated, slow: Gated) -> None:
+    """However many threads bring them: what one has learnt all others know."""
+    bucket = PatientBucket(quick, slow, away_s=0.3)
+    for gate in (quick, slow):
+        gate.open.clear()
+    begun = time.monotonic()
+    workers = Workers(4)
+    with pytest.raises(Unavailable):
+        workers.map(lambda number: bucket.put(str(number), LARGE), range(200))
+    assert time.monotonic() - begun < 2
+    for gate in (quick, slow):
+        gate.open.set()
+    when_back(lambda: bucket.put("x", LARGE))
+    workers.close()
+
+
+def test_odd_errors_of_the_pulse_do_not_end_it(
+    quick: Gated, slow: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = PatientBucket(quick, slow, away_s=0.15)
+    slow.open.clear()
+    monkeypatch.setattr(quick, "size", lambda _: 1 // 0)
+    thread, outcome = begin(lambda: bucket.put("a", LARGE))
+    thread.join(10)
+    assert isinstance(outcome[0], Unavailable)
+    monkeypatch.undo()
+    slow.open.set()
+    when_back(lambda: bucket.put("a", LARGE))
+    end = time.monotonic() + 10
+    while feelers():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_request_that_had_not_begun_when_it_was_given_up_is_not_made(
@@ -155,7 +211,7 @@ def test_a_request_that_had_not_begun_when_it_was_given_up_is_not_made(
         assert isinstance(outcome[0], Unavailable)
     for gate in (quick, slow):
         gate.open.set()
-    bucket.put("c", LARGE)
+    when_back(lambda: bucket.put("c", LARGE))
     assert slow.asked == ["put", "put"]
 
 

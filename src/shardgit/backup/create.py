@@ -32,6 +32,7 @@ from shardgit.journal.interface import END
 from shardgit.journal.operations import OPERATIONS
 from shardgit.journal.pins import PINS, Pin
 from shardgit.journal.records import NODES, REPOSITORY_NAMES, STORE_KEY, StoreRecord
+from shardgit.journal.token_records import TICKET_SECRET_KEY
 from shardgit.lmdbenv import NO_SPACE
 from shardgit.operate.naming import Following
 from shardgit.operate.operation import running
@@ -219,8 +220,8 @@ class _Backup:
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED, NODES}:
-                continue  # good for nothing in a restored store
+            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED, NODES} or row.key == TICKET_SECRET_KEY:
+                continue  # good for nothing in a restored store, or nobody else's business
             self._rows += 1
             if row.key[:1] == REPOSITORY_NAMES:
                 self._repositories += 1

@@ -45,7 +45,7 @@ def open_blocks_bucket(url: str) -> Bucket:
 
     # Two tries that hang are 4 s. A block of 8 MiB in 30 s is 0.27 MiB/s, beside 31 others.
     quick = Patience(timeout_s=2.0, retry_s=2.0, retries=6, pause_max_s=0.5)
-    slow = Patience(timeout_s=30.0, retry_s=10.0, retries=6, pause_max_s=2.0)
+    slow = Patience(timeout_s=30.0, retry_s=4.0, retries=6, pause_max_s=1.0)
     return PatientBucket(CloudBucket(url, patience=quick), CloudBucket(url, patience=slow))
 
 

@@ -181,6 +181,9 @@ def serve(  # noqa: PLR0913, PLR0917
                     f"serving on {http}://{now.http}/NAME.git{ssh}, gRPC {now.grpc},"
                     f" admin http://{now.admin}/{who}{node}"
                 )
+                if now.needs_auth and not now.tls_certificate and not now.on_loopback:
+                    words = "tokens come in clear beyond this machine; see tls_certificate"
+                    typer.echo(f"shardgit: {words}", err=True)
                 if not now.needs_auth and not now.on_loopback:
                     words = "auth is off, and not only this machine can connect: anybody may do anything"
                     typer.echo(f"shardgit: {words}", err=True)

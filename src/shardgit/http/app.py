@@ -16,7 +16,7 @@ from shardgit.errors import NotFound, PermissionRefused, RepositoryMissing, Shar
 from shardgit.http.archive import ArchiveRoutes
 from shardgit.http.body import body_pieces, expecting
 from shardgit.http.bundles import BundleRoutes
-from shardgit.http.edge import NO_CACHE, Edge, current, note
+from shardgit.http.edge import NO_CACHE, Edge, current, note, refusal
 from shardgit.http.lfs import LfsHttp
 from shardgit.http.request import protocol_version, repository_name, shown_by
 from shardgit.protocol.bundle_uri import BundleUriRequest
@@ -97,12 +97,12 @@ class GitHttp:
         """
         logging.getLogger("aiohttp.server").addFilter(no_http)
         app = web.Application(middlewares=[self.edge.middleware, self.admit, self.look])
-        fetch = partial(expecting, most_bytes=self.limits.request_body_max_bytes)
+        fetch = partial(self.expecting, most_bytes=self.limits.request_body_max_bytes)
         add = app.router
         add.add_get("/{name:.+}/info/refs", self.info_refs)
         add.add_post(f"/{{name:.+}}/{UPLOAD_PACK}", self.upload_pack, expect_handler=fetch)
         most = self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes
-        push = partial(expecting, most_bytes=most)
+        push = partial(self.expecting, most_bytes=most)
         add.add_post(f"/{{name:.+}}/{RECEIVE_PACK}", self.receive_pack, expect_handler=push)
         self.lfs.add_routes(add)
         self.bundles.add_to(add)
@@ -118,7 +118,9 @@ class GitHttp:
         store = self.store
         if request.match_info.http_exception is None:
             current().seen.method = getattr(request.match_info.handler, "__name__", telemetry.OTHER)
-        call = begin_call(store.doorkeeper.principal(shown_by(request)), store.gate)
+        if request.path == "/":  # says what this is, to anybody
+            return await handler(request)
+        call = begin_call(await store.doorkeeper.admit(shown_by(request)), store.gate)
         code = None
         try:
             return await handler(request)
@@ -129,6 +131,16 @@ class GitHttp:
             reads = request.method in {"GET", "HEAD"}
             call.end()
             store.audit.ended(current().seen, call, code=code, reads=reads)
+
+    async def expecting(
+        self, request: web.Request, *, most_bytes: int
+    ) -> web.StreamResponse | None:
+        """Answer ``Expect: 100-continue``: go on, or turn away before a byte of the body was sent."""
+        try:
+            await self.store.doorkeeper.admit(shown_by(request))
+        except ShardgitError as error:
+            return refusal(error)
+        return await expecting(request, most_bytes=most_bytes)
 
     @web.middleware
     async def look(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -60,7 +60,7 @@ class Committer:
         self._doubts: list[_Doubt] = []
         self._changed = threading.Condition()
         self._under_way = 0
-        self._closed = False
+        self._closed = self._has_ended = False
         self.listeners: tuple[Callable[[], None], ...] = ()
         self._spiller = Spiller(bundles, replica.cache, self._forward, self._end)
         self._writer = threading.Thread(target=self._write, name="journal-writer", daemon=True)
@@ -139,7 +139,8 @@ class Committer:
 
     def _again(self, commit: Commit, error: Exception) -> None:
         """Send a commit again that is known not to have happened, unless that will not help or its time is up."""
-        if isinstance(error, Unavailable) and clock.monotonic() < commit.deadline:
+        is_open = not self._has_ended  # of a writer that has ended nobody would hear
+        if is_open and isinstance(error, Unavailable) and clock.monotonic() < commit.deadline:
             self._waiting.put(commit)
         else:
             self._end(commit, error)
@@ -282,6 +283,7 @@ class Committer:
             while self._under_way and (left := end - clock.monotonic()) > 0:
                 self._changed.wait(left)
         self._spiller.close()
+        self._has_ended = True
         self._waiting.put(None)
         self._writer.join()
         with self._changed:

@@ -66,7 +66,13 @@ class Spiller:
         while (first := self._waiting.get()) is not None:
             group, is_last = self._with_more(first)
             del first
-            self._put(group)
+            try:
+                self._put(group)
+            except Exception as error:  # this thread must not end: who waits would wait for ever
+                telemetry.log().error("bundle_not_made", exc_info=error)
+                for commit in group:
+                    if not commit.references:
+                        self._fail(commit, error)
             del group  # what waits leads to a whole push
             if is_last:
                 return

@@ -35,6 +35,8 @@ CALLS_AT_ONCE = (
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
     """PeerService."""
 
+    admits_peers = True  # who calls has shown a certificate, or is on this machine
+
     def __init__(self, blocks: ClusteredBlocks, limits: Limits) -> None:
         self.blocks = blocks
         self.limits = limits

@@ -12,7 +12,7 @@ from shardgit.refs.ref import Ref
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import bounded_stream, paced, stream, unary
-from shardgit.service.access import Action, caller, may
+from shardgit.service.access import Action, caller, current_call, may
 from shardgit.service.push_hooks import ask_about_updates
 from shardgit.service.ref_log import log_page, restore_ref, restoring
 from shardgit.service.ref_updates import update_refs
@@ -222,6 +222,7 @@ class Refs(ref_pb2_grpc.RefServiceServicer):
             after=request.resume_after if request.HasField("resume_after") else None,
             prefixes=tuple(request.prefixes),
             heartbeat_s=heartbeat_s,
+            check=call.check_still if (call := current_call()) is not None else None,
         )
         async with aclosing(watch):
             async for seen in watch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -262,10 +261,9 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
     ) -> repository_pb2.ListRepositoriesResponse:
         may(Action.READ, None)
         limit = min(request.page_size or 1_000, self.store.limits.page_size_max)
-        rights = caller().rights
         infos, token = await self.store.workers.run(
             self.repositories.page,
-            partial(rights.allow, Action.READ),
+            caller().rights,
             prefix=request.prefix,
             after=request.page_token,
             limit=limit,

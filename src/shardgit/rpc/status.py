@@ -127,26 +127,28 @@ async def _look(
             await journal.fresh(stale_ok=stale_ok)
 
 
-def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
+async def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
     """Find out who calls, and let it in. Errors: Unauthenticated, RateLimited."""
     doorkeeper: Doorkeeper | None = getattr(servicer, "doorkeeper", None) or getattr(
         servicer.store, "doorkeeper", None
     )
     address = address_of(context.peer())
-    if doorkeeper is None:  # a node, which has shown its certificate, or a hook of ours
-        return begin_call(trusted("peer", address))
+    if doorkeeper is None:
+        if getattr(servicer, "admits_peers", False):
+            return begin_call(trusted("peer", address))
+        raise Internal("service has no door")
     told = {str(key): value for key, value in context.invocation_metadata() or ()}
     names = context.auth_context().get("x509_common_name", ())
-    principal = doorkeeper.principal(
-        Shown(
-            address,
-            authorization=_word(told.get("authorization")),
-            certificate=names[0].decode("utf-8", "replace") if names else "",
-            actor=_word(told.get("x-shardgit-actor")) or "",
-            for_address=_word(told.get("x-shardgit-address")) or "",
-        )
+    shown = Shown(
+        address,
+        authorization=_word(told.get("authorization")),
+        certificate=names[0].decode("utf-8", "replace") if names else "",
+        actor=_word(told.get("x-shardgit-actor")) or "",
+        for_address=_word(told.get("x-shardgit-address")) or "",
     )
-    return begin_call(principal, getattr(servicer.store, "gate", None))
+    principal = await doorkeeper.admit(shown)
+    again = functools.partial(doorkeeper.principal, shown)
+    return begin_call(principal, getattr(servicer.store, "gate", None), again)
 
 
 def _end(servicer: _Serves, seen: telemetry.Request, call: Call | None) -> None:
@@ -170,7 +172,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
         name = method.__name__
         with telemetry.Request("grpc", name, _given_id(context), method=name) as seen:
             try:
-                call = _admit(self, context)
+                call = await _admit(self, context)
                 await _look(self, method, context)
                 return await method(self, request, context)
             except asyncio.CancelledError:
@@ -240,7 +242,7 @@ def stream(
             if bounded:
                 stall.end_all_after(limits.request_time_max_s)
             try:
-                call = _admit(self, context)
+                call = await _admit(self, context)
                 await _look(self, method, context)
                 made = cast("AsyncGenerator[Any, None]", method(self, request, context))
                 async with aclosing(made) as answers:

@@ -18,7 +18,7 @@ from shardgit.wildmatch import Wildmatch
 from shardgit.workers import tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from shardgit.service.gate import Gate
 
@@ -60,6 +60,20 @@ class Rights:
             _glob(each).matches(repository.encode()) for each in self.read
         )
 
+    def beginnings(self, action: Action) -> tuple[str, ...]:
+        """Return with what names begin for which an action may be allowed, sorted, none of them within another."""
+        if self.admin:
+            return ("",)
+        globs = self.write if action is Action.WRITE else (*self.read, *self.write)
+        firsts = sorted(
+            {each.encode()[: _glob(each).fixed].decode("utf-8", "ignore") for each in globs}
+        )
+        kept: list[str] = []
+        for first in firsts:
+            if not kept or not first.startswith(kept[-1]):
+                kept.append(first)
+        return tuple(kept)
+
 
 EVERYTHING = Rights(admin=True)
 NOTHING = Rights()
@@ -86,13 +100,15 @@ def check_globs(globs: Iterable[str]) -> tuple[str, ...]:
 class Principal:
     """Who asks, the address of the peer ("" where there is none), and what that one may do.
 
-    ``proved``: it has shown that it is who it says; others are named for the log alone.
+    ``proved``: it has shown that it is who it says; others are named for the log alone. ``delegated``: a front end
+    asks for that one, and may do everything itself.
     """
 
     name: str
     address: str = ""
     rights: Rights = NOTHING
     proved: bool = False
+    delegated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +125,17 @@ ANONYMOUS = Principal("anonymous")
 class Call:
     """A call under way: who asks, what it has asked to change, and which repositories it is at."""
 
-    __slots__ = ("asked", "gate", "inside", "principal")
+    __slots__ = ("again", "asked", "gate", "inside", "principal")
 
-    def __init__(self, principal: Principal, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        principal: Principal,
+        gate: Gate | None = None,
+        again: Callable[[], Principal] | None = None,
+    ) -> None:
         self.principal = principal
         self.gate = gate
+        self.again = again
         self.asked: dict[tuple[Action, str | None], None] = {}
         self.inside: set[str] = set()
 
@@ -125,6 +147,14 @@ class Call:
             self.gate.enter_repository(repository)
         self.inside.add(repository)
         tenant.set(repository.partition("/")[0])
+
+    def check_still(self, repository: str) -> None:
+        """Look again who asks and whether that one may read: of a call that lasts. Usable from any thread.
+
+        Errors: as of ``authorize``, and Unauthenticated for a token that was revoked or has ended.
+        """
+        principal = self.principal if self.again is None else self.again()
+        authorize(principal, Action.READ, repository)
 
     def end(self) -> None:
         """Leave; once."""
@@ -145,12 +175,24 @@ def caller() -> Principal:
     return ANONYMOUS if call is None else call.principal
 
 
-def begin_call(principal: Principal, gate: Gate | None = None) -> Call:
-    """Say who asks for the call that begins in this task; its ``end`` is due. Errors: as of Gate.enter."""
+def current_call() -> Call | None:
+    """Return the call under way in this task."""
+    return _call.get()
+
+
+def begin_call(
+    principal: Principal,
+    gate: Gate | None = None,
+    again: Callable[[], Principal] | None = None,
+) -> Call:
+    """Say who asks for the call that begins in this task; its ``end`` is due. Errors: as of Gate.enter.
+
+    ``again`` finds out anew who asks, for calls that last.
+    """
     tenant.set("")
     if gate is not None:
         gate.enter(principal)
-    call = Call(principal, gate)
+    call = Call(principal, gate, again)
     _call.set(call)
     return call
 

@@ -46,7 +46,7 @@ class Audit:
             "actor": principal.name,
             "address": principal.address,
             "proved": principal.proved,
-            "repository": repository,
+            "repository": repository[:TEXT_MAX] if repository else repository,
             "outcome": outcome,
             "request_id": telemetry.request_id.get(),
             **facts,

@@ -37,7 +37,9 @@ CREDENTIALS_MAX = 8 << 10
 WINDOW_S = 30  # that the clock of a front end may be off, and how long its signature holds
 SECRET_MIN_BYTES = 16
 SECRETS_MAX_BYTES = 64 << 10
-FAILURES_MAX = 20  # of one address in FAILURES_S, until it is told to wait
+# Of one address in FAILURES_S, until it is told to wait. What it shows is looked at all the same: nobody guesses 256
+# bits, and who is right comes in from behind the same address.
+FAILURES_MAX = 20
 FAILURES_S = 60.0
 ADDRESSES_MAX = 10_000
 FRONT_END = "front-end"
@@ -67,16 +69,26 @@ def parse_client_rule(text: str) -> ClientRule:
 
 
 class Secrets:
-    """The secrets in a file, one a line, newest first: read again when the file has changed."""
+    """The secrets in a file, one a line, newest first: read again when the file has changed.
+
+    Errors, at the start only: Refused for a file that cannot be read, or has none, or too short a one.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen: tuple[int, int, int] | None = None
         self._found: tuple[bytes, ...] = ()
-        self.all()
+        self._look()
 
     def all(self) -> tuple[bytes, ...]:
-        """Return them. Errors: Refused for a file that cannot be read, or has too short a secret."""
+        """Return them; those that were there before while the file cannot be taken, as while it is being written."""
+        try:
+            self._look()
+        except Refused as error:
+            telemetry.log().error("secrets_not_taken", error=str(error))
+        return self._found
+
+    def _look(self) -> None:
         try:
             stat = self._file.stat()
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -88,7 +100,6 @@ class Secrets:
             raise Refused(
                 "file of secrets cannot be read", path=str(self._file), cause=cause.strerror
             ) from cause
-        return self._found
 
     def _parsed(self, data: bytes) -> tuple[bytes, ...]:
         found = tuple(line.strip() for line in data.splitlines() if line.strip())
@@ -154,6 +165,7 @@ class Doorkeeper:
         clients: Iterable[ClientRule] = (),
     ) -> None:
         self.required = required
+        self._journal = journal
         self.tokens = Tokens(journal)
         self._secrets = secrets
         self._clients = tuple(clients) or (ClientRule("*", ALL_REPOSITORIES),)
@@ -173,6 +185,23 @@ class Doorkeeper:
             return self._by_certificate(shown)
         return Principal("anonymous", shown.address)
 
+    async def admit(self, shown: Shown) -> Principal:
+        """Let a request in; returns who asks. A token that another node has just made counts, too.
+
+        Errors: Unauthenticated for who has not shown who it is where that is required, too.
+        """
+        before = self._journal.revision()
+        try:
+            found = self.principal(shown)
+        except Unauthenticated:
+            await self._journal.fresh(stale_ok=True)
+            if self._journal.revision() == before:
+                raise
+            found = self.principal(shown)
+        if self.required and not found.proved:
+            raise Unauthenticated("authentication is required")
+        return found
+
     def by_key(self, holder: Holder, address: str) -> Principal:
         """Return who has shown a public key of ours."""
         rights = holder.rights if self.required else EVERYTHING
@@ -182,7 +211,8 @@ class Doorkeeper:
         signed = _SIGNED.fullmatch(secret)
         if signed is not None and self._is_front_end(signed[1], signed[2]):
             name = _plain(shown.actor) or FRONT_END
-            return Principal(name, _plain(shown.for_address) or shown.address, EVERYTHING, True)
+            address = _plain(shown.for_address) or shown.address
+            return Principal(name, address, EVERYTHING, True, delegated=bool(_plain(shown.actor)))
         holder = self.tokens.holder(secret) if signed is None else None
         if holder is None:
             self._failures.add(
@@ -211,7 +241,7 @@ class Doorkeeper:
 
 
 def _credentials(header: str | None) -> tuple[str, str]:
-    """Return the user and the secret of a header; a token may stand in the place of either."""
+    """Return the user and the secret of a header: a token is the password, or the user beside an empty one."""
     if not header or len(header) > CREDENTIALS_MAX:
         return "", ""
     scheme, _, rest = header.strip().partition(" ")

@@ -61,7 +61,7 @@ class Gate:
     """Counts the requests under way of one process. Used on one event loop.
 
     ``waited_s`` tells how long work waits for a thread, ``memory_free`` which share of the memory is left.
-    Who has shown that it is an admin is let in whatever the load.
+    Who has shown that it is an admin is let in whatever the load, but for those for whom a front end asks.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Gate:
         """Let a request in; ``leave`` is due then. Errors: RateLimited, Overloaded."""
         caps = self._caps
         actor = principal.name if principal.proved else ""
-        if not (principal.proved and principal.rights.admin):
+        if not (principal.proved and principal.rights.admin and not principal.delegated):
             self._check_load()
             if actor and caps.actor_requests and self._actors[actor] >= caps.actor_requests:
                 raise _full("actor", "requests of that actor are under way; try again")

@@ -21,17 +21,16 @@ from shardgit.journal.records import (
 from shardgit.oid import HashKind
 from shardgit.pool.manifest import ALONE
 from shardgit.refs.log import LogNote
+from shardgit.service.access import Action
 from shardgit.service.forks import fork
 from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from shardgit.journal.interface import JournalSnapshot
+    from shardgit.service.access import Rights
     from shardgit.service.store import Store
 
-LOOKED_AT = 10_000  # names, of one page
 PAGE = 1_000
 
 
@@ -80,23 +79,29 @@ class Repositories:
             return self._info(snapshot, self.store.repository(snapshot, name))
 
     def page(
-        self, shown: Callable[[str], bool], *, prefix: str, after: str, limit: int
+        self, rights: Rights, *, prefix: str, after: str, limit: int
     ) -> tuple[list[RepositoryInfo], str]:
-        """Return repositories as ``list`` does, those alone that are to be shown, and behind which name to go on.
+        """Return repositories as ``list`` does, those alone that may be read, and behind which of them to go on.
 
-        "" when that were all. Of a long row of hidden ones a part is looked at: a page may be empty.
+        "" when that were all. Only names are looked at that begin as a glob does.
         """
-        start = max(name_key(prefix), name_key(after) + b"\0" if after else b"")
         found: list[RepositoryInfo] = []
         with self.store.journal.snapshot() as snapshot:
-            seen, last = 0, ""
-            for row in snapshot.range(start, end_of(name_key(prefix)), limit=LOOKED_AT):
-                last, seen = row.key.removeprefix(REPOSITORY_NAMES).decode(), seen + 1
-                if shown(last):
-                    found.append(self._info(snapshot, self.store.repository(snapshot, last)))
-                    if len(found) == limit:
-                        return found, last
-        return found, last if seen == LOOKED_AT else ""
+            for start in rights.beginnings(Action.READ):
+                if not (start.startswith(prefix) or prefix.startswith(start)):
+                    continue
+                low = max(
+                    name_key(start), name_key(prefix), name_key(after) + b"\0" if after else b""
+                )
+                high = min(end_of(name_key(start)), end_of(name_key(prefix)))
+                for row in snapshot.range(low, high) if low < high else ():
+                    name = row.key.removeprefix(REPOSITORY_NAMES).decode()
+                    if rights.allow(Action.READ, name):
+                        record = self.store.repository(snapshot, name)
+                        found.append(self._info(snapshot, record))
+                        if len(found) == limit:
+                            return found, name
+        return found, ""
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = PAGE) -> list[RepositoryInfo]:
         """Return up to ``limit`` repositories by rising name, from the one behind ``after``."""

@@ -10,12 +10,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from shardgit.errors import LimitExceeded, RepositoryMissing, ShardgitError, Unavailable
-from shardgit.journal.records import refs_head_key, repository_key
+from shardgit.journal.records import RepositoryRecord, refs_head_key, repository_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
-    from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import RepositoryId
     from shardgit.refs.log import LogChange, LogEntry
     from shardgit.service.store import Store
@@ -128,22 +127,29 @@ class Watches:
         after: int | None = None,
         prefixes: Sequence[bytes] = (),
         heartbeat_s: float = HEARTBEAT_S,
+        check: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Watched, None]:
         """Yield what is committed behind the entry ``after`` (now without), as it is committed.
 
         It follows the repository through renames. A heartbeat comes first, and whenever there was
-        nothing else for that long. Errors: RepositoryMissing, at the start or once it is deleted;
-        LogPositionUnknown; LimitExceeded.
+        nothing else for that long. ``check`` is called, on a worker, with the repository's name of that moment before
+        anything of it is given, and at every heartbeat; what it raises ends the watch. Errors: RepositoryMissing, at
+        the start or once it is deleted; LogPositionUnknown; LimitExceeded.
         """
         run = self.store.workers.run
         record, newest = await run(self._begin, name)
         token = newest if after is None else after
+        name_then = [record.name]
+
+        def read(token: int) -> list[LogEntry]:
+            return self._read(record, token, name_then, check)
+
         with self._watching(record.id):
-            entries = await run(self._read, record, token)
+            entries = await run(read, token)
             yield Watched(token)
             while True:
                 waiting = self._changed[record.id]
-                entries = entries or await run(self._read, record, token)
+                entries = entries or await run(read, token)
                 for entry in entries:
                     async for part in self._parts(entry, token, tuple(prefixes)):
                         yield part
@@ -164,15 +170,26 @@ class Watches:
             record = self.store.repository(snapshot, name)
             return record, self.store.refs.head(snapshot, record).sequence
 
-    def _read(self, record: RepositoryRecord, token: int) -> list[LogEntry]:
+    def _read(
+        self,
+        record: RepositoryRecord,
+        token: int,
+        name_then: list[str],
+        check: Callable[[str], None] | None,
+    ) -> list[LogEntry]:
         """Return some entries behind the token; RepositoryMissing behind the last of a deleted one.
 
         Both are told by one moment of the journal: the deletion's own entry is never passed over.
         """
         with self.store.journal.snapshot() as snapshot:
+            row = snapshot.get(repository_key(record.id))
+            if row is not None:
+                name_then[0] = RepositoryRecord.decode(row.value).name
+            if check is not None:
+                check(name_then[0])
             found = self.store.refs.changes_since(snapshot, record, token)
             entries = list(islice(found, ENTRIES_READ))
-            if not entries and snapshot.get(repository_key(record.id)) is None:
+            if not entries and row is None:
                 raise RepositoryMissing("repository was deleted", repository=record.name)
             return entries
 

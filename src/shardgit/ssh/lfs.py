@@ -61,7 +61,8 @@ def lfs_answer(store: Store, command: LfsCommand, principal: Principal, base: st
     if doorkeeper.required:
         writes = command.operation == "upload"
         proof = doorkeeper.tokens.ticket(principal.name, command.name, writes=writes)
-    user = base64.b64encode(f"{principal.name}:{proof}".encode()).decode()
+    name = "ticket" if proof else principal.name.replace(":", " ")  # a colon ends it
+    user = base64.b64encode(f"{name}:{proof}".encode()).decode()
     href = f"{base.rstrip('/')}/{quote(command.name)}.git/info/lfs"
     answer: dict[str, object] = {"href": href, "header": {"Authorization": f"Basic {user}"}}
     if proof:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 
 from shardgit import telemetry
+from shardgit.errors import Unauthenticated
 from shardgit.service.keys import shown
 from shardgit.ssh.admission import GUEST, Admission
 from shardgit.ssh.session import SshSession
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
-    from shardgit.service.access import Principal
+    from shardgit.service.access import Holder, Principal
     from shardgit.service.conversation import Conversations
 
 # Without chacha20-poly1305, which clients put first: 200 MB cost 0.93 s of CPU with it, 0.48 with AES-GCM, 0.55 with
@@ -38,14 +39,21 @@ SESSIONS_MAX = 32  # on one connection; sshd takes 10
 class SshEdge:
     """Listens, and holds what runs. ``start`` jobs end before ``close`` returns.
 
-    ``http`` is the URL of the HTTP port, for git-lfs, or ":PORT" of the host that a client reached.
+    ``http`` is the URL of the HTTP port, for git-lfs, or ":PORT" of the host that a client reached; ``tls``: it speaks
+    TLS.
     """
 
     def __init__(
-        self, conversations: Conversations, admission: Admission, *, http: str = ""
+        self,
+        conversations: Conversations,
+        admission: Admission,
+        *,
+        http: str = "",
+        tls: bool = False,
     ) -> None:
         self.conversations = conversations
         self.http = http
+        self.tls = tls
         self.admission = admission
         self.limits = conversations.limits
         self.draining = False
@@ -83,7 +91,8 @@ class SshEdge:
         """Return the URL of the HTTP port for a client that reached us at ``host``."""
         if not self.http.startswith(":"):
             return self.http
-        return f"http://[{host}]{self.http}" if ":" in host else f"http://{host}{self.http}"
+        place = f"[{host}]{self.http}" if ":" in host else f"{host}{self.http}"
+        return f"{'https' if self.tls else 'http'}://{place}"
 
     def start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a job that ``close`` waits for."""
@@ -123,6 +132,7 @@ class SshConnection(asyncssh.SSHServer):
         self._conn: asyncssh.SSHServerConnection | None = None
         self._address = ""
         self._claimed = GUEST
+        self._fingerprint = b""
         self._principal: Principal | None = None
         self._sessions: set[SshSession] = set()
         self._stall: asyncio.TimerHandle | None = None
@@ -181,13 +191,25 @@ class SshConnection(asyncssh.SSHServer):
                 "ssh_key_unknown", address=self._address, fingerprint=shown(fingerprint)
             )
             return False
-        self._claimed = holder
+        self._claimed, self._fingerprint = holder, fingerprint
         return True
 
     def auth_completed(self) -> None:
         """Take the name of the key that has just been proved."""
         if self._principal is None:
             self._principal = self.edge.admission.principal(self._claimed, self._address)
+
+    async def principal_now(self) -> Principal:
+        """Return who has logged in, with the rights of now. Errors: Unauthenticated when its key was taken away."""
+        admission = self.edge.admission
+        holder: Holder | None = GUEST
+        if self._fingerprint:
+            holder = await admission.holder_of(self._fingerprint)
+        elif not await admission.open_to_all():
+            holder = None
+        if holder is None:
+            raise Unauthenticated("key is not let in any more")
+        return admission.principal(holder, self._address)
 
     def session_requested(self) -> SshSession | bool:
         """Open a session, of which a client may have some at once."""

@@ -127,7 +127,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             code = DIED_EXIT
             call: Call | None = None
             try:
-                call = self._begin_call()
+                call = await self._begin_call()
                 async with asyncio.timeout(self.connection.edge.limits.request_time_max_s):
                     await self._converse(self._command, seen)
                 code = 0
@@ -152,9 +152,10 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
                     self.connection.edge.conversations.store.audit.ended(seen, call)
             await self._exit(code)
 
-    def _begin_call(self) -> Call:
-        """Let the request in. Errors: RateLimited, which the client is told."""
+    async def _begin_call(self) -> Call:
+        """Let the request in. Errors, which the client is told: Unauthenticated, RateLimited."""
         try:
+            self.principal = await self.connection.principal_now()
             return begin_call(self.principal, self.connection.edge.conversations.store.gate)
         except ShardgitError as error:
             assert self._chan is not None
