@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,18 +26,20 @@ from prometheus_client import (
     multiprocess,
 )
 
-from shardgit import telemetry
+from shardgit import clock, telemetry
 from shardgit.accepting import ABSENT, BACKLOG, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
 from shardgit.opening import keep_config
+from shardgit.report import hottest, read_reports
 from shardgit.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardgit.config import ServeConfig
+    from shardgit.report import Report
 
 REGISTRY = CollectorRegistry()
 WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=REGISTRY)
@@ -48,6 +51,20 @@ WORKER_RESTARTS = Counter(
 BUILD_INFO = Gauge(
     "shardgit_build_info", "1, labelled with the version.", ["version"], registry=REGISTRY
 )
+HOT_REQUESTS = Gauge(
+    "shardgit_hot_repository_requests",
+    "Requests at the repositories with most work, of about the last half minute.",
+    ["repository"],
+    registry=REGISTRY,
+)
+HOT_WORK = Gauge(
+    "shardgit_hot_repository_work_seconds",
+    "Work for the repositories with most of it, of about the last half minute.",
+    ["repository"],
+    registry=REGISTRY,
+)
+HOT = 20  # repositories that are told
+REPORT_LATE_S = 30.0  # a worker that tells nothing of itself for so long does not serve
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
@@ -302,7 +319,16 @@ class Supervisor:
         await web.TCPSite(runner, host, port, reuse_port=True).start()
         return runner
 
+    def _reports(self) -> list[Report]:
+        """Return what the workers that serve told of themselves last."""
+        return [one for one in read_reports(Path(self.metrics)) if one.number in self.serving]
+
     async def _metrics(self, _: web.Request) -> web.Response:
+        for gauge in (HOT_REQUESTS, HOT_WORK):
+            gauge.clear()
+        for one in hottest(self._reports(), HOT):
+            HOT_REQUESTS.labels(one.repository).set(one.requests)
+            HOT_WORK.labels(one.repository).set(one.work_s)
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=self.metrics)  # type: ignore[no-untyped-call]
         body = generate_latest(registry) + generate_latest(REGISTRY)
@@ -314,8 +340,21 @@ class Supervisor:
     async def _readyz(self, _: web.Request) -> web.Response:
         if self.stop.is_set():
             return web.Response(status=503, text="draining\n")
-        text = f"{len(self.serving)} of {self.count} workers serve\n"
-        return web.Response(status=200 if self.serving else 503, text=text)
+        lines = [f"{len(self.serving)} of {self.count} workers serve"]
+        well = set(self.serving)
+        for report in self._reports():
+            late_s = (clock.now_ms() - report.time_ms) / 1_000
+            problems = dict(report.problems)
+            if late_s > REPORT_LATE_S:
+                problems["event loop"] = f"nothing was heard for {late_s:.0f} s"
+            if problems:
+                well.discard(report.number)
+            lines += [f"problem: {what}: {words}" for what, words in sorted(problems.items())]
+            lines += [
+                f"warning: {what}: {words}" for what, words in sorted(report.warnings.items())
+            ]
+        text = "\n".join(dict.fromkeys(lines)) + "\n"
+        return web.Response(status=200 if well else 503, text=text)
 
 
 def _nothing() -> None:

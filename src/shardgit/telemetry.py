@@ -14,11 +14,16 @@ import random
 import re
 import sys
 import time
+from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from shardgit import clock
+from shardgit.report import Slow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +42,7 @@ LONG = frozenset(
     )
 )
 SLOW_REQUEST_S = 10.0
+slow_requests: deque[Slow] = deque(maxlen=50)
 slow_request_s = SLOW_REQUEST_S
 """From what time on, beside that in which its client took or sent nothing, a request is told in the log."""
 ERROR_MAX = 2_000  # characters of a client's own words in a log line
@@ -366,8 +372,8 @@ class Request:
 
     def _tell_slow(self, seconds: float) -> None:
         told = {into: round(part, 3) for into, part in sorted(self.spent.items())}
-        log().info(
-            "slow_request",
+        slow = Slow(
+            time_ms=clock.now_ms(),
             edge=self.edge,
             method=self.method,
             what=self.what[:ERROR_MAX],
@@ -375,6 +381,10 @@ class Request:
             seconds=round(seconds, 3),
             spent=told,
         )
+        slow_requests.append(slow)
+        facts = msgspec.structs.asdict(slow)
+        del facts["time_ms"]
+        log().info("slow_request", **facts)
 
     def failed(self, error: ShardgitError) -> None:
         """Note a typed error."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import uvloop
 from aiohttp import web
+from grpc_health.v1 import health
 
 from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
@@ -31,7 +32,8 @@ from shardgit.http.connections import Connections
 from shardgit.node import equip_hooks
 from shardgit.opening import open_served
 from shardgit.processes import drop_left
-from shardgit.rpc.server import make_server
+from shardgit.reporting import Reporter
+from shardgit.rpc.server import SERVICES, make_server
 from shardgit.service.audit import Audit
 from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
@@ -111,14 +113,22 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     gc.collect()
     gc.freeze()
     peers = await _serve_peers(config, opened.node) if opened.node is not None else None
+    servicer = health.aio.HealthServicer()
     server = await make_server(
-        store, config.grpc, stopping=stop, conversations=conversations, tls=tls
+        store,
+        config.grpc,
+        stopping=stop,
+        conversations=conversations,
+        tls=tls,
+        servicer=servicer,
     )
+    reporter = Reporter(store, place.number, servicer, SERVICES)
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with (
         _looking_around(store),
         _feeling_lag(),
+        reporter.reporting(),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):
@@ -142,6 +152,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe from here on
         await stop.wait()
         telemetry.log().info("worker_draining", pid=os.getpid())
+        await reporter.drain()
         _leave_at_last(config.drain_s + 2 * CLOSE_MAX_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from served import Server, git, serving, shardgit, small_repository
 
 from shardgit.errors import Refused
@@ -413,3 +416,40 @@ def test_the_http_edge_says_what_it_is(data: Path) -> None:
         urllib.request.urlopen(f"http://{server.http}/", timeout=10) as answer,
     ):
         assert "shardgit" in answer.read().decode()
+
+
+def test_a_shard_that_goes_away_is_told_and_one_that_comes_back_too(
+    data: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(data, store)
+    with serving(store, "--workers", "1") as server, grpc.insecure_channel(server.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def grpc_says(service: str = "") -> int:
+            return int(health.Check(health_pb2.HealthCheckRequest(service=service)).status)
+
+        assert server.ask("/readyz") == (200, "1 of 1 workers serve\n")
+        assert grpc_says() == health_pb2.HealthCheckResponse.SERVING
+        shard = store / "shards" / "001"
+        shard.rename(tmp_path / "away")
+        until(lambda: server.ask("/readyz")[0] == 503)
+        assert "problem: shard 1: its folder is not there\n" in server.ask("/readyz")[1]
+        until(
+            lambda: grpc_says("shardgit.v1.ObjectService") != health_pb2.HealthCheckResponse.SERVING
+        )
+        assert server.ask("/livez")[0] == 200
+        (tmp_path / "away").rename(shard)
+        until(lambda: server.ask("/readyz")[0] == 200)
+        until(lambda: grpc_says() == health_pb2.HealthCheckResponse.SERVING)
+        assert server.events().count("health_changed") == 2
+
+
+def test_hot_repositories_and_slow_requests_are_told(data: Path, tmp_path: Path) -> None:
+    environment = {"SHARDGIT_SLOW_REQUEST_S": "0.000001"}
+    with serving(data, "--workers", "1", environment=environment) as server:
+        git(tmp_path, "clone", "--quiet", server.url("demo"), str(tmp_path / "clone"))
+        name = 'shardgit_hot_repository_requests{repository="demo"}'
+        until(lambda: samples(server).get(name, 0) > 0)
+        assert samples(server)['shardgit_hot_repository_work_seconds{repository="demo"}'] > 0
+        assert "slow_request" in server.events()

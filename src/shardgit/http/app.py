@@ -27,6 +27,7 @@ from shardgit.protocol.upload_pack_v0 import SERVICE_LINE, VERSION_1_LINE, Reque
 from shardgit.protocol.upload_pack_v2 import RequestV2, advertise_v2
 from shardgit.service.access import Action, authorize, begin_call, caller
 from shardgit.service.bundles import Bundles
+from shardgit.service.calls import end_call
 from shardgit.service.fetch import FetchService
 from shardgit.service.receive import ReceiveService
 
@@ -129,8 +130,7 @@ class GitHttp:
             raise
         finally:
             reads = request.method in {"GET", "HEAD"}
-            call.end()
-            store.audit.ended(current().seen, call, code=code, reads=reads)
+            end_call(store, current().seen, call, code=code, reads=reads)
 
     async def expecting(
         self, request: web.Request, *, most_bytes: int

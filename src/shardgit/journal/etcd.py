@@ -103,6 +103,11 @@ class EtcdJournal(CommitsSoon):
 
         self.etcd.range_soon(pb.RangeRequest(key=self.keys.head), heard)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether etcd did not answer when it was asked last."""
+        return self._freshness.is_away
+
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
             raise Internal("a journal was used across a fork", path=self._path)

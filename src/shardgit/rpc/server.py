@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     from shardgit.tls import TlsFiles
 
 RECEIVE_MAX_BYTES = 4 << 20
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[service].full_name
+    for module, service in (
+        (object_pb2, "ObjectService"),
+        (repository_pb2, "RepositoryService"),
+        (ref_pb2, "RefService"),
+        (commit_pb2, "CommitService"),
+        (shard_pb2, "ShardService"),
+        (pack_pb2, "PackService"),
+        (transport_pb2, "TransportService"),
+    )
+)
 
 
 async def make_server(
@@ -47,10 +59,11 @@ async def make_server(
     stopping: asyncio.Event | None = None,
     conversations: Conversations | None = None,
     tls: TlsFiles | None = None,
+    servicer: health.aio.HealthServicer | None = None,
 ) -> grpc.aio.Server:
     """Return a server bound to ``address`` (shared with the other workers), not yet started.
 
-    Streams that have no end of their own are ended once ``stopping`` is set.
+    Streams that have no end of their own are ended once ``stopping`` is set. ``servicer`` tells how the server is.
     """
     talks = conversations or Conversations(store, version=VERSION)
     server = grpc.aio.server(
@@ -69,24 +82,12 @@ async def make_server(
     shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(store), server)  # type: ignore[no-untyped-call]
     pack_pb2_grpc.add_PackServiceServicer_to_server(Packs(store), server)  # type: ignore[no-untyped-call]
     transport_pb2_grpc.add_TransportServiceServicer_to_server(Transport(talks), server)  # type: ignore[no-untyped-call]
-    names = [
-        module.DESCRIPTOR.services_by_name[service].full_name
-        for module, service in (
-            (object_pb2, "ObjectService"),
-            (repository_pb2, "RepositoryService"),
-            (ref_pb2, "RefService"),
-            (commit_pb2, "CommitService"),
-            (shard_pb2, "ShardService"),
-            (pack_pb2, "PackService"),
-            (transport_pb2, "TransportService"),
-        )
-    ]
-    servicer = health.aio.HealthServicer()
+    servicer = servicer or health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    for name in ("", *names):
+    for name in ("", *SERVICES):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
     if tls is None:
         server.add_insecure_port(address)

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from shardgit import telemetry
 from shardgit.errors import DataLoss, Internal, RateLimited, ShardgitError, Unavailable
 from shardgit.service.access import begin_call, trusted
+from shardgit.service.calls import end_call
 from shardgit.service.doorkeeper import Shown
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import Journal
     from shardgit.limits import Limits
     from shardgit.service.access import Call
-    from shardgit.service.audit import Audit
     from shardgit.service.doorkeeper import Doorkeeper
+    from shardgit.service.store import Store
 
 DOMAIN = "shardgit"
 TEXT_MAX = 1_000  # characters of a message, and of all its facts: trailers of 8 KiB are lost whole
@@ -152,11 +153,12 @@ async def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
 
 
 def _end(servicer: _Serves, seen: telemetry.Request, call: Call | None) -> None:
-    audit: Audit | None = getattr(servicer.store, "audit", None)  # peers have none
-    if call is not None:
+    if call is None:
+        return
+    if getattr(servicer.store, "audit", None) is None:  # peers have none
         call.end()
-        if audit is not None:
-            audit.ended(seen, call)
+    else:
+        end_call(cast("Store", servicer.store), seen, call)
 
 
 def _word(value: str | bytes | None) -> str | None:

@@ -54,6 +54,7 @@ from shardgit.refs.change import HEAD, first_steps
 from shardgit.refs.ref import Ref
 from shardgit.service.audit import Audit
 from shardgit.service.doorkeeper import Doorkeeper
+from shardgit.service.heat import Heat
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
 from shardgit.service.uploads import Uploads
@@ -228,6 +229,7 @@ class Store:
         self.doorkeeper = Doorkeeper(journal)
         self.audit = Audit()
         self.gate: Gate | None = None
+        self.heat = Heat()
         self.turns: Turns = FileTurns(scratch) if turns is None else turns
         self.detects_pushed = detect_collisions != "never"  # SHA-1 collision attacks
         self.detects_always = detect_collisions == "always"

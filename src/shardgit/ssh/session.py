@@ -12,6 +12,7 @@ import asyncssh
 from shardgit import telemetry
 from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
 from shardgit.service.access import begin_call
+from shardgit.service.calls import end_call
 from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
 from shardgit.ssh.lfs import COMMAND as LFS_COMMAND
@@ -148,8 +149,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
                 telemetry.log().error("request_failed", edge="ssh", exc_info=error)
             finally:
                 if call is not None:
-                    call.end()
-                    self.connection.edge.conversations.store.audit.ended(seen, call)
+                    end_call(self.connection.edge.conversations.store, seen, call)
             await self._exit(code)
 
     async def _begin_call(self) -> Call:
