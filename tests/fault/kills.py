@@ -47,7 +47,9 @@ from shardgit.backup.target import Target
 from shardgit.backup.verify import verify_backups
 from shardgit.errors import BackupMissing, Conflict, ShardgitError
 from shardgit.faultpoints import Fault, Faults
+from shardgit.journal.interface import Delete
 from shardgit.journal.lmdb import LmdbJournal
+from shardgit.journal.token_records import TICKET_SECRET_KEY
 from shardgit.limits import Limits
 from shardgit.lmdbenv import PAGE_BYTES
 from shardgit.node import create_store, open_store, restore_store
@@ -61,7 +63,7 @@ from shardgit.protocol.pktline import FLUSH_BYTES, line
 from shardgit.protocol.receive_pack import CommandResult
 from shardgit.refs.update import RefUpdate
 from shardgit.refs.writer import RefWriter
-from shardgit.service.access import trusted
+from shardgit.service.access import ALL_REPOSITORIES, trusted
 from shardgit.service.committing import CommitPlan, Committing
 from shardgit.service.composing import FileChange
 from shardgit.service.configuring import Configuring
@@ -73,6 +75,7 @@ from shardgit.service.locks import Locks
 from shardgit.service.receive import ReceiveService
 from shardgit.service.repositories import Repositories
 from shardgit.service.spool import Spool
+from shardgit.service.tokens import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -288,6 +291,7 @@ class KilledClient(Client):
             "update": self._update,
             "upload": self._upload,
             "verify": self._verify,
+            "token": self._tokens,
         }
 
     def _deliver(
@@ -390,6 +394,17 @@ class KilledClient(Client):
         keys = Keys(process.store.journal)
         keys.add(key, f"k{self.dice.randrange(1 << 30)}")
         keys.remove(keys.all()[0].fingerprint)
+
+    def _tokens(self, process: Host) -> None:
+        journal = process.store.journal
+        tokens = Tokens(journal)
+        known, text = tokens.create(f"t{self.dice.randrange(1 << 30)}", ALL_REPOSITORIES)
+        assert tokens.holder(text) is not None
+        tokens.revoke(known.id)
+        assert tokens.holder(text) is None
+        journal.commit_sync([], [Delete(TICKET_SECRET_KEY)])
+        ticket = tokens.ticket("t", "r", writes=True)
+        assert tokens.holder(ticket) is not None
 
     def _locks(self, process: Host) -> None:
         name, owner = self._some(process), trusted("o")
