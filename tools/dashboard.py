@@ -147,9 +147,9 @@ ROWS: dict[str, list[Panel]] = {
             "short",
             {
                 "settle {{outcome}}": f"sum by (outcome) (increase(shardgit_settles_total{{{ON}}}[5m]))",
-                "{{job}} {{outcome}}": "sum by (job, outcome)"
+                "{{task}} {{outcome}}": "sum by (task, outcome)"
                 f" (increase(shardgit_maintenance_total{{{ON}}}[5m]))",
-                "{{job}} s/s": "sum by (job)"
+                "{{task}} s/s": "sum by (task)"
                 f" (rate(shardgit_maintenance_seconds_total{{{ON}}}[$__rate_interval]))",
             },
         ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}")
+PORT = "7420"
 SECURE, PLAIN = "grpcs://", "grpc://"
 
 
@@ -43,21 +44,23 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Calling:
     return Calling(token, read("CA"), read("CERTIFICATE"), read("KEY"))
 
 
-def host_of(place: str) -> str:
-    """Return the host in HOST:PORT or [HOST]:PORT."""
-    return place.rpartition(":")[0].strip("[]").lower()
+def is_ours(place: str, *, secure: bool, environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether a token of the environment is for HOST:PORT: that of SHARDGIT_SERVER, else this machine's.
 
-
-def is_ours(place: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Say whether a token of the environment is for HOST:PORT: the host of SHARDGIT_SERVER, or this machine.
-
-    URLs come from anywhere, submodules among them; a token must not go wherever one points.
+    URLs come from anywhere, submodules among them; a token must not go wherever one points, nor in clear to a server
+    that speaks TLS.
     """
-    host = host_of(place)
-    if host in {"localhost", "::1"} or _LOOPBACK.fullmatch(host):
-        return True
-    server = environment.get("SHARDGIT_SERVER", "")
-    return bool(server) and host == host_of(split_target(server)[0])
+    server, wants_tls = split_target(environment.get("SHARDGIT_SERVER", ""))
+    if server:
+        return place.lower() == _with_port(server.lower()) and secure >= wants_tls
+    host, _, port = place.lower().rpartition(":")
+    is_here = host in {"localhost", "[::1]"} or _LOOPBACK.fullmatch(host) is not None
+    return is_here and port == PORT
+
+
+def _with_port(server: str) -> str:
+    has_port = server.rpartition(":")[2].isdigit() and not server.endswith("]")
+    return server if has_port else f"{server}:{PORT}"
 
 
 def split_target(target: str) -> tuple[str, bool]:

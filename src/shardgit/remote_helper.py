@@ -1,7 +1,7 @@
 """git-remote-shardgit: lets git use shardgit://HOST:PORT/NAME, over gRPC's TransportService; shardgits:// with TLS.
 
 The token, if the server wants one, stands in the URL (shardgits://x:TOKEN@HOST/NAME), or in SHARDGIT_TOKEN when
-SHARDGIT_SERVER names the same host, or that is this machine.
+SHARDGIT_SERVER names the same host and port, or without that one when it is port 7420 of this machine.
 
 Git starts it for such URLs and speaks gitremote-helpers with it: it offers ``connect``, upon which git talks its own
 protocol through it, all versions of it, as through ssh. (``stateless-connect`` is for transports that cannot do that;
@@ -74,7 +74,8 @@ def _connect(url: str, service: str) -> int:
     try:
         target, name = parse_url(url)
     except ValueError as error:
-        _say(f"{error}: {url[:200]}")
+        shown = url.partition("://")[2].rpartition("@")[2]  # without a token
+        _say(f"{error}: {shown[:200]}")
         return DIED_EXIT
     asked = _asked_version()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -92,10 +93,12 @@ def _connect(url: str, service: str) -> int:
     except OSError as error:
         _say(f"file of credentials cannot be read: {error.filename}")
         return DIED_EXIT
-    token = token_in(url)
-    if token or not is_ours(target):  # else a submodule's URL could send for the token
+    token, secure = token_in(url), url.partition("://")[0].endswith(SECURE_SUFFIX)
+    if token or not is_ours(
+        target, secure=secure
+    ):  # else a submodule's URL could send for the token
         calling = replace(calling, token=token)
-    if url.partition("://")[0].endswith(SECURE_SUFFIX):
+    if secure:
         credentials = grpc.ssl_channel_credentials(
             calling.ca or None, calling.key or None, calling.certificate or None
         )

@@ -89,9 +89,12 @@ class Reporter:
             self._store.heat.hottest(HOT),
             list(telemetry.slow_requests),
         )
-        if self._folder.is_dir():
-            await asyncio.to_thread(write_report, self._folder, report)
         await self._tell(is_well=not problems)
+        if self._folder.is_dir():
+            try:
+                await asyncio.to_thread(write_report, self._folder, report)
+            except OSError as error:  # the supervisor takes the last one
+                telemetry.log().error("report_not_written", error=str(error))
         if not done:
             await asyncio.wait({looking})
 

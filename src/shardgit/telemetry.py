@@ -121,13 +121,13 @@ HOOK_SECONDS = Histogram(
 MAINTENANCE = Counter(
     "shardgit_maintenance_total",
     "Jobs of the maintenance that had something to do, by outcome.",
-    ["job", "outcome"],
+    ["task", "outcome"],
     registry=REGISTRY,
 )
 MAINTENANCE_SECONDS = Counter(
     "shardgit_maintenance_seconds_total",
     "Time that jobs of the maintenance took.",
-    ["job"],
+    ["task"],
     registry=REGISTRY,
 )
 GC_OBJECTS = Counter(

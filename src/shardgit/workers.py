@@ -127,8 +127,10 @@ class _Turns:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiting: dict[str, deque[tuple[float, Callable[[], object]]]] = {}
-        self._turns: deque[str] = deque()  # tenants that have jobs
+        self._waiting: dict[str, deque[Callable[[], object]]] = {}
+        self._turns: deque[tuple[str, float]] = (
+            deque()
+        )  # tenants that have jobs, and since when they wait for a turn
         self._ready: SimpleQueue[bool] = (
             SimpleQueue()
         )  # one item for each job; waits without the GIL
@@ -139,8 +141,8 @@ class _Turns:
             waiting = self._waiting.get(whose)
             if waiting is None:
                 waiting = self._waiting[whose] = deque()
-                self._turns.append(whose)
-            waiting.append((time.monotonic(), job))
+                self._turns.append((whose, time.monotonic()))
+            waiting.append(job)
         self._ready.put(True)
 
     def end(self) -> None:
@@ -152,20 +154,20 @@ class _Turns:
         if not self._ready.get():
             return None
         with self._lock:
-            whose = self._turns.popleft()
+            whose, _ = self._turns.popleft()
             waiting = self._waiting[whose]
-            _, job = waiting.popleft()
+            job = waiting.popleft()
             if waiting:
-                self._turns.append(whose)
+                self._turns.append((whose, time.monotonic()))
             else:
                 del self._waiting[whose]
         return job
 
     def waited_s(self) -> float:
-        """Return for how long the job has waited that waits longest, 0 when none does."""
+        """Return for how long the tenant has waited whose turn is next, 0 when none does."""
         with self._lock:
-            oldest = min((jobs[0][0] for jobs in self._waiting.values()), default=None)
-        return 0.0 if oldest is None else time.monotonic() - oldest
+            since = self._turns[0][1] if self._turns else None
+        return 0.0 if since is None else time.monotonic() - since
 
 
 class Workers:
@@ -286,7 +288,10 @@ class Workers:
             telemetry.log().error("background_job_failed", job=str(key), exc_info=error)
 
     def waited_s(self) -> float:
-        """Return for how long the job has waited that waits longest for a thread, in seconds."""
+        """Return for how long the tenant whose turn is next has waited for a thread, in seconds.
+
+        Not the job that waits longest: who brings many waits for its own.
+        """
         return self._jobs.waited_s()
 
     def close(self) -> None:

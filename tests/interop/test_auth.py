@@ -455,13 +455,16 @@ def test_the_command_line_takes_a_token_from_the_environment(home: Home, server:
 
 def test_git_comes_in_over_grpc(home: Home, server: Server) -> None:
     remote = f"shardgit://{server.grpc}/team/app"
-    refused = home.clone(remote)
+    refused = home.clone(
+        remote, SHARDGIT_TOKEN=home.reader
+    )  # which is for another server, for all one knows
     assert refused.returncode != 0
     assert "authentication is required" in refused.stderr
-    assert home.clone(remote, SHARDGIT_TOKEN=home.reader).returncode == 0
-    assert home.push(remote, SHARDGIT_TOKEN=home.reader).returncode != 0
-    assert home.push(remote, SHARDGIT_TOKEN=home.writer).returncode == 0
-    assert home.clone(remote, SHARDGIT_TOKEN="sgt_wrong").returncode != 0
+    ours = {"SHARDGIT_SERVER": server.grpc}
+    assert home.clone(remote, SHARDGIT_TOKEN=home.reader, **ours).returncode == 0
+    assert home.push(remote, SHARDGIT_TOKEN=home.reader, **ours).returncode != 0
+    assert home.push(remote, SHARDGIT_TOKEN=home.writer, **ours).returncode == 0
+    assert home.clone(remote, SHARDGIT_TOKEN="sgt_wrong", **ours).returncode != 0
     inside = remote.replace("://", f"://x:{home.reader}@")
     assert home.clone(inside).returncode == 0
     assert home.clone(inside, SHARDGIT_TOKEN="sgt_wrong").returncode == 0
@@ -603,9 +606,13 @@ def test_git_and_grpc_speak_tls(home: Home, secure: Server, files: dict[str, Pat
         assert client.repository("team/app").name == "team/app"
     with connect(secure.grpc, home.reader) as client, pytest.raises(Unavailable):
         client.repository("team/app")
-    environment = {"SHARDGIT_TOKEN": home.reader, "SHARDGIT_CLIENT_CA": str(files["ca"])}
+    environment = {
+        "SHARDGIT_TOKEN": home.reader,
+        "SHARDGIT_CLIENT_CA": str(files["ca"]),
+        "SHARDGIT_SERVER": f"grpcs://{secure.grpc}",
+    }
     assert home.clone(f"shardgits://{secure.grpc}/team/app", **environment).returncode == 0
-    listed = home.command("repo", "list", "--server", f"grpcs://{secure.grpc}", **environment)
+    listed = home.command("repo", "list", **environment)
     assert "team/app" in listed.stdout
 
 

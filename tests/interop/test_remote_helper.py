@@ -356,20 +356,27 @@ def test_tokens_in_urls(url: str, token: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "server", "ours"),
+    ("place", "secure", "server", "ours"),
     [
-        ("127.0.0.1:7420", "", True),
-        ("localhost:7420", "", True),
-        ("[::1]:7420", "", True),
-        ("127.evil.example:7420", "", False),
-        ("127.0.0.1.evil.example:1", "", False),
-        ("git.example:7420", "", False),
-        ("git.example:7420", "git.example:7420", True),
-        ("git.example:9", "grpcs://Git.Example:7420", True),
-        ("evil.example:7420", "git.example:7420", False),
+        ("127.0.0.1:7420", False, "", True),
+        ("localhost:7420", True, "", True),
+        ("[::1]:7420", False, "", True),
+        ("127.0.0.1:6666", False, "", False),
+        ("127.0.0.1:6666", False, "127.0.0.1:6666", True),
+        ("127.0.0.1:7420", False, "git.example:7420", False),
+        ("127.evil.example:7420", False, "", False),
+        ("127.0.0.1.evil.example:7420", False, "", False),
+        ("git.example:7420", True, "", False),
+        ("git.example:7420", False, "git.example:7420", True),
+        ("git.example:7420", False, "git.example", True),
+        ("git.example:7420", True, "grpcs://Git.Example:7420", True),
+        ("git.example:7420", False, "grpcs://git.example:7420", False),
+        ("git.example:9999", True, "grpcs://git.example:7420", False),
+        ("[2001:db8::1]:7420", True, "grpcs://[2001:db8::1]", True),
+        ("evil.example:7420", True, "git.example:7420", False),
     ],
 )
 def test_a_token_of_the_environment_goes_to_its_server_only(
-    place: str, server: str, ours: bool
+    place: str, secure: bool, server: str, ours: bool
 ) -> None:
-    assert is_ours(place, {"SHARDGIT_SERVER": server}) is ours
+    assert is_ours(place, secure=secure, environment={"SHARDGIT_SERVER": server}) is ours

@@ -492,3 +492,59 @@ def test_rules_that_are_none_are_refused(text: str) -> None:
 def test_rows_of_tokens_are_as_documented(journal: MemoryJournal) -> None:
     record = TokenRecord(bytes(range(32)), 5, 9, "n")
     assert record.encode()[:52] == struct.pack("<BxxxQQ32s", 1, 5, 9, bytes(range(32)))
+
+
+def test_a_call_that_lasts_outlives_its_signature_and_not_its_secret(
+    journal: MemoryJournal, hand: HandClock, tmp_path: Path
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_bytes(SECRET)
+    keeper = Doorkeeper(journal, required=True, secrets=Secrets(file))
+    shown = Shown("192.0.2.1", authorization=bearer(signed(hand.ms // 1_000)))
+    assert keeper.principal(shown).proved
+    hand.ms += 3_600_000
+    for _ in range(100):
+        assert keeper.principal(shown, again=True).proved
+    with pytest.raises(Unauthenticated):
+        keeper.principal(shown)
+    file.write_bytes(b"another secret of some length")
+    os.utime(file, (2, 2))
+    for _ in range(100):  # which is no guess
+        with pytest.raises(Unauthenticated):
+            keeper.principal(shown, again=True)
+
+
+async def test_a_token_that_another_node_has_just_made_counts(journal: MemoryJournal) -> None:
+    class Behind(MemoryJournal):
+        """Shows what the other has once it is asked to be fresh."""
+
+        asked = 0
+
+        async def fresh(self, *, stale_ok: bool = False) -> None:
+            self.asked += 1
+            with journal.snapshot() as snapshot:
+                rows = list(snapshot.range(TOKENS, b"U"))
+            self.commit_sync([], [Put(row.key, row.value) for row in rows])
+
+    here = Behind()
+    keeper = Doorkeeper(here, required=True)
+    _, text = Tokens(journal).create("ci", TEAM)
+    assert (await keeper.admit(Shown(authorization=bearer(text)))).name == "ci"
+    assert here.asked == 1
+    await keeper.admit(Shown(authorization=bearer(text)))
+    with pytest.raises(Unauthenticated):
+        await keeper.admit(
+            Shown(authorization=bearer(text[:-1] + ("a" if text[-1] != "a" else "b")))
+        )
+    with pytest.raises(Unauthenticated):
+        await keeper.admit(Shown())
+    assert here.asked == 1  # who guesses secrets asks nobody else
+
+
+def test_rights_know_how_names_begin() -> None:
+    rights = Rights(read=("team/**", "team/app", "x*", "a\\*b"), write=("other/lib",))
+    assert rights.beginnings(Action.READ) == ("a", "other/lib", "team/", "x")
+    assert rights.beginnings(Action.WRITE) == ("other/lib",)
+    assert Rights(read=("**",)).beginnings(Action.READ) == ("",)
+    assert EVERYTHING.beginnings(Action.READ) == ("",)
+    assert NOTHING.beginnings(Action.READ) == ()

@@ -171,4 +171,14 @@ def test_memory_is_read_of_the_machine_and_the_group(tmp_path: Path) -> None:
     assert memory_free(tmp_path) == 0.4
     (group / "memory.max").write_text("1000\n")
     assert memory_free(tmp_path) == pytest.approx(0.3)  # 200 of it are files, which can go
+    (tmp_path / "proc" / "self").mkdir()
+    (tmp_path / "proc" / "self" / "cgroup").write_text(
+        "1:x:/y\n0::/system.slice/shardgit.service\n"
+    )
+    own = group / "system.slice" / "shardgit.service"
+    own.mkdir(parents=True)
+    (own / "memory.max").write_text("100\n")
+    (own / "memory.current").write_text("90\n")
+    (own / "memory.stat").write_text("file 0\n")
+    assert memory_free(tmp_path) == pytest.approx(0.1)
     assert 0 < memory_free() <= 1

@@ -11,7 +11,7 @@ import pytest
 from shardgit.buckets import patient
 from shardgit.buckets.memory import MemoryBucket
 from shardgit.buckets.patient import SMALL_BYTES, PatientBucket
-from shardgit.errors import Unavailable
+from shardgit.errors import PermissionRefused, Unavailable
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
@@ -222,3 +222,34 @@ def test_errors_of_a_request_are_its_own(quick: Gated, slow: Gated) -> None:
     with pytest.raises(Unavailable, match="timed out"):
         bucket.put("a", LARGE)
     assert feelers() == 0
+
+
+def test_a_refusal_is_an_answer(quick: Gated, slow: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores do not tell who may not list whether an object is missing."""
+
+    def refused(_: str) -> int:
+        raise PermissionRefused("no")
+
+    monkeypatch.setattr(quick, "size", refused)
+    bucket = PatientBucket(quick, slow, away_s=0.15)
+    slow.open.clear()
+    thread, outcome = begin(lambda: bucket.put("a", LARGE))
+    time.sleep(0.5)
+    assert outcome == []
+    slow.open.set()
+    thread.join(10)
+    assert outcome == [None]
+
+
+def test_a_request_that_comes_through_after_all_ends_the_silence(
+    quick: Gated, slow: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "size", lambda _: 1 // 0)  # the pulse never has an answer
+    bucket = PatientBucket(quick, slow, away_s=0.15)
+    slow.open.clear()
+    thread, outcome = begin(lambda: bucket.put("a", LARGE))
+    thread.join(10)
+    assert isinstance(outcome[0], Unavailable)
+    slow.open.set()
+    assert when_back(lambda: bucket.get("a")) == LARGE
+    monkeypatch.undo()

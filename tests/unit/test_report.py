@@ -88,6 +88,28 @@ def test_what_is_not_there_is_a_problem_and_what_is_full_a_warning(
         assert "journal" in health.problems
 
 
+def test_a_disk_that_gives_errors_is_told_and_the_look_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_store(tmp_path / "s", shards=2)
+    with open_store(tmp_path / "s") as store:
+        health = Health(store)
+        statvfs = os.statvfs
+        bad = store.routed.shards[0].folder
+
+        def failing(path: Path) -> os.statvfs_result:
+            if path == bad:
+                raise OSError(5, "Input/output error")
+            return statvfs(path)
+
+        monkeypatch.setattr(os, "statvfs", failing)
+        health.look()
+        assert health.problems == {"shard 0": "Input/output error"}
+        monkeypatch.setattr(os, "statvfs", lambda _: failing(bad))
+        health.look()
+        assert set(health.problems) == {"disk", "shard 0", "shard 1"}
+
+
 def _broken(_: int) -> None:
     raise OSError(5, "Input/output error")
 

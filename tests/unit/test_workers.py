@@ -164,6 +164,20 @@ async def test_tenants_take_turns_however_many_jobs_one_brings() -> None:
     workers.close()
 
 
+async def test_who_brings_many_jobs_is_no_sign_of_load_for_others() -> None:
+    workers = Workers(1)
+
+    async def bring(whose: str, count: int) -> None:
+        tenant.set(whose)
+        await asyncio.gather(*(workers.run(time.sleep, 0.01) for _ in range(count)))
+
+    hot = asyncio.create_task(bring("hot", 40))
+    await asyncio.sleep(0.2)
+    assert workers.waited_s() < 0.1  # though its last job has waited for 0.2 s
+    await hot
+    workers.close()
+
+
 def test_jobs_of_no_task_are_done_in_their_order() -> None:
     workers = Workers(1)
     done: list[int] = []

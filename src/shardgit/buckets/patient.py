@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import telemetry
-from shardgit.errors import ShardgitError, Unavailable
+from shardgit.errors import PermissionRefused, ShardgitError, StorageFull, Unavailable
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class PatientBucket:
 
     # -- the pulse
 
+    def _has_answered(self, asked: float) -> None:
+        self._heard = max(self._heard, asked)
+        self._is_away = False
+
     def _check_there(self) -> None:
         if self._is_away:
             raise Unavailable("object store does not answer", target=self.where)
@@ -101,9 +105,13 @@ class PatientBucket:
 
         def unless_given_up() -> T:
             try:
-                return waiting.pop()()
+                found = waiting.pop()
             except IndexError:
                 raise Unavailable("object store did not answer", target=self.where) from None
+            asked = time.monotonic()
+            result = found()
+            self._has_answered(asked)  # whoever waits for it still, or not
+            return result
 
         job = self._threads.submit(unless_given_up)
         try:
@@ -122,10 +130,10 @@ class PatientBucket:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         with self._changed:
-            self._watchers += 1
             if not self._is_feeling:
                 threading.Thread(target=self._feel, name="bucket-pulse", daemon=True).start()
                 self._is_feeling = True
+            self._watchers += 1
         try:
             yield
         finally:
@@ -139,6 +147,8 @@ class PatientBucket:
             asked = time.monotonic()
             try:
                 self._quick.size(PROBE)
+            except (PermissionRefused, StorageFull):  # an answer, if not the one that was hoped for
+                self._has_answered(asked)
             except ShardgitError:
                 pass  # silence, or errors only
             except (
@@ -146,8 +156,7 @@ class PatientBucket:
             ) as error:  # whatever it is: without this thread nobody would hear of an answer
                 telemetry.log().error("bucket_not_felt", exc_info=error)
             else:
-                self._heard = asked
-                self._is_away = False
+                self._has_answered(asked)
             with self._changed:
                 end = asked + PULSE_S
                 while (self._watchers or self._is_away) and (left := end - time.monotonic()) > 0:

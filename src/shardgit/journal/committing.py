@@ -139,10 +139,15 @@ class Committer:
 
     def _again(self, commit: Commit, error: Exception) -> None:
         """Send a commit again that is known not to have happened, unless that will not help or its time is up."""
-        is_open = not self._has_ended  # of a writer that has ended nobody would hear
-        if is_open and isinstance(error, Unavailable) and clock.monotonic() < commit.deadline:
-            self._waiting.put(commit)
-        else:
+        with self._changed:  # of a writer that has ended nobody would hear
+            goes_on = (
+                not self._has_ended
+                and isinstance(error, Unavailable)
+                and clock.monotonic() < commit.deadline
+            )
+            if goes_on:
+                self._waiting.put(commit)
+        if not goes_on:
             self._end(commit, error)
 
     # -- hearing
@@ -227,7 +232,7 @@ class Committer:
                         settled.append(id(doubt))
                 except Exception as error:  # the others are to be decided all the same
                     telemetry.log().error("doubt_not_decided", exc_info=error)
-                self._tell_late(doubts)
+                self._tell_late()
             with self._changed:
                 self._doubts = [one for one in self._doubts if id(one) not in settled]
             if not settled:
@@ -265,9 +270,12 @@ class Committer:
         else:
             self._again(doubt.commit, Unavailable("commit was cancelled: etcd gave no answer"))
 
-    def _tell_late(self, doubts: list[_Doubt]) -> None:
+    def _tell_late(self) -> None:
+        """Tell those whose time is up, of doubts that came while others were looked up, too."""
         now = clock.monotonic()
-        for doubt in doubts:
+        with self._changed:
+            every = list(self._doubts)
+        for doubt in every:
             if not doubt.is_told and doubt.commit.deadline <= now:
                 doubt.is_told = True
                 self._end(doubt.commit, OutcomeUnknown("etcd gave no answer in time"))
@@ -283,8 +291,9 @@ class Committer:
             while self._under_way and (left := end - clock.monotonic()) > 0:
                 self._changed.wait(left)
         self._spiller.close()
-        self._has_ended = True
-        self._waiting.put(None)
+        with self._changed:
+            self._has_ended = True
+            self._waiting.put(None)
         self._writer.join()
         with self._changed:
             self._changed.notify_all()

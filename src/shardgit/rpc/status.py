@@ -148,8 +148,9 @@ async def _admit(servicer: _Serves, context: grpc.aio.ServicerContext) -> Call:
         for_address=_word(told.get("x-shardgit-address")) or "",
     )
     principal = await doorkeeper.admit(shown)
-    again = functools.partial(doorkeeper.principal, shown)
-    return begin_call(principal, getattr(servicer.store, "gate", None), again)
+    again = functools.partial(doorkeeper.principal, shown, again=True)
+    gate = None if hasattr(servicer, "doorkeeper") else getattr(servicer.store, "gate", None)
+    return begin_call(principal, gate, again)  # a hook's reads are part of a push that is in
 
 
 def _end(servicer: _Serves, seen: telemetry.Request, call: Call | None) -> None:

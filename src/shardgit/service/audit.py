@@ -22,7 +22,7 @@ TEXT_MAX = 300
 # Of RPCs: what changes nothing is told only when it was refused.
 _READS = ("Get", "List", "Watch", "Find", "Plan", "Check")
 # What is pushed, and updates of refs, have lines of their own.
-_PUSHES = ("ReceivePack", "git-receive-pack", "git receive-pack", "UpdateRefs")
+_PUSHES = ("ReceivePack", "receive_pack", "git-receive-pack", "UpdateRefs")
 
 
 class Audit:
@@ -108,9 +108,7 @@ class Audit:
         ``code`` is how it ended, where the request's own is not that; what only ``reads`` is told when it was refused.
         """
         wanted, code = call.asked, code or seen.code
-        is_quiet = (
-            reads or seen.what.startswith(_READS) or any(word in seen.what for word in _PUSHES)
-        )
+        is_quiet = reads or seen.method.startswith(_READS) or seen.method in _PUSHES
         is_usual = code == "OK" or (
             reads and code == Unauthenticated.code
         )  # git asks without a token first

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardgit.errors import NotFound
+
 if TYPE_CHECKING:
     from shardgit import telemetry
     from shardgit.service.access import Call
@@ -21,6 +23,6 @@ def end_call(
     """Take note that a call has ended; see Audit.ended for ``code`` and ``reads``."""
     call.end()
     work_s = seen.spent.get("work", 0.0)
-    for repository in call.inside:
+    for repository in call.inside if (code or seen.code) != NotFound.code else ():
         store.heat.add(repository, work_s)
     store.audit.ended(seen, call, code=code, reads=reads)

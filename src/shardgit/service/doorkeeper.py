@@ -23,7 +23,7 @@ from shardgit.service.access import (
     Rights,
     check_globs,
 )
-from shardgit.service.tokens import Tokens
+from shardgit.service.tokens import PREFIX, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -171,14 +171,18 @@ class Doorkeeper:
         self._clients = tuple(clients) or (ClientRule("*", ALL_REPOSITORIES),)
         self._failures = Failures()
 
-    def principal(self, shown: Shown) -> Principal:
-        """Return who asks. Errors: Unauthenticated for credentials that are wrong, RateLimited."""
+    def principal(self, shown: Shown, *, again: bool = False) -> Principal:
+        """Return who asks. Errors: Unauthenticated for credentials that are wrong, RateLimited.
+
+        ``again``: of a call that lasts. It was let in already, so a front end's signature may be old by then, and what
+        does not hold any more is no guess.
+        """
         user, secret = _credentials(shown.authorization)
         if not self.required:
             name = shown.certificate or _plain(user) or "anonymous"
             return Principal(name, shown.address, EVERYTHING)
         if secret:
-            return self._by_secret(shown, secret)
+            return self._by_secret(shown, secret, again=again)
         if shown.authorization is not None and not shown.certificate:
             raise Unauthenticated("credentials are not Basic or Bearer, or empty")
         if shown.certificate:
@@ -190,42 +194,41 @@ class Doorkeeper:
 
         Errors: Unauthenticated for who has not shown who it is where that is required, too.
         """
-        before = self._journal.revision()
-        try:
-            found = self.principal(shown)
-        except Unauthenticated:
+        if self.required and self._may_be_new(shown):
             await self._journal.fresh(stale_ok=True)
-            if self._journal.revision() == before:
-                raise
-            found = self.principal(shown)
+        found = self.principal(shown)
         if self.required and not found.proved:
             raise Unauthenticated("authentication is required")
         return found
+
+    def _may_be_new(self, shown: Shown) -> bool:
+        """Say whether a token is shown that is not known here: another node may have made it just now."""
+        _, secret = _credentials(shown.authorization)
+        return secret.startswith(PREFIX) and not self.tokens.is_known(secret)
 
     def by_key(self, holder: Holder, address: str) -> Principal:
         """Return who has shown a public key of ours."""
         rights = holder.rights if self.required else EVERYTHING
         return Principal(holder.name, address, rights, proved=True)
 
-    def _by_secret(self, shown: Shown, secret: str) -> Principal:
+    def _by_secret(self, shown: Shown, secret: str, *, again: bool) -> Principal:
         signed = _SIGNED.fullmatch(secret)
-        if signed is not None and self._is_front_end(signed[1], signed[2]):
+        if signed is not None and self._is_front_end(signed[1], signed[2], holds=again):
             name = _plain(shown.actor) or FRONT_END
             address = _plain(shown.for_address) or shown.address
             return Principal(name, address, EVERYTHING, True, delegated=bool(_plain(shown.actor)))
         holder = self.tokens.holder(secret) if signed is None else None
         if holder is None:
-            self._failures.add(
-                shown.address
-            )  # behind the look: who is right comes in beside whoever guesses
+            if not again:
+                self._failures.add(shown.address)
             telemetry.log().info("credentials_refused", address=shown.address)
             raise Unauthenticated("credentials are wrong, were revoked or have ended")
         return Principal(holder.name, shown.address, holder.rights, True)
 
-    def _is_front_end(self, digest: str, at: str) -> bool:
+    def _is_front_end(self, digest: str, at: str, *, holds: bool) -> bool:
         if self._secrets is None:
             return False
-        is_now = abs(clock.now_ms() / 1_000 - int(at)) <= WINDOW_S
+        is_now = holds or abs(clock.now_ms() / 1_000 - int(at)) <= WINDOW_S
         right = [
             hmac.compare_digest(hmac.new(secret, at.encode(), hashlib.sha256).hexdigest(), digest)
             for secret in self._secrets.all()

@@ -161,7 +161,20 @@ def memory_free(root: Path = Path("/")) -> float:
 
     1 where neither tells.
     """
-    return min(_of_machine(root / "proc/meminfo"), _of_group(root / "sys/fs/cgroup"))
+    groups = root / "sys/fs/cgroup"
+    return min(
+        _of_machine(root / "proc/meminfo"), _of_group(groups), _of_group(_own_group(root, groups))
+    )
+
+
+def _own_group(root: Path, groups: Path) -> Path:
+    """Return the folder of this process' own control group (version 2)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return groups
+    own = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
+    return groups / own[0].lstrip("/") if own else groups
 
 
 def _of_machine(file: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PROBE_EVERY_S = 10.0  # a write with its fsync
 PROBE_BYTES = 4_096
 LEAST_FREE_BYTES = 256 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)  # which is a warning: reads go on
 
 
 class Health:
@@ -58,7 +60,10 @@ class Health:
             self._probe_words = _probe(self._store.scratch)
         if self._probe_words:
             problems["disk"] = self._probe_words
-        _look_at_room("disk", self._store.scratch, warnings)
+        try:
+            _look_at_room("disk", self._store.scratch, warnings)
+        except OSError as error:
+            problems["disk"] = error.strerror or str(error)
 
     def _look_at_shards(self, problems: dict[str, str], warnings: dict[str, str]) -> None:
         blocks = self._store.blocks
@@ -66,11 +71,14 @@ class Health:
             return  # a node's own copies: what they lack comes from elsewhere
         for number, shard in blocks.shards.items():
             name = f"shard {number}"
-            if shard.folder.is_dir():
-                _look_at_room(name, shard.folder, warnings)
-            else:
-                told = warnings if blocks.ring.replicas > 1 else problems
-                told[name] = "its folder is not there"
+            told = warnings if blocks.ring.replicas > 1 else problems
+            try:
+                if not shard.folder.is_dir():
+                    told[name] = "its folder is not there"
+                else:
+                    _look_at_room(name, shard.folder, warnings)
+            except OSError as error:
+                told[name] = error.strerror or str(error)
 
 
 def _probe(folder: Path) -> str:
@@ -83,9 +91,7 @@ def _probe(folder: Path) -> str:
             os.fsync(file.fileno())
         path.unlink()
     except OSError as error:
-        return (
-            "" if error.errno == 28 else error.strerror or str(error)
-        )  # 28: full, which room tells
+        return "" if error.errno in FULL else error.strerror or str(error)
     return ""
 
 

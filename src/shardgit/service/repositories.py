@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
-from shardgit.errors import Conflict, RepositoryExists
+from shardgit.errors import Conflict, LimitExceeded, RepositoryExists
 from shardgit.graph.closure import bit
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 PAGE = 1_000
+PASSED_OVER_MAX = 50_000  # names that begin as a glob does and do not match, of one page
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,11 @@ class Repositories:
     ) -> tuple[list[RepositoryInfo], str]:
         """Return repositories as ``list`` does, those alone that may be read, and behind which of them to go on.
 
-        "" when that were all. Only names are looked at that begin as a glob does.
+        "" when that were all. Only names are looked at that begin as a glob does. Errors: LimitExceeded when so many of
+        these do not match that a page would take seconds; a longer ``prefix`` helps.
         """
         found: list[RepositoryInfo] = []
+        passed_over = 0
         with self.store.journal.snapshot() as snapshot:
             for start in rights.beginnings(Action.READ):
                 if not (start.startswith(prefix) or prefix.startswith(start)):
@@ -101,6 +104,13 @@ class Repositories:
                         found.append(self._info(snapshot, record))
                         if len(found) == limit:
                             return found, name
+                        continue
+                    passed_over += 1
+                    if passed_over > PASSED_OVER_MAX:
+                        raise LimitExceeded(
+                            "too many other repositories lie between; say a prefix",
+                            limit=PASSED_OVER_MAX,
+                        )
         return found, ""
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = PAGE) -> list[RepositoryInfo]:

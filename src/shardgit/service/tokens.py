@@ -145,6 +145,14 @@ class Tokens:
             return None
         return Holder(record.name, Rights(record.read, record.write, record.admin))
 
+    def is_known(self, text: str) -> bool:
+        """Say whether there is a token of that id, whatever its secret."""
+        given = _TOKEN.fullmatch(text)
+        if given is None:
+            return True  # no token at all, which no other node knows either
+        with self._journal.snapshot() as snapshot:
+            return snapshot.get(token_key(bytes.fromhex(given[1]))) is not None
+
     # -- tickets
 
     def ticket(self, name: str, repository: str, *, writes: bool, lasts_s: int = TICKET_S) -> str:

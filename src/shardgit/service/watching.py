@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -61,7 +62,8 @@ class Watches:
         self._watchers[repository] += 1
         self._changed.setdefault(repository, asyncio.Event())
         if self._task is None:
-            self._task = asyncio.create_task(self._poll(), name="watch-refs")
+            # For all watchers, so in the context of none of them.
+            self._task = asyncio.create_task(self._poll(), name="watch-refs", context=Context())
         try:
             yield
         finally:
