@@ -75,8 +75,9 @@ def test_it_serves_clones_health_and_metrics_and_stops(data: Path, tmp_path: Pat
         name = 'shardgit_requests_total{{code="OK",edge="http",method="{}"}}'
         until(lambda: samples(server).get(name.format("upload_pack"), 0) >= 2)
         assert samples(server)[name.format("info_refs")] == 1
-        assert samples(server)['shardgit_request_spent_seconds_total{edge="http",into="work"}'] > 0
-        assert samples(server)["shardgit_event_loop_lag_seconds_count"] > 0
+        spent = 'shardgit_request_spent_seconds_total{edge="http",into="work"}'
+        until(lambda: samples(server)[spent] > 0)
+        until(lambda: samples(server)["shardgit_event_loop_lag_seconds_count"] > 0)
         now = samples(server)
         assert (now["shardgit_workers"], now["shardgit_worker_restarts_total"]) == (2, 0)
         assert server.ask("/metrics")[1].count("# TYPE shardgit_workers ") == 1
