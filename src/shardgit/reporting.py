@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from shardgit import clock, telemetry
 from shardgit.report import Report, write_report
 from shardgit.service.health import Health
+from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -50,13 +51,8 @@ class Reporter:
     async def reporting(self) -> AsyncIterator[None]:
         """Report until the block is left."""
         await self._once()
-        task = asyncio.create_task(self._again(), name="report")
-        try:
+        async with meanwhile(self._again(), "report"):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def drain(self) -> None:
         """Have gRPC's clients look for another server."""

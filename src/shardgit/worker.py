@@ -39,9 +39,10 @@ from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
 from shardgit.service.hooks import HookPolicy
 from shardgit.version import VERSION
+from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     import grpc
 
@@ -126,8 +127,8 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with (
-        _looking_around(store),
-        _feeling_lag(),
+        meanwhile(_look_around(store), "look-around"),
+        meanwhile(_feel_lag(), "feel-lag"),
         reporter.reporting(),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
@@ -206,47 +207,25 @@ def _maintaining(config: ServeConfig, opened: Opened) -> Iterator[None]:
         work.stop()
 
 
-@contextlib.asynccontextmanager
-async def _looking_around(store: Store) -> AsyncIterator[None]:
+async def _look_around(store: Store) -> None:
     """Let the worker hear of other rings and compacted shards also while nobody asks it anything."""
-
-    async def look() -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                await store.workers.run(store.blocks.look_around)
-            except ShardgitError as error:
-                telemetry.log().error("shards_not_seen", error=str(error))
-            except Exception as error:  # once more in a second
-                telemetry.log().error("shards_not_seen", exc_info=error)
-
-    task = asyncio.ensure_future(look())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            await store.workers.run(store.blocks.look_around)
+        except ShardgitError as error:
+            telemetry.log().error("shards_not_seen", error=str(error))
+        except Exception as error:  # once more in a second
+            telemetry.log().error("shards_not_seen", exc_info=error)
 
 
-@contextlib.asynccontextmanager
-async def _feeling_lag() -> AsyncIterator[None]:
-    """Measure how late the event loop is, until the block is left."""
+async def _feel_lag() -> None:
+    """Measure how late the event loop is."""
     loop = asyncio.get_running_loop()
-
-    async def feel() -> None:
-        while True:
-            due = loop.time() + LAG_EVERY_S
-            await asyncio.sleep(LAG_EVERY_S)
-            telemetry.LOOP_LAG.observe(max(0.0, loop.time() - due))
-
-    task = asyncio.ensure_future(feel())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    while True:
+        due = loop.time() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        telemetry.LOOP_LAG.observe(max(0.0, loop.time() - due))
 
 
 def _hook_policy(config: ServeConfig) -> HookPolicy:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 from shardgit import telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -304,6 +304,17 @@ class Workers:
                 self._jobs.end()
         for thread in self._running:
             thread.join()
+
+
+@asynccontextmanager
+async def meanwhile(job: Coroutine[object, object, None], name: str) -> AsyncIterator[None]:
+    """Run a job that has no end beside the block, on the same event loop; it is cancelled when the block is left."""
+    task = asyncio.create_task(job, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from shardgit import telemetry
+from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -104,12 +105,8 @@ class Connections:
     async def looking(self, server: web.Server) -> AsyncIterator[None]:
         """Look after a server's connections until the block is left."""
         self._server = server
-        task = asyncio.create_task(self._look(server), name="http-connections")
-        try:
+        async with meanwhile(self._look(server), "http-connections"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
     async def _look(self, server: web.Server) -> None:
         now = asyncio.get_running_loop().time
