@@ -146,7 +146,14 @@ def test_what_a_node_asks_for_is_told_within_five_seconds(
         took = list(threads.map(ask, range(7)))
     assert max(took) < 5.5, took
     proxy.fault = lambda _: ""
-    assert bucket.get("large") == large
+    end = time.monotonic() + 6  # a pulse that hangs is given up, then the next one comes through
+    while True:
+        try:
+            assert bucket.get("large") == large
+            break
+        except Unavailable:
+            assert time.monotonic() < end
+            time.sleep(0.05)
     bucket.put("b", large)
     assert bucket.get_range("b", 5, 9) == large[5:9]
 
