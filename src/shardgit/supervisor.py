@@ -71,9 +71,8 @@ STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
 START_MAX_S = 60.0
 KILL_AFTER_S = 10.0  # past the drain
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-QUIET = {
-    "GRPC_VERBOSITY": "NONE"
-}  # what gRPC writes beside our log is no JSON, and any client may cause it
+# What gRPC writes beside our log is no JSON, and any client may cause it.
+QUIET = {"GRPC_VERBOSITY": "NONE"}
 
 
 class Address:

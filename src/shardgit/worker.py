@@ -23,6 +23,7 @@ from grpc_health.v1 import health
 from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
+from shardgit.calling import SECURE
 from shardgit.config import ServeConfig
 from shardgit.door import doorkeeper_of, gate_of, tls_files
 from shardgit.errors import ShardgitError
@@ -230,7 +231,8 @@ async def _feel_lag() -> None:
 
 def _hook_policy(config: ServeConfig) -> HookPolicy:
     programs = Path(config.hooks_dir) if config.hooks_dir else None
-    return HookPolicy(programs=programs, targets=config.hook_targets, server=config.grpc)
+    server = f"{SECURE}{config.grpc}" if config.tls_certificate else config.grpc
+    return HookPolicy(programs=programs, targets=config.hook_targets, server=server)
 
 
 async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversations) -> SshEdge:

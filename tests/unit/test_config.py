@@ -10,6 +10,7 @@ import pytest
 from shardgit.addresses import split_address
 from shardgit.config import ServeConfig, load_config
 from shardgit.errors import InvalidArgument
+from shardgit.worker import _hook_policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,3 +185,10 @@ def test_nodes_listen_everywhere_with_certificates_and_an_address(tmp_path: Path
     assert config.in_cluster
     assert config.peer_address == "node.example:7424"
     assert not ServeConfig().in_cluster
+
+
+def test_hooks_are_told_whether_tls_is_spoken() -> None:
+    plain = ServeConfig(grpc="127.0.0.1:7420")
+    assert _hook_policy(plain).server == "127.0.0.1:7420"
+    secure = ServeConfig(grpc="127.0.0.1:7420", tls_certificate="/c", tls_key="/k")
+    assert _hook_policy(secure).server == "grpcs://127.0.0.1:7420"

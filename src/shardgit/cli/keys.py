@@ -100,7 +100,7 @@ def remove(
     server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Shut a key out, or all keys of a name. Sessions under way go on."""
+    """Shut a key out, or all keys of a name. Sessions under way go on, and no new one begins."""
     with failing(json=json), opened_here(server, data, "key") as store:
         from shardgit.service.keys import Keys
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shardgit.journal.etcd import EtcdJournal
 
 GRACE_MIN_S = (
-    60.0  # a bundle is put before the commit that names it: some 40 s and COMMIT_S at the most
+    60.0  # a bundle is put before the commit that names it: some 40 s and COMMIT_S at most
 )
 
 

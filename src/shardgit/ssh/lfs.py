@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from shardgit.errors import InvalidArgument
-from shardgit.service.access import Action, authorize
+from shardgit.service.access import Action
 from shardgit.service.lfs import lfs_repository
 from shardgit.service.names import name_in_path
 from shardgit.service.tokens import TICKET_S
@@ -51,9 +51,8 @@ def parse_lfs_command(text: str) -> LfsCommand | None:
 def lfs_answer(store: Store, command: LfsCommand, principal: Principal, base: str) -> bytes:
     """Return the answer: where the LFS API is, and who asks, so that locks have their owner.
 
-    Errors: RepositoryMissing, LfsOff, PermissionRefused. Runs in the calling thread.
+    The caller has seen to it that ``principal`` may. Errors: RepositoryMissing, LfsOff. Runs in the calling thread.
     """
-    authorize(principal, ACTIONS[command.operation], command.name)
     with store.journal.snapshot() as snapshot:
         lfs_repository(store, snapshot, command.name)
     # A name and, where the HTTP port wants one, a proof.

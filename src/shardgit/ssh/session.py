@@ -11,12 +11,12 @@ import asyncssh
 
 from shardgit import telemetry
 from shardgit.errors import Internal, InvalidArgument, ShardgitError, Unavailable
-from shardgit.service.access import begin_call
+from shardgit.service.access import authorize, begin_call
 from shardgit.service.calls import end_call
 from shardgit.service.conversation import GitService, asked_version, told
 from shardgit.ssh.command import COMMAND_MAX_BYTES, parse_command
+from shardgit.ssh.lfs import ACTIONS, LfsCommand, lfs_answer, parse_lfs_command
 from shardgit.ssh.lfs import COMMAND as LFS_COMMAND
-from shardgit.ssh.lfs import LfsCommand, lfs_answer, parse_lfs_command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -214,6 +214,8 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
 
     async def _lfs(self, command: LfsCommand) -> bytes:
         edge = self.connection.edge
+        # Here, not on the worker: what it asks for counts, and stands in the audit log.
+        authorize(self.principal, ACTIONS[command.operation], command.name)
         store, base = edge.conversations.store, edge.http_base(self.connection.own_host)
         return await store.workers.run(lfs_answer, store, command, self.principal, base)
 
