@@ -133,6 +133,38 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
+            "Threads",
+            "Threads that have a job and that have none, and jobs that wait by queue.",
+            "short",
+            {
+                "{{state}}": f"sum by (state) (shardgit_threads{{{ON}}})",
+                "waiting: {{queue}}": f"sum by (queue) (shardgit_queue_jobs{{{ON}}})",
+            },
+        ),
+        Panel(
+            "Wait for a thread",
+            "How long the owner whose turn is next has waited.",
+            "s",
+            {"{{instance}}": f"shardgit_queue_wait_seconds{{{ON}}}"},
+        ),
+        Panel(
+            "Caches",
+            "Looks that found something, of all.",
+            "percentunit",
+            {
+                "{{cache}}": "sum by (cache)"
+                f' (rate(shardgit_cache_reads_total{{{ON}, outcome="hit"}}[$__rate_interval]))'
+                " / sum by (cache)"
+                f" (rate(shardgit_cache_reads_total{{{ON}}}[$__rate_interval]))"
+            },
+        ),
+        Panel(
+            "Caches, bytes",
+            "What they hold.",
+            "bytes",
+            {"{{cache}}": f"sum by (cache) (shardgit_cache_bytes{{{ON}}})"},
+        ),
+        Panel(
             "Version",
             "What runs where.",
             "short",
@@ -141,6 +173,31 @@ ROWS: dict[str, list[Panel]] = {
         ),
     ],
     "Store": [
+        Panel(
+            "Journal",
+            "Commits a second by outcome, and how many share an fsync on average.",
+            "short",
+            {
+                "{{outcome}}": "sum by (outcome)"
+                f" (rate(shardgit_journal_commits_total{{{ON}}}[$__rate_interval]))",
+                "together": f"sum(rate(shardgit_journal_group_commits_sum{{{ON}}}[$__rate_interval]))"
+                f" / sum(rate(shardgit_journal_group_commits_count{{{ON}}}[$__rate_interval]))",
+            },
+        ),
+        Panel(
+            "Time of commits",
+            "Half and 99 of 100 commits are told in less; 99 of 100 fsyncs take less.",
+            "s",
+            {
+                f"p{int(q * 100)}": f"histogram_quantile({q}, sum by (le)"
+                f" (rate(shardgit_journal_commit_seconds_bucket{{{ON}}}[$__rate_interval])))"
+                for q in (0.5, 0.99)
+            }
+            | {
+                "fsync p99 {{part}}": "histogram_quantile(0.99, sum by (part, le)"
+                f" (rate(shardgit_fsync_seconds_bucket{{{ON}}}[$__rate_interval])))"
+            },
+        ),
         Panel(
             "Settles and maintenance",
             "Jobs in five minutes, by outcome.",

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
 ENTRY_BYTES = 200  # about what keeping an entry costs beside its bytes, with a short key
+
+
+class Looked(Protocol):
+    """What can be told of a cache: looks that found something, those that did not, bytes that it holds now."""
+
+    @property
+    def hits(self) -> int:
+        """Looks that found something."""
+
+    @property
+    def misses(self) -> int:
+        """Looks that did not."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that it holds now."""
+
+
+class Looks:
+    """What can be told of a cache, counted by whoever has it."""
+
+    __slots__ = ("hits", "misses", "used_bytes")
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.used_bytes = 0
 
 
 class Kept:
@@ -26,6 +51,7 @@ class Kept:
         self._bytes = 0
         self._kept: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
         self._lock = Lock()
+        self.hits = self.misses = 0
 
     @property
     def used_bytes(self) -> int:
@@ -58,6 +84,8 @@ class Kept:
     def _get(self, key: Hashable) -> bytes | None:
         found = self._kept.get(key)
         if found is None:
+            self.misses += 1
             return None
+        self.hits += 1
         self._kept.move_to_end(key)
         return found[0]

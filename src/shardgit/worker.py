@@ -39,6 +39,7 @@ from shardgit.service.audit import Audit
 from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
 from shardgit.service.hooks import HookPolicy
+from shardgit.service.meters import Meters
 from shardgit.version import VERSION
 from shardgit.workers import meanwhile
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from shardgit.ssh.server import SshEdge
 
 LOOK_EVERY_S = 1.0
+MEASURE_EVERY_S = 2.0
 LAG_EVERY_S = 0.1
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 REFUSED_EXIT = 3
@@ -130,6 +132,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     async with (
         meanwhile(_look_around(store), "look-around"),
         meanwhile(_feel_lag(), "feel-lag"),
+        meanwhile(_measure(Meters(store, fetches)), "measure"),
         reporter.reporting(),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
@@ -218,6 +221,13 @@ async def _look_around(store: Store) -> None:
             telemetry.log().error("shards_not_seen", error=str(error))
         except Exception as error:  # once more in a second
             telemetry.log().error("shards_not_seen", exc_info=error)
+
+
+async def _measure(meters: Meters) -> None:
+    """Have metrics told what the store keeps and has waiting."""
+    while True:
+        meters.look()
+        await asyncio.sleep(MEASURE_EVERY_S)
 
 
 async def _feel_lag() -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
-from threading import Event, Lock, Semaphore, Thread
+from threading import Event, Lock, Semaphore, Thread, current_thread
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from shardgit import telemetry
@@ -163,6 +163,11 @@ class _Turns:
                 del self._waiting[whose]
         return job
 
+    def count(self) -> int:
+        """Return how many jobs wait."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
     def waited_s(self) -> float:
         """Return for how long the tenant has waited whose turn is next, 0 when none does."""
         with self._lock:
@@ -177,6 +182,7 @@ class Workers:
         self.threads = threads
         self._jobs = _Turns()
         self._running: list[Thread] = []
+        self._busy: set[str] = set()  # threads that have a job
         self._behind = ThreadPoolExecutor(1, thread_name_prefix="shardgit-behind")
         self._later: set[Hashable] = set()
         self._lock = Lock()
@@ -205,8 +211,11 @@ class Workers:
                 self._behind.submit(_nothing)
 
     def _work(self) -> None:
+        me = current_thread().name
         while (job := self._jobs.get()) is not None:
+            self._busy.add(me)
             job()
+            self._busy.discard(me)
             del job  # what it holds must not wait for the next one
 
     async def run(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -286,6 +295,15 @@ class Workers:
             job()
         except Exception as error:
             telemetry.log().error("background_job_failed", job=str(key), exc_info=error)
+
+    @property
+    def busy(self) -> int:
+        """Threads that have a job."""
+        return len(self._busy)
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many jobs wait for a thread, and how many behind all else."""
+        return self._jobs.count(), len(self._later)
 
     def waited_s(self) -> float:
         """Return for how long the tenant whose turn is next has waited for a thread, in seconds.

@@ -87,6 +87,26 @@ def test_it_serves_clones_health_and_metrics_and_stops(data: Path, tmp_path: Pat
         assert server.events().count("worker_draining") == 2
 
 
+def test_metrics_tell_of_commits_fsyncs_caches_and_queues(data: Path, tmp_path: Path) -> None:
+    with serving(data, "--workers", "1") as server:
+        clone = tmp_path / "clone"
+        git(tmp_path, "clone", "--quiet", server.url("demo"), str(clone))
+        git(tmp_path, "clone", "--quiet", server.url("demo"), str(tmp_path / "again"))
+        git(clone, "commit", "--quiet", "--allow-empty", "-m", "one more")
+        git(clone, "push", "--quiet", "origin", "HEAD")
+        looked = 'shardgit_cache_reads_total{{cache="{}",outcome="{}"}}'
+        until(lambda: samples(server).get(looked.format("views", "hit"), 0) > 0)
+        now = samples(server)
+        assert now['shardgit_journal_commits_total{outcome="committed"}'] >= 1
+        assert now["shardgit_journal_commit_seconds_count"] >= 1
+        assert now["shardgit_journal_group_commits_count"] >= 1
+        assert now['shardgit_fsync_seconds_count{part="journal"}'] >= 1
+        assert now[looked.format("answers", "miss")] >= 1  # of the first clone
+        assert now['shardgit_threads{state="idle"}'] >= 1
+        assert now['shardgit_queue_jobs{queue="threads"}'] == 0
+        assert now["shardgit_queue_wait_seconds"] == 0
+
+
 def test_a_worker_that_is_killed_is_started_again(data: Path, tmp_path: Path) -> None:
     with serving(data, "--workers", "2") as server:
         before = set(server.workers())

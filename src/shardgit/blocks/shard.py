@@ -78,7 +78,11 @@ def _open(
         mark = identity_mark(folder)
         try:
             environment = Environment(
-                environment_of(folder), create=create, durable=durable, map_bytes=map_bytes
+                environment_of(folder),
+                create=create,
+                durable=durable,
+                map_bytes=map_bytes,
+                part="shard",
             )
             opened = _Opened(environment, mark)
         except DataLoss:

@@ -66,7 +66,7 @@ def shrink(shard: ShardStore, copied: Callable[[int], None]) -> Shrunk:
     before = shard.stats().file_bytes
     old = environment_of(shard.folder)
     name = ENVIRONMENT_PREFIX + os.urandom(8).hex()
-    fresh = Environment(shard.folder / name, create=True)
+    fresh = Environment(shard.folder / name, create=True, part="shard")
     swapped = False
     try:
         copy = _Copy(shard, fresh, copied)

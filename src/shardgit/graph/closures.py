@@ -44,6 +44,12 @@ class Closures:
         self._lines: OrderedDict[tuple[BlockId, bytes], list[_Kept]] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
+        self.hits = self.misses = 0  # of closures that had to be walked no further
+
+    @property
+    def used_bytes(self) -> int:
+        """What is kept."""
+        return self._bytes
 
     def of(self, view: PoolView, tips: Iterable[int]) -> bytes:
         """Return the bitset of all that ``tips`` (positions) reach. Errors: DataLoss."""
@@ -51,7 +57,9 @@ class Closures:
         kept = self._kept(view)
         for each in kept:
             if each.tips == wanted:
+                self.hits += 1
                 return union(each.bits, bytes((view.objects + 7) >> 3))
+        self.misses += 1
         graph = view.graph()
         commits = [tip for tip in wanted if graph.type_at(tip) == ObjectType.COMMIT]
         start = _start(view, commits, kept)

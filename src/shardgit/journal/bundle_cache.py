@@ -51,6 +51,7 @@ class BundleCache:
         self._written_bytes = 0
         self._lock = threading.Lock()
         self._fetchers: ThreadPoolExecutor | None = None
+        self.hits = self.misses = 0
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -90,11 +91,20 @@ class BundleCache:
             found = self._memory.get(reference.digest)
             if found is not None:
                 self._memory.move_to_end(reference.digest)
+                self.hits += 1
                 return found
         found = self._from_disk(reference)
-        if found is not None:
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
             self._remember(reference.digest, found)
         return found
+
+    @property
+    def used_bytes(self) -> int:
+        """What is held in memory."""
+        return self._held_bytes
 
     def check(self, reference: Reference, key: bytes) -> bytes:
         """Return a value as it lies where bundles are kept, whatever this node has of it. Errors as of read."""

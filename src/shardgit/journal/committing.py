@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardgit import clock, faultpoints, telemetry
+from shardgit import clock, faultpoints, metrics, telemetry
 from shardgit.errors import Conflict, OutcomeUnknown, ShardgitError, StorageFull, Unavailable
 from shardgit.journal.answers import copy_of
 from shardgit.journal.etcd_commit import Answer, answer_of, question_of, transaction_of
@@ -84,11 +85,16 @@ class Committer:
         commit.deadline = clock.monotonic() + COMMIT_S
         self._waiting.put(commit)
 
+    def waiting(self) -> int:
+        """Return about how many commits are under way."""
+        return self._under_way
+
     def _end(self, commit: Commit, outcome: int | BaseException) -> None:
         with self._changed:
             self._under_way -= 1
             self._changed.notify_all()
         commit.answer(outcome if isinstance(outcome, int) else copy_of(outcome))
+        metrics.commit_told(outcome, time.monotonic() - commit.asked_s)
 
     # -- sending
 

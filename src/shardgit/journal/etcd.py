@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardgit.journal.bundles import Bundles
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.replica import ReplicaSnapshot
+    from shardgit.kept import Looked
 
 OPEN_S = 30.0  # until the replica is whole, of a journal that is opened
 FRESH_S = 5.0  # that a read waits which must not be stale
@@ -113,6 +114,14 @@ class EtcdJournal(CommitsSoon):
             raise Internal("a journal was used across a fork", path=self._path)
         if self._closed:
             raise Unavailable("journal is closed", path=self._path)
+
+    def waiting(self) -> int:
+        """See StoreJournal."""
+        return self._committer.waiting()
+
+    def caches(self) -> dict[str, Looked]:
+        """See StoreJournal."""
+        return {"bundles": self.cache}
 
     @contextmanager
     def listening(self, listener: Callable[[], None]) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Commit:
     deadline: float  # by clock.monotonic
     id: bytes = field(default_factory=lambda: os.urandom(REQUEST_ID_BYTES))
     references: dict[bytes, Reference] = field(default_factory=dict)
+    asked_s: float = field(default_factory=time.monotonic)
 
     def large(self) -> list[Put]:
         """Return the puts whose values go into a bundle."""

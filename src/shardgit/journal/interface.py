@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from shardgit.kept import Looked
+
 # etcd's --max-txn-ops is 128. The journal on etcd needs two of them for itself, one for each fence, and a transaction
 # inside another has what the outer one leaves.
 OPERATIONS_MAX = 120
@@ -169,6 +171,14 @@ class StoreJournal(Journal, Protocol):
 
         It must be quick and raise nothing.
         """
+        ...
+
+    def waiting(self) -> int:
+        """Return about how many commits wait."""
+        ...
+
+    def caches(self) -> dict[str, Looked]:
+        """Return the caches of this process, by the names that metrics have for them."""
         ...
 
     def listening(self, listener: Callable[[], None]) -> AbstractContextManager[None]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints
+from shardgit import faultpoints, metrics
 from shardgit.errors import (
     Conflict,
     Internal,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import lmdb
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.kept import Looked
 
 LOAD_BYTES = 32 << 20  # of one transaction of a journal that is written anew
 GROUP_MAX = 256  # commits that share one transaction
@@ -50,6 +52,7 @@ class _Waiting:
     conditions: Sequence[Condition]
     operations: Sequence[Operation]
     answer: Callable[[int | BaseException], None]  # called on the writer's thread
+    asked_s: float  # by time.monotonic
 
 
 class LmdbJournal(CommitsSoon):
@@ -63,7 +66,9 @@ class LmdbJournal(CommitsSoon):
     def __init__(self, folder: Path, *, create: bool = False, map_bytes: int = MAP_BYTES) -> None:
         self._path = str(folder)
         with typed(self._path):
-            self._environment = Environment(folder, create=create, map_bytes=map_bytes)
+            self._environment = Environment(
+                folder, create=create, map_bytes=map_bytes, part="journal"
+            )
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -136,7 +141,7 @@ class LmdbJournal(CommitsSoon):
             if self._closed:
                 raise Unavailable("journal is closed", path=self._path)
             self._begin_writer()
-            self._waiting.put(_Waiting(conditions, operations, answer))
+            self._waiting.put(_Waiting(conditions, operations, answer, time.monotonic()))
 
     def _write(self) -> None:
         """Take all that waits, apply it in one transaction, answer all after one fsync.
@@ -178,11 +183,11 @@ class LmdbJournal(CommitsSoon):
                 for waiting in group:
                     self._commit_group([waiting])
                 return
-            for waiting in group:
-                waiting.answer(copy_of(error))
-            return
+            answers = [copy_of(error) for _ in group]
+        metrics.JOURNAL_GROUP.observe(len(group))
         for waiting, answer in zip(group, answers, strict=True):
             waiting.answer(answer)
+            metrics.commit_told(answer, time.monotonic() - waiting.asked_s)
 
     def _apply_group(self, group: list[_Waiting]) -> list[int | BaseException]:
         failed: dict[int, BaseException] = {}
@@ -219,6 +224,14 @@ class LmdbJournal(CommitsSoon):
         """See Journal."""
         self._check_open()
         return self._environment.oldest_reader()
+
+    def waiting(self) -> int:
+        """See StoreJournal."""
+        return self._waiting.qsize()
+
+    def caches(self) -> dict[str, Looked]:
+        """See StoreJournal: LMDB's pages are the kernel's to keep."""
+        return {}
 
     def stats(self) -> tuple[int, int]:
         """Return (live bytes, file bytes)."""

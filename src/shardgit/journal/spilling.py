@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics, telemetry
 from shardgit.journal.bundles import BUNDLE_ID_BYTES
 from shardgit.journal.etcd_rows import Reference
 
@@ -118,6 +118,7 @@ class Spiller:
                 self._fail(commit, error)
             return
         telemetry.JOURNAL_BUNDLES.labels("done").inc()
+        metrics.JOURNAL_GROUP.observe(len(group))
         self._crowds.append(
             len(group) + self._waiting.qsize()
         )  # before any of these may come again

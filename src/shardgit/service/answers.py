@@ -18,6 +18,7 @@ from shardgit.protocol.filter_spec import FilterKind
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from shardgit.kept import Looked
     from shardgit.protocol.upload_pack import Fetch
     from shardgit.service.store import RepositoryState
 
@@ -83,6 +84,11 @@ class Answers:
     def __init__(self, most_bytes: int = ANSWERS_BYTES) -> None:
         self._kept = Kept(most_bytes, largest_bytes=ANSWER_BYTES)
         self._making: dict[Place, asyncio.Future[_Outcome]] = {}
+
+    @property
+    def looked(self) -> Looked:
+        """What can be told of the answers that are kept."""
+        return self._kept
 
     def get(self, place: Place) -> Whole | None:
         """Return an answer that is kept."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.journal.records import RepositoryRecord
+    from shardgit.kept import Looked
     from shardgit.oid import HashKind
     from shardgit.pool.transfer import Transfer
     from shardgit.protocol.upload_pack_v2 import Command
@@ -81,6 +82,10 @@ class FetchService:
         self.session_id = uuid.uuid4().hex[:16].encode()  # of this process, for both sides' logs
         self.answers = Kept(ANSWERS_KEPT_BYTES)
         self.packs = Answers()
+
+    def caches(self) -> dict[str, Looked]:
+        """Return the caches of this process, by the names that metrics have for them."""
+        return {"advertisements": self.answers, "answers": self.packs.looked}
 
     async def hash_kind(self, name: str) -> HashKind:
         """Return the hash of a repository's ids; RepositoryMissing without such a repository."""

@@ -43,6 +43,7 @@ from shardgit.journal.records import (
     repository_key,
     serial_of,
 )
+from shardgit.kept import Looks
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 from shardgit.pool.condemned import Condemned, CondemnedRecord, condemned_key
 from shardgit.pool.grafts import NO_GRAFTS, Grafts
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from shardgit.blocks.interface import StoreBlocks
     from shardgit.holders import Holders
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation, StoreJournal
+    from shardgit.kept import Looked
     from shardgit.limits import Limits
     from shardgit.oid import ObjectId
     from shardgit.refs.log import LogNote
@@ -239,10 +241,11 @@ class Store:
         self.entries = kept_entries()
         self.sharing = Sharing()
         self.closures = Closures()
-        self._small = small_entries()
+        self.small = small_entries()
         self.hooks: Hooks | None = None  # in processes that serve; see node.equip_hooks
         self.events: Events | None = None
         self.uploads = Uploads(blocks, limits)
+        self.views_looked, self.reach_looked = Looks(), Looks()
         self._lines: OrderedDict[tuple[PoolId, bytes], _Line] = OrderedDict()
         self._grafts: OrderedDict[tuple[RepositoryId, int], Grafts] = OrderedDict()
         self._reach: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
@@ -263,6 +266,20 @@ class Store:
         if isinstance(self.blocks, RoutedStore):
             return self.blocks
         raise Refused("the store is a cluster, which has nodes and no shards")
+
+    def caches(self) -> dict[str, Looked]:
+        """Return the caches of this process, by the names that metrics have for them."""
+        with self._lock:
+            self.views_looked.used_bytes = sum(line.held_bytes for line in self._lines.values())
+            self.reach_looked.used_bytes = self._reach_bytes + self._walked_bytes
+        return {
+            "views": self.views_looked,
+            "reach": self.reach_looked,
+            "closures": self.closures,
+            "entries": self.entries,
+            "segments": self.small,
+            "ref_lines": self.refs.lines,
+        }
 
     def begin_threads(self) -> None:
         """Begin all threads that serve requests, at the priority of the one that calls."""
@@ -442,7 +459,9 @@ class Store:
             line = self._lines.get(place)
             if line is not None and line.manifest == record.manifest:
                 self._lines.move_to_end(place)
+                self.views_looked.hits += 1
                 return line
+            self.views_looked.misses += 1
             made = _Line(record)
             if line is not None:
                 if line.generation > record.generation:
@@ -476,7 +495,7 @@ class Store:
                 record.hash_kind,
                 record.manifest,
                 limits=self.limits,
-                small=self._small,
+                small=self.small,
             )
             line.views.append(base.with_grafts(grafts))
             line.objects = base.objects
@@ -541,6 +560,7 @@ class Store:
             known = self._reach.get(key)
             earlier = self._walked.get(mine)
         if known is not None:
+            self.reach_looked.hits += 1
             return Reach(known=known, sequence=sequence)
         moves = None
         before = earlier.at(view, sequence) if earlier is not None else None
@@ -548,7 +568,9 @@ class Store:
             bits = before.ljust((view.objects + 7) // 8, b"\0")
             if (earlier.manifest_id, earlier.last_recent) != (view.manifest_id, view.last_recent):
                 self._keep_walked(mine, _walked(view, sequence, bits))
+            self.reach_looked.hits += 1
             return Reach(known=bits, sequence=sequence)
+        self.reach_looked.misses += 1
         names, head = self._head(snapshot, record)
         # HEAD is shown, whatever it leads to: who follows shown refs alone would miss that.
         followable = not any(map(hidden.hides, names))

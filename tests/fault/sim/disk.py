@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fault.sim.scheduler import Process, Scheduler
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.kept import Looked
     from shardgit.oid import BlockId
 
 T = TypeVar("T")
@@ -96,6 +97,12 @@ class SimJournal:
     def oldest_snapshot(self) -> int:
         self._alive()
         return min(self.disk.open.values(), default=self.disk.rows.revision)
+
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def caches(self) -> dict[str, Looked]:
+        return {}
 
     @contextmanager
     def listening(self, listener: Callable[[], None]) -> Iterator[None]:
