@@ -14,6 +14,7 @@ from shardgit.addresses import is_loopback, split_address
 from shardgit.errors import InvalidArgument
 from shardgit.sections import BlocksConfig, ClusterConfig, LimitsConfig
 from shardgit.service.doorkeeper import parse_client_rule
+from shardgit.tracing import TRACES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     slow_request_s: float = (
         10.0  # from when on a request is told in the log with what its time went into; 0: none is
     )
+    traces: str = "off"  # or otlp: requests as spans, to where OTEL_EXPORTER_OTLP_ENDPOINT says
     detect_collisions: str = (
         "push"  # SHA-1 attacks in what is pushed; "always": in imports and verifications, too
     )
@@ -137,6 +139,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 )
         if not 0 <= self.slow_request_s <= INTERVAL_MAX_S:
             raise InvalidArgument("slow_request_s is out of range", value=self.slow_request_s)
+        if self.traces not in TRACES:
+            raise InvalidArgument("traces are off or otlp", traces=self.traces[:50])
         if self.maintenance_bytes_per_s < 0:
             raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:

@@ -26,12 +26,13 @@ from shardgit import clock
 from shardgit.report import Slow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shardgit.errors import ShardgitError
+    from shardgit.tracing import RequestSpan, Tracer
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-_spent: ContextVar[dict[str, float] | None] = ContextVar("spent", default=None)
+_current: ContextVar[Request | None] = ContextVar("request", default=None)
 OTHER = "other"
 # Methods that last as long as what they tell of.
 LONG = frozenset(
@@ -43,6 +44,8 @@ LONG = frozenset(
 )
 SLOW_REQUEST_S = 10.0
 slow_requests: deque[Slow] = deque(maxlen=50)
+tracer: Tracer | None = None
+"""What makes spans of requests, where traces are on."""
 slow_request_s = SLOW_REQUEST_S
 """From what time on, beside that in which its client took or sent nothing, a request is told in the log."""
 ERROR_MAX = 2_000  # characters of a client's own words in a log line
@@ -315,12 +318,15 @@ def log() -> structlog.stdlib.BoundLogger:
 class Request:
     """One request, as logs and metrics see it, while it is entered: id, time, count.
 
-    What nobody expected gets a log line. ``given_id`` is the client's X-Request-Id, taken when it is harmless.
+    What nobody expected gets a log line. ``given_id`` is the client's X-Request-Id, taken when it is harmless;
+    ``carried`` has W3C's headers of traces, where the client sent them.
     """
 
     __slots__ = (
         "_begun",
-        "_spent_token",
+        "_carried",
+        "_current_token",
+        "_span",
         "_token",
         "code",
         "edge",
@@ -331,8 +337,16 @@ class Request:
     )
 
     def __init__(
-        self, edge: str, what: str, given_id: str | None = None, *, method: str = OTHER
+        self,
+        edge: str,
+        what: str,
+        given_id: str | None = None,
+        *,
+        method: str = OTHER,
+        carried: Mapping[str, str] | None = None,
     ) -> None:
+        self._carried = carried or {}
+        self._span: RequestSpan | None = None
         self.edge = edge
         self.what = what
         self.method = method  # one of few
@@ -344,7 +358,9 @@ class Request:
     def __enter__(self) -> Self:
         """Begin."""
         self._token = request_id.set(self.id)
-        self._spent_token = _spent.set(self.spent)
+        self._current_token = _current.set(self)
+        if tracer is not None:
+            self._span = tracer.begin(self.edge, self.id, self._carried)
         self._begun = time.monotonic()
         _active(self.edge).inc()
         return self
@@ -362,13 +378,17 @@ class Request:
         _seconds(self.edge, self.method).observe(seconds)
         for into, part in self.spent.items():
             _spent_in(self.edge, into).inc(part)
+        if self._span is not None:
+            name = f"{self.edge} {self.method}"
+            what = self.what[:ERROR_MAX]
+            self._span.end(name=name, what=what, code=self.code, spent=self.spent)
         is_long = self.method in LONG
         if not is_long and seconds - self.spent.get("client", 0.0) >= slow_request_s:
             self._tell_slow(seconds)
         # A generator that ends in another context than it began in may not reset it.
         with contextlib.suppress(ValueError):
             request_id.reset(self._token)
-            _spent.reset(self._spent_token)
+            _current.reset(self._current_token)
 
     def _tell_slow(self, seconds: float) -> None:
         told = {into: round(part, 3) for into, part in sorted(self.spent.items())}
@@ -385,6 +405,16 @@ class Request:
         facts = msgspec.structs.asdict(slow)
         del facts["time_ms"]
         log().info("slow_request", **facts)
+
+    def spend(self, into: str, seconds: float) -> None:
+        """Count time towards what it went into."""
+        self.spent[into] = self.spent.get(into, 0.0) + seconds
+        if self._span is not None:
+            self._span.part(into, seconds)
+
+    def carry(self) -> dict[str, str]:
+        """Return the headers that make what another server does a part of this request's trace."""
+        return self._span.carry() if self._span is not None else {}
 
     def failed(self, error: ShardgitError) -> None:
         """Note a typed error."""
@@ -430,9 +460,21 @@ def spend(into: str, seconds: float) -> None:
     "queue" waiting for a thread, "work" on one, "journal" until reads are fresh, "client" until it took or sent bytes,
     "commit" until the journal had it. Parts may overlap where a request does several things at once.
     """
-    spent = _spent.get()
-    if spent is not None:
-        spent[into] = spent.get(into, 0.0) + seconds
+    request = _current.get()
+    if request is not None:
+        request.spend(into, seconds)
+
+
+def carry_trace() -> dict[str, str]:
+    """Return the headers, or metadata, that carry the trace of the request under way to another server."""
+    request = _current.get()
+    return request.carry() if request is not None else {}
+
+
+def carry() -> list[tuple[str, str]]:
+    """Return the metadata of calls to servers of ours: the request's id, and its trace."""
+    request = _current.get()
+    return [] if request is None else [("x-request-id", request.id), *request.carry().items()]
 
 
 @contextlib.contextmanager

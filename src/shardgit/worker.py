@@ -40,6 +40,7 @@ from shardgit.service.conversation import Conversations
 from shardgit.service.fetch import FetchService
 from shardgit.service.hooks import HookPolicy
 from shardgit.service.meters import Meters
+from shardgit.tracing import Tracer
 from shardgit.version import VERSION
 from shardgit.workers import meanwhile
 
@@ -73,6 +74,9 @@ def run_worker(config: ServeConfig, place: Place) -> int:
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)
         return REFUSED_EXIT
+    finally:
+        if telemetry.tracer is not None:
+            telemetry.tracer.close()
     return 0
 
 
@@ -91,6 +95,8 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     loop.add_signal_handler(signal.SIGINT, leave)
     # The supervisor holds the other end of standard input: at its end the worker is an orphan.
     loop.add_reader(orphan_watch, leave)
+    if config.traces == "otlp":
+        telemetry.tracer = Tracer(VERSION)
     telemetry.slow_request_s = config.slow_request_s or float("inf")
     tls = tls_files(config)
     store.doorkeeper = doorkeeper_of(config, store.journal)

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from functools import partial
 from queue import SimpleQueue
 from threading import Event, Lock, Semaphore, Thread, current_thread
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
@@ -193,7 +194,8 @@ class Workers:
             if self._closed:
                 raise RuntimeError("workers are closed")
             self._begin_one()
-            self._jobs.put(tenant.get(), job)
+            # Ids of requests, and who they are counted for, go along into the thread.
+            self._jobs.put(tenant.get(), partial(copy_context().run, job))
 
     def _begin_one(self) -> None:
         if len(self._running) < self.threads:
@@ -368,7 +370,8 @@ def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
             room.release()
             yield got[0]
 
-    thread = Thread(target=make, name="shardgit-ahead", daemon=True)
+    within = copy_context()
+    thread = Thread(target=within.run, args=(make,), name="shardgit-ahead", daemon=True)
     thread.start()
     try:
         yield taken()

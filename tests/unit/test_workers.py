@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shardgit import telemetry
 from shardgit.workers import Later, Workers, tenant
 
 if TYPE_CHECKING:
@@ -200,3 +201,9 @@ def test_what_waits_is_done_before_the_threads_end() -> None:
     gate.set()
     closing.join(10)
     assert sorted(done) == list(range(50))
+
+
+async def test_a_job_knows_for_which_request_it_is(workers: Workers) -> None:
+    with telemetry.Request("http", "/x", "given-7"):
+        assert await workers.run(telemetry.request_id.get) == "given-7"
+    assert await workers.run(telemetry.request_id.get) == ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
-from shardgit import telemetry
+from shardgit import telemetry, tracing
 from shardgit.errors import (
     Internal,
     InvalidArgument,
@@ -80,7 +80,8 @@ class Edge:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give the request an id, count it, bound its time, and turn errors into answers, once."""
         given = request.headers.get("X-Request-Id")
-        with telemetry.Request("http", request.path, given) as seen:
+        carried = {key: request.headers[key] for key in tracing.HEADERS if key in request.headers}
+        with telemetry.Request("http", request.path, given, carried=carried) as seen:
             call = Call(seen)
             token = _call.set(call)
             try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from shardgit import telemetry
 from shardgit.errors import HookFailed
 from shardgit.service.hooks import POST_RECEIVE, Answer
 
@@ -36,6 +37,7 @@ class HttpCaller:
             "Accept": "application/json",
             "User-Agent": self._agent,
             "X-Shardgit-Event": event.event,
+            **telemetry.carry_trace(),
         }
         if event.request_id:
             headers["X-Request-Id"] = event.request_id

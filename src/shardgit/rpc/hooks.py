@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from shardgit import telemetry
 from shardgit.errors import HookFailed, RepositoryMissing
 from shardgit.rpc.services import Commits, Objects
 from shardgit.service.doorkeeper import Doorkeeper
@@ -59,12 +60,13 @@ class GrpcCaller:
         try:
             async with grpc.aio.insecure_channel(hook.target) as channel:
                 stub = hook_pb2_grpc.HookServiceStub(channel)  # type: ignore[no-untyped-call]
+                carried = tuple(telemetry.carry_trace().items())
                 if event.event == PRE_RECEIVE:
-                    answer = await stub.PreReceive(request)
+                    answer = await stub.PreReceive(request, metadata=carried)
                 elif event.event == UPDATE:
-                    answer = await stub.Update(request)
+                    answer = await stub.Update(request, metadata=carried)
                 else:
-                    told = await stub.PostReceive(request)
+                    told = await stub.PostReceive(request, metadata=carried)
                     return Answer(accepted=True, text=told.message)
         except grpc.aio.AioRpcError as cause:
             raise HookFailed("hook did not answer", code=cause.code().name) from cause

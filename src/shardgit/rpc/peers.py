@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from shardgit import telemetry
 from shardgit.aio.failure import error_of
 from shardgit.errors import (
     InvalidArgument,
@@ -66,7 +67,11 @@ class GrpcPeers:
             )
         joining, asked = Joining(), iter(ids)
         with self._typed(node):
-            call = stub.GetBlocks(iter(requests), timeout=self._deadline(len(ids) * BLOCK_BYTES))
+            call = stub.GetBlocks(
+                iter(requests),
+                timeout=self._deadline(len(ids) * BLOCK_BYTES),
+                metadata=telemetry.carry(),
+            )
             try:
                 for answer in self._watch.answers(call):
                     for block, data in joining.take(ids_of(answer.ids), answer.sizes, answer.data):
@@ -87,7 +92,9 @@ class GrpcPeers:
             flat = b"".join(ids[at : at + IDS_MAX])
             request = peer_pb2.HasBlocksRequest(ring_epoch=self._nodes.epoch, ids=flat)
             with self._typed(node):
-                here = stub.HasBlocks(request, timeout=self._timeout_s).here
+                here = stub.HasBlocks(
+                    request, timeout=self._timeout_s, metadata=telemetry.carry()
+                ).here
             found += [byte == 1 for byte in here]
         if len(found) != len(ids):
             raise Unavailable("node did not tell all that it was asked", node=node)

@@ -13,7 +13,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from shardgit import telemetry
+from shardgit import telemetry, tracing
 from shardgit.errors import DataLoss, Internal, RateLimited, ShardgitError, Unavailable
 from shardgit.service.access import begin_call, trusted
 from shardgit.service.calls import end_call
@@ -105,11 +105,12 @@ def _unexpected(seen: telemetry.Request, method: str) -> grpc.Status:
     return status_of(Internal("internal error"))
 
 
-def _given_id(context: grpc.aio.ServicerContext) -> str | None:
-    for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id":
-            return str(value)
-    return None
+def _seen(context: grpc.aio.ServicerContext, name: str) -> telemetry.Request:
+    """Return the request that a call is, with what its client carries on."""
+    told = {str(key): value for key, value in context.invocation_metadata() or ()}
+    carried = {key: _word(told[key]) or "" for key in tracing.HEADERS if key in told}
+    given = _word(told.get("x-request-id"))
+    return telemetry.Request("grpc", name, given, method=name, carried=carried)
 
 
 async def _look(
@@ -173,7 +174,7 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     async def wrapped(self: _Serves, request: object, context: grpc.aio.ServicerContext) -> Any:
         call: Call | None = None
         name = method.__name__
-        with telemetry.Request("grpc", name, _given_id(context), method=name) as seen:
+        with _seen(context, name) as seen:
             try:
                 call = await _admit(self, context)
                 await _look(self, method, context)
@@ -239,7 +240,7 @@ def stream(
     ) -> AsyncIterator[Any]:
         call: Call | None = None
         name = method.__name__
-        with telemetry.Request("grpc", name, _given_id(context), method=name) as seen:
+        with _seen(context, name) as seen:
             limits = self.store.limits
             stall = _Stall(limits.client_stall_max_s, context)
             if bounded:
