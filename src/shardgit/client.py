@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardgit.calling import Calling
     from shardgit.oid import ObjectId
     from shardgit.service.configuring import SettingsView
+    from shardgit.service.explained import CloneExplained
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -352,6 +353,10 @@ class Repo:
     def stats(self) -> RepositoryStats:
         """Return counts and sizes."""
         return self._loop.run(self._repo.stats())
+
+    def explain_clone(self, *, depth: int = 0, filters: Iterable[str] = ()) -> CloneExplained:
+        """Have the server do all the work of a clone, and return what it is made of and where its time went."""
+        return self._loop.run(self._repo.explain_clone(depth=depth, filters=filters))
 
     def settings(self) -> SettingsView:
         """Return every setting with its value."""

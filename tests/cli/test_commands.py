@@ -158,6 +158,18 @@ def test_show_and_shards_count_the_same(place: Place, target: list[str]) -> None
         assert len(place.ok(*words, *target).splitlines()) == 4
 
 
+def test_a_clone_is_explained(place: Place, target: list[str]) -> None:
+    told = place.ok("repo", "explain-clone", "demo", *target)
+    assert "as stored" in told
+    for stage in ("refs", "reach", "negotiate", "plan", "send"):
+        assert re.search(rf"^{stage} +[0-9.]+ ms +[0-9.]+ ms$", told, re.M), told
+    made = place.json("repo", "explain-clone", "demo", "--filter", "blob:none", *target)
+    listed = git(place.source, "rev-list", "--objects", "--filter=blob:none", "--all").split("\n")
+    assert made["objects"] == len(listed)
+    assert made["seconds"] > 0
+    assert "filter" in place.fails("repo", "explain-clone", "demo", "--filter", "x", *target)
+
+
 def test_import_export_and_verify_go_round(place: Place, tmp_path: Path) -> None:
     done = place.json("repo", "import", "again", "source")
     assert (done["created"], done["refs"]) == (True, 2)

@@ -248,7 +248,7 @@ def test_entries_made_before_give_the_same_pack(pool: tuple[Path, PoolView]) -> 
     for _ in range(2):
         transfer = Transfer(view, some, options=TransferOptions(), entries=entries)
         packs.append(b"".join(transfer.chunks()))
-        assert transfer.objects_rewritten > 0
+        assert transfer.sent.made_objects > 0
     fresh = Transfer(view, some, options=TransferOptions())
     assert packs == [b"".join(fresh.chunks())] * 2
     small = kept_entries(4 << 10)

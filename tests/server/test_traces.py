@@ -33,7 +33,7 @@ PARENT = "b7ad6b7169203331"
 HEADER = f"traceparent: 00-{TRACE}-{PARENT}-01"
 
 
-class Collector(service.TraceServiceServicer):  # type: ignore[misc]
+class Collector(service.TraceServiceServicer):
     """Takes what is sent to it."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def collecting() -> Iterator[tuple[Collector, dict[str, str]]]:
     """Give a collector, and the environment of a server that sends spans to it."""
     collector = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(2))
-    service.add_TraceServiceServicer_to_server(collector, server)
+    service.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     environment = {

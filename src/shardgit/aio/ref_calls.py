@@ -21,6 +21,7 @@ from shardgit.aio.values import (
 )
 from shardgit.oid import ObjectId
 from shardgit.refs.update import ANY, Old, RefUpdate
+from shardgit.service.explained import CloneExplained, Stage
 from shardgit.service.repositories import RepositoryStats
 from shardgit.v1 import (
     ref_pb2,
@@ -76,6 +77,22 @@ class RefCalls:
             answer.generation,
             answer.shallow_commits,
         )
+
+    async def explain_clone(self, *, depth: int = 0, filters: Iterable[str] = ()) -> CloneExplained:
+        """Have the server do all the work of a clone, and return what it is made of and where its time went."""
+        request = repository_pb2.ExplainCloneRequest(
+            name=self.name, depth=depth, filters=list(filters)
+        )
+        answer = await self.client.call(
+            repository_pb2_grpc.RepositoryServiceStub, "ExplainClone", request
+        )
+        facts = {
+            key.name: getattr(answer, key.name)
+            for key in answer.DESCRIPTOR.fields
+            if key.name not in ("stages", "advice")
+        }
+        stages = tuple(Stage(one.name, one.seconds, one.cpu_s) for one in answer.stages)
+        return CloneExplained(**facts, stages=stages, advice=tuple(answer.advice))
 
     async def update_refs(
         self, updates: Iterable[RefUpdate], *, atomic: bool = True, message: str = ""

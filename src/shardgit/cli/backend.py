@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shardgit.cli.when import When
     from shardgit.oid import HashKind, ObjectId
     from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
+    from shardgit.service.explained import CloneExplained
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -73,6 +74,9 @@ class Backend(Protocol):
 
     def stats(self, name: str) -> RepositoryStats:
         """Return a repository's counts and sizes."""
+
+    def explain_clone(self, name: str, depth: int, filters: Sequence[str]) -> CloneExplained:
+        """Take a clone apart."""
 
     def delete(self, name: str) -> None:
         """Delete a repository."""

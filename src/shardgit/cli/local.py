@@ -14,12 +14,13 @@ from shardgit.service.access import trusted
 from shardgit.service.repositories import PAGE, Repositories
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shardgit.cli.when import When
     from shardgit.oid import HashKind, ObjectId
     from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
+    from shardgit.service.explained import CloneExplained
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
     from shardgit.service.store import Store
@@ -53,6 +54,12 @@ class LocalBackend:
     def stats(self, name: str) -> RepositoryStats:
         """See Backend."""
         return self._repositories.stats(name)
+
+    def explain_clone(self, name: str, depth: int, filters: Sequence[str]) -> CloneExplained:
+        """See Backend."""
+        from shardgit.service.explaining import explained
+
+        return explained(self._store, name, depth=depth, filters=filters)
 
     def delete(self, name: str) -> None:
         """See Backend."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shardgit.cli.backend import ChangeRow, LogLine, ObjectRow, RefRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shardgit.aio import RefChange
     from shardgit.cli.when import When
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardgit.oid import HashKind, ObjectId
     from shardgit.refs.update import RefUpdate
     from shardgit.service.configuring import SettingsView
+    from shardgit.service.explained import CloneExplained
     from shardgit.service.repositories import RepositoryInfo, RepositoryStats
     from shardgit.service.shards import ShardInfo
 
@@ -40,6 +41,10 @@ class RemoteBackend:
     def stats(self, name: str) -> RepositoryStats:
         """See Backend."""
         return self._client.repo(name).stats()
+
+    def explain_clone(self, name: str, depth: int, filters: Sequence[str]) -> CloneExplained:
+        """See Backend."""
+        return self._client.repo(name).explain_clone(depth=depth, filters=filters)
 
     def delete(self, name: str) -> None:
         """See Backend."""

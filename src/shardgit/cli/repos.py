@@ -34,6 +34,7 @@ from shardgit.cli.output import (
 if TYPE_CHECKING:
     from shardgit.operate.verify import VerifyReport
     from shardgit.service.configuring import SettingsView
+    from shardgit.service.explained import CloneExplained
     from shardgit.service.repositories import RepositoryInfo
 
 TOLD_ON_OUTPUT = frozenset({"dangling", "missing", "broken_link", "unborn"})  # as git fsck does
@@ -108,6 +109,65 @@ def show(
             f"stored      {stored} in {plural(stats.segments, 'segment')} of {plural(stats.runs, 'run')}"
         )
         typer.echo(f"generation  {stats.generation}")
+
+
+@app.command("explain-clone")
+def explain_clone(
+    name: NameArgument,
+    depth: Annotated[int, typer.Option(min=0, help="As git clone --depth; 0: all.")] = 0,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="SPEC", help="As git clone --filter, such as blob:none."),
+    ] = None,
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell what a clone is made of, where its time goes, and what would make it cheaper.
+
+    All the work of a clone is done, with its bytes sent nowhere. Against --server it is done there, with what that
+    process has in memory; run it twice to see what the first clone after a start costs, and the next.
+
+    \b
+    Example:
+      shardgit repo explain-clone demo --server 127.0.0.1:7420
+      shardgit repo explain-clone demo --filter blob:none
+    """
+    with failing(json=json), reached(server, data) as store:
+        made = store.explain_clone(name, depth, filters or ())
+        if json:
+            print_json({**asdict(made), "seconds": made.seconds})
+        else:
+            _show_explained(made)
+
+
+def _show_explained(made: CloneExplained) -> None:
+    known = "known" if made.reach_known else "walked"
+    typer.echo(
+        f"refs      {made.refs:,} in {human_bytes(made.refs_bytes)}, their reach was {known}"
+    )
+    typer.echo(f"objects   {made.objects:,} of the {made.pool_objects:,} that the pool has")
+    typer.echo(f"pack      {human_bytes(made.pack_bytes)}")
+    parts = (
+        (made.whole_bytes, f"as stored, {plural(made.whole_segments, 'segment')}"),
+        (made.picked_bytes, f"picked out of {plural(made.picked_segments, 'segment')}"),
+        (made.made_bytes, f"made anew, {plural(made.made_objects, 'object')}"),
+    )
+    for size, words in parts:
+        if size:
+            share = size / max(made.pack_bytes, 1)
+            typer.echo(f"          {share:5.1%} {human_bytes(size)} {words}")
+    if made.recents:
+        typer.echo(
+            f"unsettled {human_bytes(made.recents_bytes)} of pushes, {made.recents:,} of them"
+        )
+    rows: list[list[object]] = [
+        [stage.name, f"{stage.seconds * 1_000:.1f} ms", f"{stage.cpu_s * 1_000:.1f} ms"]
+        for stage in made.stages
+    ]
+    print_table(["STAGE", "TIME", "CPU"], rows)
+    for sentence in made.advice:
+        typer.echo(f"- {sentence}")
 
 
 @app.command()

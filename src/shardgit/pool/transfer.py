@@ -45,6 +45,18 @@ class TransferOptions:
     sideband: bool = False
 
 
+@dataclass(slots=True)
+class Sent:
+    """What a pack was made of: bytes of entries of segments that went whole, that were picked, and that were made."""
+
+    whole_segments: int = 0
+    whole_bytes: int = 0
+    picked_segments: int = 0
+    picked_bytes: int = 0
+    made_objects: int = 0
+    made_bytes: int = 0
+
+
 def kept_entries(most_bytes: int = 32 << 20) -> Kept:
     """Return what keeps pack entries of whole objects that were made before, by id.
 
@@ -83,7 +95,7 @@ class Transfer:
         self._entries = entries if entries is not None else kept_entries()
         self._sharing = sharing if sharing is not None else Sharing()
         self._shared: SharedPlan | None = None
-        self.objects_rewritten = 0  # sent whole because their base is not with the client
+        self.sent = Sent()
 
     @property
     def is_crowded(self) -> bool:
@@ -136,6 +148,9 @@ class Transfer:
         size = 0
         for segment, count in self._plan:
             verbatim = count == segment.entry.objects and self._verbatim(segment)
+            if verbatim or segment.entry.flags & ALONE:
+                self.sent.whole_segments += 1
+                self.sent.whole_bytes += segment.entry.entry_bytes
             if verbatim and segment.entry.entry_bytes <= SMALL_BYTES:
                 small.append(self.view.entries(segment))
                 size += len(small[-1])
@@ -245,12 +260,15 @@ class Transfer:
         entries, whole = self.view.use_segment(segment, copy)
         for at in range(0, len(entries), PIECE_BYTES):
             yield framer.frame(entries, at, min(at + PIECE_BYTES, len(entries)))
-        self.objects_rewritten += len(whole)
+        self.sent.picked_segments += 1
+        self.sent.picked_bytes += len(entries)
+        self.sent.made_objects += len(whole)
         waiting: list[bytes] = []
         size = 0
         for entry in self._whole([segment.base + ordinal for ordinal in whole]):
             waiting.append(entry)
             size += len(entry)
+            self.sent.made_bytes += len(entry)
             if size >= PIECE_BYTES:
                 yield framer.frame(b"".join(waiting), 0, size)
                 waiting, size = [], 0

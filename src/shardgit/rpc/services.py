@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -13,6 +14,7 @@ from shardgit.rpc.settings import SettingsMethods
 from shardgit.rpc.status import bounded_stream, paced, unary
 from shardgit.rpc.writes import CommitWrites, ObjectWrites
 from shardgit.service.access import Action, caller, may
+from shardgit.service.explaining import explain_clone
 from shardgit.service.reading import CommitInfo, Reading
 from shardgit.service.repositories import Repositories, RepositoryInfo
 from shardgit.v1 import (
@@ -317,6 +319,21 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
             generation=stats.generation,
             shallow_commits=stats.shallow_commits,
         )
+
+    @unary
+    async def ExplainClone(
+        self, request: repository_pb2.ExplainCloneRequest, _: grpc.aio.ServicerContext
+    ) -> repository_pb2.ExplainCloneResponse:
+        may(Action.READ, request.name)
+        steps = explain_clone(
+            self.store, request.name, depth=request.depth, filters=request.filters
+        )
+        made = None
+        while made is None:  # a thread for each part, not one for all of them
+            made = await self.store.workers.run(next, steps)
+        facts = asdict(made)
+        stages = [repository_pb2.ExplainCloneResponse.Stage(**one) for one in facts.pop("stages")]
+        return repository_pb2.ExplainCloneResponse(stages=stages, **facts)
 
 
 def _signature(one: Signature) -> commit_pb2.Signature:

@@ -334,7 +334,7 @@ class FetchService:
             if ahead is not None:
                 await ahead.close()
         if talks:
-            again = transfer.objects_rewritten if transfer else 0
+            again = transfer.sent.made_objects if transfer else 0
             counts = (objects, objects - again, again)
             yield band(2, b"Total %d (reused %d, rewritten %d)\n" % counts, room=room)
         if request.sideband:
