@@ -1,7 +1,8 @@
 """Build the Cython kernels and the protobuf modules; everything else is in pyproject.toml.
 
 Environment: ``CI`` makes warnings errors, ``SHARDGIT_DEBUG=1`` builds for debugging,
-``SHARDGIT_ASAN=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer,
+``SHARDGIT_ASAN=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer, ``SHARDGIT_COVERAGE=1`` also tells
+libFuzzer which code runs (clang only),
 ``SHARDGIT_ZLIB=1`` leaves libdeflate out even when it is there.
 """
 
@@ -23,6 +24,7 @@ FLAGS = ["-Wall", "-Wextra", "-Wconversion", "-Wsign-compare"]
 # A newer compiler must not break a user's build, so only CI turns warnings into errors.
 FLAGS += ["-Werror"] if os.environ.get("CI") else []
 SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if ASAN else []
+SANITIZE += ["-fsanitize=fuzzer-no-link"] if ASAN and os.environ.get("SHARDGIT_COVERAGE") else []
 OPTIMIZE = "-O0" if DEBUG else "-O1" if ASAN else "-O2"
 
 

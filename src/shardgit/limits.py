@@ -40,6 +40,9 @@ class Limits:
     # shallow repositories
     shallow_lines_max: int = 1_000_000  # of an imported repository's shallow file
     grafts_max: int = 16_384  # of one repository; a journal row of 512 KiB with SHA-256
+    # repositories imported from a URL
+    mirror_max_bytes: int = 256 * GIB  # on disk, while it is copied
+    mirror_time_max_s: float = 6 * 3_600.0
     # protocol
     request_body_max_bytes: int = 64 * MIB  # a fetch request: wants and haves
     request_lines_max: int = 1_000_000

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shardgit.errors import NotFound
-from shardgit.service.source import opened, without_secret
+from shardgit.service.remote_url import without_secret
+from shardgit.service.source import opened
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -268,7 +268,8 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Path of any Git repository, or a URL that git can clone."
+            metavar="SOURCE",
+            help="Path of any Git repository, or a URL: http, https, ssh, git or file.",
         ),
     ],
     overwrite: Annotated[
@@ -278,6 +279,13 @@ def import_(
     detect: Annotated[
         bool,
         typer.Option("--detect-collisions", help="Refuse objects made to have another's SHA-1."),
+    ] = False,
+    public_only: Annotated[
+        bool,
+        typer.Option(
+            "--public-only",
+            help="Refuse a source on this machine or in a private network: for URLs that others name.",
+        ),
     ] = False,
     data: DataOption = None,
     server: ServerOption = None,
@@ -305,6 +313,7 @@ def import_(
                 progress=report,
                 overwrite=overwrite,
                 detect=detect or None,
+                private=not public_only,
             )
         if json:
             print_json(done)

@@ -78,6 +78,7 @@ def import_repository(
     use_index: bool = True,
     overwrite: bool = False,
     detect: bool | None = None,
+    private: bool = True,
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
@@ -87,6 +88,9 @@ def import_repository(
     A repository whose refs were moved by a push, or by hand, since its last import keeps them: Refused, unless
     ``overwrite`` says that they shall be the source's all the same.
 
+    Without ``private`` a source on this machine or in a network of one's own is refused, as link-local addresses are
+    always: for sources that others name.
+
     With ``detect`` SHA-1 collision attacks are looked for; without it the store says.
 
     Errors: NotFound and Refused for the source, MalformedInput for what it holds, LimitExceeded, StorageFull, Conflict
@@ -94,7 +98,7 @@ def import_repository(
     """
     begun = time.monotonic()
     with (
-        opened(source, scratch=store.scratch, limits=store.limits) as origin,
+        opened(source, scratch=store.scratch, limits=store.limits, private=private) as origin,
         store.lease(),  # on the blocks that are put before the commit
     ):
         job = _Import(store, name, origin, progress, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """A Git repository on disk as the source of an import: its packs, loose objects, alternates and refs.
 
-Read by our own code; the ``git`` program is asked only for a URL (``git clone --mirror``) and for refs that stand in
-a reftable.
+Read by our own code; the ``git`` program is asked only for a URL (``remote_clone``) and for refs that stand in a
+reftable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 import struct
-import subprocess
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -31,6 +30,8 @@ from shardgit.errors import (
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
 from shardgit.processes import drop_left, own_prefix
+from shardgit.service.remote_clone import ask_git, clone_mirror
+from shardgit.service.remote_url import checked_url, is_url
 
 if TYPE_CHECKING:
     from array import array
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 TYPES = {b"commit": 1, b"tree": 2, b"blob": 3, b"tag": 4}
 ALTERNATES_MAX = 64
-URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/]+@[^/:]+:)", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,42 +59,26 @@ class SourcePack:
     offsets: array[int] | None
 
 
-def is_url(source: str) -> bool:
-    """Return whether ``git`` has to fetch the source."""
-    return bool(URL.match(source))
-
-
-def without_secret(text: str) -> str:
-    """Return text without the user and password of URLs in it, for errors and logs."""
-    return _CREDENTIALS.sub("://", text)
-
-
 @contextlib.contextmanager
-def opened(source: str, *, scratch: Path, limits: Limits = DEFAULT) -> Iterator[GitSource]:
-    """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards."""
+def opened(
+    source: str, *, scratch: Path, limits: Limits = DEFAULT, private: bool = True
+) -> Iterator[GitSource]:
+    """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards.
+
+    Without ``private`` a source has to be on the internet: see ``checked_url``.
+    """
     if not is_url(source):
+        if not private:
+            raise Refused("source is on this machine", source=source[:200])
         with GitSource(Path(source), scratch=scratch, limits=limits) as opened_source:
             yield opened_source
         return
-    if source.startswith("-") or source.lower().startswith("ext::"):
-        raise InvalidArgument("source URL is not allowed", source=without_secret(source))
+    remote = checked_url(source, private=private)
     scratch.mkdir(parents=True, exist_ok=True)
     drop_left(scratch, "mirror")
     with tempfile.TemporaryDirectory(dir=scratch, prefix=own_prefix("mirror")) as folder:
         target = Path(folder) / "mirror.git"
-        command = ["git", "clone", "--quiet", "--mirror", "--", source, str(target)]
-        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        except FileNotFoundError as cause:
-            raise Refused("the git program is needed to import from a URL") from cause
-        if done.returncode:
-            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise NotFound(
-                "git could not read the source",
-                source=without_secret(source),
-                git=without_secret(lines[-1]) if lines else "",
-            )
+        clone_mirror(remote, target, limits=limits)
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
 
@@ -282,25 +265,19 @@ class GitSource:
         return bool(re.search(r"^\s*refstorage\s*=\s*reftable\s*$", self._config, re.MULTILINE))
 
     def _head_by_git(self) -> SourceRef | None:
-        git = ["git", "--git-dir", str(self.folder)]
         try:
-            done = subprocess.run(
-                [*git, "symbolic-ref", "-q", "HEAD"], capture_output=True, check=False
-            )
+            done = ask_git(self.folder, "symbolic-ref", "-q", "HEAD")
             if done.returncode == 0:
                 return SourceRef(b"HEAD", None, done.stdout.strip())
-            done = subprocess.run(
-                [*git, "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, check=False
-            )
+            done = ask_git(self.folder, "rev-parse", "-q", "--verify", "HEAD")
         except FileNotFoundError as cause:
             raise Refused("the git program is needed to read a reftable") from cause
         return self._ref(b"HEAD", done.stdout.strip()) if done.returncode == 0 else None
 
     def _refs_by_git(self) -> list[SourceRef]:
         shape = "%(objectname) %(refname) %(symref)"
-        command = ["git", "--git-dir", str(self.folder), "for-each-ref", f"--format={shape}"]
         try:
-            done = subprocess.run(command, capture_output=True, check=False)
+            done = ask_git(self.folder, "for-each-ref", f"--format={shape}")
         except FileNotFoundError as cause:
             raise Refused("the git program is needed to read a reftable") from cause
         if done.returncode:

@@ -1,0 +1,181 @@
+"""A mirror of a repository elsewhere, made by git on a short leash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from shardgit.errors import LimitExceeded, NotFound, Refused, Unavailable
+from shardgit.service.remote_url import PORTS, without_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from shardgit.limits import Limits
+    from shardgit.service.remote_url import RemoteUrl
+
+LOOK_S = 0.2  # between two looks at how large a mirror has grown
+NO_REFS = 2  # exit code of git ls-remote --exit-code
+SAID_MAX_BYTES = 64 << 10  # of what git says, read from its end
+# Slower than this for so long is no progress. For HTTP alone: of the others the whole time counts.
+SLOW_BYTES_S, SLOW_S = 1_000, 60
+# Whatever the operator's own configuration says. git follows packfile-uris that nobody asked for, wherever they lead:
+# over HTTP not in protocol 0, elsewhere not when HTTP is no protocol that it may use.
+_SETTINGS = {
+    "protocol.version": "0",
+    "transfer.bundleURI": "false",
+    "fetch.uriProtocols": "",
+    "http.followRedirects": "false",
+    "http.lowSpeedLimit": str(SLOW_BYTES_S),
+    "http.lowSpeedTime": str(SLOW_S),
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "maintenance.auto": "false",
+}
+# What says for git in which repository it is; git rev-parse --local-env-vars.
+_LOCAL = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_DIR",
+    "GIT_GRAFT_FILE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_NAMESPACE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_TEMPLATE_DIR",
+    "GIT_WORK_TREE",
+)
+
+
+def clone_mirror(remote: RemoteUrl, target: Path, *, limits: Limits) -> None:
+    """Mirror a repository into ``target``, which is made.
+
+    git takes its user's configuration (credentials, proxies, authorities), and nothing of the source's: no hooks, no
+    other protocol, no redirect, no advice to get something elsewhere. It ends after ``limits.mirror_time_max_s``, and
+    with more than ``limits.mirror_max_bytes`` on disk.
+
+    Errors: Refused without git, NotFound when it cannot read the source, LimitExceeded, Unavailable.
+    """
+    settings = dict(_SETTINGS)
+    if remote.pinned:
+        settings["http.curloptResolve"] = remote.pinned
+    said = target.with_name(f"{target.name}.said")
+    words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
+    code = _run([*_git(settings), *words, remote.url, str(target)], remote, said, limits)
+    if code == 0 and remote.protocol in PORTS and not (target / "packed-refs").exists():
+        # To who speaks protocol 2 unasked git listens as if there were no refs. A list fetches nothing.
+        settings["protocol.version"] = "2"
+        words = ["ls-remote", "--quiet", "--exit-code", "--", remote.url]
+        code = _run([*_git(settings), *words], remote, said, limits)
+        if code == 0:
+            raise Refused(
+                "source speaks version 2 of the protocol alone", source=without_secret(remote.url)
+            )
+        code = 0 if code == NO_REFS else code
+    if code:
+        last = _last_line(said)
+        moved = "The requested URL returned error: 3" in last
+        raise NotFound(
+            "source sends elsewhere; name the URL that it leads to"
+            if moved
+            else "git could not read the source",
+            source=without_secret(remote.url),
+            git=without_secret(last),
+        )
+
+
+def ask_git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """Ask git about a repository whose configuration nobody has looked at: it may fetch nothing, and run nothing.
+
+    Errors: FileNotFoundError without git.
+    """
+    return subprocess.run(
+        [*_git(_SETTINGS), "--git-dir", str(folder), *words],
+        env=git_environment(()),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
+def git_environment(
+    protocols: Sequence[str], given: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment for git: in no repository yet, asking nobody, with these protocols alone."""
+    kept = {key: value for key, value in given.items() if key not in _LOCAL}
+    return {
+        **kept,
+        "GIT_ALLOW_PROTOCOL": ":".join(protocols),  # set, and so not what the configuration says
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+def _git(settings: Mapping[str, str]) -> list[str]:
+    return [
+        "git",
+        *(word for key, value in settings.items() for word in ("-c", f"{key}={value}")),
+    ]
+
+
+def _run(command: Sequence[str], remote: RemoteUrl, said: Path, limits: Limits) -> int:
+    """Run git to its end within the bounds; returns its exit code. Errors: see ``clone_mirror``."""
+    with said.open("wb") as file:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=git_environment((remote.protocol,)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,  # what git starts ends with it
+            )
+        except FileNotFoundError as cause:
+            raise Refused("the git program is needed to import from a URL") from cause
+    end = time.monotonic() + limits.mirror_time_max_s
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
+            if _size(said.parent) > limits.mirror_max_bytes:
+                raise LimitExceeded("source is too large", limit=limits.mirror_max_bytes)
+            if time.monotonic() >= end:
+                raise Unavailable("source took too long", seconds=limits.mirror_time_max_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode
+
+
+def _size(folder: Path) -> int:
+    """Return how many bytes a folder takes on disk."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(at, name)).st_blocks * 512  # noqa: PTH118
+    return total
+
+
+def _last_line(said: Path) -> str:
+    """Return the last line that git said."""
+    with said.open("rb") as file:
+        file.seek(max(0, said.stat().st_size - SAID_MAX_BYTES))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    printable = ["".join(c for c in line if c.isprintable()).strip() for line in lines]
+    return next((line for line in reversed(printable) if line), "")[:1_000]
