@@ -49,6 +49,7 @@ class Limits:
     refs_prefixes_max: int = 65_536
     request_time_max_s: float = 3_600.0
     client_stall_max_s: float = 60.0
+    client_slowest_bytes_s: int = 1_024  # over HTTP, in each such time; slower ones are cut
     http_connections_max: int = 4_000  # of one worker; an idle one takes about 20 KiB
     # files made of repositories: bundles, packs by URI
     spool_max_bytes: int = 8 * GIB  # the least used go first; a file over it is refused
@@ -59,6 +60,9 @@ class Limits:
     sparse_blob_max_bytes: int = MIB
     # gRPC
     message_max_bytes: int = MIB
+    grpc_connections_max: int = 4_000  # of one worker
+    grpc_streams_max: int = 1_000  # on one connection; its client keeps further calls back
+    handshake_max_s: float = 10.0  # TLS and HTTP/2, before the first call
     ids_per_request_max: int = 10_000_000
     page_size_max: int = 10_000
     # receive-pack

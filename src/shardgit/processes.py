@@ -1,12 +1,13 @@
-"""Processes of this machine, told apart although their numbers are used again."""
+"""Processes of this machine, told apart although their numbers are used again; the memory of this one."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
 
-__all__ = ["born", "drop_left", "own_prefix"]
+__all__ = ["anonymous_bytes", "born", "drop_left", "own_prefix", "trim"]
 
 
 def born(pid: int) -> int:
@@ -37,3 +38,19 @@ def drop_left(folder: Path, what: str) -> None:
         _, pid, when, *_ = [*left.name.removeprefix(what).split("-"), "", ""]
         if pid.isdigit() and when.isdigit() and born(int(pid)) != int(when):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def anonymous_bytes() -> int:
+    """Return how much memory this process has that is no file's; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def trim() -> None:
+    """Give free memory back to the system, where the C library can: glibc keeps it in the arenas of threads."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)

@@ -32,7 +32,7 @@ from shardgit.http.app import GitHttp
 from shardgit.http.connections import Connections
 from shardgit.node import equip_hooks
 from shardgit.opening import open_served
-from shardgit.processes import drop_left
+from shardgit.processes import anonymous_bytes, drop_left, trim
 from shardgit.reporting import Reporter
 from shardgit.rpc.server import SERVICES, make_server
 from shardgit.service.audit import Audit
@@ -58,6 +58,9 @@ LOOK_EVERY_S = 1.0
 MEASURE_EVERY_S = 2.0
 LAG_EVERY_S = 0.1
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
+IDLE_MAX_S = 650.0  # of an HTTP connection: front ends that keep theirs do so for 600 s at most
+TRIM_EVERY_S = 10.0
+TRIM_BYTES = 64 << 20
 REFUSED_EXIT = 3
 
 
@@ -113,6 +116,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         access_log=None,
         auto_decompress=False,  # a body is inflated under our own limit
         handler_cancellation=True,  # a client that went away must not leave work behind
+        keepalive_timeout=IDLE_MAX_S,
         shutdown_timeout=CLOSE_MAX_S / 2,  # what is left then is idle, or too slow
     )
     await runner.setup()
@@ -139,6 +143,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         meanwhile(_look_around(store), "look-around"),
         meanwhile(_feel_lag(), "feel-lag"),
         meanwhile(_measure(Meters(store, fetches)), "measure"),
+        meanwhile(_give_back(store), "give-back"),
         reporter.reporting(),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
@@ -243,6 +248,17 @@ async def _feel_lag() -> None:
         due = loop.time() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
         telemetry.LOOP_LAG.observe(max(0.0, loop.time() - due))
+
+
+async def _give_back(store: Store) -> None:
+    """Have the allocator give back what crowds of clients have left: of 461 MiB behind 100 of them 69 were in use."""
+    floor = anonymous_bytes()
+    while True:
+        await asyncio.sleep(TRIM_EVERY_S)
+        if anonymous_bytes() > floor + TRIM_BYTES:
+            with contextlib.suppress(ShardgitError):
+                await store.workers.run(trim)
+            floor = anonymous_bytes()
 
 
 def _hook_policy(config: ServeConfig) -> HookPolicy:

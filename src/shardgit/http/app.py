@@ -262,7 +262,7 @@ class GitHttp:
         pieces = body_pieces(
             request,
             most_bytes=self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes,
-            stall_s=self.limits.client_stall_max_s,
+            limits=self.limits,
         )
         headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-result"}
         source = self.receives.receive(name, pieces, principal=caller())
@@ -284,7 +284,7 @@ class GitHttp:
         pieces = body_pieces(
             request,
             most_bytes=self.limits.request_body_max_bytes,
-            stall_s=self.limits.client_stall_max_s,
+            limits=self.limits,
         )
         async for piece in pieces:
             try:

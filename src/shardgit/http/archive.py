@@ -38,7 +38,7 @@ class ArchiveRoutes:
         if request.content_type != REQUEST_TYPE:
             raise web.HTTPUnsupportedMediaType(text=f"content type must be {REQUEST_TYPE}")
         limits = self.edge.limits
-        body = body_pieces(request, most_bytes=BODY_MAX_BYTES, stall_s=limits.client_stall_max_s)
+        body = body_pieces(request, most_bytes=BODY_MAX_BYTES, limits=limits)
         name = repository_name(request)
         authorize(caller(), Action.READ, name)
         source = upload_archive(self.store, name, body, caller())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,20 @@ from shardgit import telemetry
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from shardgit.limits import Limits
+
 PIECE_BYTES = 64 << 10
 _GZIP = 31  # zlib's window bits for a gzip stream
 
 
 async def body_pieces(
-    request: web.Request, *, most_bytes: int, stall_s: float
+    request: web.Request, *, most_bytes: int, limits: Limits
 ) -> AsyncIterator[bytes]:
     """Return the body in pieces of at most 64 KiB once inflated.
 
     Errors are HTTP's: 413 past ``most_bytes``, as sent or inflated; 415 for an encoding that is not
-    known, 400 for broken gzip or chunks, 408 after ``stall_s`` without a byte.
+    known, 400 for broken gzip or chunks, 408 for one that comes too slowly: nothing, or less than
+    ``limits.client_slowest_bytes_s``, in ``limits.client_stall_max_s`` of waiting for it.
     """
     if (request.content_length or 0) > most_bytes:
         raise _too_large(most_bytes)
@@ -32,7 +36,7 @@ async def body_pieces(
         raise web.HTTPUnsupportedMediaType(text="content encoding must be gzip or identity")
     inflater = Inflater() if "gzip" in encoding else None
     sent = inflated = 0
-    async for data in _received(request, stall_s):
+    async for data in _received(request, limits):
         sent += len(data)
         for piece in inflater.receive(data) if inflater else _cut(data):
             inflated += len(piece)
@@ -82,23 +86,36 @@ class Inflater:
             raise _bad("request body is not valid gzip")
 
 
-async def _received(request: web.Request, stall_s: float) -> AsyncIterator[bytes]:
+async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes]:
     content = request.content
+    stall_s = limits.client_stall_max_s
+    waited_s, came = 0.0, 0
     while True:
         if data := content.read_nowait():
+            came += len(data)
             yield data
             continue
         if content.at_eof():
             return
+        begun = time.monotonic()
         try:
             with telemetry.spending("client"):
                 async with asyncio.timeout(stall_s):
                     data = await content.readany()
         except TimeoutError:
-            raise web.HTTPRequestTimeout(text="request body did not arrive in time") from None
+            raise _too_slow() from None
         if not data:
             return
+        waited_s, came = waited_s + time.monotonic() - begun, came + len(data)
+        if waited_s >= stall_s:
+            if came < stall_s * limits.client_slowest_bytes_s:
+                raise _too_slow()
+            waited_s, came = 0.0, 0
         yield data
+
+
+def _too_slow() -> web.HTTPException:
+    return web.HTTPRequestTimeout(text="request body did not arrive in time")
 
 
 def _bad(text: str) -> web.HTTPException:

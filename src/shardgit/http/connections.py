@@ -27,16 +27,16 @@ class Connections:
     Past ``limits.http_connections_max`` the connection that has idled for longest makes room. While
     none idles, a new one gets 503 for its request, and one far past the bound is closed at once.
     A connection whose first request's head is not whole within ``limits.client_stall_max_s`` is
-    cut; between requests aiohttp's own keep-alive time counts.
+    cut, and so is one whose next head is not, from its first byte on; between requests aiohttp's own keep-alive time
+    counts.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.http_connections_max
         self._silence_s = limits.client_stall_max_s
         self._server: web.Server | None = None
-        self._since: dict[object, float] = {}
+        self._since: dict[web.RequestHandler, float] = {}  # when a head was begun, or is due
         self._idle: dict[web.RequestHandler, None] = {}  # served and waiting, longest first
-        self._asked: set[web.RequestHandler] = set()
         self._surplus: set[web.RequestHandler] = set()
         self._busy = 0
         self._ended = asyncio.Event()
@@ -53,7 +53,7 @@ class Connections:
         made = self._server()
         if here >= self._most:
             self._surplus.add(made)
-        return made
+        return _Heard(made, self._since, self._idle)
 
     def count(self) -> int:
         """Return how many connections there are."""
@@ -65,7 +65,7 @@ class Connections:
     ) -> web.StreamResponse:
         """Note that a connection brought a request, and pass that on."""
         connection = request.protocol
-        self._asked.add(connection)
+        self._since.pop(connection, None)
         self._idle.pop(connection, None)
         if connection in self._surplus:
             telemetry.HTTP_CONNECTIONS_REFUSED.inc()
@@ -112,16 +112,48 @@ class Connections:
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self._silence_s / LOOKS)
-            here = server.connections
-            known = set(here)
-            self._asked &= known
+            known = set(server.connections)
             self._surplus &= known
-            self._idle = {each: None for each in self._idle if each in known}
-            self._since = {each: self._since.get(each, now()) for each in here}
-            for connection in here:
-                late = now() - self._since[connection] >= self._silence_s
-                if late and connection not in self._asked:
-                    connection.force_close()
+            for gone in [each for each in self._idle if each not in known]:
+                del self._idle[gone]
+            latest = now() - self._silence_s
+            late = [each for each, since in self._since.items() if since <= latest]
+            for connection in late:
+                del self._since[connection]
+                connection.force_close()
+
+
+class _Heard(asyncio.Protocol):
+    """Passes on what comes of a connection, and notes when a head is due, or begun while nothing is under way."""
+
+    def __init__(
+        self,
+        inner: web.RequestHandler,
+        since: dict[web.RequestHandler, float],
+        idle: dict[web.RequestHandler, None],
+    ) -> None:
+        self._inner = inner
+        self._since = since
+        self._idle = idle
+        for name in ("eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(inner, name))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for the first head."""
+        self._since[self._inner] = asyncio.get_running_loop().time()
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it."""
+        self._since.pop(self._inner, None)
+        self._idle.pop(self._inner, None)
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes of an idle connection for the beginning of a head."""
+        if self._inner in self._idle and self._inner not in self._since:
+            self._since[self._inner] = asyncio.get_running_loop().time()
+        self._inner.data_received(data)
 
 
 class _Closed(asyncio.Protocol):

@@ -23,7 +23,7 @@ from shardgit.errors import (
     Unauthenticated,
     Unavailable,
 )
-from shardgit.http.request import check_host
+from shardgit.http.request import check_head
 from shardgit.http.stream import PackResponse
 from shardgit.protocol.pktline import one_line
 from shardgit.service.answers import Whole
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+UNREAD = {501, 505}  # where the request ends is not known
 SMALL_BYTES = 64 << 10  # of an answer that aiohttp may copy and write by itself
 NO_CACHE = {
     "Expires": "Fri, 01 Jan 1980 00:00:00 GMT",
@@ -85,13 +86,15 @@ class Edge:
             call = Call(seen)
             token = _call.set(call)
             try:
-                check_host(request)
+                check_head(request)
                 async with asyncio.timeout(self.limits.request_time_max_s):
                     response = await handler(request)
             except TimeoutError:
                 response = broken_off(request, Unavailable("request took too long"))
             except web.HTTPException as error:
                 response = plain(error)
+                if error.status in UNREAD:
+                    response.force_close()
             except asyncio.CancelledError:
                 seen.gone()
                 raise
@@ -146,9 +149,7 @@ class Edge:
                 length is None and request.version < HttpVersion11
             ):  # no chunks: the connection's end is the answer's
                 named["Connection"] = "close"
-            response = PackResponse(
-                headers=named, stall_s=self.limits.client_stall_max_s, status=status, length=length
-            )
+            response = PackResponse(headers=named, limits=self.limits, status=status, length=length)
             if "Connection" in named:
                 response.force_close()
             call.streaming = response

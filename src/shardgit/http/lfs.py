@@ -225,7 +225,7 @@ class LfsHttp:
         pieces = body_pieces(
             request,
             most_bytes=self.limits.lfs_object_max_bytes,
-            stall_s=self.limits.client_stall_max_s,
+            limits=self.limits,
         )
         await self.objects.put(name, bytes.fromhex(request.match_info["oid"]), size, pieces)
         return web.Response()
@@ -263,7 +263,7 @@ class LfsHttp:
         async with aclosing(self.objects.read(file, low, high)) as source:
             first = await anext(source)  # what is missing is told as an error, not as a cut
             headers["X-Request-Id"] = current().seen.id
-            streamed = PackResponse(headers=headers, stall_s=self.limits.client_stall_max_s)
+            streamed = PackResponse(headers=headers, limits=self.limits)
             streamed.set_status(status)
             current().streaming = streamed
             await streamed.send(request, (first,), source)
@@ -353,7 +353,7 @@ class LfsHttp:
         async for piece in body_pieces(
             request,
             most_bytes=self.limits.lfs_request_max_bytes,
-            stall_s=self.limits.client_stall_max_s,
+            limits=self.limits,
         ):
             body += piece
         try:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from shardgit.errors import InvalidArgument, RepositoryMissing
 from shardgit.service.doorkeeper import Shown
 from shardgit.tls import common_name
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 _SLASHES = re.compile("/{2,}")
 _VERSIONS = ("version=0", "version=1", "version=2")
@@ -47,14 +45,27 @@ def shown_by(request: web.Request) -> Shown:
     )
 
 
-def check_host(request: web.Request) -> None:
-    """Refuse a Host that is no HOST or HOST:PORT: addresses that other clients follow are made of it.
+def check_head(request: web.Request) -> None:
+    """Refuse a head that others on the way may read in another way than we do.
 
-    Errors: InvalidArgument.
+    A Host that is no HOST or HOST:PORT, or not that of the request line: addresses that other clients follow are made
+    of it. A version that is not spoken here, and an encoding of the body that is not undone here.
+
+    Errors: InvalidArgument; HTTP's 501 and 505.
     """
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise web.HTTPVersionNotSupported(text="HTTP/1.0 and HTTP/1.1 are spoken here")
+    if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
+        raise web.HTTPNotImplemented(text="transfer encoding must be chunked")
     hosts = request.headers.getall("Host", [])
     if len(hosts) > 1 or any(host and not _HOST.fullmatch(host) for host in hosts):
         raise InvalidArgument("host header is no HOST:PORT")
+    target = request.raw_path
+    if target.startswith("/") or target == "*":
+        return
+    _, slashes, rest = target.partition("://")
+    if not slashes or [rest.partition("/")[0].lower()] != [host.lower() for host in hosts]:
+        raise InvalidArgument("request line names another host than the host header")
 
 
 def base_url(request: web.Request, configured: str) -> str | None:

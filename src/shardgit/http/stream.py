@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractStreamWriter
 
+    from shardgit.limits import Limits
+
 WRITE_BYTES = 1 << 20
 HIGH_WATER_BYTES = 256 << 10  # that wait for a client before the next piece is asked for
 DIRECT_BYTES = 64 << 10
@@ -24,21 +26,21 @@ class PackResponse(web.StreamResponse):
     """A response whose pieces come from an iterator that is pulled by the client's pace.
 
     At most 256 KiB and a piece wait for the client here, beside those that the iterator holds. A client
-    that takes nothing for ``stall_s`` is cut off.
+    that takes less than ``limits.client_slowest_bytes_s`` over ``limits.client_stall_max_s`` is cut off.
     """
 
     def __init__(
         self,
         *,
         headers: dict[str, str],
-        stall_s: float,
+        limits: Limits,
         status: int = 200,
         length: int | None = None,
     ) -> None:
         super().__init__(headers=headers, status=status)
         if length is not None:
             self.content_length = length
-        self._stall_s = stall_s
+        self._limits = limits
         self._sent = 0
 
     async def send(
@@ -54,7 +56,7 @@ class PackResponse(web.StreamResponse):
         chunked = self.content_length is None and request.version >= HttpVersion11
         taking_s = 0.0
         try:
-            with _Watch(self, transport, self._stall_s):
+            with _Watch(self, transport, self._limits):
                 for piece in first:
                     await self._piece(piece)
                 async for piece in source:
@@ -103,15 +105,16 @@ class PackResponse(web.StreamResponse):
 
 
 class _Watch:
-    """Cuts a connection that waits for its client and makes no progress between two looks."""
+    """Cuts a connection that waits for its client and makes next to no progress between two looks."""
 
     def __init__(
-        self, response: PackResponse, transport: asyncio.BaseTransport, stall_s: float
+        self, response: PackResponse, transport: asyncio.BaseTransport, limits: Limits
     ) -> None:
         self._response = response
         self._transport = transport
-        self._stall_s = stall_s
-        self._seen = (-1, -1)
+        self._stall_s = limits.client_stall_max_s
+        self._least = int(self._stall_s * limits.client_slowest_bytes_s)
+        self._taken: int | None = None  # as of the last look, when something waited then
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
@@ -123,9 +126,9 @@ class _Watch:
 
     def _look(self) -> None:
         waiting = self._transport.get_write_buffer_size()  # type: ignore[attr-defined]
-        now = (self._response.sent, waiting)
-        if waiting and now == self._seen:
+        taken = self._response.sent - waiting
+        if waiting and self._taken is not None and taken - self._taken < self._least:
             self._transport.abort()  # type: ignore[attr-defined]
             return
-        self._seen = now
+        self._taken = taken if waiting else None
         self._timer = asyncio.get_running_loop().call_later(self._stall_s, self._look)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardgit.tls import TlsFiles
 
 RECEIVE_MAX_BYTES = 4 << 20
+IDLE_MAX_MS = 600_000
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[service].full_name
     for module, service in (
@@ -73,6 +74,11 @@ async def make_server(
             ("grpc.max_send_message_length", RECEIVE_MAX_BYTES),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            # A connection that idles is told to go; one that does not get as far as its settings is cut.
+            ("grpc.max_connection_idle_ms", IDLE_MAX_MS),
+            ("grpc.server_handshake_timeout_ms", int(store.limits.handshake_max_s * 1_000)),
+            ("grpc.max_concurrent_streams", store.limits.grpc_streams_max),
+            ("grpc.max_allowed_incoming_connections", store.limits.grpc_connections_max),
         ],
     )
     add_objects(Objects(store), server)

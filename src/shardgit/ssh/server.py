@@ -136,6 +136,7 @@ class SshConnection(asyncssh.SSHServer):
         self._principal: Principal | None = None
         self._sessions: set[SshSession] = set()
         self._stall: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None  # while no session is open
 
     @property
     def own_host(self) -> str:
@@ -164,6 +165,7 @@ class SshConnection(asyncssh.SSHServer):
         """Forget the connection; its sessions are told by their channels."""
         self.edge.connections.discard(self)
         self._flows()
+        self._rests(idle=False)
         if self._principal is None and exc is not None:
             telemetry.log().info("ssh_login_failed", address=self._address, error=str(exc)[:200])
 
@@ -198,6 +200,7 @@ class SshConnection(asyncssh.SSHServer):
         """Take the name of the key that has just been proved."""
         if self._principal is None:
             self._principal = self.edge.admission.principal(self._claimed, self._address)
+        self._rests(idle=True)
 
     async def principal_now(self) -> Principal:
         """Return who has logged in, with the rights of now. Errors: Unauthenticated when its key was taken away."""
@@ -217,6 +220,7 @@ class SshConnection(asyncssh.SSHServer):
             return False
         session = SshSession(self, self._principal)
         self._sessions.add(session)
+        self._rests(idle=False)
         return session
 
     # ---- flow ----
@@ -249,6 +253,17 @@ class SshConnection(asyncssh.SSHServer):
     def ended(self, session: SshSession) -> None:
         """Forget a session."""
         self._sessions.discard(session)
+        if self in self.edge.connections:
+            self._rests(idle=not self._sessions)
+
+    def _rests(self, *, idle: bool) -> None:
+        """Close the connection once it has been without a session for so long; not ``idle``: it has one, or is gone."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if idle:
+            pause_s = self.edge.limits.client_pause_max_s
+            self._idle = asyncio.get_running_loop().call_later(pause_s, self.close)
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -35,6 +35,14 @@ NO_SHELL = (
 )
 
 
+class _Environment(dict[bytes, bytes]):
+    """What a client says of its environment, as far as anybody asks for it."""
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        if key == b"GIT_PROTOCOL" and len(value) <= COMMAND_MAX_BYTES:
+            super().__setitem__(key, value)
+
+
 class SshSession(asyncssh.SSHServerSession[bytes]):
     """Runs the conversation that a client's command names, and nothing else."""
 
@@ -59,6 +67,7 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         """Take the channel."""
         self._chan = chan
+        chan._env = _Environment()  # noqa: SLF001  # asyncssh keeps all that is sent, and offers no other way
         chan.set_write_buffer_limits(WRITE_HIGH_BYTES)
 
     def pty_requested(self, *_: Any) -> bool:
