@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from shardgit.errors import Refused, Stopped
 from shardgit.journal.records import STORE_KEY
 from shardgit.oid import BlockId
+from shardgit.operate import notes
 from shardgit.progress import Progress, Report, silent
 from shardgit.turns import holding
 
@@ -122,6 +123,7 @@ class Control:
         if progress.stage == stage and not last and now - when < REPORT_EVERY_S:
             return
         self._told = (progress.stage, now)
+        notes.tell(progress)
         self._report(progress)
 
     def check(self) -> None:
@@ -171,12 +173,13 @@ def store_probe(store: Store) -> Callable[[], float]:
 def running(store: Store, kind: str) -> Iterator[None]:
     """Keep every other process and thread from running an operation of the same kind meanwhile.
 
-    Errors: Refused when one is running already.
+    Who watches the store is shown it with its progress. Errors: Refused when one is running already.
     """
     with holding(store.turns, f"operation-{kind}") as held:
         if not held:
             raise Refused("operation is running already", operation=kind)
-        yield
+        with notes.noted(store.scratch, kind):
+            yield
 
 
 def is_running(store: Store, kind: str) -> bool:
