@@ -75,8 +75,11 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         ""  # a file for who changed what, a JSON object a line; "": the server's own log
     )
     auth_secret_file: str = ""  # secrets that trusted front ends sign with, one a line
-    # PEM files of the HTTP and gRPC ports, taken anew when they change; ``tls_client_ca``: whose certificates clients
-    # may show over HTTP, and must over gRPC. ``tls_clients``: NAME-GLOB [read=GLOB] [write=GLOB] [admin], first match.
+    # Secrets that /metrics of the admin port takes as bearer tokens, one a line; they open nothing else.
+    metrics_secret_file: str = ""
+    # PEM files of the HTTP and gRPC ports, and of an admin port beyond loopback, taken anew when they change;
+    # ``tls_client_ca``: whose certificates clients may show over HTTP, and must over gRPC. ``tls_clients``: NAME-GLOB
+    # [read=GLOB] [write=GLOB] [admin], first match.
     tls_certificate: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
@@ -178,6 +181,16 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Whether this machine alone reaches repositories; the admin port has none."""
         keys = [key for key in self.listens if key != "admin"]
         return all(is_loopback(split_address(getattr(self, key), key)[0]) for key in keys)
+
+    @property
+    def admin_on_loopback(self) -> bool:
+        """Whether this machine alone reaches the admin port."""
+        return is_loopback(split_address(self.admin, "admin")[0])
+
+    @property
+    def admin_asks(self) -> bool:
+        """Whether visitors of the admin port must show who they are: beyond loopback, unless ``auth`` is off."""
+        return self.auth != "off" and not self.admin_on_loopback
 
     @property
     def in_cluster(self) -> bool:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from shardgit.workers import Workers
 
 
-def doorkeeper_of(config: ServeConfig, journal: Journal) -> Doorkeeper:
-    """Return who tells callers apart. Errors: Refused for files that cannot be read."""
+def doorkeeper_of(
+    config: ServeConfig, journal: Journal, *, required: bool | None = None
+) -> Doorkeeper:
+    """Return who tells callers apart, ``required`` or as configured. Errors: Refused for files that cannot be read."""
     secrets = Secrets(Path(config.auth_secret_file)) if config.auth_secret_file else None
     return Doorkeeper(
         journal,
-        required=config.needs_auth,
+        required=config.needs_auth if required is None else required,
         secrets=secrets,
         clients=map(parse_client_rule, config.tls_clients),
     )
@@ -55,5 +57,6 @@ def tls_files(config: ServeConfig) -> TlsFiles | None:
 def check_door(config: ServeConfig) -> None:
     """Look whether the files that a configuration names here can be used. Errors: Refused."""
     tls_files(config)
-    if config.auth_secret_file:
-        Secrets(Path(config.auth_secret_file))
+    for file in (config.auth_secret_file, config.metrics_secret_file):
+        if file:
+            Secrets(Path(file))

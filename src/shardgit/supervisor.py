@@ -1,4 +1,4 @@
-"""The supervisor: holds the ports, keeps the workers alive, serves the admin port."""
+"""The supervisor: holds the ports, keeps the workers alive, has the admin port served (console/)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
-from aiohttp import web
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -26,9 +24,10 @@ from prometheus_client import (
     multiprocess,
 )
 
-from shardgit import clock, telemetry
+from shardgit import telemetry
 from shardgit.accepting import ABSENT, BACKLOG, Loads, Place
 from shardgit.addresses import split_address
+from shardgit.console.port import AdminPort
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
 from shardgit.opening import keep_config
@@ -64,7 +63,6 @@ HOT_WORK = Gauge(
     registry=REGISTRY,
 )
 HOT = 20  # repositories that are told
-REPORT_LATE_S = 30.0  # a worker that tells nothing of itself for so long does not serve
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # a worker that lived that long is restarted without a wait
@@ -161,15 +159,18 @@ class Supervisor:
         config: ServeConfig,
         *,
         http: Address,
+        admin: Address,
         count: int,
-        metrics: str,
+        folder: str,
         ready: Callable[[], None],
     ) -> None:
         self.config = config
         self.http = http
+        self.admin = admin
         self.loads = Loads.make(count)
         self.count = count
-        self.metrics = metrics
+        self.folder = folder  # where workers leave metrics and reports, and have their desks
+        self.restarts = 0
         self.ready = ready
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
@@ -183,18 +184,18 @@ class Supervisor:
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
-        admin = await self._admin()
         code = 0
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(self.count):
-                    group.create_task(self._keep(number))
-        except* Refused as failed:
-            telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
-            code = 1
-        finally:
-            await admin.cleanup()
-            self.loads.close()
+        port = AdminPort(self.config, self, Path(self.folder))
+        async with port.serving(self.admin.sockets):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(self.count):
+                        group.create_task(self._keep(number))
+            except* Refused as failed:
+                telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
+                code = 1
+            finally:
+                self.loads.close()
         return code
 
     def _told_to_stop(self) -> None:
@@ -221,6 +222,7 @@ class Supervisor:
             if number not in self._served:
                 raise Refused("a worker does not start", worker=number, exit_code=code)
             WORKER_RESTARTS.inc()
+            self.restarts += 1
             telemetry.log().warning("worker_died", worker=number, exit_code=code)
             await self._free_readers()
             steady = time.monotonic() - begun > STEADY_S
@@ -255,7 +257,7 @@ class Supervisor:
             pass_fds=(*listeners, self.loads.file),
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,
-            env={**QUIET, **os.environ, "PROMETHEUS_MULTIPROC_DIR": self.metrics},
+            env={**QUIET, **os.environ, "PROMETHEUS_MULTIPROC_DIR": self.folder},
             start_new_session=True,  # ctrl-C reaches the supervisor, which stops workers in order
         )
         assert process.stdout is not None
@@ -276,7 +278,7 @@ class Supervisor:
             self.loads.tell(number, ABSENT)
             first_line.cancel()
             stopping.cancel()
-            multiprocess.mark_process_dead(process.pid, path=self.metrics)  # type: ignore[no-untyped-call]
+            multiprocess.mark_process_dead(process.pid, path=self.folder)  # type: ignore[no-untyped-call]
         return ended.result()
 
     def _now_serving(self, number: int) -> None:
@@ -305,55 +307,32 @@ class Supervisor:
                 process.kill()
             await asyncio.wait({ended})
 
-    # ---- admin port ----
+    # ---- for the admin port ----
 
-    async def _admin(self) -> web.AppRunner:
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/livez", self._livez)
-        app.router.add_get("/readyz", self._readyz)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        host, port = split_address(self.config.admin)
-        await web.TCPSite(runner, host, port, reuse_port=True).start()
-        return runner
+    @property
+    def draining(self) -> bool:
+        """Whether the server stops."""
+        return self.stop.is_set()
 
-    def _reports(self) -> list[Report]:
+    @property
+    def started(self) -> bool:
+        """Whether some worker has served."""
+        return bool(self._served)
+
+    def reports(self) -> list[Report]:
         """Return what the workers that serve told of themselves last."""
-        return [one for one in read_reports(Path(self.metrics)) if one.number in self.serving]
+        return [one for one in read_reports(Path(self.folder)) if one.number in self.serving]
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    def metrics(self) -> bytes:
+        """Return the supervisor's own metrics and the sum over all workers, in Prometheus' text format."""
         for gauge in (HOT_REQUESTS, HOT_WORK):
             gauge.clear()
-        for one in hottest(self._reports(), HOT):
+        for one in hottest(self.reports(), HOT):
             HOT_REQUESTS.labels(one.repository).set(one.requests)
             HOT_WORK.labels(one.repository).set(one.work_s)
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, path=self.metrics)  # type: ignore[no-untyped-call]
-        body = generate_latest(registry) + generate_latest(REGISTRY)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _livez(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, _: web.Request) -> web.Response:
-        if self.stop.is_set():
-            return web.Response(status=503, text="draining\n")
-        lines = [f"{len(self.serving)} of {self.count} workers serve"]
-        well = set(self.serving)
-        for report in self._reports():
-            late_s = (clock.now_ms() - report.time_ms) / 1_000
-            problems = dict(report.problems)
-            if late_s > REPORT_LATE_S:
-                problems["event loop"] = f"nothing was heard for {late_s:.0f} s"
-            if problems:
-                well.discard(report.number)
-            lines += [f"problem: {what}: {words}" for what, words in sorted(problems.items())]
-            lines += [
-                f"warning: {what}: {words}" for what, words in sorted(report.warnings.items())
-            ]
-        text = "\n".join(dict.fromkeys(lines)) + "\n"
-        return web.Response(status=200 if well else 503, text=text)
+        multiprocess.MultiProcessCollector(registry, path=self.folder)  # type: ignore[no-untyped-call]
+        return generate_latest(registry) + generate_latest(REGISTRY)
 
 
 def _nothing() -> None:
@@ -371,7 +350,7 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
         texts: dict[str, str] = {}
         addresses: dict[str, Address] = {}
         for key in config.listens:
-            address = Address(getattr(config, key), key, listens=key == "http")
+            address = Address(getattr(config, key), key, listens=key in ("http", "admin"))
             held.callback(address.close)
             texts[key] = address.text
             addresses[key] = address
@@ -392,14 +371,15 @@ def serve(config: ServeConfig, *, ready: Callable[[ServeConfig], None]) -> int:
         if settled.in_cluster:
             keep_config(settled)
         count = config.workers or os.cpu_count() or 1
-        metrics = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))
 
         async def run() -> int:
             return await Supervisor(
                 settled,
                 http=addresses["http"],
+                admin=addresses["admin"],
                 count=count,
-                metrics=metrics,
+                folder=folder,
                 ready=lambda: ready(settled),
             ).run()
 

@@ -25,6 +25,7 @@ from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.calling import SECURE
 from shardgit.config import ServeConfig
+from shardgit.desk.server import Desk
 from shardgit.door import doorkeeper_of, gate_of, tls_files
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
@@ -137,6 +138,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         servicer=servicer,
     )
     reporter = Reporter(store, place.number, servicer, SERVICES)
+    desk = Desk(store, doorkeeper_of(config, store.journal, required=True))
     await server.start()
     ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
     async with (
@@ -145,6 +147,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         meanwhile(_measure(Meters(store, fetches)), "measure"),
         meanwhile(_give_back(store), "give-back"),
         reporter.reporting(),
+        desk.serving(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), place.number),
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):

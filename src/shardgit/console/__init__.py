@@ -1,0 +1,1 @@
+"""The admin port: metrics, health, and a page that shows how the store is."""
