@@ -48,7 +48,7 @@ class Desks:
 
     def __init__(self, folder: Path, serving: Collection[int]) -> None:
         self._folder = folder
-        self._serving = serving
+        self.serving = serving
         self._opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._sessions: dict[int, aiohttp.ClientSession] = {}
         self._silent: dict[int, float] = {}  # when it gave no answer
@@ -70,8 +70,9 @@ class Desks:
 
     async def size(self, name: str) -> RepositorySize:
         """Return what a repository takes."""
-        found = RepositorySize
-        return await self._ask("GET", "/size", found, params={"name": name}, wait_s=MEASURE_WAIT_S)
+        params = {"name": name}
+        wait_s = MEASURE_WAIT_S
+        return await self._ask("GET", "/size", RepositorySize, params=params, wait_s=wait_s)
 
     async def visitor(self, asking: Asking) -> Answer:
         """Return who a visitor is."""
@@ -85,8 +86,9 @@ class Desks:
         *,
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
-        wait_s: float = WAIT_S,
+        wait_s: float | None = None,
     ) -> T:
+        wait_s = WAIT_S if wait_s is None else wait_s
         for number in self._in_turn():
             try:
                 async with asyncio.timeout(wait_s):
@@ -109,7 +111,7 @@ class Desks:
         """Return the workers that serve, those last that gave no answer lately."""
         now = time.monotonic()
         return sorted(
-            self._serving,
+            self.serving,
             key=lambda number: (
                 now - self._silent.get(number, float("-inf")) < AVOID_S,
                 self._silent.get(number, 0.0),

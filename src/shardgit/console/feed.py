@@ -42,12 +42,9 @@ class Feed:
         self,
         make: Callable[[], Awaitable[msgspec.Struct]],
         points: Callable[[int], list[Point]],
-        *,
-        every_s: float = EVERY_S,
     ) -> None:
         self._make = make
         self._points = points
-        self._every_s = every_s
         self._run = secrets.token_hex(4)
         self._watching: set[asyncio.Event] = set()
         self._some = asyncio.Event()
@@ -79,7 +76,7 @@ class Feed:
                     each.set()
             self._first.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.1, self._every_s - (time.monotonic() - begun))):
+                async with asyncio.timeout(max(0.1, EVERY_S - (time.monotonic() - begun))):
                     await self._first.wait()
 
     def close(self) -> None:

@@ -46,10 +46,10 @@ class AdminPort:
     def __init__(self, config: ServeConfig, served: Served, folder: Path) -> None:
         self._served = served
         self._files = static_files()
-        self._desks = Desks(folder, served.serving)
-        self._visitors = Visitors(config, self._desks)
-        self._snapshots = Snapshots(served, self._desks, folder)
-        self._feed = Feed(self._snapshots.make, self._snapshots.points)
+        self.desks = Desks(folder, served.serving)
+        self._visitors = Visitors(config, self.desks)
+        self._snapshots = Snapshots(served, self.desks, folder)
+        self.feed = Feed(self._snapshots.make, self._snapshots.points)
         # On loopback nobody listens in, and who asks may be a probe that knows no certificate.
         self._tls = None if config.admin_on_loopback else tls_files(config)
 
@@ -80,7 +80,7 @@ class AdminPort:
         async with (
             connections.looking(runner.server),
             meanwhile(self._snapshots.keep_history(), "console-history"),
-            meanwhile(self._feed.run(), "console-feed"),
+            meanwhile(self.feed.run(), "console-feed"),
         ):
             for acceptor in acceptors:
                 acceptor.start()
@@ -89,9 +89,9 @@ class AdminPort:
             finally:
                 for acceptor in acceptors:
                     acceptor.close()
-                self._feed.close()
+                self.feed.close()
                 await runner.cleanup()
-                await self._desks.close()
+                await self.desks.close()
                 loads.close()
 
     def _app(self, connections: Connections) -> web.Application:
@@ -168,16 +168,16 @@ class AdminPort:
         async def still() -> None:
             await self._visitors.check(request, Sight.ALL, again=True)
 
-        return await self._feed.watch(request, still)
+        return await self.feed.watch(request, still)
 
     async def _repositories(self, request: web.Request) -> web.Response:
         await self._visitors.check(request, Sight.ALL)
         words, after = request.query.get("words", ""), request.query.get("after", "")
-        return await _told(self._desks.repositories(words, after))
+        return await _told(self.desks.repositories(words, after))
 
     async def _size(self, request: web.Request) -> web.Response:
         await self._visitors.check(request, Sight.ALL)
-        return await _told(self._desks.size(request.query.get("name", "")))
+        return await _told(self.desks.size(request.query.get("name", "")))
 
 
 async def _told(asked: Awaitable[msgspec.Struct]) -> web.Response:

@@ -86,7 +86,7 @@ def _nodes(store: Store, snapshot: JournalSnapshot) -> list[Shard]:
     for one in found.members:
         here = one.number == blocks.nodes.me
         weight = weights.get(one.number, 0.0)
-        state = "active" if weight else "draining" if one.partitions else "drained"
+        state = _state(weight, one.partitions)
         rows.append(
             Shard(
                 id=one.number,
@@ -103,6 +103,12 @@ def _nodes(store: Store, snapshot: JournalSnapshot) -> list[Shard]:
             )
         )
     return rows
+
+
+def _state(weight: float, partitions: int) -> str:
+    if weight:
+        return "active" if partitions else "joined"
+    return "draining" if partitions else "drained"
 
 
 def _others(ring: Ring, number: int) -> int:
