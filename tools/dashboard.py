@@ -211,6 +211,40 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
+            "Shards, bytes",
+            "Live bytes, and those of the files.",
+            "bytes",
+            {
+                "{{shard}}": f"shardgit_shard_live_bytes{{{ON}}}",
+                "{{shard}} file": f"shardgit_shard_file_bytes{{{ON}}}",
+                "journal {{kind}}": f"shardgit_journal_bytes{{{ON}}}",
+            },
+        ),
+        Panel(
+            "Shards, room",
+            "Bytes free on the disks.",
+            "bytes",
+            {"{{shard}}": f"shardgit_shard_free_bytes{{{ON}}}"},
+        ),
+        Panel(
+            "Ring",
+            "Shards by state, partitions and blocks of each, partitions that move, and the epoch.",
+            "short",
+            {
+                "{{state}}": f"sum by (state) (shardgit_shards{{{ON}}})",
+                "partitions {{shard}}": f"shardgit_shard_partitions{{{ON}}}",
+                "blocks {{shard}}": f"shardgit_shard_blocks{{{ON}}}",
+                "moving": f"max(shardgit_ring_moving_partitions{{{ON}}})",
+                "epoch": f"max(shardgit_ring_epoch{{{ON}}})",
+            },
+        ),
+        Panel(
+            "Operations",
+            "What is under way.",
+            "short",
+            {"{{kind}}": f"sum by (kind) (shardgit_operations_active{{{ON}}})"},
+        ),
+        Panel(
             "Garbage",
             "What gc dropped and freed, and what it waits for.",
             "short",

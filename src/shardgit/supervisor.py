@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from shardgit import telemetry
 from shardgit.accepting import ABSENT, BACKLOG, Loads, Place
 from shardgit.addresses import split_address
+from shardgit.console.gauges import BUILD_INFO, REGISTRY, WORKER_RESTARTS, WORKERS, tell_hot
 from shardgit.console.port import AdminPort
 from shardgit.errors import Refused, ShardgitError
 from shardgit.node import check_readers
@@ -40,28 +35,6 @@ if TYPE_CHECKING:
     from shardgit.config import ServeConfig
     from shardgit.report import Report
 
-REGISTRY = CollectorRegistry()
-WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=REGISTRY)
-WORKER_RESTARTS = Counter(
-    "shardgit_worker_restarts_total",
-    "Workers that died and were started again.",
-    registry=REGISTRY,
-)
-BUILD_INFO = Gauge(
-    "shardgit_build_info", "1, labelled with the version.", ["version"], registry=REGISTRY
-)
-HOT_REQUESTS = Gauge(
-    "shardgit_hot_repository_requests",
-    "Requests at the repositories with most work, of about the last half minute.",
-    ["repository"],
-    registry=REGISTRY,
-)
-HOT_WORK = Gauge(
-    "shardgit_hot_repository_work_seconds",
-    "Work for the repositories with most of it, of about the last half minute.",
-    ["repository"],
-    registry=REGISTRY,
-)
 HOT = 20  # repositories that are told
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
@@ -325,11 +298,7 @@ class Supervisor:
 
     def metrics(self) -> bytes:
         """Return the supervisor's own metrics and the sum over all workers, in Prometheus' text format."""
-        for gauge in (HOT_REQUESTS, HOT_WORK):
-            gauge.clear()
-        for one in hottest(self.reports(), HOT):
-            HOT_REQUESTS.labels(one.repository).set(one.requests)
-            HOT_WORK.labels(one.repository).set(one.work_s)
+        tell_hot(hottest(self.reports(), HOT))
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=self.folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry) + generate_latest(REGISTRY)

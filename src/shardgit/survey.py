@@ -67,6 +67,7 @@ class Survey(msgspec.Struct, frozen=True):
     shards: list[Shard]
     operations: list[Operation]
     ended: list[Ended]
+    journal_bytes: dict[str, int] = {}  # "live" and "file"
 
 
 class RepositoryRow(msgspec.Struct, frozen=True):

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from shardgit import supervisor, telemetry
+from shardgit import telemetry
+from shardgit.console import gauges
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "shardgit.rules.yml"
@@ -31,7 +32,7 @@ NOT_OURS = {"instance", "job", "le"}
 def exported() -> dict[str, set[str]]:
     """Return the names of series that a server exports, with their labels."""
     found: dict[str, set[str]] = {"up": set()}
-    for registry in (telemetry.REGISTRY, supervisor.REGISTRY):
+    for registry in (telemetry.REGISTRY, gauges.REGISTRY):
         assert isinstance(registry, CollectorRegistry)
         for metric in list(registry._collector_to_names):
             labels = set(getattr(metric, "_labelnames", ()))
@@ -181,6 +182,22 @@ FIRES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
             'shardgit_request_seconds_bucket{edge="http",method="info_refs",le="2"}': "0+100x600",
             'shardgit_request_seconds_bucket{edge="http",method="info_refs",le="10"}': "0+100x600",
             'shardgit_request_seconds_bucket{edge="http",method="info_refs",le="+Inf"}': "0+100x600",
+        },
+    ),
+    "ShardgitDiskFills": (
+        {'shardgit_shard_free_bytes{shard="shard 0"}': "60e9-100e6x600"},  # 6 GB an hour
+        {'shardgit_shard_free_bytes{shard="shard 0"}': "60e9-1e6x600"},
+    ),
+    "ShardgitSlowFsync": (
+        {
+            'shardgit_fsync_seconds_bucket{part="journal",le="0.5"}': "0+80x600",
+            'shardgit_fsync_seconds_bucket{part="journal",le="1"}': "0+100x600",
+            'shardgit_fsync_seconds_bucket{part="journal",le="+Inf"}': "0+100x600",
+        },
+        {
+            'shardgit_fsync_seconds_bucket{part="journal",le="0.5"}': "0+99x600",
+            'shardgit_fsync_seconds_bucket{part="journal",le="1"}': "0+100x600",
+            'shardgit_fsync_seconds_bucket{part="journal",le="+Inf"}': "0+100x600",
         },
     ),
     "ShardgitEventLoopLags": (

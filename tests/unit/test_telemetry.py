@@ -14,7 +14,8 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY as DEFAULT_REGISTRY
 
-from shardgit import supervisor, telemetry
+from shardgit import telemetry
+from shardgit.console import gauges
 from shardgit.errors import DataLoss, NotFound
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _logs_as_before() -> Iterator[None]:
 def registered() -> dict[str, tuple[str, str]]:
     """Return name -> (type, labels) of all metrics that processes of a server register."""
     found = {}
-    for registry in (telemetry.REGISTRY, supervisor.REGISTRY):
+    for registry in (telemetry.REGISTRY, gauges.REGISTRY):
         for metric in list(registry._collector_to_names):  # the registry offers no list
             labels = ", ".join(getattr(metric, "_labelnames", ()))
             kind = str(metric._type)  # type: ignore[attr-defined]
@@ -65,7 +66,7 @@ def test_metrics_are_made_in_three_modules_only() -> None:
         for path in (ROOT / "src/shardgit").rglob("*.py")
         if re.search(r"\b(Counter|Gauge|Histogram|Summary)\(\s*\"", path.read_text())
     }
-    assert makers == {"telemetry.py", "metrics.py", "supervisor.py"}
+    assert makers == {"telemetry.py", "metrics.py", "gauges.py"}
 
 
 def test_events_are_static_snake_case() -> None:

@@ -15,6 +15,7 @@ from shardgit import telemetry
 from shardgit.accepting import Acceptor, Loads
 from shardgit.console.desks import DeskRefused, Desks
 from shardgit.console.feed import Feed
+from shardgit.console.gauges import tell_store
 from shardgit.console.health import readiness
 from shardgit.console.page import HEADERS, PAGE, static_files
 from shardgit.console.snapshot import Snapshots
@@ -140,6 +141,7 @@ class AdminPort:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         await self._visitors.check(request, Sight.METRICS)
+        tell_store(await self._snapshots.survey())
         return web.Response(
             body=self._served.metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )

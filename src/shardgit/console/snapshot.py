@@ -73,11 +73,7 @@ class Snapshots:
     async def make(self) -> Snapshot:
         """Return how things are now."""
         await self._sample(SAMPLE_MIN_S)
-        try:
-            self._survey = await self._desks.survey()
-            self._surveyed = time.monotonic()
-        except (Unavailable, DeskRefused):
-            pass  # the last one, with its age
+        await self.survey()  # else the last one stays, with its age
         reports = self._served.reports()
         slow = sorted((one for report in reports for one in report.slow), key=lambda s: -s.time_ms)
         now = time.monotonic()
@@ -92,6 +88,15 @@ class Snapshots:
             survey=self._survey,
             survey_age_s=round(now - self._surveyed, 1) if self._survey is not None else None,
         )
+
+    async def survey(self) -> Survey | None:
+        """Return how the store is now; None when no worker says so."""
+        try:
+            self._survey = await self._desks.survey()
+        except (Unavailable, DeskRefused):
+            return None
+        self._surveyed = time.monotonic()
+        return self._survey
 
     async def _sample(self, age_s: float) -> None:
         """Look at the counters where the last look is that old."""

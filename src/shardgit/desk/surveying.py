@@ -51,6 +51,7 @@ def survey(store: Store) -> Survey:
         shards=shards,
         operations=_operations(store, moving),
         ended=ended,
+        journal_bytes=store.journal.sizes(),
     )
 
 

@@ -115,6 +115,10 @@ class EtcdJournal(CommitsSoon):
         if self._closed:
             raise Unavailable("journal is closed", path=self._path)
 
+    def sizes(self) -> dict[str, int]:
+        """See StoreJournal: those of the node's replica."""
+        return self._replica.sizes()
+
     def waiting(self) -> int:
         """See StoreJournal."""
         return self._committer.waiting()

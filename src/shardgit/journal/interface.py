@@ -173,6 +173,10 @@ class StoreJournal(Journal, Protocol):
         """
         ...
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of what this machine has of it: live ones, and those of the file."""
+        ...
+
     def waiting(self) -> int:
         """Return about how many commits wait."""
         ...

@@ -239,6 +239,11 @@ class LmdbJournal(CommitsSoon):
         live, total = self._environment.pages_used()
         return live * PAGE_BYTES, total * PAGE_BYTES
 
+    def sizes(self) -> dict[str, int]:
+        """See StoreJournal."""
+        live, total = self.stats()
+        return {"live": live, "file": total}
+
     def reader_check(self) -> int:
         """Free the reader slots of dead processes; returns how many there were."""
         self._check_open()

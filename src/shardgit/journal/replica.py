@@ -22,7 +22,7 @@ from shardgit.journal.etcd_rows import Reference, decode_value
 from shardgit.journal.interface import Row
 from shardgit.journal.replica_status import NOTHING, ReplicaStatus
 from shardgit.journal.rows import LmdbSnapshot, decode_row, frame_row, typed
-from shardgit.lmdbenv import Environment
+from shardgit.lmdbenv import PAGE_BYTES, Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -274,6 +274,15 @@ class Replica:
         if self._closed:
             raise Unavailable("journal is closed", path=self.path)
         return self.status.applied
+
+    def sizes(self) -> dict[str, int]:
+        """Return the live bytes of the newest generation, and those of its file."""
+        opened = self._take()
+        try:
+            live, total = opened.environment.pages_used()
+        finally:
+            self._give(opened)
+        return {"live": live * PAGE_BYTES, "file": total * PAGE_BYTES}
 
     def oldest(self) -> int:
         """Return the oldest revision that a snapshot of any process of this node shows; the newest without any."""

@@ -98,6 +98,9 @@ class SimJournal:
         self._alive()
         return min(self.disk.open.values(), default=self.disk.rows.revision)
 
+    def sizes(self) -> dict[str, int]:
+        return {}
+
     def waiting(self) -> int:
         return len(self._waiting)
 
