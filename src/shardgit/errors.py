@@ -20,6 +20,7 @@
     |   +-- NodeMissing
     |   +-- KeyMissing                  a public key
     |   +-- TokenMissing
+    |   +-- QuotaMissing
     |   +-- LfsObjectMissing
     |   +-- LfsOff                    the repository's settings turn Git LFS off
     |   +-- LockMissing
@@ -34,6 +35,7 @@
     |   +-- NotAStore
     |   +-- HookRefused               a hook of the repository does not let a push pass
     |   +-- LogPositionUnknown        a place in a ref log that is gone or not yet there
+    |   +-- ReadOnly                  the store or the repository takes no changes; ``why`` says why
     +-- Unauthenticated           UNAUTHENTICATED      who asks has not shown who it is, or not rightly
     +-- PermissionRefused         PERMISSION_DENIED
     +-- Conflict                  ABORTED              a compare-and-set lost; read again, then retry
@@ -42,6 +44,7 @@
     +-- Stopped                   ABORTED              an operation that was told to stop; it can go on
     +-- LimitExceeded             RESOURCE_EXHAUSTED   a bound of limits.py
     |   +-- StorageFull               no space on the disk or in the map; nothing was written
+    |   +-- QuotaExceeded             a repository or an owner would have more than it may
     |   +-- RateLimited               too much at once or in a short time; ``retry_after_s`` says when to come again
     |       +-- Overloaded                whoever asks: the server is busy
     +-- Unavailable               UNAVAILABLE          retry the same call
@@ -171,6 +174,10 @@ class TokenMissing(NotFound):
     """The store has no such token."""
 
 
+class QuotaMissing(NotFound):
+    """The owner has no quota."""
+
+
 class LfsObjectMissing(NotFound):
     """The repository sees no such Git LFS object."""
 
@@ -227,6 +234,10 @@ class LogPositionUnknown(Refused):
     """A place in a ref log that was deleted, or that no log row has reached."""
 
 
+class ReadOnly(Refused):
+    """The store or the repository takes no changes; ``why`` says why."""
+
+
 class HookRefused(Refused):
     """A hook of the repository does not let the push pass."""
 
@@ -271,6 +282,10 @@ class LimitExceeded(ShardgitError):
 
 class StorageFull(LimitExceeded):
     """The disk or the map is full; nothing was written."""
+
+
+class QuotaExceeded(LimitExceeded):
+    """A repository or an owner would have more than its quota; ``used``, ``more`` and ``allowed`` say how much."""
 
 
 class RateLimited(LimitExceeded):

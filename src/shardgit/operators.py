@@ -31,6 +31,8 @@ from shardgit.operate.undeleting import DeletedRepository, Undeleted
 from shardgit.operate.verify import RepositoryFinding, VerifyReport
 from shardgit.operate.verifying import Verification
 from shardgit.progress import Progress, Report, silent
+from shardgit.service.modes import StoreMode
+from shardgit.service.quotas import OwnerQuota
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
 
 if TYPE_CHECKING:
@@ -372,6 +374,31 @@ class Operators:
         request = shard_pb2.UndeleteRepositoryRequest(name=name, id=number, new_name=new_name)
         found = self.call("UndeleteRepository", request)
         return Undeleted(_made(DeletedRepository, found.repository), found.name)
+
+    # ---- what is taken, from whom ----
+
+    def mode(self) -> StoreMode:
+        """Return whether the store takes changes."""
+        return _made(StoreMode, self.call("GetMode", shard_pb2.GetModeRequest()).mode)
+
+    def set_mode(self, *, read_only: bool, why: str = "") -> StoreMode:
+        """Make the store read-only, or let it take changes again."""
+        request = shard_pb2.SetModeRequest(read_only=read_only, why=why)
+        return _made(StoreMode, self.call("SetMode", request).mode)
+
+    def quotas(self, owner: str = "") -> list[OwnerQuota]:
+        """Return all quotas, or that of one owner."""
+        found = self.call("ListQuotas", shard_pb2.ListQuotasRequest(owner=owner))
+        return [_made(OwnerQuota, one) for one in found.quotas]
+
+    def set_quota(self, owner: str, **bounds: int | None) -> OwnerQuota:
+        """Set bounds of an owner: ``bytes``, ``objects``, ``repositories``, 0 for none; None leaves one as it is."""
+        request = shard_pb2.SetQuotaRequest(owner=owner, **bounds)
+        return _made(OwnerQuota, self.call("SetQuota", request).quota)
+
+    def remove_quota(self, owner: str) -> None:
+        """Take an owner's quota away."""
+        self.call("RemoveQuota", shard_pb2.RemoveQuotaRequest(owner=owner))
 
     # ---- gc ----
 

@@ -72,10 +72,13 @@ from shardgit.service.importing import import_repository
 from shardgit.service.keys import Keys, parse_public_key
 from shardgit.service.lfs import LfsObjects
 from shardgit.service.locks import Locks
+from shardgit.service.modes import set_mode
+from shardgit.service.quotas import Quotas
 from shardgit.service.receive import ReceiveService
 from shardgit.service.repositories import Repositories
 from shardgit.service.spool import Spool
 from shardgit.service.tokens import Tokens
+from shardgit.service.usages import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -267,9 +270,11 @@ class KilledClient(Client):
             "key": self._keys,
             "lfs": self._lfs,
             "lock": self._locks,
+            "mode": self._mode,
             "pin": self._backup,
             "prune": self._prune,
             "push": self._push,
+            "quota": self._quota,
             "rebuild": self._rebuild,
             "receive": self._push,
             "refs": self._writer,
@@ -385,6 +390,18 @@ class KilledClient(Client):
     def _settings(self, process: Host) -> None:
         change = {"receive.max_push_objects": self.dice.randrange(1_000, 2_000)}
         Configuring(process.store).update(self._some(process), change)
+
+    def _mode(self, process: Host) -> None:
+        for read_only in (True, False):
+            set_mode(process.store, read_only=read_only, why="kept still")
+
+    def _quota(self, process: Host) -> None:
+        quotas, owner = Quotas(process.store), owner_of(self._some(process))
+        try:
+            quotas.set(owner, bytes_max=1 << 40)
+            quotas.set(owner, objects_max=1 << 40)
+        finally:
+            quotas.remove(owner)
 
     def _keys(self, process: Host) -> None:
         blob = struct.pack(">I", 11) + b"ssh-ed25519" + struct.pack(">I", 32) + os.urandom(32)

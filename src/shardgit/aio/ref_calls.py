@@ -23,6 +23,7 @@ from shardgit.oid import ObjectId
 from shardgit.refs.update import ANY, Old, RefUpdate
 from shardgit.service.explained import CloneExplained, Stage
 from shardgit.service.repositories import RepositoryStats
+from shardgit.service.usages import Used
 from shardgit.v1 import (
     ref_pb2,
     ref_pb2_grpc,
@@ -76,6 +77,13 @@ class RefCalls:
             answer.refs,
             answer.generation,
             answer.shallow_commits,
+            Used(
+                answer.used_bytes,
+                answer.used_objects,
+                answer.quota_bytes,
+                answer.quota_objects,
+            ),
+            answer.read_only,
         )
 
     async def explain_clone(self, *, depth: int = 0, filters: Iterable[str] = ()) -> CloneExplained:

@@ -29,6 +29,7 @@ from shardgit.backup.target import Target
 from shardgit.errors import Conflict, DataLoss, JournalCorrupt, ShardgitError, StorageFull
 from shardgit.faultpoints import reach
 from shardgit.journal.interface import END
+from shardgit.journal.mode import MODE_KEY
 from shardgit.journal.operations import OPERATIONS
 from shardgit.journal.pins import PINS, Pin
 from shardgit.journal.records import NODES, REPOSITORY_NAMES, STORE_KEY, StoreRecord
@@ -220,7 +221,10 @@ class _Backup:
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            if row.key[:1] in {PINS, OPERATIONS, CONDEMNED, NODES} or row.key == TICKET_SECRET_KEY:
+            if (
+                row.key[:1] in {PINS, OPERATIONS, CONDEMNED, NODES, MODE_KEY}
+                or row.key == TICKET_SECRET_KEY
+            ):
                 continue  # good for nothing in a restored store, or nobody else's business
             self._rows += 1
             if row.key[:1] == REPOSITORY_NAMES:

@@ -22,6 +22,7 @@ from shardgit.journal.records import (
 from shardgit.oid import RepositoryId
 from shardgit.refs.log import encode_entry
 from shardgit.service.names import check_repository_name
+from shardgit.service.usages import recount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +99,7 @@ def undelete(store: Store, gone: Deleted, name: str, note: LogNote) -> Repositor
     if not done:
         raise Conflict("repository changed meanwhile; look again", repository=name)
     reach("undelete.after_commit")
+    recount(store, record)
     return record
 
 

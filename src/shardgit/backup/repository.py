@@ -43,6 +43,7 @@ from shardgit.refs.ref import Ref
 from shardgit.refs.snapshot import new_snapshot
 from shardgit.service.lfs import fork_operations
 from shardgit.service.names import check_repository_name
+from shardgit.service.usages import recount_named
 
 if TYPE_CHECKING:
     from shardgit.backup.cut import Cut
@@ -107,6 +108,7 @@ def restore_repository(
             raise BackupMissing("the store has nothing of that repository", repository=name)
         target.load()
         done = _from_backup(store, target, name, wanted, backup, at_ms, control)
+    recount_named(store, wanted)
     return replace(done, seconds=clock.monotonic() - begun)
 
 

@@ -22,6 +22,7 @@ from shardgit.journal.fences import standing
 from shardgit.journal.interface import Compare, Delete, Put, Row, end_of
 from shardgit.journal.lfs_records import LFS_SOURCES, decode_sources, lfs_owned_key
 from shardgit.journal.lmdb import write_journal
+from shardgit.journal.mode import MODE_KEY
 from shardgit.journal.operations import OPERATIONS, encode_operation
 from shardgit.journal.pins import PINS
 from shardgit.journal.records import (
@@ -60,7 +61,7 @@ HAS_BATCH = 4_096
 COMMIT_ROWS, COMMIT_BYTES = 100, 512 << 10  # of one commit of restored rows; etcd takes 1.5 MiB
 COMMITS_AT_ONCE = 16
 # What was going on in the old store, and the nodes that it may have had.
-NOT_RESTORED = frozenset({OPERATIONS, PINS, CONDEMNED, NODES})
+NOT_RESTORED = frozenset({OPERATIONS, PINS, CONDEMNED, NODES, MODE_KEY})
 OWN_TABLES = NOT_RESTORED | {RING_KEY, STORE_KEY}  # of a store that nobody has used yet
 
 

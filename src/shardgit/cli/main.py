@@ -17,9 +17,11 @@ from shardgit.cli import (
     collecting,
     keys,
     objects,
+    quotas,
     refs,
     repos,
     shards,
+    store,
     tokens,
     undeleting,
 )
@@ -72,6 +74,8 @@ repos.app.command("undelete")(undeleting.undelete)
 app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
 app.add_typer(tokens.app, name="token")
+app.add_typer(quotas.app, name="quota")
+app.add_typer(store.app, name="store")
 app.command("bench")(bench.bench)
 
 

@@ -95,6 +95,8 @@ def show(
 ) -> None:
     """Show a repository: counts and sizes."""
     with failing(json=json), reached(server, data) as store:
+        from shardgit.service.usages import NOT_COUNTED
+
         info, stats = store.repository(name), store.stats(name)
         if json:
             print_json({**_plain(info), **asdict(stats)})
@@ -109,6 +111,15 @@ def show(
             f"stored      {stored} in {plural(stats.segments, 'segment')} of {plural(stats.runs, 'run')}"
         )
         typer.echo(f"generation  {stats.generation}")
+        if stats.used != NOT_COUNTED:
+            of_bytes, of_objects = stats.used.bytes_max, stats.used.objects_max
+            typer.echo(
+                f"quota       {human_bytes(stats.used.bytes)}"
+                f"{f' of {human_bytes(of_bytes)}' if of_bytes else ''}, {stats.used.objects:,} objects"
+                f"{f' of {of_objects:,}' if of_objects else ''}"
+            )
+        if stats.read_only:
+            typer.echo(stats.read_only)
 
 
 @app.command("explain-clone")

@@ -26,6 +26,7 @@ from shardgit.errors import (
     Overloaded,
     PermissionRefused,
     RateLimited,
+    ReadOnly,
     ShardgitError,
     StorageFull,
     Unauthenticated,
@@ -67,6 +68,7 @@ STATUS = (
     (InvalidArgument, 422),
     (AlreadyExists, 409),
     (Conflict, 409),
+    (ReadOnly, 409),
     (Unavailable, 503),
 )
 _OID = re.compile(r"[0-9a-f]{64}")

@@ -25,6 +25,7 @@ from shardgit.journal.feeder import Feeder
 from shardgit.journal.fences import standing
 from shardgit.journal.freshness import ASK_S, Freshness
 from shardgit.journal.interface import check_commit, end_of
+from shardgit.journal.mode import fenced
 from shardgit.journal.replica import Replica
 from shardgit.journal.slots import Slots
 
@@ -207,8 +208,9 @@ class EtcdJournal(CommitsSoon):
         check_commit(conditions, operations)
         self._check_open()
         # Leases and turns fence by the same session.
-        every = tuple(dict.fromkeys((*conditions, *standing())))
-        self._committer.submit(Commit(every, operations, answer, clock.monotonic() + COMMIT_S))
+        held, told = fenced(self, conditions, operations, answer)
+        every = tuple(dict.fromkeys((*held, *standing())))
+        self._committer.submit(Commit(every, operations, told, clock.monotonic() + COMMIT_S))
 
     def fresh_sync(self, *, stale_ok: bool = False) -> None:
         """See Journal."""

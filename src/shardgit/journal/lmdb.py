@@ -31,6 +31,7 @@ from shardgit.journal.interface import (
     Row,
     check_commit,
 )
+from shardgit.journal.mode import fenced
 from shardgit.journal.rows import LmdbSnapshot, frame_row, get_row, rows_between, typed
 from shardgit.lmdbenv import MAP_BYTES, PAGE_BYTES, Environment, raise_transaction
 
@@ -137,11 +138,12 @@ class LmdbJournal(CommitsSoon):
         """
         check_commit(conditions, operations)
         self._check_open()
+        held, told = fenced(self, conditions, operations, answer)
         with self._lock:
             if self._closed:
                 raise Unavailable("journal is closed", path=self._path)
             self._begin_writer()
-            self._waiting.put(_Waiting(conditions, operations, answer, time.monotonic()))
+            self._waiting.put(_Waiting(held, operations, told, time.monotonic()))
 
     def _write(self) -> None:
         """Take all that waits, apply it in one transaction, answer all after one fsync.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shardgit.errors import Conflict, Unavailable
+from shardgit.errors import Conflict, ReadOnly, Unavailable
 from shardgit.journal.interface import (
     Compare,
     CompareRange,
@@ -19,6 +19,7 @@ from shardgit.journal.interface import (
     Row,
     check_commit,
 )
+from shardgit.journal.mode import MODE_KEY, ModeRecord, fences_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -151,6 +152,9 @@ class MemoryJournal:
             if self._closed:
                 raise Unavailable("journal is closed")
             before = self._state
+            mode = before.rows.get(MODE_KEY)
+            if mode is not None and fences_of(operations):
+                raise ReadOnly("store is read-only", why=ModeRecord.decode(mode.value).why)
             for condition in conditions:
                 check(before.rows, condition)
             rows = dict(before.rows)

@@ -20,6 +20,7 @@ from shardgit.operate.pool_gc import Collected, collect
 from shardgit.operate.roots import Members
 from shardgit.operate.trimming import trim
 from shardgit.progress import Progress
+from shardgit.service.usages import recount_all
 
 if TYPE_CHECKING:
     from shardgit.oid import PoolId
@@ -135,6 +136,8 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
         damaged=damaged | swept.damaged,
         seconds=clock.monotonic() - begun,
     )
+    if not options.dry_run:
+        recount_all(store, only, pace=lambda: control.pace(0))
     if only is None and not options.dry_run:
         last = GcLast(clock.now_ms(), done.dropped_objects, done.bytes_freed, done.blocks_waiting)
         store.journal.commit_sync([], [put_operation(KIND, last)])

@@ -25,6 +25,7 @@ from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
 from shardgit.errors import LimitExceeded, Refused, ShardgitError, Stopped, StorageFull
 from shardgit.journal.interface import end_of
+from shardgit.journal.mode import mode_of
 from shardgit.journal.operations import read_operation
 from shardgit.journal.records import PoolRecord
 from shardgit.oid import PoolId
@@ -142,12 +143,19 @@ class Maintenance:
             self.control.sleep(TURN_WAIT_S)
 
     def round(self) -> None:
-        """Do what is due. Errors: Stopped."""
+        """Do what is due; nothing while the store is read-only. Errors: Stopped."""
+        if self._is_read_only():
+            return
         self._do("settle", self._settle)
         self._look_for_backups()
         self._do("compact", self._compact)
         self._do("gc", self._gc)
         self._do("sweep", self._sweep_journal)
+
+    def _is_read_only(self) -> bool:
+        with suppress(ShardgitError), self.store.journal.snapshot() as snapshot:
+            return mode_of(snapshot) is not None
+        return False
 
     def _do(self, job: str, work: Callable[[], int]) -> None:
         begun = time.monotonic()

@@ -318,6 +318,11 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
             refs=stats.refs,
             generation=stats.generation,
             shallow_commits=stats.shallow_commits,
+            used_bytes=stats.used.bytes,
+            used_objects=stats.used.objects,
+            quota_bytes=stats.used.bytes_max,
+            quota_objects=stats.used.objects_max,
+            read_only=stats.read_only,
         )
 
     @unary

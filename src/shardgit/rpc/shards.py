@@ -8,6 +8,7 @@ from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
 from shardgit.rpc.collecting import GcMethods
 from shardgit.rpc.compacting import CompactMethods
+from shardgit.rpc.modes import ModeMethods
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.rebalance import RebalanceMethods
 from shardgit.rpc.status import stream, unary
@@ -54,6 +55,7 @@ class ShardServicer(
     CompactMethods,
     VerifyMethods,
     GcMethods,
+    ModeMethods,
     shard_pb2_grpc.ShardServiceServicer,
 ):
     """ShardService; operations of one noun stand in a mixin of their own."""

@@ -81,7 +81,7 @@ class Committing:
         """Make a commit and move its branch, under the rules of any push, hooks among them.
 
         Errors: Conflict when the branch is not where it was expected or moves all the time, Refused with the reason of
-        a policy or a hook, InvalidArgument, PathMissing, LimitExceeded, StorageFull.
+        a policy or a hook, ReadOnly, QuotaExceeded, InvalidArgument, PathMissing, LimitExceeded, StorageFull.
         """
         run, limits = self.store.workers.run, self.store.limits
         if len(plan.files) > limits.commit_files_max:
@@ -95,6 +95,8 @@ class Committing:
             if error is None:
                 await tell_hooks(ready.push, pushed)
                 return ready.done
+            if ready.push.denied is not None:
+                raise ready.push.denied
             if error != STALE:
                 told = "\n".join([*ready.push.told, said.text])
                 raise Refused(error, branch=plan.branch, told=told[:TOLD_MAX].strip())

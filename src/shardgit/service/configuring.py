@@ -11,6 +11,7 @@ from shardgit.errors import Conflict, RepositoryMissing
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.service.events import cursor_operations
+from shardgit.service.quotas import settings_steps
 from shardgit.service.setting_keys import all_values, changed, set_keys
 from shardgit.service.settings import RepositorySettings, encode_settings, settings_of
 
@@ -77,12 +78,15 @@ class Configuring:
             if data == record.settings:
                 return SettingsState(settings, revision)
             key = repository_key(record.id)
+            after = replace(record, settings=data)
             cursors = cursor_operations(record, settings_of(record), settings, newest)
+            with self.store.journal.snapshot() as snapshot:
+                counts = settings_steps(snapshot, record, after)
             # commit point: before it the old settings stand, after it the new ones.
             faultpoints.reach("settings.before_commit")
             done = self.store.try_commit(
                 [Compare(key, revision)],
-                [Put(key, replace(record, settings=data).encode()), *cursors],
+                [Put(key, after.encode()), *cursors, *counts],
             )
             if done:
                 faultpoints.reach("settings.after_commit")

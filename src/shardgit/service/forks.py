@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, RepositoryExists
 from shardgit.journal.interface import Compare, Put
+from shardgit.journal.mode import check_mode
+from shardgit.journal.quota_records import Usage
 from shardgit.journal.records import (
     NameRecord,
     RepositoryRecord,
@@ -28,6 +30,7 @@ from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
 from shardgit.service.lfs import fork_operations
 from shardgit.service.names import check_repository_name
+from shardgit.service.quotas import joined
 from shardgit.service.settings import (
     FetchSettings,
     ReceiveSettings,
@@ -46,8 +49,8 @@ ROUNDS_MAX = 256  # each round one of the forks that are made side by side wins 
 def fork(store: Store, source: str, target: str, note: LogNote | None = None) -> RepositoryRecord:
     """Make the repository ``target`` a fork of ``source``; returns its record.
 
-    Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName, Conflict when others change
-    the source all the time.
+    Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName, QuotaExceeded, ReadOnly, Conflict when others
+    change the source all the time.
     """
     check_repository_name(target, max_bytes=store.limits.repository_name_max_bytes)
     with store.lease():  # on the block that is put before the commit
@@ -57,6 +60,7 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
 def _fork(store: Store, source: str, target: str, note: LogNote | None) -> RepositoryRecord:
     for _ in range(ROUNDS_MAX):
         with store.journal.snapshot() as snapshot:
+            check_mode(snapshot)
             origin = store.repository(snapshot, source)
             if snapshot.get(name_key(target)) is not None:
                 raise RepositoryExists("repository exists already", repository=target)
@@ -65,27 +69,35 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
             number = allocate_repository(snapshot)
             lfs = fork_operations(snapshot, origin, number.id)
             grafts, unchanged = store.grafts_row(snapshot, origin)
-        record = RepositoryRecord(
-            number.id,
-            target,
-            origin.pool,
-            origin.hash_kind,
-            clock.now_ms(),
-            _inherited(origin),
-            parent=origin.id,
-        )
+            record = RepositoryRecord(
+                number.id,
+                target,
+                origin.pool,
+                origin.hash_kind,
+                clock.now_ms(),
+                _inherited(origin),
+                parent=origin.id,
+            )
+            owned = joined(store, snapshot, record, Usage())
         said = note or LogNote("", f"fork of {source}")
         # commit point: before it there is no fork, and at most a block that nothing names; after it
         # the fork is whole.
         faultpoints.reach("fork.before_commit")
         done = store.try_commit(
-            [Compare(name_key(target), 0), number.condition, unchanged, *shared.change.conditions],
+            [
+                Compare(name_key(target), 0),
+                number.condition,
+                unchanged,
+                *shared.change.conditions,
+                *owned[0],
+            ],
             [
                 number.operation,
                 Put(name_key(target), NameRecord(number.id).encode()),
                 Put(repository_key(number.id), record.encode()),
                 *shared.change.operations,
                 *lfs,
+                *owned[1],
                 *store.graft_steps(record, NO_GRAFTS, grafts),
                 *first_steps(
                     record, head or Ref(HEAD, symbolic=b"refs/heads/main"), said, shared.head

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.routed import RoutedStore
 from shardgit.errors import ShardgitError
+from shardgit.journal.mode import mode_of
 from shardgit.journal.records import STORE_KEY
+from shardgit.service.writable import UNSAID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +44,9 @@ class Health:
             with self._store.journal.snapshot() as snapshot:
                 if snapshot.get(STORE_KEY) is None:
                     problems["journal"] = "it has no store"
+                mode = mode_of(snapshot)
+            if mode is not None:
+                warnings["store"] = f"it is read-only: {mode.why or UNSAID}"
         except (ShardgitError, OSError) as error:
             problems["journal"] = str(error)
         if getattr(self._store.journal, "is_away", False):

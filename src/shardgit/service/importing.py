@@ -26,6 +26,8 @@ from shardgit.errors import (
     Unavailable,
 )
 from shardgit.graph.closure import bit, bits_of
+from shardgit.journal.mode import check_mode
+from shardgit.journal.quota_records import Usage
 from shardgit.oid import hex_of
 from shardgit.operate.settle import settle
 from shardgit.pool.append import BlockBatch, run_bytes, write_recent, write_run
@@ -37,9 +39,11 @@ from shardgit.refs.log import LogNote
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
 from shardgit.service.incoming import Incoming, leave_out_known
+from shardgit.service.quotas import grown
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest, resolve
 from shardgit.service.source import opened
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from shardgit.oid import ObjectId
     from shardgit.service.source import GitSource, SourcePack, SourceRef
     from shardgit.service.store import PoolState, Store
+    from shardgit.service.writable import Writable
 
 MESSAGE = "import"  # in the ref log
 ROUNDS_MAX = 8  # tries against other writers of the pool
@@ -143,6 +148,7 @@ class _Import:
 
     def run(self, *, use_index: bool) -> None:
         """Run all stages."""
+        self._check_taken()
         source_refs = [ref for ref in self.origin.refs() if ref.name.startswith(b"refs/")]
         for ref in source_refs:
             check_ref_name(ref.name)
@@ -209,6 +215,10 @@ class _Import:
         self.objects = ingest.objects_kept
         self.refs = len(refs)
         segments, stream = incoming.segments, incoming.stream
+        with self.store.journal.snapshot() as snapshot:
+            held = self._held(snapshot, record)
+            size = run_bytes(ingest, segments, stream) if self.objects else 0
+            counts = grown(self.store, snapshot, held.record, Usage(self.objects, size))
         del incoming  # its graph takes as much memory as the stream, and blocks are made without it
         steps = self._write(record, pool, ingest, segments, stream) if self.objects else ([], [])
         del stream
@@ -221,8 +231,9 @@ class _Import:
         # import is whole.
         faultpoints.reach("import.before_commit")
         done = self.store.try_commit(
-            [*change.conditions, unchanged, *relied[0], *steps[0]],
+            [held.unchanged, *counts[0], *change.conditions, unchanged, *relied[0], *steps[0]],
             [
+                *counts[1],
                 *change.operations,
                 *self.store.graft_steps(record, before, grafts),
                 *relied[1],
@@ -254,6 +265,16 @@ class _Import:
                     "pool changed during the import; import again", repository=self.name
                 )
         self._before, self._known = pool, known
+
+    def _check_taken(self) -> None:
+        """Look whether the repository, if it is there, takes changes, before the source is read. Errors: ReadOnly."""
+        with self.store.journal.snapshot() as snapshot:
+            check_mode(snapshot)
+            with suppress(RepositoryMissing):
+                self._held(snapshot, self.store.repository(snapshot, self.name))
+
+    def _held(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> Writable:
+        return writable(snapshot, record)
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""

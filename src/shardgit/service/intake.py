@@ -10,17 +10,20 @@ from shardgit import clock
 from shardgit._bits import union
 from shardgit.errors import BasesGone, DataLoss, LimitExceeded, RepositoryMissing, Unavailable
 from shardgit.graph.closure import bits_of
+from shardgit.journal.quota_records import Usage
 from shardgit.oid import ObjectId
 from shardgit.operate.settle import settle
-from shardgit.pool.append import Recent, write_recent
+from shardgit.pool.append import Recent, run_bytes, write_recent
 from shardgit.pool.grafts import Grafts
 from shardgit.service.fscking import judge, severities
 from shardgit.service.incoming import Incoming, leave_out_known, resolve_thin
 from shardgit.service.look import Look
 from shardgit.service.quarantine import QuarantinedReading
+from shardgit.service.quotas import grown
 from shardgit.service.resolving import new_ingest, spills
 from shardgit.service.settings import settings_of
 from shardgit.service.store import Reach
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from array import array
@@ -233,6 +236,23 @@ class Intake:
     def is_small(self) -> bool:
         """Whether what comes is so little that ``adopt`` costs less than a hop to a thread."""
         return self._recent is None or len(self._recent.root) <= SMALL_BYTES
+
+    def growth(self) -> Usage:
+        """Return what the push adds to the repository; about the bytes that are stored, before they are."""
+        if self.ingest is None or not self.incoming.objects:
+            return Usage()
+        size = run_bytes(self.ingest, self.incoming.segments, self.incoming.stream)
+        return Usage(self.incoming.objects, size)
+
+    def admitted(self) -> tuple[list[Condition], list[Operation]]:
+        """Return what the commit needs so that the repository takes it, and counts it where that is counted.
+
+        Errors: ReadOnly, QuotaExceeded, RepositoryMissing.
+        """
+        with self.moment() as snapshot:
+            held = writable(snapshot, self.record)
+            conditions, operations = grown(self.store, snapshot, held.record, self.growth())
+        return [held.unchanged, *conditions], operations
 
     def quarantined(self, targets: Sequence[ObjectId]) -> Reading:
         """Return reads of the repository as it would be with refs to ``targets`` as well."""

@@ -19,7 +19,6 @@ from shardgit.errors import (
     LfsObjectRefused,
     LfsOff,
     LimitExceeded,
-    RepositoryMissing,
 )
 from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.journal.lfs_records import (
@@ -32,15 +31,18 @@ from shardgit.journal.lfs_records import (
     lfs_owned_key,
     lfs_sources_key,
 )
-from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.journal.quota_records import Usage
 from shardgit.pool.parts import PARTS_MAX, PartList, decode_parts, new_part, part_payload
+from shardgit.service.quotas import grown
 from shardgit.service.settings import settings_of
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.leases import Lease
+    from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import BlockId, RepositoryId
     from shardgit.service.store import Store
 
@@ -236,6 +238,8 @@ class _Upload:
         self._lease = self.store.lease()  # on the parts that are put before the commit
         with self.store.journal.snapshot() as snapshot:
             self.record = lfs_repository(self.store, snapshot, name)
+            writable(snapshot, self.record)
+            self._admitted(snapshot)
         (seen,) = objects.find(name, [oid])
         self._writes = seen is None or not objects.whole(oid, seen)
         self._hash = hashlib.sha256()
@@ -291,28 +295,29 @@ class _Upload:
         for _ in range(ROUNDS_MAX):
             with self.store.journal.snapshot() as snapshot:
                 keys = [
-                    repository_key(number),
                     lfs_owned_key(number, self.oid),
                     lfs_object_key(pool, self.oid),
                 ]
-                own, owned, known = [snapshot.get(key) for key in keys]
-            if own is None:
-                raise RepositoryMissing("repository does not exist", repository=self.record.name)
+                owned, known = [snapshot.get(key) for key in keys]
+                held = writable(snapshot, self.record)
+                counts = self._admitted(snapshot) if owned is None else ([], [])
             conditions: list[Condition] = [
                 Compare(key, row.revision if row else 0)
-                for key, row in zip(keys, (own, owned, known), strict=True)
+                for key, row in zip(keys, (owned, known), strict=True)
             ]
+            conditions += [held.unchanged, *counts[0]]
             conditions += self._lease.fences
             operations: list[Operation] = []
             if owned is None:
-                operations.append(Put(keys[1], LfsOwned(self.size, made.created_ms).encode()))
+                operations.append(Put(keys[0], LfsOwned(self.size, made.created_ms).encode()))
+                operations += counts[1]
             # Another may have brought the object to the pool; ours is kept only where that is gone.
             named = known is None or not self.objects.whole(self.oid, LfsRecord.decode(known.value))
             if named:
-                operations.append(Put(keys[2], made.encode()))
+                operations.append(Put(keys[1], made.encode()))
             elif operations and known is not None:
                 # Written anew as it is, so that a gc which found that nobody sees it loses.
-                operations.append(Put(keys[2], known.value))
+                operations.append(Put(keys[1], known.value))
             # commit point: before it nothing names the parts, which drop or gc deletes; after it
             # the repository sees the object.
             self._named = (
@@ -324,6 +329,13 @@ class _Upload:
                 return
             self._named = False
         raise Conflict("lfs object is being stored by many at once", oid=self.oid.hex())
+
+    def _admitted(self, snapshot: JournalSnapshot) -> tuple[list[Condition], list[Operation]]:
+        """Return what a commit needs that counts the object. Errors: QuotaExceeded."""
+        if snapshot.get(lfs_owned_key(self.record.id, self.oid)) is not None:
+            return [], []
+        more = Usage(lfs_objects=1, lfs_bytes=self.size)
+        return grown(self.store, snapshot, writable(snapshot, self.record).record, more)
 
     def drop(self) -> None:
         """Delete the blocks that nothing names."""

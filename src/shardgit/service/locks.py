@@ -14,7 +14,6 @@ from shardgit.errors import (
     LockExists,
     LockMissing,
     PermissionRefused,
-    RepositoryMissing,
 )
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.lfs_records import (
@@ -24,8 +23,8 @@ from shardgit.journal.lfs_records import (
     lock_key,
     lock_path_key,
 )
-from shardgit.journal.records import repository_key
 from shardgit.service.lfs import lfs_repository
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
@@ -60,18 +59,16 @@ class Locks:
             now_ms = clock.now_ms()
             with self.store.journal.snapshot() as snapshot:
                 record = lfs_repository(self.store, snapshot, name)
-                own = snapshot.get(repository_key(record.id))
+                held = writable(snapshot, record)
                 other = self._at(snapshot, record.id, path)
             if other is not None:
                 raise LockExists("already created lock", lock=other)
-            if own is None:
-                raise RepositoryMissing("repository does not exist", repository=name)
             lock = now_ms.to_bytes(8, "big") + os.urandom(8)
             made = LockRecord(lock, path, _cut(principal.name), now_ms)
             # commit point: before it the path is free, after it locked.
             faultpoints.reach("lock.before_lock")
             if self.store.try_commit(
-                [Compare(own.key, own.revision), Compare(lock_path_key(record.id, path), 0)],
+                [held.unchanged, Compare(lock_path_key(record.id, path), 0)],
                 [
                     Put(lock_path_key(record.id, path), encode_lock_name(lock)),
                     Put(lock_key(record.id, lock), made.encode()),
@@ -88,6 +85,7 @@ class Locks:
         for _ in range(ROUNDS_MAX):
             with self.store.journal.snapshot() as snapshot:
                 record = lfs_repository(self.store, snapshot, name)
+                held = writable(snapshot, record)
                 row = snapshot.get(lock_key(record.id, _raw(lock)))
             if row is None:
                 raise LockMissing("lock does not exist", lock=lock[:64])
@@ -97,7 +95,7 @@ class Locks:
             # commit point: before it the path is locked, after it free.
             faultpoints.reach("lock.before_unlock")
             if self.store.try_commit(
-                [Compare(row.key, row.revision)],
+                [held.unchanged, Compare(row.key, row.revision)],
                 [Delete(row.key), Delete(lock_path_key(record.id, found.path))],
             ):
                 faultpoints.reach("lock.after_unlock")

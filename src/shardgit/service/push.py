@@ -15,6 +15,8 @@ from shardgit.errors import (
     FsckRefused,
     InvalidArgument,
     LimitExceeded,
+    QuotaExceeded,
+    ReadOnly,
     RepositoryMissing,
     ShardgitError,
 )
@@ -24,9 +26,11 @@ from shardgit.service import policy
 from shardgit.service.connectivity import COMMIT, MISSING, Connectivity
 from shardgit.service.fscking import lines_of
 from shardgit.service.intake import Intake
+from shardgit.service.quotas import words_of
 from shardgit.service.ref_moves import RefMoves
 from shardgit.service.signed_push import certificate_facts, certificate_refusal
 from shardgit.service.verdicts import Verdicts
+from shardgit.service.writable import reason_of, writable
 
 if TYPE_CHECKING:
     from array import array
@@ -99,6 +103,7 @@ class Push(Intake):
         self._meant: dict[int, Command] = {}  # commands by number, as policy sees them
         self._sequence = self._revision = self._rounds = 0
         self._lost = False
+        self.denied: ReadOnly | QuotaExceeded | None = None  # why the repository takes none of it
         self._marks = b""  # what the new tips reach beyond what the repository has
         self._connected: Look | None = None  # what the marks are right for
 
@@ -114,6 +119,8 @@ class Push(Intake):
 
         What is wrong with the pack stands in ``unpack_error`` and condemns every command.
         """
+        if not self._takes_changes():
+            return
         try:
             if pack is not None:
                 self.take(*pack())
@@ -125,6 +132,20 @@ class Push(Intake):
         if reason is not None:
             self.verdicts.refuse_all(reason)
         self.check()
+
+    def _takes_changes(self) -> bool:
+        """Refuse all at once where the store or the repository is read-only; the commit looks again."""
+        try:
+            with self.moment() as snapshot:
+                writable(snapshot, self.record)
+        except ReadOnly as error:
+            self.denied = error
+            self.verdicts.refuse_all(reason_of(error))
+            return False
+        except RepositoryMissing:
+            self.verdicts.refuse_all(GONE)
+            return False
+        return True
 
     def check(self) -> None:
         """Judge each command: names and policy, then whether all that it would make reachable is there."""
@@ -228,6 +249,9 @@ class Push(Intake):
             self.verdicts.refuse_all("failed to update ref")
             return None
         self._rounds += 1
+        admitted = self._admitted()
+        if admitted is None:
+            return None
         root = self.root()
         added: tuple[list[Condition], list[Operation]] = ([], [])
         if root:
@@ -243,9 +267,37 @@ class Push(Intake):
         self._sequence = change.sequence
         relied = self.store.rely(self.look.state.pool, self.relied_on)
         return Steps(
-            [*change.conditions, self.look.state.unchanged, *relied[0], *added[0], *self.fences],
-            [*change.operations, *self.graft_steps(), *relied[1], *added[1]],
+            [
+                *admitted[0],
+                *change.conditions,
+                self.look.state.unchanged,
+                *relied[0],
+                *added[0],
+                *self.fences,
+            ],
+            [
+                *admitted[1],
+                *change.operations,
+                *self.graft_steps(),
+                *relied[1],
+                *added[1],
+            ],
         )
+
+    def _admitted(self) -> tuple[list[Condition], list[Operation]] | None:
+        """Return what the commit needs so that the repository takes it; None when it does not, which is told."""
+        try:
+            return self.admitted()
+        except ReadOnly as error:
+            self.denied = error
+            self.verdicts.refuse_all(reason_of(error))
+        except QuotaExceeded as error:
+            self.told.append(f"error: {words_of(error)}")
+            self.verdicts.refuse_all(error.message)
+            self.denied = error
+        except RepositoryMissing:
+            self.verdicts.refuse_all(GONE)
+        return None
 
     def relied_on(self) -> list[bytes]:
         """See Intake."""
@@ -333,7 +385,8 @@ class Push(Intake):
         """Return how a push ended whose commit failed for a reason of the store's, not of the push."""
         if self._revision:
             return self.outcome()  # it failed behind its commit
-        self.verdicts.refuse_all(error.message)
+        text = reason_of(error) if isinstance(error, ReadOnly) else error.message
+        self.verdicts.refuse_all(text)
         return self.outcome()
 
     def outcome(self) -> Pushed:

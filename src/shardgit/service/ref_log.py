@@ -13,6 +13,7 @@ from shardgit.refs.name import check_ref_name
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.service.look import Look
 from shardgit.service.ref_updates import RefJudge
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +161,7 @@ def restore_ref(
             shown = update.name.decode("utf-8", "replace")
             conditions, operations = _whole(store, name, update.new, shown)
         with store.journal.snapshot() as snapshot:
+            held = writable(snapshot, judge.look.record)
             failed: dict[bytes, ShardgitError] = {}
             if not override and not judge.policy(snapshot, [update], failed):
                 raise failed[update.name]
@@ -169,7 +171,8 @@ def restore_ref(
         lease = judge.look.state.pool.lease
         fences = lease.fences if lease is not None else ()
         if store.try_commit(
-            [*change.conditions, *conditions, *fences], [*change.operations, *operations]
+            [held.unchanged, *change.conditions, *conditions, *fences],
+            [*change.operations, *operations],
         ):
             faultpoints.reach("restore.after_commit")
             return update.ref, change.sequence

@@ -16,6 +16,7 @@ from shardgit.service.look import Look
 from shardgit.service.policy import refusal
 from shardgit.service.settings import settings_of
 from shardgit.service.signed_push import unsigned_refusal
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,12 +55,13 @@ def update_refs(
     A target must be an object that the repository reaches or was given by id, of a branch a commit; what a tag peels
     to is found here. The repository's policy holds as for a push. Errors with ``atomic``, of the
     first update that cannot be made: Conflict, ObjectMissing, Refused, InvalidRefName,
-    InvalidArgument. Errors always: RepositoryMissing, StorageFull.
+    InvalidArgument. Errors always: RepositoryMissing, ReadOnly, StorageFull.
     """
     for _ in range(ROUNDS_MAX):
         judge = RefJudge(Look(store, name), principal)
         good, failed = judge.targets(updates)
         with store.journal.snapshot() as snapshot:
+            held = writable(snapshot, judge.look.record)
             good = judge.policy(snapshot, good, failed)
             change, more = store.refs.plan(snapshot, judge.look.record, good, note)
         relied = store.rely(judge.look.state.pool, judge.relied_on)
@@ -69,7 +71,7 @@ def update_refs(
         try:
             # commit point: before it the refs are as they were, and at most blocks are there that
             # nothing names; after it all of the change, with its log row.
-            conditions = [*change.conditions, judge.look.state.unchanged]
+            conditions = [held.unchanged, *change.conditions, judge.look.state.unchanged]
             faultpoints.reach("update.before_commit")
             store.journal.commit_sync([*conditions, *relied[0]], [*change.operations, *relied[1]])
             faultpoints.reach("update.after_commit")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
-from shardgit.errors import Conflict, LimitExceeded, RepositoryExists
+from shardgit.errors import Conflict, LimitExceeded, ReadOnly, RepositoryExists
 from shardgit.graph.closure import bit
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import (
@@ -19,12 +19,14 @@ from shardgit.journal.records import (
     repository_key,
 )
 from shardgit.oid import HashKind
-from shardgit.pool.manifest import ALONE
 from shardgit.refs.log import LogNote
 from shardgit.service.access import Action
 from shardgit.service.forks import fork
 from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
+from shardgit.service.quotas import left, moved
+from shardgit.service.usages import NOT_COUNTED, Used, stored_bytes, used
+from shardgit.service.writable import check_record, reason_of, writable
 
 if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
@@ -59,6 +61,8 @@ class RepositoryStats:
     refs: int
     generation: int
     shallow_commits: int = 0  # at which its history ends, of those that refs reach
+    used: Used = NOT_COUNTED  # what counts for quotas
+    read_only: str = ""  # why it takes no changes, "" when it does
 
 
 class Repositories:
@@ -137,17 +141,23 @@ class Repositories:
         )
 
     def delete(self, name: str, *, note: LogNote | None = None) -> None:
-        """Take a repository's name away; its refs and objects stay for gc's grace period."""
+        """Take a repository's name away; its refs and objects stay for gc's grace period. Errors: ReadOnly."""
         with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, name)
+            held = writable(snapshot, self.store.repository(snapshot, name))
+            record = held.record
             row = snapshot.get(name_key(name))
             change = self.store.refs.remark(snapshot, record, note or LogNote("", "delete"))
         # commit point: before it the repository is there, after it the name is free.
         faultpoints.reach("repository.before_delete")
         done = self.store.try_commit(
-            [Compare(name_key(name), row.revision if row else 0), *change.conditions],
+            [
+                Compare(name_key(name), row.revision if row else 0),
+                held.unchanged,
+                *change.conditions,
+            ],
             [
                 *change.operations,
+                left(record),
                 Delete(name_key(name)),
                 Delete(repository_key(record.id)),
                 Put(deleted_key(record.id), encode_deleted(clock.now_ms(), record)),
@@ -158,28 +168,37 @@ class Repositories:
             raise Conflict("repository changed meanwhile; look again", repository=name)
 
     def rename(self, name: str, new_name: str, *, note: LogNote | None = None) -> RepositoryInfo:
-        """Give a repository another name. Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName."""
+        """Give a repository another name.
+
+        Errors: RepositoryMissing, RepositoryExists, InvalidRepositoryName, QuotaExceeded, ReadOnly.
+        """
         check_repository_name(new_name, max_bytes=self.store.limits.repository_name_max_bytes)
         with self.store.journal.snapshot() as snapshot:
-            record = self.store.repository(snapshot, name)
+            held = writable(snapshot, self.store.repository(snapshot, name))
+            record = held.record
             if snapshot.get(name_key(new_name)) is not None:
                 raise RepositoryExists("repository exists already", repository=new_name)
             row = snapshot.get(name_key(name))
             said = note or LogNote("", f"rename from {name} to {new_name}")
             change = self.store.refs.remark(snapshot, record, said)
+            after = replace(record, name=new_name)
+            owned = moved(self.store, snapshot, record, after)
         # commit point: before it the old name stands, after it the new one.
         faultpoints.reach("repository.before_rename")
         done = self.store.try_commit(
             [
                 Compare(name_key(new_name), 0),
                 Compare(name_key(name), row.revision if row else 0),
+                held.unchanged,
                 *change.conditions,
+                *owned[0],
             ],
             [
                 *change.operations,
+                *owned[1],
                 Delete(name_key(name)),
                 Put(name_key(new_name), NameRecord(record.id).encode()),
-                Put(repository_key(record.id), replace(record, name=new_name).encode()),
+                Put(repository_key(record.id), after.encode()),
             ],
         )
         faultpoints.reach("repository.after_rename")
@@ -197,19 +216,28 @@ class Repositories:
         look = Look(self.store, name)
         with self.store.journal.snapshot() as snapshot:
             refs = self.store.refs.head(snapshot, look.record).count
+        takes, why = used(self.store, name), _why(look.record)
         if look.view is None:
-            return RepositoryStats(0, 0, 0, 0, 0, refs, 0)
+            return RepositoryStats(0, 0, 0, 0, 0, refs, 0, 0, takes, why)
         view = look.view
-        stored = sum(ref.length for ref in view.manifest.blocks()) + view.recents_bytes
-        entries = [segment.entry for segment in view.segments]
-        stored += sum(entry.entry_bytes for entry in entries if entry.flags & ALONE)
         return RepositoryStats(
             objects=look.view.objects,
             reachable_objects=int.from_bytes(look.reachable, "little").bit_count(),
-            stored_bytes=stored,
-            segments=len(entries),
+            stored_bytes=stored_bytes(view),
+            segments=len(view.segments),
             runs=len(view.runs),
             refs=refs,
             generation=view.manifest.generation,
             shallow_commits=sum(bit(look.reachable, at) for at in view.cut),
+            used=takes,
+            read_only=why,
         )
+
+
+def _why(record: RepositoryRecord) -> str:
+    """Return why a repository takes no changes, "" when it does."""
+    try:
+        check_record(record)
+    except ReadOnly as error:
+        return reason_of(error)
+    return ""

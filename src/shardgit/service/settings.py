@@ -242,6 +242,19 @@ class LfsSettings(_Section, frozen=True):
     enabled: bool = True
 
 
+class QuotaSettings(_Section, frozen=True):
+    """What the repository may take, 0 for no bound. See service/usages.py for what counts."""
+
+    bytes: int = 0
+    objects: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        for name in ("bytes", "objects"):
+            if not 0 <= getattr(self, name) < 1 << 62:
+                raise InvalidArgument("setting is out of range", key=f"quota.{name}")
+
+
 class Hook(_Section, frozen=True):
     """One hook: a program's absolute path, a URL, or the HOST:PORT of a gRPC service."""
 
@@ -270,12 +283,16 @@ class RepositorySettings(_Section, frozen=True):
     fsck: FsckSettings = FsckSettings()
     signed_push: SignedPushSettings = SignedPushSettings()
     lfs: LfsSettings = LfsSettings()
+    quota: QuotaSettings = QuotaSettings()
+    read_only: bool = False
+    read_only_why: str = ""  # told to whoever is refused
     hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what the types do not."""
         if len(self.hooks) > HOOKS_MAX:
             raise InvalidArgument("setting has too many entries", key="hooks", limit=HOOKS_MAX)
+        _check_texts("read_only_why", (self.read_only_why,))
 
 
 DEFAULTS = RepositorySettings()

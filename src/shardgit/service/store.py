@@ -29,6 +29,8 @@ from shardgit.holders import LocalHolders
 from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
 from shardgit.journal.interface import Compare, Delete, Put
 from shardgit.journal.leases import Lease, Leases
+from shardgit.journal.mode import check_mode
+from shardgit.journal.quota_records import Usage
 from shardgit.journal.records import (
     NEXT_REPOSITORY_KEY,
     NameRecord,
@@ -58,6 +60,7 @@ from shardgit.service.doorkeeper import Doorkeeper
 from shardgit.service.heat import Heat
 from shardgit.service.hiding import NONE_HIDDEN
 from shardgit.service.names import check_repository_name
+from shardgit.service.quotas import joined
 from shardgit.service.uploads import Uploads
 from shardgit.turns import FileTurns
 
@@ -304,7 +307,10 @@ class Store:
 
     def state(self, snapshot: JournalSnapshot, name: str) -> RepositoryState:
         """Return a repository with its pool, as one snapshot shows them."""
-        record = self.repository(snapshot, name)
+        return self.state_of(snapshot, self.repository(snapshot, name))
+
+    def state_of(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> RepositoryState:
+        """Return a repository, a deleted one too, with its pool, as one snapshot shows them."""
         grafts, unchanged = self.grafts_row(snapshot, record)
         return RepositoryState(
             record,
@@ -366,22 +372,25 @@ class Store:
     ) -> RepositoryRecord:
         """Make an empty repository with a pool of its own; HEAD is the unborn refs/heads/main.
 
-        Errors: InvalidRepositoryName, RepositoryExists.
+        Errors: InvalidRepositoryName, RepositoryExists, QuotaExceeded, ReadOnly.
         """
         check_repository_name(name, max_bytes=self.limits.repository_name_max_bytes)
         now_ms = clock.now_ms()
         for _ in range(16):
             with self.journal.snapshot() as snapshot:
+                check_mode(snapshot)
                 if snapshot.get(name_key(name)) is not None:
                     raise RepositoryExists("repository exists already", repository=name)
                 row = snapshot.get(NEXT_REPOSITORY_KEY)
-            number = RepositoryId(decode_counter(row.value) if row else 1)
-            pool = PoolRecord(PoolId(os.urandom(16)), hash_kind, None, 0, now_ms)
-            record = RepositoryRecord(number, name, pool.id, hash_kind, now_ms)
+                number = RepositoryId(decode_counter(row.value) if row else 1)
+                pool = PoolRecord(PoolId(os.urandom(16)), hash_kind, None, 0, now_ms)
+                record = RepositoryRecord(number, name, pool.id, hash_kind, now_ms)
+                owned = joined(self, snapshot, record, Usage())
             head = Ref(b"HEAD", symbolic=b"refs/heads/main")
             conditions: list[Condition] = [
                 Compare(name_key(name), 0),
                 Compare(NEXT_REPOSITORY_KEY, row.revision if row else 0),
+                *owned[0],
             ]
             operations: list[Operation] = [
                 Put(NEXT_REPOSITORY_KEY, encode_counter(number + 1)),
@@ -389,6 +398,7 @@ class Store:
                 Put(repository_key(number), record.encode()),
                 Put(pool_key(pool.id), pool.encode()),
                 *first_steps(record, head, note),
+                *owned[1],
             ]
             # commit point: before it the name is free, after it the repository is there, empty.
             faultpoints.reach("repository.before_create")

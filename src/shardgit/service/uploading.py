@@ -63,16 +63,20 @@ class Uploading(Intake):
                 )
 
     def upload(self) -> Stored:
-        """Make all objects durable, in one commit. Errors: Refused, Conflict, StorageFull, Unavailable.
+        """Make all objects durable, in one commit.
+
+        Errors: Refused, ReadOnly, QuotaExceeded, Conflict, StorageFull, Unavailable.
 
         Waits for room; ``uploaded`` does so without a thread.
         """
+        self.admitted()  # before it waits
         self.make_room()
         while self.waiting:
             clock.sleep(self.waiting)
             self.make_room()
         for _ in range(ROUNDS_MAX):
             self.check()
+            admitted = self.admitted()
             pool, root = self.look.state.pool, self.root()
             steps: tuple[list[Condition], list[Operation]] = ([], [])
             if root:
@@ -85,8 +89,8 @@ class Uploading(Intake):
                 # repository's own, fsynced.
                 faultpoints.reach("upload.before_commit")
                 revision = self.store.journal.commit_sync(
-                    [*conditions, *relied[0], *steps[0], *self.fences],
-                    [*operations, *relied[1], *steps[1]],
+                    [*admitted[0], *conditions, *relied[0], *steps[0], *self.fences],
+                    [*admitted[1], *operations, *relied[1], *steps[1]],
                 )
                 faultpoints.reach("upload.after_commit")
             except Conflict:
