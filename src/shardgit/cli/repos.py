@@ -30,6 +30,7 @@ from shardgit.cli.output import (
     print_table,
     progress_bar,
 )
+from shardgit.cli.trees import import_tree
 
 if TYPE_CHECKING:
     from shardgit.operate.verify import VerifyReport
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 TOLD_ON_OUTPUT = frozenset({"dangling", "missing", "broken_link", "unborn"})  # as git fsck does
 app = typer.Typer(help="Make, import, export and look after repositories.", no_args_is_help=True)
 app.command()(compact)
+app.command("import-tree")(import_tree)
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
 ]

@@ -41,7 +41,7 @@ from shardgit.refs.ref import Ref
 from shardgit.service.incoming import Incoming, leave_out_known
 from shardgit.service.quotas import grown
 from shardgit.service.repositories import Repositories
-from shardgit.service.resolving import new_ingest, resolve
+from shardgit.service.resolving import new_ingest, resolve, spills
 from shardgit.service.source import opened
 from shardgit.service.writable import writable
 
@@ -84,6 +84,7 @@ def import_repository(
     overwrite: bool = False,
     detect: bool | None = None,
     private: bool = True,
+    borrows: bool = True,
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
@@ -96,6 +97,8 @@ def import_repository(
     Without ``private`` a source on this machine or in a network of one's own is refused, as link-local addresses are
     always: for sources that others name.
 
+    Without ``borrows`` objects are not read from where the source borrows them (its alternates): the pool has them.
+
     With ``detect`` SHA-1 collision attacks are looked for; without it the store says.
 
     Errors: NotFound and Refused for the source, MalformedInput for what it holds, LimitExceeded, StorageFull, Conflict
@@ -103,7 +106,9 @@ def import_repository(
     """
     begun = time.monotonic()
     with (
-        opened(source, scratch=store.scratch, limits=store.limits, private=private) as origin,
+        opened(
+            source, scratch=store.scratch, limits=store.limits, private=private, borrows=borrows
+        ) as origin,
         store.lease(),  # on the blocks that are put before the commit
     ):
         job = _Import(store, name, origin, progress, overwrite=overwrite)
@@ -325,7 +330,7 @@ class _Import:
         ingest = new_ingest(
             self.origin.hash_kind,
             self.store.limits,
-            scratch=self.store.scratch,
+            scratch=self.store.scratch if spills(pack.data for pack in packs) else None,
             detect=self.detect,
         )
         total = sum(len(pack.data) for pack in packs)

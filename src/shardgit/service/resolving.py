@@ -80,6 +80,10 @@ def run_all(ingest: Ingest, *, threads: int) -> None:
 
 def resolve(ingest: Ingest, *, threads: int, stage: str, progress: Report) -> None:
     """Resolve all families on ``threads`` threads and raise what they met; tells progress as it goes."""
+    if ingest.objects_scanned < THREADED_OBJECTS:
+        run_all(ingest, threads=1)
+        ingest.finish()
+        return
     ingest.link()
     workers = [
         threading.Thread(target=ingest.resolve, name=f"resolve-{n}")

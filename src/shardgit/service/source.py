@@ -61,7 +61,12 @@ class SourcePack:
 
 @contextlib.contextmanager
 def opened(
-    source: str, *, scratch: Path, limits: Limits = DEFAULT, private: bool = True
+    source: str,
+    *,
+    scratch: Path,
+    limits: Limits = DEFAULT,
+    private: bool = True,
+    borrows: bool = True,
 ) -> Iterator[GitSource]:
     """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards.
 
@@ -71,6 +76,7 @@ def opened(
         if not private:
             raise Refused("source is on this machine", source=source[:200])
         with GitSource(Path(source), scratch=scratch, limits=limits) as opened_source:
+            opened_source.borrows = borrows
             yield opened_source
         return
     remote = checked_url(source, private=private)
@@ -102,6 +108,7 @@ class GitSource:
         self._config = config.read_text("utf-8", "replace").lower() if config.is_file() else ""
         sha256 = re.search(r"^\s*objectformat\s*=\s*sha256\s*$", self._config, re.MULTILINE)
         self.hash_kind = HashKind.SHA256 if sha256 else HashKind.SHA1
+        self.borrows = True  # objects, by its alternates
         self._scratch = scratch
         self._stack = contextlib.ExitStack()
 
@@ -142,7 +149,7 @@ class GitSource:
                     "too many alternates", source=str(self.folder), limit=ALTERNATES_MAX
                 )
             alternates = folder / "info" / "alternates"
-            if alternates.is_file():
+            if self.borrows and alternates.is_file():
                 for line in alternates.read_text("utf-8", "surrogateescape").splitlines():
                     if line.strip() and not line.startswith("#"):
                         waiting.append(folder / line.strip())
