@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite clean
+.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite wheel clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -68,6 +68,9 @@ fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10
 
 fuzz: setup ## Fuzz the kernels under AddressSanitizer; SECONDS_EACH=60.
 	@$(MAKE) --no-print-directory -C tests/fuzz
+
+wheel: setup ## The sdist and a wheel in dist/, installed apart from this folder and tried; SDIST=0 leaves the sdist untried.
+	@SDIST='$(SDIST)' .ci/wheel
 
 clean: ## Remove all that was built; ./data stays.
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -3,7 +3,7 @@
 Environment: ``CI`` makes warnings errors, ``SHARDGIT_DEBUG=1`` builds for debugging,
 ``SHARDGIT_ASAN=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer, ``SHARDGIT_COVERAGE=1`` also tells
 libFuzzer which code runs (clang only),
-``SHARDGIT_ZLIB=1`` leaves libdeflate out even when it is there.
+``SHARDGIT_ZLIB=1`` leaves libdeflate out even when it is there, ``SHARDGIT_ZLIB=0`` builds nothing without it.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class build_all(build):
 
 
 LIBDEFLATE = has_libdeflate()
+if os.environ.get("SHARDGIT_ZLIB") == "0" and not LIBDEFLATE:
+    raise SystemExit("libdeflate and its headers are missing, and SHARDGIT_ZLIB=0 asks for them")
 SOURCES = list((ROOT / "src" / "shardgit").glob("_*"))
 
 
@@ -123,6 +125,7 @@ def kernel(name: str) -> Extension:
 
 
 KERNELS = sorted(p.stem for p in SOURCES if p.suffix == ".pyx")
+assert KERNELS, "the sources of the kernels are missing"
 
 setup(
     cmdclass={"build": build_all, "build_proto": build_proto},

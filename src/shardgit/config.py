@@ -12,6 +12,7 @@ import msgspec
 
 from shardgit.addresses import is_loopback, split_address
 from shardgit.errors import InvalidArgument
+from shardgit.extras import has_extra
 from shardgit.sections import BlocksConfig, ClusterConfig, LimitsConfig
 from shardgit.service.doorkeeper import parse_client_rule
 from shardgit.tracing import TRACES
@@ -49,7 +50,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     workers: int = 0  # 0: one a core
     grpc: str = "127.0.0.1:7420"
     http: str = "127.0.0.1:7421"
-    ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH
+    ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH; the default without the extra ssh
     http_url: str = ""  # of the HTTP port as clients reach it, in addresses that they are told; "": as each calls us
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
@@ -265,6 +266,8 @@ def load_config(
             assert isinstance(before, ClusterConfig | BlocksConfig | LimitsConfig)
             merged[section] = msgspec.structs.replace(before, **values)
     merged |= {key: value for key, value in (flags or {}).items() if value is not None}
+    if "ssh" not in merged and not has_extra("ssh"):
+        merged["ssh"] = ""
     return ServeConfig(**merged)  # type: ignore[arg-type]
 
 

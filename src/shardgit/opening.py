@@ -13,6 +13,7 @@ from shardgit.blocks.layout import FORMAT_FILE, NODE_FILE, open_layout
 from shardgit.config import ServeConfig
 from shardgit.door import check_door
 from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
+from shardgit.extras import has_extra, lacking
 from shardgit.node import open_store
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def check(config: ServeConfig) -> str:
     Errors: NotAStore, Refused, Unavailable when etcd or the object store does not answer.
     """
     check_door(config)
+    if "ssh" in config.listens and not has_extra("ssh"):
+        raise lacking("ssh", "serving over SSH", instead="serve with --ssh off")
     if config.in_cluster:
         if (config.folder / FORMAT_FILE).exists():
             raise Refused("folder has a store of its own; a node wants another", path=config.data)

@@ -574,13 +574,13 @@ def test_a_clone_that_runs_ends_before_the_worker_does(home: Path, tmp_path: Pat
     git(tmp_path / "got", "index-pack", "p.pack")
 
 
-def test_without_asyncssh_it_is_said_what_to_do(home: Path, tmp_path: Path) -> None:
+def test_with_a_broken_asyncssh_it_is_said_what_to_do(home: Path, tmp_path: Path) -> None:
     (tmp_path / "asyncssh.py").write_text("raise ImportError")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     words = ("serve", "--data", str(home / "data"))
     done = shardgit(*words, cwd=tmp_path, environment={"PYTHONPATH": paths})
     assert done.returncode == 1
-    assert "pip install asyncssh, or serve with --ssh off" in done.stderr
+    assert "pip install 'shardgit[ssh]', or serve with --ssh off" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Objects in S3, Google Cloud Storage or Azure, through obstore."""
+"""Objects in S3, Google Cloud Storage or Azure, through obstore; Refused, at import, where that is not installed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from obstore import exceptions, store
-
 from shardgit.buckets.bucket import Listed
 from shardgit.errors import InvalidArgument, PermissionRefused, StorageFull, Unavailable
+from shardgit.extras import lacking
+
+try:
+    from obstore import exceptions, store
+except ImportError as cause:
+    raise lacking("s3", "an object store") from cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

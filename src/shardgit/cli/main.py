@@ -150,6 +150,7 @@ def serve(  # noqa: PLR0913, PLR0917
         from shardgit import opening
         from shardgit.config import load_config
         from shardgit.errors import InvalidArgument
+        from shardgit.extras import has_extra
 
         flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "ssh": ssh}
         flags["admin"] = admin
@@ -191,6 +192,8 @@ def serve(  # noqa: PLR0913, PLR0917
                 if not now.needs_auth and not now.on_loopback:
                     words = "auth is off, and not only this machine can connect: anybody may do anything"
                     typer.echo(f"shardgit: {words}", err=True)
+                if not now.ssh and not has_extra("ssh"):
+                    typer.echo("shardgit: no SSH: pip install 'shardgit[ssh]'", err=True)
 
         raise typer.Exit(supervise(settled, ready=ready))
 
@@ -213,7 +216,10 @@ def version(json: JsonOption = False) -> None:
 
 @app.command()
 def completion(
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")] = "bash",
+    shell: Annotated[
+        str,
+        typer.Argument(metavar="SHELL", help="bash, zsh or fish."),
+    ] = "bash",
 ) -> None:
     """Print a completion script.
 

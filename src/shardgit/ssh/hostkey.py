@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit.errors import Refused
+from shardgit.extras import lacking
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,9 +20,7 @@ def asyncssh_or_refuse() -> ModuleType:
     try:
         import asyncssh
     except ImportError as cause:
-        raise Refused(
-            "serving over SSH needs asyncssh: pip install asyncssh, or serve with --ssh off"
-        ) from cause
+        raise lacking("ssh", "serving over SSH", instead="serve with --ssh off") from cause
     return asyncssh
 
 
