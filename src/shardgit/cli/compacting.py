@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import repository_names
 from shardgit.cli.context import DataOption, JsonOption, ServerOption, failing
 from shardgit.cli.operations import EagerOption, ThrottleOption, run_operation, speed
 from shardgit.cli.output import human_bytes
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 def compact(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Repository name, such as team/project.",
+            autocompletion=repository_names,
+        ),
     ],
     full: Annotated[
         bool, typer.Option("--full", help="Write everything anew, and not only what has grown.")

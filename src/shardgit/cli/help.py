@@ -51,7 +51,7 @@ class Group(TyperGroup):
         """Write the options, then each command with the first sentence of its help."""
         _write_parameters(self, ctx, formatter)
         rows = [
-            (name, _sentence(found.help or ""))
+            (name, summary(found.help or ""))
             for name in self.list_commands(ctx)
             if (found := self.get_command(ctx, name)) is not None and not found.hidden
         ]
@@ -67,13 +67,15 @@ def _name(parameter: Any) -> str:
     return str(parameter.metavar or parameter.name.upper())
 
 
-def _sentence(text: str) -> str:
+def summary(text: str) -> str:
+    """Return the first sentence of a help text, without its full stop."""
     text = " ".join(text.partition("\n\n")[0].split())
     end = re.search(r"(?<=\w)\.(?= [A-Z])", text)
     return text[: end.start()] if end else text.rstrip(".")
 
 
-def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
+def parameter_rows(command: Any, ctx: Any) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return arguments and options: how each is typed, and what it means."""
     arguments, options = [], []
     for one in command.get_params(ctx):
         record = one.get_help_record(ctx)
@@ -83,12 +85,14 @@ def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
             arguments.append((_name(one), one.help or ""))
         else:
             options.append((_KIND.sub(_kind, record[0]), _RANGE.sub("", record[1])))
-    if arguments:
-        with formatter.section("Arguments"):
-            formatter.write_dl(arguments)
-    if options:
-        with formatter.section("Options"):
-            formatter.write_dl(options)
+    return arguments, options
+
+
+def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
+    for title, rows in zip(("Arguments", "Options"), parameter_rows(command, ctx), strict=True):
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 def _kind(found: re.Match[str]) -> str:

@@ -26,6 +26,7 @@ from shardgit.cli import (
     undeleting,
 )
 from shardgit.cli import verifying as _verifying  # noqa: F401 - adds commands to shards
+from shardgit.cli.completing import one_of
 from shardgit.cli.context import (
     FAILED,
     USAGE,
@@ -218,7 +219,7 @@ def version(json: JsonOption = False) -> None:
 def completion(
     shell: Annotated[
         str,
-        typer.Argument(metavar="SHELL", help="bash, zsh or fish."),
+        typer.Argument(metavar="SHELL", help="bash, zsh or fish.", autocompletion=one_of(*SHELLS)),
     ] = "bash",
 ) -> None:
     """Print a completion script.
@@ -236,6 +237,22 @@ def completion(
         typer.echo(
             get_completion_script(prog_name="shardgit", complete_var=COMPLETE_VARIABLE, shell=shell)
         )
+
+
+@app.command("man")
+def man() -> None:
+    """Print the manual page, for man.
+
+    \b
+    Examples:
+      shardgit man | man -l -
+      shardgit man > /usr/local/share/man/man1/shardgit.1
+    """
+    with failing():
+        from shardgit.cli.manual import roff
+        from shardgit.version import VERSION
+
+        typer.echo(roff(command(), VERSION), nl=False)
 
 
 def _plain(config: ServeConfig) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import shard_numbers
 from shardgit.cli.context import (
     FAILED,
     DataOption,
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from shardgit.operate.shrinking import ShardsCompacted
     from shardgit.service.store import Store
 
-ShardArgument = Annotated[int, typer.Argument(metavar="ID", min=0, help="Number of the shard.")]
+ShardArgument = Annotated[
+    int,
+    typer.Argument(metavar="ID", min=0, help="Number of the shard.", autocompletion=shard_numbers),
+]
 
 
 def add(
@@ -314,7 +318,8 @@ def print_check(done: ReceiptCheck) -> None:
 
 def compact(
     shards: Annotated[
-        list[int] | None, typer.Argument(metavar="[ID...]", help="Numbers of shards.")
+        list[int] | None,
+        typer.Argument(metavar="[ID...]", help="Numbers of shards.", autocompletion=shard_numbers),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All shards.")] = False,
     force: Annotated[

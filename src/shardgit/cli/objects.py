@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import repository_names
 from shardgit.cli.context import (
     DataOption,
     JsonOption,
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Read and store objects.", no_args_is_help=True)
 RepoArgument = Annotated[
-    str, typer.Argument(metavar="REPO", help="Repository name, such as team/project.")
+    str,
+    typer.Argument(
+        metavar="REPO",
+        help="Repository name, such as team/project.",
+        autocompletion=repository_names,
+    ),
 ]
 RevisionArgument = Annotated[
     str,

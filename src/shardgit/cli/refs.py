@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import ref_names, repository_names
 from shardgit.cli.context import (
     DataOption,
     JsonOption,
@@ -28,10 +29,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Read and change refs, and look into their log.", no_args_is_help=True)
 RepoArgument = Annotated[
-    str, typer.Argument(metavar="REPO", help="Repository name, such as team/project.")
+    str,
+    typer.Argument(
+        metavar="REPO",
+        help="Repository name, such as team/project.",
+        autocompletion=repository_names,
+    ),
 ]
 RefArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="Full name, such as refs/heads/main, or HEAD.")
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="Full name, such as refs/heads/main, or HEAD.",
+        autocompletion=ref_names,
+    ),
 ]
 
 
@@ -151,7 +162,10 @@ def update(  # noqa: PLR0913, PLR0917 - options of a command
 def log(
     repo: RepoArgument,
     ref: Annotated[
-        str | None, typer.Argument(metavar="REF", help="Its full name; all refs without.")
+        str | None,
+        typer.Argument(
+            metavar="REF", help="Its full name; all refs without.", autocompletion=ref_names
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Entries; 0: all.")] = 0,
     data: DataOption = None,

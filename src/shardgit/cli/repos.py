@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardgit.cli.compacting import compact
+from shardgit.cli.completing import one_of, repository_names, setting_names
 from shardgit.cli.context import (
     FAILED,
     DataOption,
@@ -43,14 +44,24 @@ app = typer.Typer(help="Make, import, export and look after repositories.", no_a
 app.command()(compact)
 app.command("import-tree")(import_tree)
 NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Repository name, such as team/project.",
+        autocompletion=repository_names,
+    ),
+]
+NewNameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
 ]
 
 
 @app.command()
 def create(
-    name: NameArgument,
-    object_format: Annotated[str, typer.Option(help="sha1 or sha256.")] = "sha1",
+    name: NewNameArgument,
+    object_format: Annotated[
+        str, typer.Option(help="sha1 or sha256.", autocompletion=one_of("sha1", "sha256"))
+    ] = "sha1",
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
@@ -198,7 +209,12 @@ def rename(
 
 @app.command()
 def fork(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a repository.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Name of a repository.", autocompletion=repository_names
+        ),
+    ],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the new repository.")],
     data: DataOption = None,
     server: ServerOption = None,
@@ -242,7 +258,10 @@ def delete(
 def config(
     name: NameArgument,
     key: Annotated[
-        str | None, typer.Argument(metavar="KEY", help="Such as receive.deny_deletes.")
+        str | None,
+        typer.Argument(
+            metavar="KEY", help="Such as receive.deny_deletes.", autocompletion=setting_names
+        ),
     ] = None,
     value: Annotated[str | None, typer.Argument(metavar="VALUE", help="What it is to be.")] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Back to the default.")] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardgit.cli import moves
+from shardgit.cli.completing import shard_numbers
 from shardgit.cli.context import (
     DataOption,
     JsonOption,
@@ -83,7 +84,10 @@ def plan(  # noqa: PLR0913, PLR0917
         typer.Option("--add", metavar="WEIGHT", help="As if a shard of that weight had joined."),
     ] = None,
     drain: Annotated[
-        list[int] | None, typer.Option("--drain", metavar="ID", help="As if it had been drained.")
+        list[int] | None,
+        typer.Option(
+            "--drain", metavar="ID", help="As if it had been drained.", autocompletion=shard_numbers
+        ),
     ] = None,
     weight: Annotated[
         list[str] | None,
