@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 import seaweed
 import structlog
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from etcds import Etcds
 
+# Examples take longer on a busy machine; pytest-timeout is what ends those that hang.
+settings.register_profile("shardgit", deadline=None)
+settings.load_profile("shardgit")
 # Else each of some hundred processes that tests start compiles all of the source anew, 0.3 s of CPU.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -74,7 +74,7 @@ class ImportResult:
     seconds: float
 
 
-def import_repository(
+def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     store: Store,
     name: str,
     source: str,
