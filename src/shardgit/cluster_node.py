@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import grpc
-
 from shardgit import clock, faultpoints
 from shardgit.backup.choosing import choose_cut
 from shardgit.backup.restore import (
@@ -60,8 +58,10 @@ from shardgit.operate.nodes import number_of
 from shardgit.operate.operation import running
 from shardgit.refs.table import RefTable
 from shardgit.ring.nodes import NodeRing
+from shardgit.rpc.credentials import CallingCredentials
 from shardgit.rpc.peers import GrpcPeers
 from shardgit.service.store import Store
+from shardgit.tls import TlsFiles
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ IN_CLUSTER = replace(DEFAULT, block_target_bytes=2 * MIB - 16)
 class Node:
     """A process of a node: the cluster's store, the node's number, its blocks as peers ask for them.
 
-    ``bundles`` sweeps what no commit names any more. With ``credentials`` peers must show certificates.
+    ``bundles`` sweeps what no commit names any more. With ``tls`` peers must show certificates.
     """
 
     store: Store
     number: int
     blocks: ClusteredBlocks
     bundles: BundleGarbage
-    credentials: grpc.ServerCredentials | None
+    tls: TlsFiles | None
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def open_node(
     with ExitStack() as opened:
         workers = Workers(threads or os.cpu_count() or 1)
         opened.callback(workers.close)
-        accepting, calling = peer_credentials(config.cluster)
+        tls = peer_tls(config.cluster)
         bucket = open_blocks_bucket(config.blocks.url)
         bundles = BucketBundles(bucket)
         journal = EtcdJournal(
@@ -150,7 +150,7 @@ def open_node(
         blocks = ClusteredBlocks(
             ObjectBlocks(bucket, workers),
             _tier(config),
-            GrpcPeers(nodes, credentials=calling),
+            GrpcPeers(nodes, credentials=CallingCredentials(tls) if tls is not None else None),
             nodes,
             workers,
             locks=scratch,
@@ -171,7 +171,7 @@ def open_node(
         garbage = BundleGarbage(journal, bundles, grace_s=limits.orphan_age_s)
         opened.pop_all()  # from here on the store closes them, but for the session
         try:
-            yield Node(store, number, blocks, garbage, accepting)
+            yield Node(store, number, blocks, garbage, tls)
         finally:
             store.workers.close()  # what they do still wants the session
             session.close()
@@ -245,7 +245,7 @@ def check_node(config: ServeConfig) -> None:
 
     Errors: InvalidArgument, Refused, Unavailable.
     """
-    peer_credentials(config.cluster)
+    peer_tls(config.cluster)
     etcd = Etcd(access_of(config.cluster))
     try:
         etcd.range(pb.RangeRequest(key=config.cluster.name.encode()))
@@ -361,15 +361,11 @@ def access_of(cluster: ClusterConfig) -> Access:
     )
 
 
-def peer_credentials(
-    cluster: ClusterConfig,
-) -> tuple[grpc.ServerCredentials | None, grpc.ChannelCredentials | None]:
-    """Return how a node is served and how it calls others; (None, None) without TLS. Errors: InvalidArgument."""
+def peer_tls(cluster: ClusterConfig) -> TlsFiles | None:
+    """Return what a node shows to the others, and wants to be shown; None without TLS. Errors: Refused."""
     if not cluster.peer_ca:
-        return None, None
-    ca, certificate, key = map(_read, (cluster.peer_ca, cluster.peer_certificate, cluster.peer_key))
-    accepting = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
-    return accepting, grpc.ssl_channel_credentials(ca, key, certificate)
+        return None
+    return TlsFiles(cluster.peer_certificate, cluster.peer_key, cluster.peer_ca)
 
 
 def _read(path: str) -> bytes:

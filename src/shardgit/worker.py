@@ -192,7 +192,7 @@ async def _serve_peers(config: ServeConfig, node: Node) -> grpc.aio.Server:
     from shardgit.rpc.peer import make_peer_server
 
     server, _ = await make_peer_server(
-        node.blocks, node.store.limits, config.cluster.listen, credentials=node.credentials
+        node.blocks, node.store.limits, config.cluster.listen, tls=node.tls
     )
     await server.start()
     return server

@@ -10,6 +10,7 @@ import grpc
 from shardgit.blocks.block import BLOCK_MAX_BYTES
 from shardgit.errors import InvalidArgument, LimitExceeded, RingStale
 from shardgit.oid import BlockId
+from shardgit.rpc.credentials import server_credentials
 from shardgit.rpc.status import bounded_stream, paced, unary
 from shardgit.v1 import peer_pb2, peer_pb2_grpc
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from shardgit.blocks.clustered import ClusteredBlocks
     from shardgit.limits import Limits
+    from shardgit.tls import TlsFiles
 
 ID_BYTES = 32
 MESSAGE_BYTES = 1 << 20
@@ -211,11 +213,11 @@ async def make_peer_server(
     limits: Limits,
     address: str,
     *,
-    credentials: grpc.ServerCredentials | None = None,
+    tls: TlsFiles | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Return a server for peers and its port, not yet started; workers of a node may share an address.
 
-    It gives any block to who asks: without ``credentials`` that demand a client's certificate it belongs on loopback
+    It gives any block to who asks: without ``tls``, which demands a client's certificate, it belongs on loopback
     or a network of the nodes' own. Errors: RuntimeError when the address is taken.
     """
     server = grpc.aio.server(
@@ -229,6 +231,6 @@ async def make_peer_server(
     )
     servicer = PeerServicer(blocks, limits)
     peer_pb2_grpc.add_PeerServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    if credentials is None:
+    if tls is None:
         return server, server.add_insecure_port(address)
-    return server, server.add_secure_port(address, credentials)
+    return server, server.add_secure_port(address, server_credentials(tls))

@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import contextmanager
 from threading import Condition, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -35,19 +35,35 @@ SLOWEST_BYTES_PER_S = 1 << 20
 BLOCK_BYTES = 1 << 20  # as a block is counted whose size is not known
 
 
+class Credentials(Protocol):
+    """What calls show, and a number that changes with it."""
+
+    @property
+    def generation(self) -> int:
+        """The number as of now."""
+
+    def now(self) -> tuple[int, grpc.ChannelCredentials]:
+        """Return the number and the credentials as of now."""
+
+
 class GrpcPeers:
-    """See Peers. One channel a node; a node's address is looked up in the newest ring at each call."""
+    """See Peers. One channel a node; a node's address is looked up in the newest ring at each call.
+
+    Calls under way when the credentials change go on with those they began with.
+    """
 
     def __init__(
         self,
         nodes: Nodes,
         *,
         timeout_s: float = TIMEOUT_S,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._nodes = nodes
         self._timeout_s = timeout_s
         self._credentials = credentials
+        self._generation = 0  # of the credentials that channels were opened with
+        self._shown: grpc.ChannelCredentials | None = None
         self._channels: dict[str, grpc.Channel] = {}
         self._lock = Lock()
         self._closed = False
@@ -145,6 +161,9 @@ class GrpcPeers:
         with self._lock:
             if self._closed:
                 raise Unavailable("calls to peers have ended", node=node)
+            if self._credentials is not None and self._credentials.generation != self._generation:
+                self._channels.clear()  # calls hold what they need of theirs
+                self._generation, self._shown = self._credentials.now()
             channel = self._channels.get(address)
             if channel is None:
                 channel = self._channels[address] = self._open(address)
@@ -160,9 +179,9 @@ class GrpcPeers:
             ("grpc.max_reconnect_backoff_ms", 5_000),
             ("grpc.enable_http_proxy", 0),
         ]
-        if self._credentials is None:
+        if self._shown is None:
             return grpc.insecure_channel(address, options)
-        return grpc.secure_channel(address, self._credentials, options)
+        return grpc.secure_channel(address, self._shown, options)
 
     @contextmanager
     def _typed(self, node: int) -> Iterator[None]:

@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from shardgit.rpc.credentials import server_credentials
 from shardgit.rpc.refs import Refs
 from shardgit.rpc.services import Commits, Objects, RepositoriesService, add_objects
 from shardgit.rpc.shards import ShardServicer
@@ -98,30 +99,5 @@ async def make_server(
     if tls is None:
         server.add_insecure_port(address)
     else:
-        server.add_secure_port(address, _credentials(tls))
+        server.add_secure_port(address, server_credentials(tls))
     return server
-
-
-def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return what shows the certificate as it is when a client connects; TLS 1.2 or newer, as gRPC has it."""
-    shown = 0
-
-    def made() -> grpc.ServerCertificateConfiguration:
-        pems = tls.pems()
-        return grpc.ssl_server_certificate_configuration(
-            [(pems.key, pems.certificate)], pems.client_ca or None
-        )
-
-    def fetched() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal shown
-        tls.pems()
-        if tls.generation == shown:
-            return None
-        shown = tls.generation
-        return made()
-
-    first = made()
-    shown = tls.generation
-    return grpc.dynamic_ssl_server_credentials(
-        first, fetched, require_client_authentication=bool(tls.pems().client_ca)
-    )
