@@ -15,6 +15,7 @@ from shardgit.errors import InvalidArgument
 from shardgit.extras import has_extra
 from shardgit.sections import BlocksConfig, ClusterConfig, LimitsConfig
 from shardgit.service.doorkeeper import parse_client_rule
+from shardgit.service.mirror_credentials import Credentials
 from shardgit.tracing import TRACES
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tls_key: str = ""
     tls_client_ca: str = ""
     tls_clients: tuple[str, ...] = ()
+    mirror_credentials: tuple[str, ...] = ()  # NAME=/file or NAME=$VARIABLE, for sources of mirrors
     hooks_dir: str = ""  # folder under which hook programs lie; "": no programs are run
     hook_targets: tuple[str, ...] = ()  # URLs, and grpc://HOST:PORT, that hooks may be sent to
     cluster: ClusterConfig = ClusterConfig()
@@ -112,6 +114,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("http_url is no http:// or https:// URL", url=self.http_url[:200])
         if self.hooks_dir and not self.hooks_dir.startswith("/"):
             raise InvalidArgument("hooks_dir is no absolute path", hooks_dir=self.hooks_dir[:200])
+        Credentials.of(self.mirror_credentials)
         for target in self.hook_targets:
             if not target.startswith(("http://", "https://", "grpc://")):
                 raise InvalidArgument(

@@ -21,6 +21,7 @@
     |   +-- KeyMissing                  a public key
     |   +-- TokenMissing
     |   +-- QuotaMissing
+    |   +-- MirrorMissing             a repository that follows no other
     |   +-- LfsObjectMissing
     |   +-- LfsOff                    the repository's settings turn Git LFS off
     |   +-- LockMissing
@@ -176,6 +177,10 @@ class TokenMissing(NotFound):
 
 class QuotaMissing(NotFound):
     """The owner has no quota."""
+
+
+class MirrorMissing(NotFound):
+    """The repository follows no other."""
 
 
 class LfsObjectMissing(NotFound):

@@ -31,6 +31,7 @@ from shardgit.operate.undeleting import DeletedRepository, Undeleted
 from shardgit.operate.verify import RepositoryFinding, VerifyReport
 from shardgit.operate.verifying import Verification
 from shardgit.progress import Progress, Report, silent
+from shardgit.service.mirrors import Mirror, MirrorPlan
 from shardgit.service.modes import StoreMode
 from shardgit.service.quotas import OwnerQuota
 from shardgit.v1 import shard_pb2, shard_pb2_grpc
@@ -400,6 +401,35 @@ class Operators:
         """Take an owner's quota away."""
         self.call("RemoveQuota", shard_pb2.RemoveQuotaRequest(owner=owner))
 
+    # ---- mirrors ----
+
+    def add_mirror(self, name: str, plan: MirrorPlan) -> Mirror:
+        """Have a repository follow a URL."""
+        request = shard_pb2.AddMirrorRequest(
+            repository=name,
+            url=plan.url,
+            interval_s=plan.interval_s,
+            refs=plan.refs,
+            credential=plan.credential,
+            overwrite=plan.overwrite,
+            object_format=plan.hash_kind.git_name,
+        )
+        return _mirror(self.call("AddMirror", request).mirror)
+
+    def mirrors(self, name: str = "") -> list[Mirror]:
+        """Return all mirrors, or one."""
+        found = self.call("ListMirrors", shard_pb2.ListMirrorsRequest(repository=name))
+        return [_mirror(one) for one in found.mirrors]
+
+    def sync_mirror(self, name: str) -> Mirror:
+        """Have a mirror brought in step soon; returns how it is before."""
+        request = shard_pb2.SyncMirrorRequest(repository=name)
+        return _mirror(self.call("SyncMirror", request).mirror)
+
+    def remove_mirror(self, name: str) -> None:
+        """Have a repository follow nobody."""
+        self.call("RemoveMirror", shard_pb2.RemoveMirrorRequest(repository=name))
+
     # ---- gc ----
 
     def collect_garbage(
@@ -450,6 +480,10 @@ def _changed(one: shard_pb2.ShardChanged) -> ShardChanged:
 def _made(shape: type[T], message: Any) -> T:
     """Return the dataclass whose fields a message has."""
     return shape(**{field.name: getattr(message, field.name) for field in fields(shape)})  # type: ignore[arg-type]
+
+
+def _mirror(one: shard_pb2.Mirror) -> Mirror:
+    return replace(_made(Mirror, one), refs=tuple(one.refs))
 
 
 def _progress(step: shard_pb2.OperationProgress) -> Progress:

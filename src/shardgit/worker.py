@@ -205,6 +205,7 @@ def _maintaining(config: ServeConfig, opened: Opened) -> Iterator[None]:
         yield
         return
     from shardgit.operate.maintenance import Maintenance, Plan
+    from shardgit.service.mirror_credentials import Credentials
 
     node = opened.node
     work = Maintenance(
@@ -214,6 +215,7 @@ def _maintaining(config: ServeConfig, opened: Opened) -> Iterator[None]:
             gc_interval_s=config.gc_interval_s,
             scrub_interval_s=config.scrub_interval_s,
             rate_bytes_s=config.maintenance_bytes_per_s,
+            credentials=Credentials.of(config.mirror_credentials),
             scrubs=node is None,
         ),
         sweep=node.bundles.sweep if node is not None else None,

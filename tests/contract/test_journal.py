@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardgit.errors import Conflict, InvalidArgument, LimitExceeded, Unavailable
+from shardgit.errors import Conflict, InvalidArgument, LimitExceeded, ReadOnly, Unavailable
 from shardgit.journal.bundles import MemoryBundles
 from shardgit.journal.etcd import EtcdJournal
 from shardgit.journal.interface import (
@@ -32,6 +32,7 @@ from shardgit.journal.interface import (
 )
 from shardgit.journal.lmdb import LmdbJournal
 from shardgit.journal.memory import MemoryJournal
+from shardgit.journal.mode import MODE_KEY, ModeRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -318,3 +319,25 @@ def test_lmdb_answers_as_the_journal_in_memory(
         assert memory.revision() == stored.revision()
     finally:
         stored.close()
+
+
+async def test_a_store_that_is_read_only_takes_no_commit_that_changes_repositories(
+    journal: Journal,
+) -> None:
+    mode = Put(MODE_KEY, ModeRecord("moving", "ops", 1).encode())
+    journal.commit_sync([], [Put(b"Hx", b"1")])
+    with journal.snapshot() as snapshot:
+        row = snapshot.get(b"Hx")
+    assert row is not None
+    journal.commit_sync([], [mode])
+    for operations in ([Put(b"Hx", b"2")], [Delete(b"Hx")], [DeleteRange(b"H", b"I")]):
+        with pytest.raises(ReadOnly) as caught:
+            journal.commit_sync([Compare(b"Hx", row.revision)], operations)
+        assert caught.value.facts == {"why": "moving"}
+    with pytest.raises(ReadOnly):
+        await journal.commit([], [Put(b"Oa", b""), Put(b"La", b"")])
+    with pytest.raises(Conflict):  # what is open loses for its own reasons only
+        journal.commit_sync([Compare(b"Hx", row.revision + 1)], [Put(b"Oa", b"")])
+    journal.commit_sync([Compare(b"Hx", row.revision)], [Put(b"Oa", b"")])
+    journal.commit_sync([], [Delete(MODE_KEY)])
+    journal.commit_sync([Compare(b"Hx", row.revision)], [Put(b"Hx", b"2")])

@@ -72,6 +72,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.keys import Keys, parse_public_key
 from shardgit.service.lfs import LfsObjects
 from shardgit.service.locks import Locks
+from shardgit.service.mirrors import Mirrors
 from shardgit.service.modes import set_mode
 from shardgit.service.quotas import Quotas
 from shardgit.service.receive import ReceiveService
@@ -270,6 +271,7 @@ class KilledClient(Client):
             "key": self._keys,
             "lfs": self._lfs,
             "lock": self._locks,
+            "mirror": self._mirror,
             "mode": self._mode,
             "pin": self._backup,
             "prune": self._prune,
@@ -390,6 +392,16 @@ class KilledClient(Client):
     def _settings(self, process: Host) -> None:
         change = {"receive.max_push_objects": self.dice.randrange(1_000, 2_000)}
         Configuring(process.store).update(self._some(process), change)
+
+    def _mirror(self, process: Host) -> None:
+        name = f"mirror{self.dice.randrange(1 << 40)}"
+        Repositories(process.store).create(name)
+        mirrors, key = Mirrors(process.store), "mirror.url"
+        Configuring(process.store).update(name, {key: "http://127.0.0.1/a.git"})
+        mirrors.note(name, failures=1, error="no")
+        assert mirrors.get(name).failures == 1
+        mirrors.remove(name)
+        Repositories(process.store).delete(name)
 
     def _mode(self, process: Host) -> None:
         for read_only in (True, False):

@@ -16,6 +16,7 @@ from shardgit.cli import (
     cluster,
     collecting,
     keys,
+    mirrors,
     objects,
     quotas,
     refs,
@@ -76,6 +77,7 @@ app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="key")
 app.add_typer(tokens.app, name="token")
 app.add_typer(quotas.app, name="quota")
+app.add_typer(mirrors.app, name="mirror")
 app.add_typer(store.app, name="store")
 app.command("bench")(bench.bench)
 

@@ -7,6 +7,7 @@ next when a worker dies. A round looks at the journal's small rows and does what
     compact     pools whose manifest has changed, where compact.py says that it pays
     gc          the whole store, once ``gc_interval_s`` have passed since the last one, whoever ran that
     sweep       in a cluster: bundles of the journal that no row names
+    mirror      those that are due, from where they follow; beside the others too
     scrub       every byte, once ``scrub_interval_s`` have passed; beside the others, as it may take days
 
 What fails is logged and counted, and tried again in the next round.
@@ -36,10 +37,13 @@ from shardgit.operate.settle import settle
 from shardgit.operate.verifying import KIND as SCRUB
 from shardgit.operate.verifying import VerifyState, verify
 from shardgit.pool.view import PoolView
+from shardgit.service.mirror_credentials import NO_CREDENTIALS, Credentials
+from shardgit.service.mirror_sync import MirrorRounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardgit.progress import Progress
     from shardgit.service.store import Store
     from shardgit.turns import Turn
 
@@ -47,6 +51,8 @@ TURN_WAIT_S = 5.0
 GC_WAIT_S = 900.0  # for requests that read what goes; settles and compactions wait with it
 SWEEP_S = 1_800.0  # it lists all of them
 COMPACTIONS_MAX = 16  # of one round, so that gc gets its turn
+MIRRORS_AT_ONCE = 2
+MIRROR_LOOK_S = 5.0
 VIEWS_MAX = 1_000  # manifests that one round opens to see whether a compaction pays
 
 
@@ -59,6 +65,7 @@ class Plan:
     gc_interval_s: float = 86_400.0
     scrub_interval_s: float = 7 * 86_400.0
     rate_bytes_s: int = 32 << 20
+    credentials: Credentials = NO_CREDENTIALS  # for the sources of mirrors
     scrubs: bool = True  # nodes of a cluster check blocks as they come, and keep none for good
 
 
@@ -97,6 +104,13 @@ class Maintenance:
             for _ in range(2)
         )
         self._known: dict[PoolId, int] = {}  # generations that a compaction would not pay for
+        self._held: Turn | None = None
+        self.mirroring = Control()
+        self._mirrors = MirrorRounds(store, plan.credentials)
+        self._followers = [
+            threading.Thread(target=self._follow, name=f"shardgit-mirror-{number}", daemon=True)
+            for number in range(MIRRORS_AT_ONCE)
+        ]
         self._thread: threading.Thread | None = None
         self._scrubber = threading.Thread(target=self._scrub_on, name="shardgit-scrub", daemon=True)
 
@@ -109,10 +123,12 @@ class Maintenance:
         """Stop at the next step, and wait for that."""
         self.control.stop()
         self.scrubbing.stop()
+        self.mirroring.stop()
         if self._thread is not None:
             self._thread.join()
-        if self._scrubber.is_alive():
-            self._scrubber.join()
+        for each in (self._scrubber, *self._followers):
+            if each.is_alive():
+                each.join()
 
     def _run(self) -> None:
         step_back(self.store)
@@ -120,7 +136,10 @@ class Maintenance:
         try:
             while True:
                 if turn is None or not turn.held:
-                    turn = self._turn()
+                    turn = self._held = self._turn()
+                    for follower in self._followers:
+                        if follower.ident is None:
+                            follower.start()
                     telemetry.log().info("maintenance_begun")
                     if self.plan.scrubs and self._scrubber.ident is None:
                         self._scrubber.start()
@@ -182,6 +201,33 @@ class Maintenance:
             last = last_backup(snapshot)
             if last is not None:
                 telemetry.BACKUP_TAKEN.set(last.taken_ms / 1_000)
+
+    # ---- mirrors ----
+
+    def _go_on(self, _: Progress) -> None:
+        """End what is under way, git too, when the maintenance is told to stop. Errors: Stopped."""
+        self.mirroring.check()
+
+    def _follow(self) -> None:
+        """Bring mirrors in step when they are due, while the turn is ours."""
+        step_back(self.store)
+        with suppress(Stopped):
+            while True:
+                self.mirroring.sleep(min(MIRROR_LOOK_S, self.plan.interval_s))
+                try:
+                    while (
+                        self._held is not None
+                        and self._held.held
+                        and not self._is_read_only()
+                        and self._mirrors.sync_next(self._go_on)
+                    ):
+                        self.mirroring.pace(0)
+                except Stopped:
+                    raise
+                except ShardgitError as error:
+                    telemetry.log().error("maintenance_failed", job="mirror", error=str(error))
+                except Exception:  # the other mirrors go on in a moment
+                    telemetry.log().exception("maintenance_failed", job="mirror")
 
     # ---- scrubs ----
 

@@ -8,6 +8,7 @@ from shardgit.operate.planning import RingChange, RingPlan, plan_ring
 from shardgit.rpc.backups import BackupMethods
 from shardgit.rpc.collecting import GcMethods
 from shardgit.rpc.compacting import CompactMethods
+from shardgit.rpc.mirrors import MirrorMethods
 from shardgit.rpc.modes import ModeMethods
 from shardgit.rpc.operations import stream_operation
 from shardgit.rpc.rebalance import RebalanceMethods
@@ -56,6 +57,7 @@ class ShardServicer(
     VerifyMethods,
     GcMethods,
     ModeMethods,
+    MirrorMethods,
     shard_pb2_grpc.ShardServiceServicer,
 ):
     """ShardService; operations of one noun stand in a mixin of their own."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardgit import faultpoints
 from shardgit.errors import Conflict, RepositoryMissing
-from shardgit.journal.interface import Compare, Put
+from shardgit.journal.interface import Compare, Delete, Put
+from shardgit.journal.mirror_records import MirrorRecord, mirror_key
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.service.events import cursor_operations
 from shardgit.service.quotas import settings_steps
@@ -18,7 +19,7 @@ from shardgit.service.settings import RepositorySettings, encode_settings, setti
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardgit.journal.interface import JournalSnapshot
+    from shardgit.journal.interface import JournalSnapshot, Operation
     from shardgit.service.store import Store
 
 ROUNDS = 16  # of a change without an expected revision, against other writers
@@ -82,11 +83,12 @@ class Configuring:
             cursors = cursor_operations(record, settings_of(record), settings, newest)
             with self.store.journal.snapshot() as snapshot:
                 counts = settings_steps(snapshot, record, after)
+                follows = mirror_steps(record, after)
             # commit point: before it the old settings stand, after it the new ones.
             faultpoints.reach("settings.before_commit")
             done = self.store.try_commit(
                 [Compare(key, revision)],
-                [Put(key, after.encode()), *cursors, *counts],
+                [Put(key, after.encode()), *cursors, *counts, *follows],
             )
             if done:
                 faultpoints.reach("settings.after_commit")
@@ -98,6 +100,15 @@ class Configuring:
         if row is None:
             raise RepositoryMissing("repository does not exist", repository=name)
         return RepositoryRecord.decode(row.value), row.revision
+
+
+def mirror_steps(before: RepositoryRecord, after: RepositoryRecord) -> list[Operation]:
+    """Return what a commit needs that changes settings: a mirror has a row, and is due at once when it is another's."""
+    old, new = settings_of(before).mirror, settings_of(after).mirror
+    if old == new:
+        return []
+    key = mirror_key(after.id)
+    return [Put(key, MirrorRecord().encode()) if new.url else Delete(key)]
 
 
 def _seeded(settings: RepositorySettings) -> RepositorySettings:

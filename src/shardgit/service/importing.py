@@ -39,9 +39,11 @@ from shardgit.refs.log import LogNote
 from shardgit.refs.name import check_ref_name
 from shardgit.refs.ref import Ref
 from shardgit.service.incoming import Incoming, leave_out_known
+from shardgit.service.policy import follows
 from shardgit.service.quotas import grown
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest, resolve, spills
+from shardgit.service.settings import settings_of
 from shardgit.service.source import opened
 from shardgit.service.writable import writable
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import ObjectId
+    from shardgit.service.settings import MirrorSettings
     from shardgit.service.source import GitSource, SourcePack, SourceRef
     from shardgit.service.store import PoolState, Store
     from shardgit.service.writable import Writable
@@ -85,6 +88,8 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     detect: bool | None = None,
     private: bool = True,
     borrows: bool = True,
+    mirror: MirrorSettings | None = None,
+    authorization: str = "",
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
@@ -99,6 +104,8 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
 
     Without ``borrows`` objects are not read from where the source borrows them (its alternates): the pool has them.
 
+    With ``mirror`` the source is what the repository follows, by these very settings; ``authorization`` is shown to it.
+
     With ``detect`` SHA-1 collision attacks are looked for; without it the store says.
 
     Errors: NotFound and Refused for the source, MalformedInput for what it holds, LimitExceeded, StorageFull, Conflict
@@ -107,11 +114,18 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     begun = time.monotonic()
     with (
         opened(
-            source, scratch=store.scratch, limits=store.limits, private=private, borrows=borrows
+            source,
+            scratch=store.scratch,
+            limits=store.limits,
+            private=private,
+            borrows=borrows,
+            authorization=authorization,
+            progress=progress,
         ) as origin,
         store.lease(),  # on the blocks that are put before the commit
     ):
         job = _Import(store, name, origin, progress, overwrite=overwrite)
+        job.mirror = mirror
         job.detect = store.detects_always if detect is None else detect
         job.run(use_index=use_index)
     return ImportResult(
@@ -145,6 +159,7 @@ class _Import:
         self.progress = progress
         self.created = False
         self.detect = False
+        self.mirror: MirrorSettings | None = None  # that is brought in step
         self._before: PoolState | None = None  # the pool of the round before,
         self._known: Sequence[int] = ()  # and what was left out because it had that
         self.objects = self.objects_in_source = self.objects_unreachable = self.refs = (
@@ -154,7 +169,7 @@ class _Import:
     def run(self, *, use_index: bool) -> None:
         """Run all stages."""
         self._check_taken()
-        source_refs = [ref for ref in self.origin.refs() if ref.name.startswith(b"refs/")]
+        source_refs = [ref for ref in self.origin.refs() if self._wanted(ref.name)]
         for ref in source_refs:
             check_ref_name(ref.name)
         source_head = self.origin.head()
@@ -231,7 +246,7 @@ class _Import:
         relied = self.store.rely(pool, lambda: [marks, bits_of(known, size)])
         with self.store.journal.snapshot() as snapshot:
             self._check_untouched(snapshot, record)
-            change = self.store.refs.replace_all(snapshot, record, refs, head, LogNote("", MESSAGE))
+            change = self.store.refs.replace_all(snapshot, record, refs, head, self._note)
         # commit point: a crash before it leaves the repository as it was and blocks that nothing names; after it the
         # import is whole.
         faultpoints.reach("import.before_commit")
@@ -279,7 +294,17 @@ class _Import:
                 self._held(snapshot, self.store.repository(snapshot, self.name))
 
     def _held(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> Writable:
-        return writable(snapshot, record)
+        held = writable(snapshot, record, syncs=self.mirror is not None)
+        if self.mirror is not None and settings_of(held.record).mirror != self.mirror:
+            raise Conflict("mirror was changed meanwhile", repository=self.name)
+        return held
+
+    def _wanted(self, name: bytes) -> bool:
+        return name.startswith(b"refs/") and (self.mirror is None or follows(self.mirror, name))
+
+    @property
+    def _note(self) -> LogNote:
+        return LogNote("", MESSAGE if self.mirror is None else f"mirror of {self.mirror.url}")
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""
@@ -296,7 +321,7 @@ class _Import:
     def _check_untouched(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> None:
         """Refuse to undo what was pushed since the last import."""
         for entry in self.store.refs.log(snapshot, record):
-            if self.overwrite or entry.message == MESSAGE:
+            if self.overwrite or self.mirror is not None or entry.message == MESSAGE:
                 return
             if any(change.name.startswith(b"refs/") for change in entry.changes):
                 raise Refused(

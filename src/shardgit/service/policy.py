@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shardgit.protocol.receive_pack import Command, PushRequest
     from shardgit.service.access import Principal
-    from shardgit.service.settings import ProtectedRef, RepositorySettings
+    from shardgit.service.settings import MirrorSettings, ProtectedRef, RepositorySettings
 
 HEADS = b"refs/heads/"
 FUNNY = "funny refname"
@@ -78,6 +78,11 @@ def refusal(
 def matches(pattern: str, name: bytes) -> bool:
     """Return whether a glob matches a whole ref name; see ProtectedRef."""
     return fnmatchcase(name.decode("utf-8", "surrogateescape"), pattern)
+
+
+def follows(mirror: MirrorSettings, name: bytes) -> bool:
+    """Return whether a mirror takes a ref of what it follows."""
+    return not mirror.refs or any(matches(each, name) for each in mirror.refs)
 
 
 def _is_good_name(name: bytes, *, deletes: bool) -> bool:

@@ -7,16 +7,19 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit.errors import LimitExceeded, NotFound, Refused, Unavailable
+from shardgit.progress import Progress, silent
 from shardgit.service.remote_url import PORTS, without_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from shardgit.limits import Limits
+    from shardgit.progress import Report
     from shardgit.service.remote_url import RemoteUrl
 
 LOOK_S = 0.2  # between two looks at how large a mirror has grown
@@ -60,11 +63,19 @@ _LOCAL = (
 )
 
 
-def clone_mirror(remote: RemoteUrl, target: Path, *, limits: Limits) -> None:
+def clone_mirror(
+    remote: RemoteUrl,
+    target: Path,
+    *,
+    limits: Limits,
+    authorization: str = "",
+    progress: Report = silent,
+) -> None:
     """Mirror a repository into ``target``, which is made.
 
     git takes its user's configuration (credentials, proxies, authorities), and nothing of the source's: no hooks, no
-    other protocol, no redirect, no advice to get something elsewhere. It ends after ``limits.mirror_time_max_s``, and
+    other protocol, no redirect, no advice to get something elsewhere. ``authorization`` is shown over HTTP; what
+    ``progress`` raises ends git. It ends after ``limits.mirror_time_max_s``, and
     with more than ``limits.mirror_max_bytes`` on disk.
 
     Errors: Refused without git, NotFound when it cannot read the source, LimitExceeded, Unavailable.
@@ -74,12 +85,20 @@ def clone_mirror(remote: RemoteUrl, target: Path, *, limits: Limits) -> None:
         settings["http.curloptResolve"] = remote.pinned
     said = target.with_name(f"{target.name}.said")
     words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
-    code = _run([*_git(settings), *words, remote.url, str(target)], remote, said, limits)
+    run = partial(
+        _run,
+        remote=remote,
+        said=said,
+        limits=limits,
+        progress=progress,
+        authorization=authorization,
+    )
+    code = run([*_git(settings), *words, remote.url, str(target)])
     if code == 0 and remote.protocol in PORTS and not (target / "packed-refs").exists():
         # To who speaks protocol 2 unasked git listens as if there were no refs. A list fetches nothing.
         settings["protocol.version"] = "2"
         words = ["ls-remote", "--quiet", "--exit-code", "--", remote.url]
-        code = _run([*_git(settings), *words], remote, said, limits)
+        code = run([*_git(settings), *words])
         if code == 0:
             raise Refused(
                 "source speaks version 2 of the protocol alone", source=without_secret(remote.url)
@@ -125,6 +144,59 @@ def git_environment(
     }
 
 
+def list_refs(
+    remote: RemoteUrl,
+    folder: Path,
+    *,
+    limits: Limits,
+    authorization: str = "",
+    progress: Report = silent,
+) -> dict[bytes, bytes]:
+    """Return what a repository elsewhere shows: ids in hex by the names of refs; of HEAD "ref: NAME" where it is one.
+
+    ``folder`` is empty; what git says comes there. Errors: as ``clone_mirror``.
+    """
+    settings = dict(_SETTINGS)
+    if remote.pinned:
+        settings["http.curloptResolve"] = remote.pinned
+    said, listed = folder / "refs.said", folder / "refs.listed"
+    words = [*_git(settings), "ls-remote", "--quiet", "--symref", "--", remote.url]
+    code = _run(
+        words,
+        remote=remote,
+        said=said,
+        limits=limits,
+        authorization=authorization,
+        progress=progress,
+        listed=listed,
+    )
+    if code:
+        raise NotFound(
+            "git could not read the source",
+            source=without_secret(remote.url),
+            git=without_secret(_last_line(said)),
+        )
+    found: dict[bytes, bytes] = {}
+    with listed.open("rb") as file:
+        for line in file:
+            value, _, name = line.rstrip(b"\n").partition(b"\t")
+            if not name.endswith(b"^{}"):
+                found.setdefault(name, value)
+    return found
+
+
+def _shown(remote: RemoteUrl, authorization: str) -> dict[str, str]:
+    """Return the variables by which git shows who we are: where the processes' words are listed they do not stand."""
+    if not authorization or remote.protocol not in PORTS:
+        return {}
+    count = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    return {
+        "GIT_CONFIG_COUNT": str(count + 1),
+        f"GIT_CONFIG_KEY_{count}": f"http.{remote.url}.extraHeader",
+        f"GIT_CONFIG_VALUE_{count}": f"Authorization: {authorization}",
+    }
+
+
 def _git(settings: Mapping[str, str]) -> list[str]:
     return [
         "git",
@@ -132,15 +204,24 @@ def _git(settings: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _run(command: Sequence[str], remote: RemoteUrl, said: Path, limits: Limits) -> int:
+def _run(
+    command: Sequence[str],
+    *,
+    remote: RemoteUrl,
+    said: Path,
+    limits: Limits,
+    authorization: str,
+    progress: Report,
+    listed: Path | None = None,
+) -> int:
     """Run git to its end within the bounds; returns its exit code. Errors: see ``clone_mirror``."""
-    with said.open("wb") as file:
+    with said.open("wb") as file, Path(listed or os.devnull).open("wb") as out:
         try:
             process = subprocess.Popen(
                 command,
-                env=git_environment((remote.protocol,)),
+                env={**git_environment((remote.protocol,)), **_shown(remote, authorization)},
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=out,
                 stderr=file,
                 start_new_session=True,  # what git starts ends with it
             )
@@ -151,7 +232,9 @@ def _run(command: Sequence[str], remote: RemoteUrl, said: Path, limits: Limits) 
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_S)
-            if _size(said.parent) > limits.mirror_max_bytes:
+            size = _size(said.parent)
+            progress(Progress("copying the source", size, None, "bytes"))
+            if size > limits.mirror_max_bytes:
                 raise LimitExceeded("source is too large", limit=limits.mirror_max_bytes)
             if time.monotonic() >= end:
                 raise Unavailable("source took too long", seconds=limits.mirror_time_max_s)

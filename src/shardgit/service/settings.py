@@ -25,6 +25,9 @@ PATTERN_MAX = 255
 HOOK_TIMEOUT_MAX_S = 3_600.0
 HOOKS_MAX = 32  # each post_receive hook is a step of the commit that sets or removes it
 _WORD = re.compile(r"[A-Za-z0-9-]+")
+MIRROR_MIN_S, MIRROR_MAX_S = 10, 31 * 86_400
+# No files, no paths of this machine; a user may stand in it, a password may not: listings and logs show it.
+_MIRRORED = re.compile(r"(?:https?|ssh|git|shardgits?)://(?:[^\s/@:]+@)?[^\s@/]+/[!-~]*")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -255,6 +258,29 @@ class QuotaSettings(_Section, frozen=True):
                 raise InvalidArgument("setting is out of range", key=f"quota.{name}")
 
 
+class MirrorSettings(_Section, frozen=True):
+    """Another repository that this one follows; see service/mirrors.py."""
+
+    url: str = ""
+    interval_s: int = 300
+    refs: tuple[str, ...] = ()  # globs over full names; none: all
+    credential: str = ""  # name of one in the server's configuration
+
+    def __post_init__(self) -> None:
+        """Check what the types do not."""
+        _check_texts("mirror.refs", self.refs)
+        _check_texts("mirror.credential", (self.credential,))
+        if self.url and (not _MIRRORED.fullmatch(self.url) or len(self.url) > TEXT_MAX):
+            raise InvalidArgument(
+                "a mirror follows a URL of http, https, ssh or git without a password",
+                key="mirror.url",
+            )
+        if not MIRROR_MIN_S <= self.interval_s <= MIRROR_MAX_S:
+            raise InvalidArgument(
+                "mirror's interval is out of range", least_s=MIRROR_MIN_S, most_s=MIRROR_MAX_S
+            )
+
+
 class Hook(_Section, frozen=True):
     """One hook: a program's absolute path, a URL, or the HOST:PORT of a gRPC service."""
 
@@ -284,6 +310,7 @@ class RepositorySettings(_Section, frozen=True):
     signed_push: SignedPushSettings = SignedPushSettings()
     lfs: LfsSettings = LfsSettings()
     quota: QuotaSettings = QuotaSettings()
+    mirror: MirrorSettings = MirrorSettings()
     read_only: bool = False
     read_only_why: str = ""  # told to whoever is refused
     hooks: tuple[Hook, ...] = ()

@@ -30,12 +30,15 @@ from shardgit.errors import (
 from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
 from shardgit.processes import drop_left, own_prefix
+from shardgit.progress import silent
 from shardgit.service.remote_clone import ask_git, clone_mirror
 from shardgit.service.remote_url import checked_url, is_url
 
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator
+
+    from shardgit.progress import Report
 
 TYPES = {b"commit": 1, b"tree": 2, b"blob": 3, b"tag": 4}
 ALTERNATES_MAX = 64
@@ -67,10 +70,12 @@ def opened(
     limits: Limits = DEFAULT,
     private: bool = True,
     borrows: bool = True,
+    authorization: str = "",
+    progress: Report = silent,
 ) -> Iterator[GitSource]:
     """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards.
 
-    Without ``private`` a source has to be on the internet: see ``checked_url``.
+    Without ``private`` a source has to be on the internet: see ``checked_url``. ``authorization`` is shown over HTTP.
     """
     if not is_url(source):
         if not private:
@@ -84,7 +89,7 @@ def opened(
     drop_left(scratch, "mirror")
     with tempfile.TemporaryDirectory(dir=scratch, prefix=own_prefix("mirror")) as folder:
         target = Path(folder) / "mirror.git"
-        clone_mirror(remote, target, limits=limits)
+        clone_mirror(remote, target, limits=limits, authorization=authorization, progress=progress)
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
 

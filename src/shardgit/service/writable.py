@@ -29,20 +29,31 @@ class Writable:
     unchanged: Compare
 
 
-def writable(snapshot: JournalSnapshot, record: RepositoryRecord) -> Writable:
-    """Return a repository as a snapshot shows it. Errors: ReadOnly, RepositoryMissing."""
+def writable(
+    snapshot: JournalSnapshot, record: RepositoryRecord, *, syncs: bool = False
+) -> Writable:
+    """Return a repository as a snapshot shows it; ``syncs``: for what brings a mirror in step.
+
+    Errors: ReadOnly, RepositoryMissing.
+    """
     check_mode(snapshot)
     row = snapshot.get(repository_key(record.id))
     if row is None:
         raise RepositoryMissing("repository does not exist", repository=record.name)
     now = RepositoryRecord.decode(row.value)
-    check_record(now)
+    check_record(now, syncs=syncs)
     return Writable(now, Compare(row.key, row.revision))
 
 
-def check_record(record: RepositoryRecord) -> None:
+def check_record(record: RepositoryRecord, *, syncs: bool = False) -> None:
     """Raise ReadOnly for a repository that takes no changes."""
     settings = settings_of(record)
+    if settings.mirror.url and not syncs:
+        raise ReadOnly(
+            "repository is read-only",
+            why=f"it is a mirror of {settings.mirror.url}; push there",
+            repository=record.name,
+        )
     if settings.read_only:
         raise ReadOnly(
             "repository is read-only",

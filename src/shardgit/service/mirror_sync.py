@@ -1,0 +1,164 @@
+"""Mirrors brought in step: refs are compared first, who differs is imported; failures put the next try off."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardgit import clock, telemetry
+from shardgit.errors import Refused, ShardgitError, Stopped
+from shardgit.processes import drop_left, own_prefix
+from shardgit.progress import silent
+from shardgit.refs.change import HEAD
+from shardgit.service.importing import import_repository
+from shardgit.service.mirrors import Mirrors
+from shardgit.service.policy import follows
+from shardgit.service.remote_clone import list_refs
+from shardgit.service.remote_url import checked_url, without_secret
+from shardgit.service.settings import settings_of
+from shardgit.service.writable import writable
+from shardgit.turns import holding
+
+if TYPE_CHECKING:
+    from shardgit.progress import Report
+    from shardgit.service.mirror_credentials import Credentials
+    from shardgit.service.mirrors import Mirror
+    from shardgit.service.settings import MirrorSettings
+    from shardgit.service.store import Store
+
+BACK_OFF_MAX_S = 86_400
+ERROR_MAX = 500
+
+
+def sync_mirror(
+    store: Store, name: str, credentials: Credentials, *, progress: Report = silent
+) -> Mirror:
+    """Bring one mirror in step with what it follows, and note how that went; by one process at a time.
+
+    Errors: MirrorMissing, ReadOnly, Refused while another process is at it; what is wrong with the source is noted,
+    and raised.
+    """
+    mirrors = Mirrors(store)
+    mirrors.get(name)
+    with store.journal.snapshot() as snapshot:
+        record = writable(snapshot, store.repository(snapshot, name), syncs=True).record
+        settings = settings_of(record).mirror
+    with holding(store.turns, f"mirror/{record.id}") as ours:
+        if not ours:
+            raise Refused("mirror is being brought in step by another", repository=name)
+        begun_ms = clock.now_ms()
+        try:
+            if not _in_step(store, name, settings, credentials, progress):
+                import_repository(
+                    store,
+                    name,
+                    settings.url,
+                    mirror=settings,
+                    authorization=credentials.authorization(settings.credential),
+                    progress=progress,
+                )
+        except Stopped:
+            raise
+        except ShardgitError as error:
+            _failed(mirrors, name, settings, error)
+            raise
+        next_ms = begun_ms + settings.interval_s * 1_000
+        now_ms = clock.now_ms()
+        mirrors.note(
+            name, due_ms=next_ms, tried_ms=begun_ms, synced_ms=now_ms, failures=0, error=""
+        )
+    return mirrors.get(name)
+
+
+def _failed(mirrors: Mirrors, name: str, settings: MirrorSettings, error: ShardgitError) -> None:
+    with suppress(ShardgitError):  # it is gone, or the journal is away: the next round looks again
+        failures = mirrors.get(name).failures + 1
+        wait_s = min(settings.interval_s << min(failures, 20), BACK_OFF_MAX_S)
+        now_ms = clock.now_ms()
+        mirrors.note(
+            name,
+            due_ms=now_ms + max(wait_s, settings.interval_s) * 1_000,
+            tried_ms=now_ms,
+            failures=failures,
+            error=without_secret(str(error))[:ERROR_MAX],
+        )
+
+
+def _in_step(
+    store: Store,
+    name: str,
+    settings: MirrorSettings,
+    credentials: Credentials,
+    progress: Report,
+) -> bool:
+    """Say whether the source shows the refs that the mirror has: then nothing need be fetched."""
+    remote = checked_url(settings.url)
+    store.scratch.mkdir(parents=True, exist_ok=True)
+    drop_left(store.scratch, "listing")
+    with tempfile.TemporaryDirectory(dir=store.scratch, prefix=own_prefix("listing")) as folder:
+        shown = list_refs(
+            remote,
+            Path(folder),
+            limits=store.limits,
+            authorization=credentials.authorization(settings.credential),
+            progress=progress,
+        )
+    wanted = {
+        ref: value
+        for ref, value in shown.items()
+        if ref.startswith(b"refs/") and follows(settings, ref)
+    }
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, name)
+        there = {
+            ref.name: (ref.target or b"").hex().encode()
+            for ref in store.refs.list(snapshot, record)
+        }
+        head = store.refs.get(snapshot, record, HEAD)
+    leads = shown.get(HEAD, b"")
+    moved = leads.startswith(b"ref: ") and (head is None or head.symbolic != leads[5:])
+    return wanted == there and not moved
+
+
+class MirrorRounds:
+    """The mirrors of a store, brought in step when they are due, some at a time; a thread of ``run`` each."""
+
+    def __init__(self, store: Store, credentials: Credentials) -> None:
+        self.store = store
+        self.credentials = credentials
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+
+    def sync_next(self, progress: Report) -> bool:
+        """Bring the mirror that waits for longest in step; False when none is due. Errors: what progress raises."""
+        name = self._take()
+        if name is None:
+            return False
+        outcome = "done"
+        try:
+            sync_mirror(self.store, name, self.credentials, progress=progress)
+        except Stopped:
+            raise
+        except ShardgitError as error:
+            outcome = "away"
+            telemetry.log().warning("mirror_not_synced", repository=name, error=_words(error))
+        finally:
+            with self._lock:
+                self._busy.discard(name)
+        telemetry.MAINTENANCE.labels("mirror", outcome).inc()
+        return True
+
+    def _take(self) -> str | None:
+        with self._lock:
+            for name in Mirrors(self.store).due(clock.now_ms()):
+                if name not in self._busy:
+                    self._busy.add(name)
+                    return name
+        return None
+
+
+def _words(error: ShardgitError) -> str:
+    return without_secret(str(error))[:ERROR_MAX]
