@@ -19,6 +19,7 @@ run: setup ## Import REPO=path (else this project's own history, as demo) into .
 # In the order of their names: else the long files that hold few tests come last, one core waits.
 test: setup ## Run all tests, a file a process; JOBS=2.
 	@.ci/promtool-setup || true
+	@.ci/browser-setup || true
 	$(BIN)/pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 cluster: setup ## Run a cluster on this machine: etcd, S3, three nodes, a load balancer; see docs/cluster.md.

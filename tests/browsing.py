@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START_MAX_S = 60.0
@@ -35,7 +35,15 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+}
 
 
 def chromium() -> str | None:
@@ -52,6 +60,9 @@ class Page:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.problems: list[str] = []
         self.dialogs: list[str] = []
+        self.asked_who = 0
+        self._credentials = ("", "")
+        self._begun: set[asyncio.Future[dict[str, Any]]] = set()
 
     async def listen(self) -> None:
         """Take what the browser says, until it is gone."""
@@ -67,9 +78,27 @@ class Page:
                     self.problems.append(entry["text"])
             elif said["method"] == "Page.javascriptDialogOpening":
                 self.dialogs.append(said["params"]["message"])
-                self._answering = asyncio.ensure_future(
-                    self.ask("Page.handleJavaScriptDialog", accept=True)
+                self._soon("Page.handleJavaScriptDialog", accept=True)
+            elif said["method"] == "Fetch.requestPaused":
+                self._soon("Fetch.continueRequest", requestId=said["params"]["requestId"])
+            elif said["method"] == "Fetch.authRequired":
+                self.asked_who += 1
+                user, password = self._credentials
+                answer = {
+                    "response": "ProvideCredentials",
+                    "username": user,
+                    "password": password,
+                }
+                self._soon(
+                    "Fetch.continueWithAuth",
+                    requestId=said["params"]["requestId"],
+                    authChallengeResponse=answer,
                 )
+
+    def _soon(self, method: str, **parameters: object) -> None:
+        task = asyncio.ensure_future(self.ask(method, **parameters))
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
 
     async def ask(self, method: str, **parameters: object) -> dict[str, Any]:
         """Have the browser do something; returns its answer."""
@@ -91,6 +120,11 @@ class Page:
     async def open(self, url: str) -> None:
         """Go to an address."""
         await self.ask("Page.navigate", url=url)
+
+    async def answer_who(self, user: str, password: str) -> None:
+        """Have the browser's prompt for a password answered."""
+        self._credentials = (user, password)
+        await self.ask("Fetch.enable", handleAuthRequests=True)
 
     async def run(self, script: str) -> Any:
         """Return the value of an expression in the page, awaited where it is a promise."""
@@ -168,9 +202,9 @@ class Page:
         ]
 
 
-@asynccontextmanager
-async def browsing(program: str) -> AsyncIterator[Page]:
-    """Give a page of a browser that is started for it, and ended."""
+@contextmanager
+def browser(program: str) -> Iterator[int]:
+    """Run a browser until the block is left; gives the port that it is driven through."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -179,35 +213,50 @@ async def browsing(program: str) -> AsyncIterator[Page]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            port = await _port(Path(profile), process)
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    tabs = await answer.json()
-                url = next(tab for tab in tabs if tab["type"] == "page")["webSocketDebuggerUrl"]
-                async with session.ws_connect(url, max_msg_size=0) as socket:
-                    page = Page(socket)
-                    listening = asyncio.ensure_future(page.listen())
-                    try:
-                        await page.begin()
-                        yield page
-                    finally:
-                        listening.cancel()
-                        await asyncio.wait({listening})
+            yield _port(Path(profile), process)
         finally:
             process.terminate()
             try:
-                await asyncio.to_thread(process.wait, 20)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-async def _port(profile: Path, process: subprocess.Popen[bytes]) -> int:
+@asynccontextmanager
+async def paging(port: int) -> AsyncIterator[Page]:
+    """Give a tab of a browser's own, which keeps nothing of other tabs."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/json/version") as answer:
+            url = (await answer.json())["webSocketDebuggerUrl"]
+        async with session.ws_connect(url, max_msg_size=0) as whole:
+            boss = Page(whole)
+            listening = asyncio.ensure_future(boss.listen())
+            apart = await boss.ask("Target.createBrowserContext")
+            target = await boss.ask("Target.createTarget", url="about:blank", **apart)
+            url = f"ws://127.0.0.1:{port}/devtools/page/{target['targetId']}"
+            try:
+                async with session.ws_connect(url, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    hearing = asyncio.ensure_future(page.listen())
+                    try:
+                        await page.begin()
+                        yield page
+                    finally:
+                        hearing.cancel()
+                        await asyncio.wait({hearing})
+                await boss.ask("Target.disposeBrowserContext", **apart)
+            finally:
+                listening.cancel()
+                await asyncio.wait({listening})
+
+
+def _port(profile: Path, process: subprocess.Popen[bytes]) -> int:
     """Return the port that the browser has taken, once it has."""
     end = time.monotonic() + START_MAX_S
     while time.monotonic() < end:
         assert process.poll() is None, "the browser ended at once"
         with suppress(OSError, IndexError, ValueError):
             return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
-        await asyncio.sleep(0.05)
+        time.sleep(0.05)
     raise AssertionError("the browser did not start")

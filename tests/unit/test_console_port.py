@@ -9,22 +9,18 @@ import socket
 import ssl
 from base64 import b64encode
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 from certificates import certificates
+from consoling import BEYOND, Port, Served, port
 from served import small_repository
 
 from shardgit import clock
-from shardgit.config import ServeConfig
 from shardgit.console import feed as feeds
 from shardgit.console.feed import WATCHERS_MAX
-from shardgit.console.port import AdminPort
 from shardgit.desk import listing
-from shardgit.desk.server import Desk
-from shardgit.door import doorkeeper_of
 from shardgit.node import create_store, open_store
 from shardgit.operate.operation import running, silent_control
 from shardgit.progress import Progress
@@ -36,56 +32,13 @@ from shardgit.service.tokens import Tokens
 from shardgit.survey import socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from shardgit.service.store import Store
 
-BEYOND = (
-    "192.0.2.1:7423"  # what the configuration says; the tests' sockets are of loopback all the same
-)
 PAGES = ("/", "/static/main.js", "/events", "/repositories", "/size?name=demo")
 SECRET = "a secret of scrapers"
-
-
-@dataclass
-class Served:
-    """A supervisor of workers that are not there."""
-
-    serving: set[int] = field(default_factory=lambda: {0})
-    count: int = 1
-    draining: bool = False
-    started: bool = True
-    restarts: int = 0
-    told: list[Report] = field(default_factory=list)
-
-    def metrics(self) -> bytes:
-        return b"shardgit_workers 1.0\n"
-
-    def reports(self) -> list[Report]:
-        return self.told
-
-
-class Port:
-    """A served port, and a client of it."""
-
-    def __init__(self, admin: AdminPort, served: Served, address: str, folder: Path) -> None:
-        self.admin = admin
-        self.served = served
-        self.address = address
-        self.folder = folder
-        self.session = aiohttp.ClientSession()
-
-    async def get(self, path: str, **headers: str) -> tuple[int, str]:
-        """Return status and text; of events the first bytes."""
-        async with self.session.get(f"http://{self.address}{path}", headers=headers) as answer:
-            if answer.content_type == "text/event-stream":
-                return answer.status, (await answer.content.read(10)).decode()
-            return answer.status, await answer.text()
-
-    async def headers(self, path: str, **headers: str) -> Mapping[str, str]:
-        async with self.session.get(f"http://{self.address}{path}", headers=headers) as answer:
-            return answer.headers
 
 
 @pytest.fixture(autouse=True)
@@ -98,27 +51,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     create_store(tmp_path / "store", shards=2)
     with open_store(tmp_path / "store", threads=1) as opened:
         yield opened
-
-
-@asynccontextmanager
-async def port(
-    store: Store, tmp_path: Path, *, served: Served | None = None, **keys: Any
-) -> AsyncIterator[Port]:
-    """Serve the port of a configuration on loopback, with the desk of worker 0."""
-    folder = tmp_path / "metrics"
-    folder.mkdir(exist_ok=True)
-    config = ServeConfig(data=str(tmp_path / "store"), **keys)
-    served = served or Served()
-    desk = Desk(store, doorkeeper_of(config, store.journal, required=True))
-    admin = AdminPort(config, served, folder)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        async with desk.serving(folder, 0), admin.serving([listener]):
-            made = Port(admin, served, address, folder)
-            try:
-                yield made
-            finally:
-                await made.session.close()
 
 
 def bearer(token: str) -> str:

@@ -37,7 +37,7 @@ export class Chart {
     by("legend").append(
       entry("line requests", "requests/s"), entry("line faults", "failed/s"),
       entry("line p50", "median"), entry("line p99", "99th percentile"),
-      make("output", { id: "reading", class: "reading" }),
+      make("span", { id: "reading", class: "reading" }),
     );
     by("history").closest("details").addEventListener("toggle", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.box);

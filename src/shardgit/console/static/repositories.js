@@ -33,7 +33,9 @@ async function load() {
   try {
     page = await ask("/repositories", { words, after: pages[pages.length - 1] });
   } catch (error) {
-    if (mine === asked) say(by("list-words"), `The list did not come: ${error.message}`);
+    if (mine !== asked) return;
+    shown = false;
+    say(by("list-words"), `The list did not come: ${error.message}`);
     return;
   }
   if (mine !== asked) return;
