@@ -67,7 +67,9 @@ git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source
 fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2.
 	$(BIN)/python tests/fault/run.py --kills $(or $(KILLS),1000) --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),2)
 
-fuzz: setup ## Fuzz the kernels under AddressSanitizer; SECONDS_EACH=60.
+fuzz: setup ## Fuzz all readers under AddressSanitizer; SECONDS_EACH=60, SEEDS="other projects' repositories ...".
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz || true
+	@$(if $(SEEDS),$(BIN)/python tests/fuzz/corpora.py $(foreach each,$(SEEDS),'$(each)'))
 	@$(MAKE) --no-print-directory -C tests/fuzz
 
 wheel: setup ## The sdist and a wheel in dist/, installed apart from this folder and tried; SDIST=0 leaves the sdist untried.

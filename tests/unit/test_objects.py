@@ -9,7 +9,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 import pytest
-from fuzz.fuzz import packs, resolve, segments
+from fuzz.targets import packs, resolve, segments
 from reference.gits import git, make_history
 from reference.packs import PackMaker, copy, entry_header, insert, varint
 

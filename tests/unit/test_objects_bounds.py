@@ -7,7 +7,7 @@ import struct
 from array import array
 
 import pytest
-from fuzz.fuzz import resolve, segments
+from fuzz.targets import resolve, segments
 from reference.packs import PackMaker, copy, insert, varint
 
 from shardgit import _segment

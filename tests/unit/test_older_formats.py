@@ -93,7 +93,7 @@ def widened(segment: bytes, hash_size: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def segments() -> list[bytes]:
-    from fuzz.fuzz import segments as made
+    from fuzz.targets import segments as made
 
     return made()
 
