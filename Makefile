@@ -5,7 +5,7 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault fuzz git-suite wheel clean
+.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault attacks fuzz git-suite wheel clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -66,6 +66,9 @@ git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source
 
 fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2.
 	$(BIN)/python tests/fault/run.py --kills $(or $(KILLS),1000) --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),2)
+
+attacks: setup ## All attacks, with those that take more time and memory than make test has.
+	$(BIN)/pytest -q -m 'not cluster' tests/attacks
 
 fuzz: setup ## Fuzz all readers under AddressSanitizer; SECONDS_EACH=60, SEEDS="other projects' repositories ...".
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz || true

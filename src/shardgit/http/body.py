@@ -12,11 +12,14 @@ from aiohttp import HttpVersion11, web
 from shardgit import telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from shardgit.limits import Limits
 
 PIECE_BYTES = 64 << 10
+# A chunk costs some 10 us, so 1 MB of chunks of a byte each 1.5 s. Of those that wait here at once.
+TINY_CHUNKS_MAX = 1_000
+TINY_BYTES = 16  # on average
 _GZIP = 31  # zlib's window bits for a gzip stream
 
 
@@ -26,8 +29,8 @@ async def body_pieces(
     """Return the body in pieces of at most 64 KiB once inflated.
 
     Errors are HTTP's: 413 past ``most_bytes``, as sent or inflated; 415 for an encoding that is not
-    known, 400 for broken gzip or chunks, 408 for one that comes too slowly: nothing, or less than
-    ``limits.client_slowest_bytes_s``, in ``limits.client_stall_max_s`` of waiting for it.
+    known, 400 for broken gzip or chunks, and for a flood of tiny ones, 408 for one that comes too slowly: nothing, or
+    less than ``limits.client_slowest_bytes_s``, in ``limits.client_stall_max_s`` of waiting for it.
     """
     if (request.content_length or 0) > most_bytes:
         raise _too_large(most_bytes)
@@ -91,6 +94,10 @@ async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes
     stall_s = limits.client_stall_max_s
     waited_s, came = 0.0, 0
     while True:
+        # aiohttp tells it nowhere else.
+        waiting: Sequence[int] | None = getattr(content, "_http_chunk_splits", None)
+        if waiting and len(waiting) > TINY_CHUNKS_MAX and _tiny(waiting):
+            raise _bad("request body comes in too many too small chunks")
         if data := content.read_nowait():
             came += len(data)
             yield data
@@ -112,6 +119,10 @@ async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes
                 raise _too_slow()
             waited_s, came = 0.0, 0
         yield data
+
+
+def _tiny(ends: Sequence[int]) -> bool:
+    return ends[-1] - ends[0] < len(ends) * TINY_BYTES
 
 
 def _too_slow() -> web.HTTPException:
