@@ -50,13 +50,21 @@ def print_json_rows(key: str, rows: Iterable[Any]) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line; bytes that are no text come out as they came in."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    """Print a line; bytes that are no text come out as they came in, but on a terminal: see ``harmless``."""
+    shown = harmless(text) if sys.stdout.isatty() else text
+    sys.stdout.buffer.write(shown.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def harmless(text: str) -> str:
+    """Return text with what a terminal would obey as escapes: names and authors are what clients said."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def print_table(columns: list[str], rows: list[list[object]]) -> None:
     """Print rows in aligned columns, numbers to the right."""
-    text = [columns, *[[str(cell) for cell in row] for row in rows]]
+    text = [columns, *[[harmless(str(cell)) for cell in row] for row in rows]]
     widths = [max(len(row[n]) for row in text) for n in range(len(columns))]
     numeric = [
         bool(rows) and all(isinstance(row[n], int | float) for row in rows)
