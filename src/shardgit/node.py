@@ -279,6 +279,18 @@ class JournalRings:
         return ShardPlace(number, shard.folder) in places
 
 
+def check_store(layout: StoreLayout) -> None:
+    """Look whether a store's journal is its own and of a format that is known; opens no shard.
+
+    Errors: StoreFormatUnknown, Refused, JournalCorrupt.
+    """
+    journal = LmdbJournal(layout.journal)
+    try:
+        _check_journal(journal, layout)
+    finally:
+        journal.close()
+
+
 def _check_journal(journal: LmdbJournal, layout: StoreLayout) -> None:
     """Look whether the journal is this store's."""
     with journal.snapshot() as snapshot:

@@ -14,7 +14,7 @@ from shardgit.config import ServeConfig
 from shardgit.door import check_door
 from shardgit.errors import InvalidArgument, JournalCorrupt, Refused
 from shardgit.extras import has_extra, lacking
-from shardgit.node import open_store
+from shardgit.node import check_store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,9 +100,10 @@ def kept_config(folder: Path) -> ServeConfig:
 
 
 def check(config: ServeConfig) -> str:
-    """Look whether what a configuration names can be opened, and open nothing; returns what it is, in words.
+    """Look whether what a configuration names can be opened, and open no shard; returns what it is, in words.
 
-    Errors: NotAStore, Refused, Unavailable when etcd or the object store does not answer.
+    Errors: NotAStore, StoreFormatUnknown, Refused, JournalCorrupt; Unavailable when etcd or the object store does not
+    answer.
     """
     check_door(config)
     if "ssh" in config.listens and not has_extra("ssh"):
@@ -118,4 +119,5 @@ def check(config: ServeConfig) -> str:
     for path in (layout.journal, *(place.path for place in layout.shards)):
         if not os.access(path, os.W_OK):
             raise Refused("store cannot be written to", path=str(path))
+    check_store(layout)  # else each worker would say it, in the log
     return f"store {layout.store_id}"

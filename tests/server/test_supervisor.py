@@ -408,7 +408,7 @@ def test_many_clones_at_once_are_all_whole(data: Path, tmp_path: Path) -> None:
 
 def test_a_store_that_a_worker_cannot_open_is_one_clear_error(tmp_path: Path) -> None:
     assert shardgit("init", "data", cwd=tmp_path).returncode == 0
-    (tmp_path / "data" / "journal" / "data.mdb").write_bytes(b"")
+    (tmp_path / "data" / "shards" / "000" / "data.mdb").write_bytes(b"")
     free = [word for name in PORTS for word in (f"--{name}", "127.0.0.1:0")]
     done = shardgit("serve", "--workers", "1", *free, cwd=tmp_path)
     assert done.returncode == 1
@@ -416,6 +416,15 @@ def test_a_store_that_a_worker_cannot_open_is_one_clear_error(tmp_path: Path) ->
     assert "worker_refused" in done.stderr
     assert "DATA_LOSS" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_journal_that_cannot_be_opened_is_told_before_workers_start(tmp_path: Path) -> None:
+    assert shardgit("init", "data", cwd=tmp_path).returncode == 0
+    (tmp_path / "data" / "journal" / "data.mdb").write_bytes(b"")
+    done = shardgit("serve", "--check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "shardgit: database file is missing or empty (path=data/journal/data.mdb)\n"
+    assert done.stderr == said
 
 
 def test_readers_of_a_killed_process_are_freed(data: Path) -> None:

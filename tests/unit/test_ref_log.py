@@ -19,6 +19,7 @@ from shardgit.errors import (
     LimitExceeded,
     LogPositionUnknown,
     Refused,
+    StoreFormatUnknown,
 )
 from shardgit.journal.interface import Delete, Put
 from shardgit.journal.memory import MemoryJournal
@@ -264,10 +265,13 @@ def test_damaged_rows_and_blocks_are_told(bench: Bench) -> None:
     with bench.journal.snapshot() as snapshot:
         row = snapshot.get(key)
     assert row is not None
-    for wrong in (b"", row.value[:20], row.value[:-1], row.value + b"\0", b"\2" + row.value[1:]):
+    for wrong in (b"", row.value[:20], row.value[:-1], row.value + b"\0", b"\0" + row.value[1:]):
         bench.journal.commit_sync([], [Put(key, wrong)])
         with pytest.raises(JournalCorrupt):
             [list(entry.changes) for entry in bench.since(0)]
+    bench.journal.commit_sync([], [Put(key, b"\2" + row.value[1:])])
+    with pytest.raises(StoreFormatUnknown):
+        [list(entry.changes) for entry in bench.since(0)]
     updates = [RefUpdate(b"refs/heads/%05d" % n, None, oid(n + 1)) for n in range(2_000)]
     bench.journal.commit_sync([], [Put(key, row.value)])
     bench.update(*updates)

@@ -27,7 +27,8 @@ from shardgit.backup.pack import (
     footer_bytes,
     pack_name,
 )
-from shardgit.errors import BackupCorrupt, BackupMissing, Refused, StoreFormatUnknown
+from shardgit.errors import BackupCorrupt, BackupMissing, Refused
+from shardgit.formats import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -82,9 +83,10 @@ class Target:
             found = bucket.get(FORMAT) or b""
         text = found[:100].decode("utf-8", "replace")
         if text != f"{MAGIC} {VERSION}\n":
-            known = text.startswith(MAGIC)
-            message = "backups have another format" if known else "target holds no backups"
-            raise StoreFormatUnknown(message, target=bucket.where, known=VERSION)
+            magic, _, version = text.strip().rpartition(" ")
+            if magic == MAGIC and version.isascii() and version.isdecimal() and len(version) < 10:
+                check_version("backups", int(version), VERSION)
+            raise Refused("target holds no backups", target=bucket.where)
         return cls(bucket)
 
     # ---- backups ----

@@ -30,8 +30,8 @@ from shardgit.errors import (
     Refused,
     StorageFull,
     StoreBusy,
-    StoreFormatUnknown,
 )
+from shardgit.formats import check_version
 from shardgit.lmdbenv import NO_SPACE
 from shardgit.ring.builder import build
 from shardgit.ring.ring import RingShard
@@ -133,10 +133,9 @@ def open_layout(folder: Path) -> StoreLayout:
     magic, _, version = first.rpartition(" ")
     if magic != MAGIC or not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise NotAStore("folder's format file is not shardgit's", path=str(folder))
-    if int(version) != VERSION:
-        raise StoreFormatUnknown(
-            "store has another format version", version=int(version), known=VERSION
-        )
+    check_version("store", int(version), VERSION)
+    if int(version) < VERSION:
+        raise NotAStore("folder's format file is not shardgit's", path=str(folder))
     try:
         facts = json.loads(rest)
         store_id = str(uuid.UUID(facts["store"]))

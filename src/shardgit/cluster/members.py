@@ -20,8 +20,8 @@ from shardgit.errors import (
     JournalCorrupt,
     NodeMissing,
     Refused,
-    StoreFormatUnknown,
 )
+from shardgit.formats import check_row
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 from shardgit.journal.records import RING_KEY
 from shardgit.ring.builder import build
@@ -54,8 +54,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def decode(cls, value: bytes) -> NodeRecord:
         """Return what a row holds. Errors: JournalCorrupt, StoreFormatUnknown."""
+        check_row("record of a node", value, VERSION)
         if value[:1] != bytes([VERSION]):
-            raise StoreFormatUnknown("node is of another version", version=value[:1].hex())
+            raise JournalCorrupt("node's record is of no known version", version=value[:1].hex())
         try:
             return msgspec.json.decode(value[1:], type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as cause:

@@ -6,7 +6,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit.errors import JournalCorrupt, StoreFormatUnknown
+from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.journal.etcd_rows import LEASED
 from shardgit.journal.interface import end_of
 
@@ -126,5 +127,6 @@ def owner_key(name: str) -> bytes:
 def _check(value: bytes, size: int, what: str) -> None:
     if len(value) < size:
         raise JournalCorrupt(f"{what} is too short", bytes=len(value))
+    check_row(what, value, VERSION)
     if value[0] != VERSION:
-        raise StoreFormatUnknown(f"{what} is of another version", version=value[0], known=VERSION)
+        raise JournalCorrupt(f"{what} is of no known version", version=value[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import RepositoryId
 
 VERSION = 1
@@ -49,6 +50,7 @@ class HookCursor:
     @classmethod
     def decode(cls, data: bytes) -> HookCursor:
         """Return the cursor in a row's value; JournalCorrupt when it is off."""
+        check_row("hook cursor", data, VERSION)
         if len(data) != _CURSOR.size or data[0] != VERSION:
             raise JournalCorrupt("hook cursor is off", bytes=len(data))
         _, tries, sequence, next_ms = _CURSOR.unpack(data)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import HashKind, ObjectId
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def encode_grafts(ids: Iterable[ObjectId], kind: HashKind) -> bytes:
 
 def decode_grafts(data: bytes, kind: HashKind) -> frozenset[ObjectId]:
     """Return the ids in a row's value; JournalCorrupt when it is off, or of another hash kind."""
+    check_row("row of grafts", data, VERSION)
     size = kind.size
     if len(data) < _HEAD.size:
         raise JournalCorrupt("row of grafts is off", bytes=len(data))

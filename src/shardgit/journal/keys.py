@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 
 VERSION = 2
 KEYS = b"K"
@@ -48,6 +49,7 @@ class KeyRecord:
     @classmethod
     def decode(cls, data: bytes) -> KeyRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("key record", data, VERSION)
         try:
             version, name, blob, created = _KEY.unpack_from(data)
             rest = data[_KEY.size :]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 
 VERSION = 1
@@ -73,6 +74,7 @@ class LfsRecord:
     @classmethod
     def decode(cls, data: bytes) -> LfsRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("lfs object record", data, VERSION)
         if len(data) != _OBJECT.size or data[0] != VERSION or data[1] != HashKind.SHA256:
             raise JournalCorrupt("lfs object record is off", bytes=len(data))
         _, _, _, parts, size, created, root = _OBJECT.unpack(data)
@@ -95,6 +97,7 @@ class LfsOwned:
     @classmethod
     def decode(cls, data: bytes) -> LfsOwned:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("lfs ownership record", data, VERSION)
         if len(data) != _OWNED.size or data[0] != VERSION or data[1] != HashKind.SHA256:
             raise JournalCorrupt("lfs ownership record is off", bytes=len(data))
         _, _, _, _, size, added = _OWNED.unpack(data)
@@ -117,6 +120,7 @@ def encode_sources(sources: tuple[LfsSource, ...]) -> bytes:
 
 def decode_sources(data: bytes) -> tuple[LfsSource, ...]:
     """Return the sources in a row's value; JournalCorrupt when it is off."""
+    check_row("lfs sources", data, VERSION)
     if len(data) < _SOURCES.size or data[0] != VERSION:
         raise JournalCorrupt("lfs sources are off", bytes=len(data))
     _, _, count, _ = _SOURCES.unpack_from(data)
@@ -143,6 +147,7 @@ class LockRecord:
     @classmethod
     def decode(cls, lock: bytes, data: bytes) -> LockRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("lock record", data, VERSION)
         try:
             version, owner, path, locked = _LOCK.unpack_from(data)
             start = _LOCK.size
@@ -165,6 +170,7 @@ def encode_lock_name(lock: bytes) -> bytes:
 
 def decode_lock_name(data: bytes) -> bytes:
     """Return the lock's id in a locked path's row; JournalCorrupt when it is off."""
+    check_row("lock name", data, VERSION)
     if len(data) != _LOCK_NAME.size or data[0] != VERSION:
         raise JournalCorrupt("lock name is off", bytes=len(data))
     return bytes(_LOCK_NAME.unpack(data)[1])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from shardgit.errors import JournalCorrupt, StoreFormatUnknown
+from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.journal.interface import Compare, Put, end_of
 
 if TYPE_CHECKING:
@@ -71,10 +72,9 @@ def decode_operation(data: bytes, shape: type[T]) -> T:
     """Return the record in a row's value."""
     if not data:
         raise JournalCorrupt("operation record is empty")
+    check_row("operation record", data, VERSION)
     if data[0] != VERSION:
-        raise StoreFormatUnknown(
-            "operation record is of another version", version=data[0], known=VERSION
-        )
+        raise JournalCorrupt("operation record is of no known version", version=data[0])
     try:
         return msgspec.json.decode(data[1:], type=shape)
     except (msgspec.DecodeError, RecursionError) as cause:

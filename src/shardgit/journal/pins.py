@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
 from shardgit.errors import Conflict, JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.journal.interface import Compare, Delete, Put, end_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class PinRecord:
     @classmethod
     def decode(cls, data: bytes) -> PinRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("pin", data, VERSION)
         if len(data) < _PIN.size or data[0] != VERSION:
             raise JournalCorrupt("pin is off", bytes=len(data))
         _, length, _, since, renewed = _PIN.unpack_from(data)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row, check_version
 from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.oid import BlockId, HashKind, PoolId, RepositoryId
 
 if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
 
+FORMAT = 1  # of the whole journal: a shardgit that does not know it opens nothing
 VERSION = 1
 RING_KEY = b"G"
 STORE_KEY = b"M"
@@ -128,6 +130,7 @@ class RepositoryRecord:
     @classmethod
     def decode(cls, data: bytes) -> RepositoryRecord:
         """Return the record in a row's value, of version 1 too; JournalCorrupt when it is off."""
+        check_row("repository record", data, REPOSITORY_VERSION)
         form = _REPOSITORY_1 if data[:1] == b"\1" else _REPOSITORY
         try:
             version, kind, _, number, pool, created, length, settings, *parent = form.unpack_from(
@@ -163,6 +166,7 @@ class NameRecord:
     @classmethod
     def decode(cls, data: bytes) -> NameRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("name record", data, VERSION)
         if len(data) != _NAME.size or data[0] != VERSION:
             raise JournalCorrupt("name record is off", bytes=len(data))
         _, _, cell, number = _NAME.unpack(data)
@@ -188,6 +192,7 @@ class PoolRecord:
     @classmethod
     def decode(cls, pool: PoolId, data: bytes) -> PoolRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("pool record", data, VERSION)
         if len(data) != _POOL.size or data[0] != VERSION or data[1] not in (1, 2):
             raise JournalCorrupt("pool record is off", pool=pool.hex(), bytes=len(data))
         _, kind, _, generation, created, manifest = _POOL.unpack(data)
@@ -223,6 +228,7 @@ class RefsHead:
     @classmethod
     def decode(cls, data: bytes) -> RefsHead:
         """Return the record in a row's value, of version 1 too; JournalCorrupt when it is off."""
+        check_row("refs head", data, HEAD_VERSION)
         form = {1: _HEAD_1, HEAD_VERSION: _HEAD}.get(data[0] if data else 0)
         if form is None or len(data) != form.size or data[1] > HashKind.SHA256:
             raise JournalCorrupt("refs head is off", bytes=len(data))
@@ -238,7 +244,7 @@ class StoreRecord:
     """Which store this journal belongs to: the 16 bytes of its UUID, and the journal's format."""
 
     id: bytes
-    format: int = 1
+    format: int = FORMAT
 
     def encode(self) -> bytes:
         """Return the row's value."""
@@ -246,10 +252,12 @@ class StoreRecord:
 
     @classmethod
     def decode(cls, data: bytes) -> StoreRecord:
-        """Return the record in a row's value; JournalCorrupt when it is off."""
+        """Return the record in a row's value; JournalCorrupt when it is off, StoreFormatUnknown for a newer journal."""
+        check_row("store record", data, VERSION)
         if len(data) != _STORE.size or data[0] != VERSION:
             raise JournalCorrupt("store record is off", bytes=len(data))
         _, form, store = _STORE.unpack(data)
+        check_version("journal", form, FORMAT)
         return cls(store, form)
 
 
@@ -260,6 +268,7 @@ def encode_counter(value: int) -> bytes:
 
 def decode_counter(data: bytes) -> int:
     """Return the number in a counter's row; JournalCorrupt when it is off."""
+    check_row("counter", data, VERSION)
     if len(data) != _COUNTER.size or data[0] != VERSION:
         raise JournalCorrupt("counter is off", bytes=len(data))
     return int(_COUNTER.unpack(data)[1])

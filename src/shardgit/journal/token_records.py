@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 
 VERSION = 1
 TOKENS = b"T"
@@ -52,6 +53,7 @@ class TokenRecord:
     @classmethod
     def decode(cls, data: bytes) -> TokenRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("token record", data, VERSION)
         try:
             version, created, expires, digest = _HEAD.unpack_from(data)
             if version != VERSION:

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import BlockId, HashKind, RepositoryId
 
 VERSION = 1
@@ -44,6 +45,7 @@ class UploadsHead:
     @classmethod
     def decode(cls, data: bytes) -> UploadsHead:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("head of uploads", data, VERSION)
         if len(data) != _HEAD.size or data[0] != VERSION:
             raise JournalCorrupt("head of uploads is off", bytes=len(data))
         return cls(int(_HEAD.unpack(data)[1]))
@@ -66,6 +68,7 @@ class UploadRecord:
     @classmethod
     def decode(cls, data: bytes) -> UploadRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("upload", data, VERSION)
         if len(data) < _ROW.size or data[0] != VERSION or data[1] not in (1, 2):
             raise JournalCorrupt("upload is off", bytes=len(data))
         _, kind, _, blocks, time_ms = _ROW.unpack_from(data)

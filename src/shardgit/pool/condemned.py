@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.limits import DEFAULT
 from shardgit.oid import BlockId, HashKind, PoolId
 
@@ -74,6 +75,7 @@ class CondemnedRecord:
     @classmethod
     def decode(cls, data: bytes) -> CondemnedRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("condemned row", data, VERSION)
         if len(data) < _ROW.size or data[0] != VERSION or data[1] not in (1, 2):
             raise JournalCorrupt("condemned row is off", bytes=len(data))
         _, kind, _, blocks, time_ms = _ROW.unpack_from(data)

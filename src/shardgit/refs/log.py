@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shardgit import clock
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt, LimitExceeded
+from shardgit.formats import check_row
 from shardgit.limits import DEFAULT
 from shardgit.oid import BlockId, HashKind
 from shardgit.refs.ref import Ref, decode_body, encode_body
@@ -239,6 +240,7 @@ def encode_entry(
 
 def decode_entry(sequence: int, data: bytes, source: LogSource) -> LogEntry:
     """Return the entry in a log row's value; JournalCorrupt when it is off."""
+    check_row("log row", data, VERSION)
     try:
         version, kind, flags, time_ms, count, actor, address, message, blocks, certificate = (
             _ROW.unpack_from(data)
@@ -268,6 +270,7 @@ def decode_entry(sequence: int, data: bytes, source: LogSource) -> LogEntry:
 
 def _named_at(data: bytes) -> tuple[int, int, int]:
     """Return where a row's snapshot stands, 0 without one, where its blocks begin, and how many they are."""
+    check_row("log row", data, VERSION)
     try:
         version, kind, flags, _, _, actor, address, message, blocks, _ = _ROW.unpack_from(data)
     except struct.error as cause:

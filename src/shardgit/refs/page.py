@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardgit._refpage import PageWriter
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, new_header, parse_header
 from shardgit.errors import BlockCorrupt, JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.journal.interface import END
 from shardgit.refs.ref import VERSION, encode_body
 
@@ -48,6 +49,7 @@ def changes_of_rows(rows: Iterable[Row], *, start: int, hash_kind: HashKind) -> 
     writer = PageWriter(hash_kind.size, _UNBOUNDED, deletions=True)
     for row in rows:
         value = row.value
+        check_row("loose ref", value, VERSION)
         if len(value) < 3 or value[0] != VERSION or value[1] != hash_kind:
             raise JournalCorrupt("loose ref is off", bytes=len(value))
         writer.add(row.key[start:], value[2:])

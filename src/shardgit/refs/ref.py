@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import HashKind, ObjectId
 
 VERSION = 1
@@ -80,6 +81,7 @@ def encode_row(ref: Ref, kind: HashKind) -> bytes:
 
 def decode_row(name: bytes, data: bytes) -> Ref:
     """Return the ref in a loose row's value; JournalCorrupt when it is off."""
+    check_row("loose ref", data, VERSION)
     if len(data) < 3 or data[0] != VERSION or data[1] not in (1, 2):
         raise JournalCorrupt("loose ref is off", bytes=len(data))
     ref, end = decode_body(name, data, 2, HashKind(data[1]).size)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.errors import InvalidArgument, JournalCorrupt, StoreFormatUnknown
+from shardgit.errors import InvalidArgument, JournalCorrupt
+from shardgit.formats import check_version
 from shardgit.ring.ring import Ring
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ class NodeRing:
         magic, version, zero, count, length = _HEAD.unpack_from(body)
         if magic != MAGIC:
             raise JournalCorrupt("ring of nodes has an unknown magic", magic=magic.hex())
+        check_version("ring of nodes", version, VERSION)
         if version != VERSION:
-            raise StoreFormatUnknown(
-                "ring of nodes is of another version", version=version, known=VERSION
-            )
+            raise JournalCorrupt("ring of nodes is of no known version", version=version)
         addresses: dict[int, str] = {}
         at, end, last = _HEAD.size, len(body) - length, -1
         for _ in range(count):

@@ -15,7 +15,8 @@ from enum import IntEnum
 
 from blake3 import blake3
 
-from shardgit.errors import JournalCorrupt, StoreFormatUnknown
+from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_version
 
 PARTITIONS = 65_536
 MAGIC = b"SGRG"
@@ -141,10 +142,9 @@ class Ring:
         magic, version, replicas, phase, epoch, seed, count, length = _HEAD.unpack_from(body)
         if magic != MAGIC:
             raise JournalCorrupt("ring has an unknown magic", magic=magic.hex())
+        check_version("ring", version, MOVING_VERSION)
         if version not in (VERSION, MOVING_VERSION):
-            raise StoreFormatUnknown(
-                "ring is of another version", version=version, known=MOVING_VERSION
-            )
+            raise JournalCorrupt("ring is of no known version", version=version)
         if phase not in ((1, 2) if version == MOVING_VERSION else (0,)):
             raise JournalCorrupt("ring is in an impossible phase", phase=phase)
         if not 1 <= replicas <= REPLICAS_MAX or not 1 <= count <= SHARDS_MAX:
