@@ -5,7 +5,8 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault attacks fuzz git-suite wheel clean
+.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault attacks fuzz
+.PHONY: git-suite docs wheel clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -74,6 +75,11 @@ fuzz: setup ## Fuzz all readers under AddressSanitizer; SECONDS_EACH=60, SEEDS="
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz || true
 	@$(if $(SEEDS),$(BIN)/python tests/fuzz/corpora.py $(foreach each,$(SEEDS),'$(each)'))
 	@$(MAKE) --no-print-directory -C tests/fuzz
+
+docs: setup ## The documentation as a site in build/site, every link and anchor checked.
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+	@echo "documentation: build/site/index.html"
 
 wheel: setup ## The sdist and a wheel in dist/, installed apart from this folder and tried; SDIST=0 leaves the sdist untried.
 	@SDIST='$(SDIST)' .ci/wheel
