@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What stands before the cursor, and what is offered for its last word.
 LINES: tuple[tuple[str, set[str]], ...] = (
     ("shardgit re", {"ref", "repo"}),
-    ("shardgit repo im", {"import"}),
+    ("shardgit repo im", {"import", "import-tree"}),
     ("shardgit repo show --j", {"--json"}),
     ("shardgit repo show te", {"team/one", "team/two"}),
     ("shardgit repo fork team/o", {"team/one"}),

@@ -11,6 +11,7 @@ from shardgit.journal.interface import Delete, DeleteRange, Put, end_of
 from shardgit.journal.lmdb import LmdbJournal
 from shardgit.journal.pins import PINS
 from shardgit.operate.gc import gc
+from shardgit.operate.notes import operations_under_way
 from shardgit.operate.operation import silent_control
 from shardgit.operate.scrub import Scrub
 from shardgit.processes import drop_left
@@ -46,6 +47,7 @@ def check_no_leak(store: Store) -> int:
     assert not done.blocks_young
     assert_no_leak(store)
     drop_left(store.scratch, "push")  # as a worker that begins does
+    operations_under_way(store.scratch)  # drops what processes that were killed have noted
     left = [file for file in store.scratch.parent.rglob("*") if file.is_file()]
     unknown = [str(file) for file in left if file.name not in FILES and file.suffix != ".lock"]
     unknown = [name for name in unknown if not REWRITING.search(name)]

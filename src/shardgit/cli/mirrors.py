@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import repository_names
 from shardgit.cli.context import (
     FAILED,
     DataOption,
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Have repositories follow others elsewhere.", no_args_is_help=True)
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Repository name, such as team/project.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Repository name, such as team/project.",
+        autocompletion=repository_names,
+    ),
 ]
 POLL_S = 0.5
 SYNC_WAIT_S = 6 * 3_600.0
@@ -66,7 +72,7 @@ def add(  # noqa: PLR0913, PLR0917
     \b
     Examples:
       shardgit mirror add linux/stable https://git.example.org/stable.git --interval 1h
-      shardgit mirror add tool https://example.org/tool.git --refs 'refs/heads/*' --refs 'refs/tags/*'
+      shardgit mirror add tool https://example.org/tool.git --refs 'refs/heads/*'
     """
     with failing(json=json):
         from shardgit.cli.local import note_of_user

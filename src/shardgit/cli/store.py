@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardgit.cli.completing import one_of
 from shardgit.cli.context import DataOption, JsonOption, ServerOption, UsageRefused, failing
 from shardgit.cli.operations import on_store
 from shardgit.cli.output import print_json
@@ -20,7 +21,12 @@ WORDS = {"on": True, "off": False}
 
 @app.command("read-only")
 def read_only(
-    word: Annotated[str, typer.Argument(metavar="on|off", help="Whether it shall be.")],
+    word: Annotated[
+        str,
+        typer.Argument(
+            metavar="on|off", help="Whether it shall be.", autocompletion=one_of("on", "off")
+        ),
+    ],
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Told to whoever is refused.")
     ] = "",
