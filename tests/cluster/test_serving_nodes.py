@@ -8,8 +8,9 @@ import re
 import subprocess
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cluster.nodes import Nodes
@@ -292,3 +293,35 @@ def test_serve_tells_what_is_wrong_with_a_configuration(nodes: Nodes, tmp_path: 
         )
     )
     assert "etcd" in refused
+
+
+def test_the_console_shows_the_nodes_of_the_ring(nodes: Nodes, tmp_path: Path) -> None:
+    one = nodes.start("one")
+    work = small_repository(tmp_path / "work")
+    nodes.command("one", "repo", "import", "demo", str(work))
+    two = nodes.start("two")
+    nodes.command("two", "cluster", "join")
+    shown = {server.admin: watched(server.admin) for server in (one, two)}
+    for here, snapshot in zip(("one", "two"), shown.values(), strict=True):
+        survey = snapshot["survey"]
+        assert survey["clustered"]
+        rows = {row["name"]: row for row in survey["shards"]}
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "one": "active",
+            "two": "active",
+        }
+        assert sum(row["partitions"] for row in rows.values()) == 65_536
+        assert [name for name, row in rows.items() if row["is_here"]] == [here]
+        assert all(row["processes"] >= 1 for row in rows.values())
+        assert rows[here]["file_bytes"] is not None
+
+
+def watched(admin: str) -> dict[str, Any]:
+    """Return the first snapshot of an admin port that has a look at the store."""
+    with urllib.request.urlopen(f"http://{admin}/events", timeout=60) as events:
+        for line in events:
+            if line.startswith(b'data: {"time_ms"'):
+                found: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+                if found["survey"] is not None:
+                    return found
+    raise AssertionError("the events ended")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.console.desks import DeskRefused
 from shardgit.console.health import Health, health_of
 from shardgit.console.traffic import History, Point, Traffic, read_totals
@@ -57,6 +57,7 @@ class Snapshots:
         self._begun = self._sampled = time.monotonic()
         self._survey: Survey | None = None
         self._surveyed = 0.0
+        self._refused = ""
         self._sampling = asyncio.Lock()
 
     def points(self, behind_ms: int) -> list[Point]:
@@ -93,8 +94,14 @@ class Snapshots:
         """Return how the store is now; None when no worker says so."""
         try:
             self._survey = await self._desks.survey()
-        except (Unavailable, DeskRefused):
+        except Unavailable:
             return None
+        except DeskRefused as refused:
+            if self._refused != refused.answer.message:  # once, not with each tick
+                self._refused = refused.answer.message
+                telemetry.log().error("survey_refused", error=self._refused)
+            return None
+        self._refused = ""
         self._surveyed = time.monotonic()
         return self._survey
 

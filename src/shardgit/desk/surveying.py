@@ -25,6 +25,7 @@ from shardgit.survey import Ended, Operation, Shard, Survey
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from shardgit.cluster.members import Membership
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.ring.ring import Ring
     from shardgit.service.store import Store
@@ -38,7 +39,7 @@ def survey(store: Store) -> Survey:
     if store.in_cluster:
         with store.journal.snapshot() as snapshot:
             found = membership(snapshot)
-        ring, shards = found.ring.ring, _nodes(store, snapshot)
+        ring, shards = found.ring.ring, _nodes(store, found)
     else:
         shards = _shards(store)
         ring = store.routed.ring
@@ -78,8 +79,7 @@ def _shards(store: Store) -> list[Shard]:
     ]
 
 
-def _nodes(store: Store, snapshot: JournalSnapshot) -> list[Shard]:
-    found = membership(snapshot)
+def _nodes(store: Store, found: Membership) -> list[Shard]:
     blocks = store.blocks
     assert isinstance(blocks, ClusteredBlocks)
     weights = {shard.number: shard.weight for shard in found.ring.ring.shards}
@@ -160,11 +160,11 @@ def _ended(snapshot: JournalSnapshot) -> list[Ended]:
     with suppress(ShardgitError):
         backup = last_backup(snapshot)
         if backup is not None:
-            found.append(Ended("backup", backup.finished_ms, f"{_mib(backup.sent_bytes)} sent"))
+            found.append(Ended("backup", backup.finished_ms, f"{_amount(backup.sent_bytes)} sent"))
     with suppress(ShardgitError):
         gc = read_operation(snapshot, GC, GcLast).record
         if gc is not None:
-            words = f"{gc.dropped_objects:,} objects dropped, {_mib(gc.bytes_freed)} freed"
+            words = f"{gc.dropped_objects:,} objects dropped, {_amount(gc.bytes_freed)} freed"
             found.append(Ended("gc", gc.ended_ms, words))
     with suppress(ShardgitError):
         verified = read_operation(snapshot, VERIFY, VerifyState).record
@@ -175,10 +175,14 @@ def _ended(snapshot: JournalSnapshot) -> list[Ended]:
     with suppress(ShardgitError):
         moved = read_operation(snapshot, REBALANCE, Rebalance).record
         if moved is not None and moved.ended:
-            words = f"{moved.state}: {moved.blocks:,} blocks, {_mib(moved.bytes)} moved"
+            words = f"{moved.state}: {moved.blocks:,} blocks, {_amount(moved.bytes)} moved"
             found.append(Ended("rebalance", moved.ended_ms, words, is_well=not moved.damaged))
     return sorted(found, key=lambda one: -one.ended_ms)
 
 
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"
+def _amount(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1_000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1_024
+    return f"{size:,.1f} TiB"
