@@ -164,7 +164,7 @@ async def test_traffic_moves_the_numbers_and_shows_what_is_hot_and_slow(
     )
     await page.until("document.querySelector('#tiles .tile .figure').textContent > '0'")
     await page.until(
-        f"document.querySelector('#slow-table tbody').children.length > {min(before, 19)}"
+        f"document.querySelector('#slow-table tbody').children.length > {min(before, 9)}"
     )
     # With what its time went into: as a bar and in words.
     await page.until(

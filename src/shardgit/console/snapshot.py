@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardgit.console.health import Served
 
 HOT = 12
-SLOW = 20
+SLOW = 10
 SAMPLE_MIN_S = 1.0  # between two looks at the counters
 UNWATCHED_S = 10.0  # between two while nobody watches: 5 ms of CPU each
 
