@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 PAGE = 20
-PASSED_MAX = 20_000  # names that one request looks through: 100 ms
+PASSED_MAX = 20_000  # names that one request looks through: 53 ms
 SIZES_CACHED = 4_096
 
 
