@@ -15,6 +15,7 @@ from shardgit.operate.notes import operations_under_way
 from shardgit.operate.operation import silent_control
 from shardgit.operate.scrub import Scrub
 from shardgit.processes import drop_left
+from shardgit.service.modes import set_mode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,7 @@ def check_no_leak(store: Store) -> int:
     Nobody else may have the store open.
     """
     forget_pins(store)
+    set_mode(store, read_only=False)  # a client may have been killed before it did
     done = gc(store, AT_ONCE, control=silent_control())
     assert not done.damaged, done.damaged
     assert not done.blocks_waiting, done.waiting_for

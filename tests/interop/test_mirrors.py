@@ -20,14 +20,18 @@ from shardgit.errors import (
     Stopped,
 )
 from shardgit.journal.mirror_records import MirrorRecord
+from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
+from shardgit.oid import RepositoryId
 from shardgit.refs.log import LogNote
+from shardgit.service import mirror_copies
 from shardgit.service.configuring import Configuring
 from shardgit.service.importing import import_repository
 from shardgit.service.mirror_credentials import NO_CREDENTIALS, Credentials
 from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
 from shardgit.service.repositories import Repositories
+from shardgit.service.source import GitSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -297,3 +301,61 @@ def test_a_server_brings_its_mirrors_in_step_by_itself(
         assert token not in near.errors.read_text()
         assert shardgit("mirror", "remove", "a/copy", *words, cwd=tmp_path).returncode == 0
         assert shardgit("mirror", "show", "a/copy", *words, cwd=tmp_path).returncode == 1
+
+
+def test_a_second_look_fetches_and_reads_what_is_new_alone(
+    home: Path, far: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(store, far)
+    sync_mirror(store, "copy", known(home))
+    monkeypatch.setattr(
+        mirror_copies, "clone_mirror", lambda *_, **__: pytest.fail("copied whole again")
+    )
+    (home / "work" / "second").write_text("second\n")
+    git(home / "work", "add", "second")
+    git(home / "work", "commit", "-q", "-m", "second")
+    push(home, far, "main")
+    read = []
+    scanned = GitSource.packs
+    monkeypatch.setattr(
+        GitSource,
+        "packs",
+        lambda self, **words: [read.append(one.path.name) or one for one in scanned(self, **words)],
+    )
+    sync_mirror(store, "copy", known(home))
+    assert refs_of(store, "copy")["refs/heads/main"] == git(home / "work", "rev-parse", "main")
+    assert len(read) == 1
+    (copy,) = (store.scratch / "mirrors").iterdir()
+    assert len(list((copy / "objects" / "pack").glob("*.pack"))) == 2
+    # What the pool has dropped meanwhile is read again: here the note says too much.
+    packs = [path.name for path in (copy / "objects" / "pack").glob("*.pack")]
+    (copy / "shardgit-imported").write_text(json.dumps([*packs, "more"]))
+    Mirrors(store).remove("copy")
+    Repositories(store).delete("copy")
+    follow(store, far, "copy")
+    with store.journal.snapshot() as snapshot:
+        number = store.repository(snapshot, "copy").id
+    copy.rename(copy.with_name(f"{number}.git"))
+    sync_mirror(store, "copy", known(home))
+    assert refs_of(store, "copy")["refs/heads/main"] == git(home / "work", "rev-parse", "main")
+    MirrorRounds(store, known(home)).sync_next(lambda _: None)
+    Mirrors(store).remove("copy")
+    MirrorRounds(store, known(home)).sync_next(lambda _: None)
+    assert list((store.scratch / "mirrors").iterdir()) == []
+
+
+def test_copies_are_bounded_together_and_by_their_packs(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = mirror_copies.MirrorCopies(tmp_path, Limits(mirror_copies_max_bytes=3_000))
+    for number in (1, 2, 3):
+        folder = tmp_path / "mirrors" / f"{number}.git"
+        (folder / "objects" / "pack").mkdir(parents=True)
+        (folder / "objects" / "pack" / "a.pack").write_bytes(bytes(1_400))
+        os.utime(folder, (number, number))
+    copies.sweep({RepositoryId(1), RepositoryId(2), RepositoryId(3)})
+    assert sorted(path.name for path in (tmp_path / "mirrors").iterdir()) == ["2.git", "3.git"]
+    copies.keep(RepositoryId(2))
+    monkeypatch.setattr(mirror_copies, "PACKS_MAX", 0)
+    copies.keep(RepositoryId(3))
+    assert sorted(path.name for path in (tmp_path / "mirrors").iterdir()) == ["2.git"]

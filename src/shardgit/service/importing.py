@@ -88,8 +88,8 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     detect: bool | None = None,
     private: bool = True,
     borrows: bool = True,
+    skips: frozenset[str] = frozenset(),
     mirror: MirrorSettings | None = None,
-    authorization: str = "",
 ) -> ImportResult:
     """Import ``source`` (a path or a URL) into repository ``name``, which is made when it is missing.
 
@@ -102,9 +102,10 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     Without ``private`` a source on this machine or in a network of one's own is refused, as link-local addresses are
     always: for sources that others name.
 
-    Without ``borrows`` objects are not read from where the source borrows them (its alternates): the pool has them.
+    Without ``borrows`` objects are not read from where the source borrows them (its alternates), nor are those in packs
+    that it ``skips``: the pool has them.
 
-    With ``mirror`` the source is what the repository follows, by these very settings; ``authorization`` is shown to it.
+    With ``mirror`` the source is a copy of what the repository follows, by these very settings.
 
     With ``detect`` SHA-1 collision attacks are looked for; without it the store says.
 
@@ -119,7 +120,7 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
             limits=store.limits,
             private=private,
             borrows=borrows,
-            authorization=authorization,
+            skips=skips,
             progress=progress,
         ) as origin,
         store.lease(),  # on the blocks that are put before the commit

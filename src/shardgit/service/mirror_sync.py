@@ -5,15 +5,18 @@ from __future__ import annotations
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
-from shardgit.errors import Refused, ShardgitError, Stopped
+from shardgit.errors import MalformedInput, Refused, ShardgitError, Stopped
 from shardgit.processes import drop_left, own_prefix
 from shardgit.progress import silent
 from shardgit.refs.change import HEAD
 from shardgit.service.importing import import_repository
+from shardgit.service.mirror_copies import MirrorCopies
 from shardgit.service.mirrors import Mirrors
 from shardgit.service.policy import follows
 from shardgit.service.remote_clone import list_refs
@@ -23,13 +26,18 @@ from shardgit.service.writable import writable
 from shardgit.turns import holding
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardgit.journal.records import RepositoryRecord
     from shardgit.progress import Report
+    from shardgit.service.mirror_copies import Copy
     from shardgit.service.mirror_credentials import Credentials
     from shardgit.service.mirrors import Mirror
     from shardgit.service.settings import MirrorSettings
     from shardgit.service.store import Store
 
 BACK_OFF_MAX_S = 86_400
+SWEEP_S = 600.0
 ERROR_MAX = 500
 
 
@@ -51,15 +59,9 @@ def sync_mirror(
             raise Refused("mirror is being brought in step by another", repository=name)
         begun_ms = clock.now_ms()
         try:
-            if not _in_step(store, name, settings, credentials, progress):
-                import_repository(
-                    store,
-                    name,
-                    settings.url,
-                    mirror=settings,
-                    authorization=credentials.authorization(settings.credential),
-                    progress=progress,
-                )
+            shown = _shown(store, settings, credentials, progress)
+            if not _in_step(store, name, settings, shown):
+                _Bringing(store, record, settings, credentials, progress).run(_head(shown))
         except Stopped:
             raise
         except ShardgitError as error:
@@ -87,25 +89,26 @@ def _failed(mirrors: Mirrors, name: str, settings: MirrorSettings, error: Shardg
         )
 
 
-def _in_step(
-    store: Store,
-    name: str,
-    settings: MirrorSettings,
-    credentials: Credentials,
-    progress: Report,
-) -> bool:
-    """Say whether the source shows the refs that the mirror has: then nothing need be fetched."""
-    remote = checked_url(settings.url)
+def _shown(
+    store: Store, settings: MirrorSettings, credentials: Credentials, progress: Report
+) -> dict[bytes, bytes]:
+    """Return the refs that the source shows; see list_refs."""
     store.scratch.mkdir(parents=True, exist_ok=True)
     drop_left(store.scratch, "listing")
     with tempfile.TemporaryDirectory(dir=store.scratch, prefix=own_prefix("listing")) as folder:
-        shown = list_refs(
-            remote,
+        return list_refs(
+            checked_url(settings.url),
             Path(folder),
             limits=store.limits,
             authorization=credentials.authorization(settings.credential),
             progress=progress,
         )
+
+
+def _in_step(
+    store: Store, name: str, settings: MirrorSettings, shown: Mapping[bytes, bytes]
+) -> bool:
+    """Say whether the source shows the refs that the mirror has: then nothing need be fetched."""
     wanted = {
         ref: value
         for ref, value in shown.items()
@@ -118,9 +121,56 @@ def _in_step(
             for ref in store.refs.list(snapshot, record)
         }
         head = store.refs.get(snapshot, record, HEAD)
+    leads = _head(shown)
+    return wanted == there and (not leads or (head is not None and head.symbolic == leads))
+
+
+def _head(shown: Mapping[bytes, bytes]) -> bytes:
+    """Return what HEAD leads to, b"" where it is detached or missing."""
     leads = shown.get(HEAD, b"")
-    moved = leads.startswith(b"ref: ") and (head is None or head.symbolic != leads[5:])
-    return wanted == there and not moved
+    return leads[5:] if leads.startswith(b"ref: ") else b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bringing:
+    """What is new is fetched into the copy of the source, and imported from there."""
+
+    store: Store
+    record: RepositoryRecord
+    settings: MirrorSettings
+    credentials: Credentials
+    progress: Report
+
+    def run(self, head: bytes) -> None:
+        copies = MirrorCopies(self.store.scratch, self.store.limits)
+        copy = copies.refreshed(
+            self.record.id,
+            checked_url(self.settings.url),
+            head,
+            authorization=self.credentials.authorization(self.settings.credential),
+            progress=self.progress,
+        )
+        try:
+            self._import(copy)
+        except MalformedInput:
+            copies.drop(self.record.id)
+            raise
+        copies.keep(self.record.id)
+
+    def _import(self, copy: Copy) -> None:
+        run = partial(
+            import_repository,
+            self.store,
+            self.record.name,
+            str(copy.path),
+            mirror=self.settings,
+            progress=self.progress,
+        )
+        if copy.imported:
+            with suppress(MalformedInput):  # it needs what the pool has dropped since
+                run(skips=copy.imported)
+                return
+        run()
 
 
 class MirrorRounds:
@@ -130,12 +180,14 @@ class MirrorRounds:
         self.store = store
         self.credentials = credentials
         self._busy: set[str] = set()
+        self._swept = float("-inf")
         self._lock = threading.Lock()
 
     def sync_next(self, progress: Report) -> bool:
         """Bring the mirror that waits for longest in step; False when none is due. Errors: what progress raises."""
         name = self._take()
         if name is None:
+            self._sweep()
             return False
         outcome = "done"
         try:
@@ -150,6 +202,15 @@ class MirrorRounds:
                 self._busy.discard(name)
         telemetry.MAINTENANCE.labels("mirror", outcome).inc()
         return True
+
+    def _sweep(self) -> None:
+        """Let copies go that nobody needs, from time to time."""
+        with self._lock:
+            due = clock.monotonic() - self._swept >= SWEEP_S and not self._busy
+            if due:
+                self._swept = clock.monotonic()
+                copies = MirrorCopies(self.store.scratch, self.store.limits)
+                copies.sweep(Mirrors(self.store).ids())
 
     def _take(self) -> str | None:
         with self._lock:

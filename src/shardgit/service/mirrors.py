@@ -109,6 +109,11 @@ class Mirrors:
                     found.append(_mirror(snapshot, RepositoryRecord.decode(kept.value)))
         return sorted(found, key=lambda one: one.repository)
 
+    def ids(self) -> set[RepositoryId]:
+        """Return the repositories that follow another."""
+        with self.store.journal.snapshot() as snapshot:
+            return {_id_of(row.key) for row in snapshot.range(MIRRORS, end_of(MIRRORS))}
+
     def due(self, now_ms: int) -> list[str]:
         """Return the names of the mirrors whose time has come, the one that waits for longest first."""
         found: list[tuple[int, str]] = []

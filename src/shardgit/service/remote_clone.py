@@ -41,6 +41,8 @@ _SETTINGS = {
     "submodule.recurse": "false",
     "fetch.recurseSubmodules": "false",
     "maintenance.auto": "false",
+    "fetch.unpackLimit": "1",  # a pack each time
+    "transfer.unpackLimit": "1",
 }
 # What says for git in which repository it is; git rev-parse --local-env-vars.
 _LOCAL = (
@@ -113,6 +115,40 @@ def clone_mirror(
             else "git could not read the source",
             source=without_secret(remote.url),
             git=without_secret(last),
+        )
+
+
+def fetch_mirror(
+    remote: RemoteUrl,
+    folder: Path,
+    *,
+    limits: Limits,
+    authorization: str = "",
+    progress: Report = silent,
+) -> None:
+    """Bring a copy that ``clone_mirror`` made in step: refs are those of the source, what is new is one pack.
+
+    Errors: as ``clone_mirror``.
+    """
+    settings = dict(_SETTINGS)
+    if remote.pinned:
+        settings["http.curloptResolve"] = remote.pinned
+    words = ["--git-dir", str(folder), "fetch", "--quiet", "--prune", "--force", "--no-tags"]
+    words += ["--no-write-fetch-head", "--", remote.url, "+refs/*:refs/*"]
+    said = folder / "fetch.said"
+    code = _run(
+        [*_git(settings), *words],
+        remote=remote,
+        said=said,
+        limits=limits,
+        authorization=authorization,
+        progress=progress,
+    )
+    if code:
+        raise NotFound(
+            "git could not read the source",
+            source=without_secret(remote.url),
+            git=without_secret(_last_line(said)),
         )
 
 

@@ -70,18 +70,18 @@ def opened(
     limits: Limits = DEFAULT,
     private: bool = True,
     borrows: bool = True,
-    authorization: str = "",
+    skips: frozenset[str] = frozenset(),
     progress: Report = silent,
 ) -> Iterator[GitSource]:
     """Open a path or a URL; a URL is mirrored into ``scratch`` first and removed afterwards.
 
-    Without ``private`` a source has to be on the internet: see ``checked_url``. ``authorization`` is shown over HTTP.
+    Without ``private`` a source has to be on the internet: see ``checked_url``.
     """
     if not is_url(source):
         if not private:
             raise Refused("source is on this machine", source=source[:200])
         with GitSource(Path(source), scratch=scratch, limits=limits) as opened_source:
-            opened_source.borrows = borrows
+            opened_source.borrows, opened_source.skips = borrows, skips
             yield opened_source
         return
     remote = checked_url(source, private=private)
@@ -89,7 +89,7 @@ def opened(
     drop_left(scratch, "mirror")
     with tempfile.TemporaryDirectory(dir=scratch, prefix=own_prefix("mirror")) as folder:
         target = Path(folder) / "mirror.git"
-        clone_mirror(remote, target, limits=limits, authorization=authorization, progress=progress)
+        clone_mirror(remote, target, limits=limits, progress=progress)
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
 
@@ -114,6 +114,7 @@ class GitSource:
         sha256 = re.search(r"^\s*objectformat\s*=\s*sha256\s*$", self._config, re.MULTILINE)
         self.hash_kind = HashKind.SHA256 if sha256 else HashKind.SHA1
         self.borrows = True  # objects, by its alternates
+        self.skips: frozenset[str] = frozenset()  # names of packs that are not read
         self._scratch = scratch
         self._stack = contextlib.ExitStack()
 
@@ -163,7 +164,10 @@ class GitSource:
     def packs(self, *, use_index: bool = True) -> Iterator[SourcePack]:
         """Map every pack, the largest first, and last a pack made of the loose objects."""
         paths = [
-            p for folder in self.object_folders() for p in sorted((folder / "pack").glob("*.pack"))
+            path
+            for folder in self.object_folders()
+            for path in sorted((folder / "pack").glob("*.pack"))
+            if path.name not in self.skips
         ]
         for path in sorted(paths, key=lambda p: (-p.stat().st_size, p.name)):
             data = self._map(path)

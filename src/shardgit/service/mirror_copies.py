@@ -1,0 +1,138 @@
+"""Copies of what mirrors follow, kept in the store's scratch so that the next look fetches only what is new.
+
+Each may be gone at any time: then git copies the source whole. What was imported of one is noted in it, by the names
+of its packs; a fetch adds one pack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardgit.processes import drop_left, own_prefix
+from shardgit.service.remote_clone import clone_mirror, fetch_mirror
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from shardgit.limits import Limits
+    from shardgit.oid import RepositoryId
+    from shardgit.progress import Report
+    from shardgit.service.remote_url import RemoteUrl
+
+FOLDER = "mirrors"
+NOTE = "shardgit-imported"
+PACKS_MAX = 32  # a copy with more is made anew: git looks for each object in all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that is in step with its source, and the packs of it whose objects the pool was given before."""
+
+    path: Path
+    imported: frozenset[str]
+
+
+class MirrorCopies:
+    """The copies of one machine. Of one repository's only one thread at a time."""
+
+    def __init__(self, scratch: Path, limits: Limits) -> None:
+        self._scratch = scratch
+        self._folder = scratch / FOLDER
+        self._limits = limits
+
+    def _path(self, repository: RepositoryId) -> Path:
+        return self._folder / f"{repository}.git"
+
+    def refreshed(
+        self,
+        repository: RepositoryId,
+        remote: RemoteUrl,
+        head: bytes,
+        *,
+        authorization: str,
+        progress: Report,
+    ) -> Copy:
+        """Return a copy as the source is now; ``head`` is what HEAD leads to there, b"" for none.
+
+        Errors: as of clone_mirror; then the copy is gone.
+        """
+        path = self._path(repository)
+        if not (path / "HEAD").is_file():
+            self._cloned(path, remote, authorization, progress)
+            return Copy(path, frozenset())
+        try:
+            fetch_mirror(
+                remote,
+                path,
+                limits=self._limits,
+                authorization=authorization,
+                progress=progress,
+            )
+            if head:
+                (path / "HEAD").write_bytes(b"ref: " + head + b"\n")
+        except BaseException:  # git may have left locks
+            self.drop(repository)
+            raise
+        return Copy(path, _imported(path))
+
+    def _cloned(self, path: Path, remote: RemoteUrl, authorization: str, progress: Report) -> None:
+        drop_left(self._scratch, "mirror")
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = own_prefix("mirror")
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=prefix) as folder:
+            made = Path(folder) / "mirror.git"
+            clone_mirror(
+                remote,
+                made,
+                limits=self._limits,
+                authorization=authorization,
+                progress=progress,
+            )
+            made.rename(path)
+
+    def keep(self, repository: RepositoryId) -> None:
+        """Note that all of a copy was imported."""
+        path = self._path(repository)
+        names = sorted(pack.name for pack in (path / "objects" / "pack").glob("*.pack"))
+        if len(names) > PACKS_MAX:
+            self.drop(repository)
+            return
+        made = path / f"{NOTE}.new"
+        made.write_text(json.dumps(names), encoding="utf-8")
+        made.replace(path / NOTE)
+        os.utime(path)
+
+    def drop(self, repository: RepositoryId) -> None:
+        """Remove a copy."""
+        shutil.rmtree(self._path(repository), ignore_errors=True)
+
+    def sweep(self, wanted: Collection[RepositoryId]) -> None:
+        """Remove the copies of what is no mirror any more, and the oldest ones while all take too much."""
+        names = {f"{each}.git" for each in wanted}
+        with suppress(FileNotFoundError):
+            there = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
+            sizes = {path: _size(path) for path in there}
+            total = sum(sizes.values())
+            for path in there:
+                if path.name not in names or total > self._limits.mirror_copies_max_bytes:
+                    shutil.rmtree(path, ignore_errors=True)
+                    total -= sizes[path]
+
+
+def _imported(path: Path) -> frozenset[str]:
+    try:
+        return frozenset(json.loads((path / NOTE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return frozenset()
+
+
+def _size(folder: Path) -> int:
+    return sum(each.stat().st_size for each in (folder / "objects" / "pack").glob("*"))
