@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from served import Server
 
     from shardgit.progress import Progress
+    from shardgit.service.source import SourcePack
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
@@ -315,21 +316,23 @@ def test_a_second_look_fetches_and_reads_what_is_new_alone(
     git(home / "work", "add", "second")
     git(home / "work", "commit", "-q", "-m", "second")
     push(home, far, "main")
-    read = []
+    read: list[str] = []
     scanned = GitSource.packs
-    monkeypatch.setattr(
-        GitSource,
-        "packs",
-        lambda self, **words: [read.append(one.path.name) or one for one in scanned(self, **words)],
-    )
+
+    def packs(source: GitSource, *, use_index: bool = True) -> Iterator[SourcePack]:
+        for one in scanned(source, use_index=use_index):
+            read.append(one.path.name)
+            yield one
+
+    monkeypatch.setattr(GitSource, "packs", packs)
     sync_mirror(store, "copy", known(home))
     assert refs_of(store, "copy")["refs/heads/main"] == git(home / "work", "rev-parse", "main")
     assert len(read) == 1
     (copy,) = (store.scratch / "mirrors").iterdir()
     assert len(list((copy / "objects" / "pack").glob("*.pack"))) == 2
     # What the pool has dropped meanwhile is read again: here the note says too much.
-    packs = [path.name for path in (copy / "objects" / "pack").glob("*.pack")]
-    (copy / "shardgit-imported").write_text(json.dumps([*packs, "more"]))
+    names = [path.name for path in (copy / "objects" / "pack").glob("*.pack")]
+    (copy / "shardgit-imported").write_text(json.dumps([*names, "more"]))
     Mirrors(store).remove("copy")
     Repositories(store).delete("copy")
     follow(store, far, "copy")
