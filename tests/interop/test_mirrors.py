@@ -261,7 +261,7 @@ def test_a_repository_by_user_and_password_shows_basic(tmp_path: Path) -> None:
 def test_rows_hold_what_was_put() -> None:
     record = MirrorRecord(1, 2, 3, 4, "no")
     assert MirrorRecord.decode(record.encode()) == record
-    for data in (b"", b"\x02{}", b"\x01[]", b"\x01{"):
+    for data in (b"", b"\0{}", b"\x01[]", b"\x01{"):
         with pytest.raises(JournalCorrupt):
             MirrorRecord.decode(data)
 

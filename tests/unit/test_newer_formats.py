@@ -23,8 +23,11 @@ from shardgit.journal.lfs_records import (
     decode_sources,
 )
 from shardgit.journal.lmdb import LmdbJournal
+from shardgit.journal.mirror_records import MirrorRecord
+from shardgit.journal.mode import ModeRecord
 from shardgit.journal.operations import decode_operation
 from shardgit.journal.pins import PinRecord
+from shardgit.journal.quota_records import QuotaRecord, Usage
 from shardgit.journal.records import (
     STORE_KEY,
     NameRecord,
@@ -54,6 +57,10 @@ NEWER = 9
 POOL = PoolId(bytes(16))
 ROWS: list[Callable[[bytes], Any]] = [
     HookCursor.decode,
+    MirrorRecord.decode,
+    ModeRecord.decode,
+    QuotaRecord.decode,
+    Usage.decode,
     lambda data: decode_grafts(data, HashKind.SHA1),
     KeyRecord.decode,
     LfsRecord.decode,

@@ -300,10 +300,10 @@ def test_rows_hold_what_was_put() -> None:
     assert QuotaRecord.decode(quota.encode()) == quota
     assert Usage.decode(usage.encode()) == usage
     assert split_usage_key(usage_key("team", RepositoryId(7))) == ("team", 7)
-    for data in (quota.encode()[:-1], b"\x09" + quota.encode()[1:], b""):
+    for data in (quota.encode()[:-1], b"\0" + quota.encode()[1:], b""):
         with pytest.raises(JournalCorrupt):
             QuotaRecord.decode(data)
-    for data in (usage.encode()[:-1], b"\x09" + usage.encode()[1:], b""):
+    for data in (usage.encode()[:-1], b"\0" + usage.encode()[1:], b""):
         with pytest.raises(JournalCorrupt):
             Usage.decode(data)
 

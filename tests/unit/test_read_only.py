@@ -214,6 +214,6 @@ def test_a_mode_that_cannot_be_is_refused(store: Store) -> None:
     for why in ("x" * 1_001, "a\nb"):
         with pytest.raises(InvalidArgument):
             set_mode(store, read_only=True, why=why)
-    for data in (b"", b"\x07{}", b"\x01{", b"\x01[]"):
+    for data in (b"", b"\0{}", b"\x01{", b"\x01[]"):
         with pytest.raises(JournalCorrupt):
             ModeRecord.decode(data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 
 if TYPE_CHECKING:
     from shardgit.oid import RepositoryId
@@ -47,6 +48,7 @@ class MirrorRecord:
     @classmethod
     def decode(cls, data: bytes) -> MirrorRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("mirror record", data, VERSION)
         try:
             if data[:1] != bytes([VERSION]):
                 raise JournalCorrupt("mirror record is off", bytes=len(data))

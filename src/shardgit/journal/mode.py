@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shardgit.errors import Conflict, JournalCorrupt, ReadOnly, ShardgitError
+from shardgit.formats import check_row
 from shardgit.journal.interface import Compare, DeleteRange
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ModeRecord:
     @classmethod
     def decode(cls, data: bytes) -> ModeRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("mode record", data, VERSION)
         try:
             if data[:1] != bytes([VERSION]):
                 raise JournalCorrupt("mode record is off", bytes=len(data))

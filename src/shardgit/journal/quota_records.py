@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from shardgit.errors import JournalCorrupt
+from shardgit.formats import check_row
 from shardgit.oid import RepositoryId
 
 VERSION = 1
@@ -52,6 +53,7 @@ class QuotaRecord:
     @classmethod
     def decode(cls, data: bytes) -> QuotaRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("quota record", data, VERSION)
         if len(data) != _QUOTA.size or data[0] != VERSION:
             raise JournalCorrupt("quota record is off", bytes=len(data))
         return cls(*_QUOTA.unpack(data)[1:])
@@ -94,6 +96,7 @@ class Usage:
     @classmethod
     def decode(cls, data: bytes) -> Usage:
         """Return the record in a row's value; JournalCorrupt when it is off."""
+        check_row("usage record", data, VERSION)
         if len(data) != _USAGE.size or data[0] != VERSION:
             raise JournalCorrupt("usage record is off", bytes=len(data))
         return cls(*_USAGE.unpack(data)[1:])
