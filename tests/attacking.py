@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from served import clean_environment, git, serving, shardgit, small_repository
+from served import clean_environment, git, serving, small_repository
 
 from shardgit.node import create_store, open_store
+from shardgit.service.access import Rights
 from shardgit.service.importing import import_repository
+from shardgit.service.tokens import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,11 +151,9 @@ def target(folder: Path, *, auth: bool = True, **environment: str) -> Iterator[T
         git(source, "add", "-A")
         git(source, "commit", "-qm", "secret")
         import_repository(store, "secret/vault", str(source), overwrite=True)
-    tokens = []
-    for words in (("--read", "team/**"), ("--write", "team/**"), ("--admin",)):
-        made = shardgit("token", "create", *words, "--data", "data", cwd=folder)
-        assert made.returncode == 0, made.stderr
-        tokens.append(made.stdout.splitlines()[-1])
+        made = Tokens(store.journal)
+        rights = (Rights(read=("team/**",)), Rights(write=("team/**",)), Rights(admin=True))
+        tokens = [made.create(f"t{at}", each)[1] for at, each in enumerate(rights)]
     wants = {"SHARDGIT_AUTH": "required" if auth else "off", **environment}
     with serving(folder / "data", "--workers", "1", environment=wants) as server:
         yield Target(folder, server, *tokens)

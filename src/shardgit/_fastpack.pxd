@@ -123,6 +123,7 @@ cdef class Resolver:
     cdef uint64_t cache_max
     cdef uint64_t objects_max
     cdef uint64_t raw_max
+    cdef uint64_t delta_max  # of what a delta makes: it is made in memory, with its base beside it
     cdef uint32_t depth_max
     cdef sg_spill spill
     cdef Object *objects

@@ -38,6 +38,7 @@ class Resolver:
         objects_max: int,
         depth_max: int,
         raw_max: int = ...,
+        delta_max: int = ...,
         spill: int = ...,
         spill_bytes: int = ...,
         detect: int = ...,

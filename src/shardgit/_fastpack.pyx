@@ -243,6 +243,7 @@ cdef class Resolver:
 
     def __cinit__(self, int hash_kind, *, uint64_t size_max, uint64_t memory_max, uint64_t cache_max,
                   uint64_t objects_max, uint32_t depth_max, uint64_t raw_max=<uint64_t>1 << 40,
+                  uint64_t delta_max=<uint64_t>1 << 40,
                   int spill=-1, size_t spill_bytes=SG_SPILL_BYTES, bint detect=False):
         self.spill.file = fcntl(spill, F_DUPFD_CLOEXEC, 0) if spill >= 0 else -1
         self.spill.least = spill_bytes if spill_bytes > 4096 else 4096
@@ -254,6 +255,7 @@ cdef class Resolver:
         self.cache_max = cache_max
         self.objects_max = objects_max
         self.raw_max = raw_max
+        self.delta_max = delta_max if delta_max < size_max else size_max
         self.depth_max = depth_max if depth_max < 65535 else 65535
 
     def __dealloc__(self):
@@ -924,7 +926,7 @@ cdef class Resolver:
             st = sg_delta_sizes(lane.delta, <size_t>o.size, &base_size, &result_size, &at)
             if st != SG_OK:
                 return st
-            if result_size > self.size_max or (o.type == TREE and result_size >= EXTERNAL):
+            if result_size > self.delta_max or (o.type == TREE and result_size >= EXTERNAL):
                 return SG_LIMIT
             o.raw = result_size
             if not room_for(<void **>&lane.result, &lane.result_room, <size_t>result_size):
@@ -1201,6 +1203,11 @@ cdef class Resolver:
         """
         cdef uint64_t failure = sg_load(&self.failure)
         cdef uint32_t i
+        if failure or self.resolved != self.n - self.n_outside:
+            # At once: who holds the error may hold this too, and it may be gigabytes.
+            for i in range(<uint32_t>self._lanes_used()):
+                drop_frames(&self.lanes[i])
+                free_scratch(&self.lanes[i])
         if failure:
             i = <uint32_t>(failure >> 8)
             if (failure & 255) == SG_ATTACK:

@@ -96,7 +96,8 @@ def index_offsets(index, int hash_kind):
                     word = sg_u64be(large + 8 * word)
                 out[i] = word
             if fits:
-                qsort(out, <size_t>count, 8, compare_offsets)
+                if count:  # of none there is no memory to sort
+                    qsort(out, <size_t>count, 8, compare_offsets)
         return made if fits else None
     finally:
         PyBuffer_Release(&view)

@@ -27,6 +27,11 @@ class Limits:
     thin_bases_max_bytes: int = GIB  # bases of one thin pack that the pool has, held at once
     # pushes
     push_pack_max_bytes: int = 64 * GIB  # as sent; it waits in a file
+    # What its deltas make: in memory, a base beside it. git makes none of files over 512 MiB (core.bigFileThreshold).
+    push_delta_max_bytes: int = 512 * MIB
+    # Of its objects, deltas applied: so much, and so many times what was sent. git.git has 26 times.
+    push_raw_floor_bytes: int = 16 * GIB
+    push_raw_ratio_max: int = 4_096
     push_held_bytes: int = MIB  # of a pack in memory; a larger one waits in a file
     recent_embedded_max_bytes: int = 512 * KIB  # a larger push puts its blocks into the shards
     recents_settle: int = 64  # recents of a pool from which on a settle is begun

@@ -74,3 +74,11 @@ def test_what_is_cut_short_or_points_nowhere_is_none() -> None:
         assert index_offsets(whole[:end], HashKind.SHA1) is None
     assert index_offsets(b"", HashKind.SHA1) is None
     assert index_offsets(b"\0" * 2000, HashKind.SHA1) is None
+
+
+@pytest.mark.parametrize("kind", list(HashKind))
+def test_an_index_of_nothing_has_no_places(kind: HashKind) -> None:
+    """The sanitizers saw an array of none sorted."""
+    found = index_offsets(index_of([], kind), kind)
+    assert found is not None
+    assert list(found) == []

@@ -117,7 +117,11 @@ class Intake:
         limits = self._limits()
         scratch = self.store.scratch if spills(pack for pack, _ in packs) else None
         ingest = new_ingest(
-            self.record.hash_kind, limits, scratch=scratch, detect=self.store.detects_pushed
+            self.record.hash_kind,
+            limits,
+            scratch=scratch,
+            detect=self.store.detects_pushed,
+            pushed_bytes=sum(memoryview(pack).nbytes for pack, _ in packs),
         )
         checks = severities(self.settings, self.record.hash_kind)
         if checks is not None:

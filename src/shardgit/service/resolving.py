@@ -29,13 +29,23 @@ THREADED_OBJECTS = 2_000  # fewer are made faster than threads start
 
 
 def new_ingest(
-    kind: HashKind, limits: Limits, *, scratch: Path | None = None, detect: bool = False
+    kind: HashKind,
+    limits: Limits,
+    *,
+    scratch: Path | None = None,
+    detect: bool = False,
+    pushed_bytes: int | None = None,
 ) -> Ingest:
     """Return an ingest bounded by ``limits``.
 
     Its large arrays lie in a file without a name in ``scratch``, where that is given: some 350 bytes an object, which
     memory would have no room for with very many. With ``detect`` a SHA-1 collision attack in it is a CollisionAttack.
+    ``pushed_bytes``: a stranger has sent so much, so what its deltas may make of it is bounded too.
     """
+    raw_max, delta_max = limits.pack_raw_max_bytes, limits.object_size_max_bytes
+    if pushed_bytes is not None:
+        grown = limits.push_raw_floor_bytes + pushed_bytes * limits.push_raw_ratio_max
+        raw_max, delta_max = min(raw_max, grown), limits.push_delta_max_bytes
     with _spill(scratch) as spill:
         return Ingest(
             int(kind),
@@ -44,7 +54,8 @@ def new_ingest(
             cache_max=limits.resolve_cache_max_bytes,
             objects_max=limits.pack_objects_max,
             depth_max=limits.delta_depth_max,
-            raw_max=limits.pack_raw_max_bytes,
+            raw_max=raw_max,
+            delta_max=delta_max,
             spill=-1 if spill is None else spill.fileno(),
             detect=detect,
         )
