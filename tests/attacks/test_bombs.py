@@ -133,7 +133,8 @@ def test_packs_that_are_larger_than_they_look_are_refused(served: Target, name: 
         answer = pushed(served, pack, bytes(19) + b"\1")
     assert b"unpack ok" not in answer
     assert b"unpack " in answer or b"ERR " in answer, answer
-    assert peak.grown < PEAK_MAX_BYTES
+    # A base and what is made of it: 256 and 512 MiB are the most.
+    assert peak.grown < (PEAK_MAX_BYTES if "double" not in name else 1 << 30)
 
 
 @pytest.mark.heavy
