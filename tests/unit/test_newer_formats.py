@@ -77,12 +77,16 @@ ROWS: list[Callable[[bytes], Any]] = [
     StoreRecord.decode,
     decode_counter,
     TokenRecord.decode,
+    QuotaRecord.decode,
+    Usage.decode,
     UploadsHead.decode,
     UploadRecord.decode,
     CondemnedRecord.decode,
     lambda data: decode_entry(1, data, None),  # type: ignore[arg-type]
     lambda data: decode_row(b"refs/heads/main", data),
     NodeRecord.decode,
+    MirrorRecord.decode,
+    ModeRecord.decode,
 ]
 
 
