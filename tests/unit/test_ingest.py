@@ -304,6 +304,32 @@ def test_a_chain_of_the_deepest_allowed_depth_resolves_and_one_more_does_not() -
         ingest(chain(100_000))
 
 
+def test_what_a_delta_makes_has_a_bound_of_its_own() -> None:
+    """It is made in memory, where a whole object is streamed."""
+
+    def made(delta_max: int) -> Ingest:
+        maker = PackMaker()
+        at = maker.add(3, bytes(5_000))
+        maker.ofs(at, varint(5_000) + varint(10_000) + copy(0, 5_000) * 2)
+        got = Ingest(
+            1,
+            size_max=1 << 20,
+            memory_max=1 << 20,
+            cache_max=1 << 20,
+            objects_max=10,
+            depth_max=10,
+            delta_max=delta_max,
+        )
+        got.scan(maker.pack())
+        got.resolve()
+        got.finish()
+        return got
+
+    assert made(10_000).objects_scanned == 2
+    with pytest.raises(LimitExceeded):
+        made(9_999)
+
+
 def test_two_packs_with_the_same_objects_keep_one_of_each() -> None:
     a, b = b"a" * 500 + b"1", b"a" * 500 + b"2"
     one, two = PackMaker(), PackMaker()
