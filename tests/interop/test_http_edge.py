@@ -326,6 +326,23 @@ async def test_a_body_that_does_not_come_is_given_up(store: Store) -> None:
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+async def test_a_body_that_comes_by_drops_is_given_up(store: Store) -> None:
+    """A byte each 50 ms is something all the while, and less than the slowest that is waited for."""
+    head = (
+        "POST /team/demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        "Content-Type: application/x-git-upload-pack-request\r\n\r\n"
+    )
+    async with listening(GitHttp(store, version="1")) as url, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(*host_and_port(url))
+        writer.write(head.encode())
+        answer = asyncio.ensure_future(reader.read(13))
+        while not answer.done():
+            writer.write(b"0")
+            await asyncio.sleep(0.05)
+        writer.close()
+    assert answer.result() == b"HTTP/1.1 408 "
+
+
 async def test_broken_chunks_are_no_body(store: Store) -> None:
     head = (
         "POST /team/demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"

@@ -114,3 +114,19 @@ async def test_a_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch)
         assert b"200 OK" in await fifth.readuntil(b"here")
         for out in (*(out for _, out in busy), third_out, fourth_out, fifth_out):
             out.close()
+
+
+async def test_a_second_head_has_as_long_as_the_first() -> None:
+    """The connection itself may idle for longer than a head may take."""
+    async with served(silence_s=0.4) as (address, _):
+        half, half_out = await asyncio.open_connection(*address)
+        rests, rests_out = await asyncio.open_connection(*address)
+        for reader, out in ((half, half_out), (rests, rests_out)):
+            out.write(ASK)
+            assert b"200 OK" in await reader.readuntil(b"here")
+        half_out.write(b"GET / HT")
+        assert await half.read() == b""
+        rests_out.write(ASK)
+        assert b"200 OK" in await rests.readuntil(b"here")
+        for out in (half_out, rests_out):
+            out.close()
