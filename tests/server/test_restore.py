@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from served import git, serving, shardgit, small_repository
 
-from shardgit import faultpoints
+from shardgit import clock, faultpoints
+from shardgit.backup import revive
 from shardgit.backup.create import create_backup
 from shardgit.backup.deleted import deleted_repositories
 from shardgit.backup.last import last_backup
@@ -31,6 +32,7 @@ from shardgit.journal.records import deleted_key, log_key, refs_head_key
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store, restore_store
 from shardgit.oid import HashKind, ObjectId
+from shardgit.operate.gc import GcOptions, gc
 from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.verify import verify_repository
@@ -402,6 +404,41 @@ def test_lfs_settings_forks_and_large_objects_come_along(tmp_path: Path) -> None
         with store.journal.snapshot() as snapshot:
             pools = {store.repository(snapshot, name).pool for name in ("fork", "back")}
         assert len(pools) == 2
+
+
+def test_a_gc_between_the_rows_of_a_restore_leaves_its_lfs_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revive, "STEPS_MAX", 1)  # a commit for each row
+    data = b"an object of git-lfs"
+    name = hashlib.sha256(data).digest()
+    create_store(tmp_path / "data")
+    with open_store(tmp_path / "data") as store:
+        import_repository(store, "demo", str(small_repository(tmp_path / "source")))
+        with monkeypatch.context() as then:
+            then.setattr(clock, "now_ms", lambda: 1_700_000_000_000)
+            asyncio.run(LfsObjects(store).put("demo", name, len(data), pieces(data)))
+        create_backup(store, str(tmp_path / "bk"), control=silent_control())
+        target = Target.open(str(tmp_path / "bk"))
+        dropped: list[int] = []
+
+        def collect(point: str) -> None:
+            if point == "revive.between_rows":
+                done = gc(store, GcOptions(wait_s=0.0), control=silent_control())
+                dropped.append(done.lfs_objects_dropped)
+
+        with faultpoints.listening(collect):
+            restore_repository(
+                store,
+                target,
+                "demo",
+                new_name="back",
+                backup=target.cut_ids()[0],
+                control=silent_control(),
+            )
+        assert dropped
+        assert not sum(dropped)
+        assert asyncio.run(whole(store, "back", name)) == data
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:
