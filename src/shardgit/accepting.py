@@ -32,17 +32,26 @@ HANDSHAKES_MAX = (
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What the supervisor gives a worker beside the configuration: its number, and files by their descriptors."""
+    """What the supervisor gives a worker beside the configuration: its number, and files by their descriptors.
+
+    ``number`` is no other worker's of those that run: at each of ``workers`` posts one may still end its requests.
+    """
 
     number: int
     workers: int
-    listeners: tuple[int, ...]  # the HTTP port's sockets
+    http: tuple[int, ...]  # the sockets of the HTTP port
+    ssh: tuple[int, ...]  # those of the SSH port
     loads: int
 
     def keep(self) -> None:
         """Keep the files from the programs that the worker starts."""
-        for each in (*self.listeners, self.loads):
+        for each in (*self.http, *self.ssh, self.loads):
             os.set_inheritable(each, False)
+
+    @property
+    def slots(self) -> int:
+        """How many numbers there are."""
+        return 2 * self.workers
 
 
 class Loads:

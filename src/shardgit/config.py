@@ -34,6 +34,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listens everywhere
 WORKERS_MAX = 256
 DRAIN_MAX_S = 3_600.0
+RETIRE_MAX_S = 86_400.0
 INTERVAL_MAX_S = 366 * 86_400.0
 # Variables that others read: the CLI, the build, the benches and faultpoints. Kubernetes sets SHARDGIT_PORT and
 # SHARDGIT_SERVICE_* in every pod beside a service called shardgit.
@@ -52,6 +53,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     grpc: str = "127.0.0.1:7420"
     http: str = "127.0.0.1:7421"
     ssh: str = "127.0.0.1:7422"  # "" or "off": no SSH; the default without the extra ssh
+    grpc_connection_s: float = (
+        60.0  # that a gRPC connection lasts; its client opens another then; 0: for ever
+    )
     http_url: str = ""  # of the HTTP port as clients reach it, in addresses that they are told; "": as each calls us
     ssh_authorized_keys: str = ""  # a file as sshd's; "": the store's keys alone
     admin: str = "127.0.0.1:7423"
@@ -64,6 +68,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         "push"  # SHA-1 attacks in what is pushed; "always": in imports and verifications, too
     )
     drain_s: float = 30.0  # how long a stopping worker waits for its requests
+    retire_s: float = 3_600.0  # the same of one that another has replaced
+    leave_s: float = 0.0  # that /readyz says "draining" before a server stops taking connections
     maintenance: str = "on"  # "off": no worker settles, compacts or collects by itself
     maintenance_interval_s: float = 60.0  # between two looks at what is due
     maintenance_bytes_per_s: int = 32 << 20  # of what it reads and writes; 0: as load allows
@@ -152,6 +158,16 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("maintenance_bytes_per_s is negative")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise InvalidArgument("drain_s is out of range", drain_s=self.drain_s, most=DRAIN_MAX_S)
+        if not (self.grpc_connection_s == 0 or 1 <= self.grpc_connection_s <= INTERVAL_MAX_S / 366):
+            raise InvalidArgument(
+                "grpc_connection_s is out of range", grpc_connection_s=self.grpc_connection_s
+            )
+        if not self.drain_s <= self.retire_s <= RETIRE_MAX_S:
+            raise InvalidArgument(
+                "retire_s is out of range", retire_s=self.retire_s, least=self.drain_s
+            )
+        if not 0 <= self.leave_s <= DRAIN_MAX_S:
+            raise InvalidArgument("leave_s is out of range", leave_s=self.leave_s, most=DRAIN_MAX_S)
         if bool(self.cluster.etcd) != bool(self.blocks.url):
             raise InvalidArgument("a cluster needs both etcd in [cluster] and url in [blocks]")
         if self.in_cluster:
@@ -216,6 +232,51 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def folder(self) -> Path:
         """The store's folder."""
         return Path(self.data)
+
+
+# What a server keeps until it is started anew: sockets, and what its folder and its cluster are.
+FIXED = ("data", "grpc", "http", "ssh", "admin")
+FIXED_INSIDE = {
+    "cluster": ("name", "node", "listen", "advertise"),
+    "blocks": ("url",),
+}
+
+
+def settled_again(now: ServeConfig, wanted: ServeConfig) -> tuple[ServeConfig, list[str]]:
+    """Return what a server that goes by ``now`` can take over from another configuration, and the keys it cannot."""
+    kept: dict[str, object] = {key: getattr(now, key) for key in FIXED}
+    fixed = [key for key in FIXED if not _same_place(key, now, wanted)]
+    for section, keys in FIXED_INSIDE.items():
+        ours, theirs = getattr(now, section), getattr(wanted, section)
+        listen = ours.listen if section == "cluster" else ""
+        for key in keys:
+            same = getattr(ours, key) == getattr(theirs, key)
+            if not same and not (key == "listen" and _is_free_port(theirs.listen, listen)):
+                fixed.append(f"{section}.{key}")
+        kept[section] = msgspec.structs.replace(theirs, **{key: getattr(ours, key) for key in keys})
+    if wanted.in_cluster != now.in_cluster:
+        fixed.append("cluster.etcd")
+        kept["cluster"] = now.cluster
+    return msgspec.structs.replace(wanted, **kept), fixed
+
+
+def changed(before: ServeConfig, after: ServeConfig) -> list[str]:
+    """Return the keys whose values differ."""
+    keys = before.__struct_fields__
+    return [key for key in keys if getattr(before, key) != getattr(after, key)]
+
+
+def _same_place(key: str, now: ServeConfig, wanted: ServeConfig) -> bool:
+    here, there = getattr(now, key), getattr(wanted, key)
+    if key == "data":
+        return bool(Path(here).resolve() == Path(there).resolve())
+    off = ("", "off")
+    return bool(here == there or (here in off and there in off) or _is_free_port(there, here))
+
+
+def _is_free_port(wanted: str, taken: str) -> bool:
+    """Say whether an address was asked for with port 0, and one of that host was taken."""
+    return wanted.endswith(":0") and wanted.rpartition(":")[0] == taken.rpartition(":")[0]
 
 
 def check_detection(text: str) -> str:

@@ -11,9 +11,8 @@ import resource
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -24,13 +23,14 @@ from shardgit import telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.calling import SECURE
-from shardgit.config import ServeConfig
+from shardgit.config import RETIRE_MAX_S, ServeConfig
 from shardgit.desk.server import Desk
 from shardgit.door import doorkeeper_of, gate_of, tls_files
 from shardgit.errors import ShardgitError
 from shardgit.filelock import sweep
 from shardgit.http.app import GitHttp
 from shardgit.http.connections import Connections
+from shardgit.leaving import Patience, take_what_waits, until_deserted
 from shardgit.node import equip_hooks
 from shardgit.opening import open_served
 from shardgit.processes import anonymous_bytes, drop_left, trim
@@ -46,7 +46,7 @@ from shardgit.version import VERSION
 from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     import grpc
 
@@ -78,6 +78,9 @@ def run_worker(config: ServeConfig, place: Place) -> int:
     except ShardgitError as error:
         telemetry.log().error("worker_refused", error=str(error), code=error.code)
         return REFUSED_EXIT
+    except OSError as error:  # a disk that is full or gone, as a rule
+        telemetry.log().error("worker_refused", error=str(error), exc_info=error)
+        return REFUSED_EXIT
     finally:
         if telemetry.tracer is not None:
             telemetry.tracer.close()
@@ -88,17 +91,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     store = opened.store
     place.keep()
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    orphan_watch = sys.stdin.fileno()
-
-    def leave() -> None:
-        loop.remove_reader(orphan_watch)  # at its end it is readable for ever
-        stop.set()
-
-    loop.add_signal_handler(signal.SIGTERM, leave)
-    loop.add_signal_handler(signal.SIGINT, leave)
-    # The supervisor holds the other end of standard input: at its end the worker is an orphan.
-    loop.add_reader(orphan_watch, leave)
+    patience = _leaving_when_told(config, stop)
     if config.traces == "otlp":
         telemetry.tracer = Tracer(VERSION)
     telemetry.slow_request_s = config.slow_request_s or float("inf")
@@ -112,6 +105,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     app = GitHttp(store, version=VERSION, fetches=fetches, url=config.http_url).app()
     connections = Connections(store.limits)
     app.middlewares.insert(0, connections.heard)
+    app.on_response_prepare.append(connections.last_answers)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -136,11 +130,12 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         conversations=conversations,
         tls=tls,
         servicer=servicer,
+        connection_s=config.grpc_connection_s,
     )
     reporter = Reporter(store, place.number, servicer, SERVICES)
     desk = Desk(store, doorkeeper_of(config, store.journal, required=True))
     await server.start()
-    ssh = await _serve_ssh(config, store, conversations) if "ssh" in config.listens else None
+    ssh = await _serve_ssh(config, place, store, conversations) if place.ssh else None
     async with (
         meanwhile(_look_around(store), "look-around"),
         meanwhile(_feel_lag(), "feel-lag"),
@@ -151,7 +146,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         events.serving(drain_s=CLOSE_MAX_S / 2),
         connections.looking(runner.server),
     ):
-        loads = Loads(place.loads, place.workers)
+        loads = Loads(place.loads, place.slots)
         acceptors = [
             Acceptor(
                 socket.socket(fileno=each),
@@ -161,7 +156,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
                 count=connections.count,
                 tls=tls,
             )
-            for each in place.listeners
+            for each in place.http
         ]
         for acceptor in acceptors:
             acceptor.start()
@@ -172,19 +167,67 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         await stop.wait()
         telemetry.log().info("worker_draining", pid=os.getpid())
         await reporter.drain()
-        _leave_at_last(config.drain_s + 2 * CLOSE_MAX_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(config.drain_s + CLOSE_MAX_S), asyncio.TaskGroup() as group:
-                group.create_task(server.stop(config.drain_s))
-                if ssh is not None:
-                    group.create_task(ssh.close(config.drain_s))
-                if peers is not None:
-                    group.create_task(peers.stop(config.drain_s))
-                # Not left to aiohttp's own shutdown: that drops what running requests still receive.
-                for acceptor in acceptors:
-                    acceptor.close()
-                await connections.idle(config.drain_s)
-                await runner.cleanup()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_end_calls(server, config.grpc, patience))
+            if ssh is not None:
+                group.create_task(ssh.close(patience))
+            if peers is not None:
+                group.create_task(_end_calls(peers, config.cluster.listen, patience))
+            # Not left to aiohttp's own shutdown: that drops what running requests still receive.
+            for acceptor in acceptors:
+                acceptor.close()
+            await connections.drain(patience)
+            await patience.until(runner.cleanup(), more_s=CLOSE_MAX_S)
+
+
+def _leaving_when_told(config: ServeConfig, stop: asyncio.Event) -> Patience:
+    """Set ``stop`` when the worker is to leave; returns how long its requests have then."""
+    loop = asyncio.get_running_loop()
+    patience = Patience()
+    orphan_watch = sys.stdin.fileno()
+
+    def retire() -> None:  # another serves in its place
+        patience.within(config.retire_s)
+        stop.set()
+
+    def leave() -> None:
+        patience.within(config.drain_s)
+        patience.hurry()
+        stop.set()
+
+    def orphaned() -> None:
+        loop.remove_reader(orphan_watch)  # at its end it is readable for ever
+        leave()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, leave)
+    loop.add_signal_handler(signal.SIGUSR1, retire)
+    # The supervisor holds the other end of standard input: at its end the worker is an orphan.
+    loop.add_reader(orphan_watch, orphaned)
+    return patience
+
+
+async def _end_calls(server: grpc.aio.Server, address: str, patience: Patience) -> None:
+    """Take what waits at the port, have clients go elsewhere, and let their calls end.
+
+    A call that comes as the server is stopped is cancelled by gRPC, before its client has heard to go: where there is
+    no hurry, connections come to their age first, at which gRPC cancels nothing.
+    """
+    port = split_address(address)[1]
+    await patience.until(take_what_waits(port))
+    await _either(until_deserted(port), patience.hurried())
+    if not await patience.until(server.stop(RETIRE_MAX_S)):
+        await server.stop(None)
+
+
+async def _either(*jobs: Coroutine[Any, Any, None]) -> None:
+    """Run jobs until one of them ends."""
+    tasks = [asyncio.ensure_future(each) for each in jobs]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
 
 
 async def _serve_peers(config: ServeConfig, node: Node) -> grpc.aio.Server:
@@ -272,19 +315,21 @@ def _hook_policy(config: ServeConfig) -> HookPolicy:
     return HookPolicy(programs=programs, targets=config.hook_targets, server=server)
 
 
-async def _serve_ssh(config: ServeConfig, store: Store, conversations: Conversations) -> SshEdge:
+async def _serve_ssh(
+    config: ServeConfig, place: Place, store: Store, conversations: Conversations
+) -> SshEdge:
     from shardgit.addresses import is_loopback
     from shardgit.ssh.admission import Admission
     from shardgit.ssh.hostkey import make_host_key
     from shardgit.ssh.server import SshEdge
 
-    host, port = split_address(config.ssh)
+    host, _ = split_address(config.ssh)
     admission = Admission(store, file=config.ssh_authorized_keys, host=host)
     http = config.http_url or f":{split_address(config.http)[1]}"
     edge = SshEdge(conversations, admission, http=http, tls=bool(config.tls_certificate))
-    await edge.listen(
-        host, port, host_key=make_host_key(config.folder, config.ssh_host_key), backlog=BACKLOG
-    )
+    listeners = [socket.socket(fileno=each) for each in place.ssh]
+    host_key = make_host_key(config.folder, config.ssh_host_key)
+    await edge.listen(listeners, host_key=host_key, backlog=BACKLOG)
     if not is_loopback(host) and not await admission.any_key():
         telemetry.log().warning("ssh_lets_nobody_in", address=config.ssh)
     return edge
@@ -296,13 +341,6 @@ def _raise_file_limit() -> None:
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _leave_at_last(seconds: float) -> None:
-    """End the process after that time, whatever its threads do: an orphan must not stay."""
-    timer = threading.Timer(seconds, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from served import Server, git, serving, shardgit, small_repository
 
 from shardgit.errors import Refused
 from shardgit.node import check_readers, open_store
-from shardgit.supervisor import Address
+from shardgit.ports import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -367,13 +367,6 @@ def test_a_second_signal_does_not_wait_for_a_request(data: Path) -> None:
             assert server.process.poll() is None
             server.process.send_signal(signal.SIGINT)
             assert server.process.wait(timeout=10) == 0
-
-
-def test_a_hangup_changes_nothing_where_there_is_no_terminal(data: Path) -> None:
-    with serving(data, "--workers", "1") as server:
-        server.process.send_signal(signal.SIGHUP)
-        until(lambda: "sighup_ignored" in server.events())
-        assert server.ask("/readyz")[0] == 200
 
 
 def test_what_another_process_imports_is_served_at_once(data: Path, tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def serve(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Serve a store: git over HTTP and SSH, and gRPC. SIGTERM and ctrl-C drain; a second one kills.
 
+    SIGHUP reads the configuration again and replaces the workers one by one; no request is cut.
+
     \b
     Examples:
       shardgit serve --data ./data
@@ -158,8 +160,12 @@ def serve(  # noqa: PLR0913, PLR0917
         flags: dict[str, object] = {"workers": workers, "grpc": grpc, "http": http, "ssh": ssh}
         flags["admin"] = admin
         flags["data"] = str(data) if data else None
+
+        def read() -> ServeConfig:
+            return load_config(config, flags=flags)
+
         try:
-            settled = load_config(config, flags=flags)
+            settled = read()
         except InvalidArgument as error:
             raise UsageRefused(error.message, **error.facts) from error
         what = opening.check(settled)
@@ -198,7 +204,7 @@ def serve(  # noqa: PLR0913, PLR0917
                 if not now.ssh and not has_extra("ssh"):
                     typer.echo("shardgit: no SSH: pip install 'shardgit[ssh]'", err=True)
 
-        raise typer.Exit(supervise(settled, ready=ready))
+        raise typer.Exit(supervise(settled, ready=ready, read_again=read))
 
 
 @app.command()

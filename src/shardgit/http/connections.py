@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from shardgit import telemetry
+from shardgit.leaving import LINGER_S
 from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from shardgit.leaving import Patience
     from shardgit.limits import Limits
 
+LOOK_S = 0.05  # between two looks at who is left
 LOOKS = 4  # within the time that a connection has
 REFUSED_MAX = 256  # connections past the bound that are kept until they have been told so
 TOO_MANY = "too many connections; try again\n"
@@ -38,8 +41,8 @@ class Connections:
         self._since: dict[web.RequestHandler, float] = {}  # when a head was begun, or is due
         self._idle: dict[web.RequestHandler, None] = {}  # served and waiting, longest first
         self._surplus: set[web.RequestHandler] = set()
-        self._busy = 0
-        self._ended = asyncio.Event()
+        self._busy: set[web.RequestHandler] = set()
+        self._is_draining = False
 
     def __call__(self) -> asyncio.BaseProtocol:
         """Return the protocol of a connection that was accepted."""
@@ -72,22 +75,38 @@ class Connections:
             answer = web.Response(status=503, text=TOO_MANY, headers={"Retry-After": "1"})
             answer.force_close()
             return answer
-        self._busy += 1
+        self._busy.add(connection)
         try:
             return await handler(request)
         finally:
-            self._busy -= 1
-            self._ended.set()
+            self._busy.discard(connection)
             if request.transport is not None:
                 self._idle[connection] = None
 
-    async def idle(self, seconds: float) -> None:
-        """Wait until no request is under way, or that long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._busy:
-                    self._ended.clear()
-                    await self._ended.wait()
+    async def last_answers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Have each connection end with its answer, once the server drains."""
+        del request
+        if self._is_draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    async def drain(self, patience: Patience) -> None:
+        """Answer each connection's next request, then close it; those that have none for a while at once.
+
+        A client that has just had an answer may be sending its next request. Returns when patience is over at the
+        latest.
+        """
+        self._is_draining = True
+        now = asyncio.get_running_loop().time
+        begun = now()
+        while not patience.is_over() and self._server is not None:
+            here = set(self._server.connections)
+            if not here:
+                return
+            if now() - begun >= LINGER_S:
+                for connection in here - self._busy:
+                    connection.force_close()
+            await asyncio.sleep(LOOK_S)
 
     def _closed_idle(self) -> bool:
         """Close the connection that has idled for longest, if one idles."""

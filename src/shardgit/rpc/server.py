@@ -62,14 +62,18 @@ async def make_server(
     conversations: Conversations | None = None,
     tls: TlsFiles | None = None,
     servicer: health.aio.HealthServicer | None = None,
+    connection_s: float = 0.0,
 ) -> grpc.aio.Server:
     """Return a server bound to ``address`` (shared with the other workers), not yet started.
 
     Streams that have no end of their own are ended once ``stopping`` is set. ``servicer`` tells how the server is.
+    A connection is ended, once its calls are, when it has lasted for ``connection_s``; 0: never.
     """
     talks = conversations or Conversations(store, version=VERSION)
+    age = [("grpc.max_connection_age_ms", int(connection_s * 1_000))] if connection_s else []
     server = grpc.aio.server(
         options=[
+            *age,
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", RECEIVE_MAX_BYTES),
             ("grpc.max_send_message_length", RECEIVE_MAX_BYTES),

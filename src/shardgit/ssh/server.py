@@ -10,14 +10,17 @@ import asyncssh
 
 from shardgit import telemetry
 from shardgit.errors import Unauthenticated
+from shardgit.leaving import LINGER_S, LOGIN_S
 from shardgit.service.keys import shown
 from shardgit.ssh.admission import GUEST, Admission
 from shardgit.ssh.session import SshSession
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    import socket
+    from collections.abc import Coroutine, Sequence
     from pathlib import Path
 
+    from shardgit.leaving import Patience
     from shardgit.service.access import Holder, Principal
     from shardgit.service.conversation import Conversations
 
@@ -34,6 +37,7 @@ KEEPALIVE_S = 30
 KEEPALIVES_MISSED_MAX = 3
 LOGIN_MAX_S = 60
 SESSIONS_MAX = 32  # on one connection; sshd takes 10
+LOOK_S = 0.05  # between two looks at who is left
 
 
 class SshEdge:
@@ -56,20 +60,26 @@ class SshEdge:
         self.tls = tls
         self.admission = admission
         self.limits = conversations.limits
-        self.draining = False
         self.connections: set[SshConnection] = set()
-        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._acceptors: list[asyncssh.SSHAcceptor] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def listen(self, host: str, port: int, *, host_key: Path, backlog: int = 1_024) -> int:
-        """Begin to accept on a port that may be shared; returns the port."""
-        self._acceptor = await asyncssh.listen(
-            host,
-            port,
+    async def listen(
+        self, sockets: Sequence[socket.socket], *, host_key: Path, backlog: int = 1_024
+    ) -> None:
+        """Begin to accept on sockets that other processes may accept on, too."""
+        for each in sockets:
+            each.setblocking(False)
+            self._acceptors.append(await self._listen(each, host_key, backlog))
+
+    async def _listen(
+        self, listener: socket.socket, host_key: Path, backlog: int
+    ) -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            sock=listener,
             server_factory=lambda: SshConnection(self),
             server_host_keys=[str(host_key)],
             encoding=None,
-            reuse_port=True,
             backlog=backlog,
             allow_pty=False,
             line_editor=False,
@@ -85,7 +95,6 @@ class SshEdge:
             keepalive_interval=KEEPALIVE_S,
             keepalive_count_max=KEEPALIVES_MISSED_MAX,
         )
-        return self._acceptor.get_port()
 
     def http_base(self, host: str) -> str:
         """Return the URL of the HTTP port for a client that reached us at ``host``."""
@@ -101,13 +110,18 @@ class SshEdge:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def close(self, drain_s: float) -> None:
-        """Accept no more, let what runs end within a time, then cut what is left."""
-        self.draining = True
-        if self._acceptor is not None:
-            self._acceptor.close()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=drain_s)
+    async def close(self, patience: Patience) -> None:
+        """Accept no more, let what runs end as long as patience lasts, then cut what is left.
+
+        Who is logging in, or has just ended a session, may begin one.
+        """
+        for acceptor in self._acceptors:
+            acceptor.close()
+        while not patience.is_over() and (self.connections or self._tasks):
+            for connection in list(self.connections):
+                if connection.is_idle():
+                    connection.close()
+            await asyncio.sleep(LOOK_S)
         for connection in list(self.connections):
             connection.close()
         for task in list(self._tasks):
@@ -116,10 +130,10 @@ class SshEdge:
             await asyncio.wait(set(self._tasks))
         for connection in list(self.connections):
             await connection.closed()
-        if self._acceptor is not None:
+        for acceptor in self._acceptors:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._acceptor.wait_closed()
+                    await acceptor.wait_closed()
 
 
 class SshConnection(asyncssh.SSHServer):
@@ -137,6 +151,12 @@ class SshConnection(asyncssh.SSHServer):
         self._sessions: set[SshSession] = set()
         self._stall: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None  # while no session is open
+        self._seen = asyncio.get_running_loop().time()  # when it last did more than to stay
+
+    def is_idle(self) -> bool:
+        """Say whether no session runs, and none is to be awaited."""
+        idled_s = asyncio.get_running_loop().time() - self._seen
+        return not self._sessions and idled_s > (LOGIN_S if self._principal is None else LINGER_S)
 
     @property
     def own_host(self) -> str:
@@ -151,7 +171,7 @@ class SshConnection(asyncssh.SSHServer):
         self._conn = conn
         peer = conn.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
-        if len(self.edge.connections) >= self.edge.limits.ssh_connections_max or self.edge.draining:
+        if len(self.edge.connections) >= self.edge.limits.ssh_connections_max:
             telemetry.log().warning("ssh_connection_refused", address=self._address)
             conn.abort()
             return
@@ -198,6 +218,7 @@ class SshConnection(asyncssh.SSHServer):
 
     def auth_completed(self) -> None:
         """Take the name of the key that has just been proved."""
+        self._seen = asyncio.get_running_loop().time()
         if self._principal is None:
             self._principal = self.edge.admission.principal(self._claimed, self._address)
         self._rests(idle=True)
@@ -216,7 +237,7 @@ class SshConnection(asyncssh.SSHServer):
 
     def session_requested(self) -> SshSession | bool:
         """Open a session, of which a client may have some at once."""
-        if self._principal is None or len(self._sessions) >= SESSIONS_MAX or self.edge.draining:
+        if self._principal is None or len(self._sessions) >= SESSIONS_MAX:
             return False
         session = SshSession(self, self._principal)
         self._sessions.add(session)
@@ -253,6 +274,7 @@ class SshConnection(asyncssh.SSHServer):
     def ended(self, session: SshSession) -> None:
         """Forget a session."""
         self._sessions.discard(session)
+        self._seen = asyncio.get_running_loop().time()
         if self in self.edge.connections:
             self._rests(idle=not self._sessions)
 
