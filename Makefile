@@ -6,7 +6,7 @@ BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
 .PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault attacks fuzz
-.PHONY: git-suite docs wheel clean
+.PHONY: git-suite soak docs wheel clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -67,6 +67,9 @@ git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source
 
 fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2.
 	$(BIN)/python tests/fault/run.py --kills $(or $(KILLS),1000) --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),2)
+
+soak: setup ## Load a server as a host's clients would, one of them hostile, with a reload: MINUTES=10 OUT=soak.json.
+	$(BIN)/python bench/soak/run.py --minutes $(or $(MINUTES),10) $(if $(OUT),--out '$(OUT)')
 
 attacks: setup ## All attacks, with those that take more time and memory than make test has.
 	$(BIN)/pytest -q -m 'not cluster' tests/attacks

@@ -10,17 +10,17 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from loading import Load, run
 from served import Server, clean_environment, git, serving, shardgit, small_repository
 
 from shardgit.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 WAIT_S = 60.0
 SHORT_CONNECTIONS = {"SHARDGIT_GRPC_CONNECTION_S": "1"}
@@ -58,61 +58,6 @@ def reload(server: Server, event: str = "reloaded") -> dict[str, object]:
     return lines(server, event)[-1]
 
 
-class Load:
-    """Does the same again and again in threads, until the block is left; keeps what went wrong."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, int] = {}
-        self.errors: list[str] = []
-        self._stop = threading.Event()
-
-    def least(self) -> int:
-        return min(self.done.values())
-
-    @contextmanager
-    def running(self, jobs: dict[str, Callable[[int], object]]) -> Iterator[None]:
-        self.done = dict.fromkeys(jobs, 0)
-        threads = [threading.Thread(target=self._again, args=job) for job in jobs.items()]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-    def _again(self, name: str, job: Callable[[int], object]) -> None:
-        number = 0
-        while not self._stop.is_set():
-            number += 1
-            try:
-                job(number)
-            except Exception as error:
-                self.errors.append(f"{name}: {error}")
-            else:
-                self.done[name] += 1
-
-
-SSH = {
-    "GIT_SSH_COMMAND": "ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-}
-
-
-def run(*words: str) -> None:
-    """Run git; raises with what it says when it fails."""
-    done = subprocess.run(
-        ["git", *words],
-        env={**clean_environment(), **SSH},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WAIT_S,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-
-
 def test_not_one_request_fails_while_workers_are_replaced_twice(data: Path, tmp_path: Path) -> None:
     ids = git(data.parent / "source", "rev-list", "--objects", "--all").splitlines()
     wanted = [bytes.fromhex(line.split()[0]) for line in ids]
@@ -148,12 +93,11 @@ def test_not_one_request_fails_while_workers_are_replaced_twice(data: Path, tmp_
             }
             first = set(server.workers())
             with load.running(jobs):
-                until(lambda: load.least() > 0)
+                load.await_more()
                 for _ in range(2):
                     line = reload(server)
                     assert line["workers"] == 2
-                    seen = load.least()
-                    until(lambda seen=seen: load.least() > seen)  # type: ignore[misc]
+                    load.await_more()
             assert load.errors == []
         until(lambda: server.events().count("worker_replaced") == 4)
         assert not first & set(server.workers())
