@@ -64,6 +64,7 @@ class Supervisor:
         )
         self.notifier = Notifier()
         self._hung_up_on = asyncio.Event()
+        self._came_up = asyncio.Event()
 
     @property
     def config(self) -> ServeConfig:
@@ -129,8 +130,9 @@ class Supervisor:
         """Reload for each SIGHUP; those that come meanwhile are one."""
         while True:
             await self._hung_up_on.wait()
+            await self._came_up.wait()
             self._hung_up_on.clear()
-            if not self.leaving and self.ready is _nothing:
+            if not self.leaving:
                 self.notifier.reloading()
                 await self._reload()
                 self.notifier.ready()
@@ -164,9 +166,9 @@ class Supervisor:
 
     def _serves(self) -> None:
         WORKERS.set(len(self.serving))
-        if len(self.serving) >= self.count and self.ready is not _nothing:
-            announce, self.ready = self.ready, _nothing
-            announce()
+        if len(self.serving) >= self.count and not self._came_up.is_set():
+            self._came_up.set()
+            self.ready()
             self.notifier.ready()
 
     # ---- for the admin port ----
@@ -191,10 +193,6 @@ class Supervisor:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=self.folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry) + generate_latest(REGISTRY)
-
-
-def _nothing() -> None:
-    """Stand for what was announced already."""
 
 
 def _files(addresses: dict[str, Address], key: str) -> tuple[int, ...]:
