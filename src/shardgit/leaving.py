@@ -103,22 +103,30 @@ class Patience:
 
 
 def own_sockets(port: int, *, listening: bool) -> list[socket.socket]:
-    """Return duplicates of this process' sockets of a port: those that listen, or the others. gRPC gives none."""
+    """Return duplicates of this process' sockets of a port: those that listen, or the connections. gRPC gives none."""
     found = []
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError, ValueError):
             if not str(file.readlink()).startswith("socket:"):
                 continue
             made = socket.socket(fileno=os.dup(int(file.name)))
-            if (
-                made.family in {socket.AF_INET, socket.AF_INET6}
-                and made.getsockname()[1] == port
-                and bool(made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) == listening
-            ):
+            if _is_of(made, port, listening=listening):
                 found.append(made)
             else:
                 made.close()
     return found
+
+
+def _is_of(made: socket.socket, port: int, *, listening: bool) -> bool:
+    if made.family not in {socket.AF_INET, socket.AF_INET6} or made.getsockname()[1] != port:
+        return False
+    if listening:
+        return bool(made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    try:
+        made.getpeername()
+    except OSError:  # one that listens, or did
+        return False
+    return True
 
 
 def take_no_more(listener: socket.socket) -> None:
@@ -146,7 +154,7 @@ async def until_deserted(port: int) -> None:
 
 
 async def take_what_waits(port: int) -> None:
-    """Take no more connections at a port of this process, and have those that were made accepted.
+    """Have the connections accepted that were made at a port of this process, then listen there no more.
 
     Closing a socket that listens resets what waits in its queue: others that share the port do not inherit it.
     """
@@ -158,10 +166,13 @@ async def take_what_waits(port: int) -> None:
             take_no_more(each)
         while loop.time() - begun < QUEUE_MAX_S:
             if loop.time() - begun >= HANDSHAKE_S and not any(map(waiting, listeners)):
-                return
+                break
             await asyncio.sleep(LOOK_S)
     except OSError as error:  # a kernel that knows no such filters
         telemetry.log().warning("queue_not_emptied", port=port, error=str(error))
     finally:
+        # Not left to who has the socket: while it listened, clients would ask in vain, the same one each time.
         for each in listeners:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
             each.close()

@@ -107,6 +107,22 @@ def test_not_one_request_fails_while_workers_are_replaced_twice(data: Path, tmp_
         assert server.stop() == 0
 
 
+def test_new_clients_are_served_while_the_old_worker_still_ends_its_calls(data: Path) -> None:
+    with serving(data, "--workers", "1") as server, connect(server.grpc) as stays:
+        stays.repository("demo")
+        (old,) = server.workers()
+        reload(server)
+        until(lambda: server.events().count("worker_draining") == 1)
+        time.sleep(1)  # the queue is empty by then
+        for _ in range(20):  # whichever socket the kernel would choose
+            with connect(server.grpc) as client:
+                begun = time.monotonic()
+                client.repository("demo")
+                assert time.monotonic() - begun < 10  # a client gives up after 20 s
+        assert old in server.workers()
+        stays.repository("demo")
+
+
 BODY = b"0014command=ls-refs\n0000"
 LS_REFS = (
     b"POST /demo.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"

@@ -64,7 +64,10 @@ async def test_a_worker_waits_until_its_queue_is_taken() -> None:
             assert not took.done()
             listener.accept()[0].close()
             await took
-    assert own_sockets(port, listening=True) == []
+            # It listens no more, though it is open: who comes now meets another worker, or nobody.
+            assert own_sockets(port, listening=True) == []
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
 
 
 async def test_patience_becomes_shorter_never_longer() -> None:
