@@ -5,8 +5,8 @@ SHELL := bash
 BIN := .venv/bin
 KERNELS := $(basename $(notdir $(wildcard src/shardgit/_*.pyx)))
 
-.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault attacks fuzz
-.PHONY: git-suite soak docs wheel clean
+.PHONY: help setup run test cluster cluster-test check format bench bench-smoke bench-peers compare interop fault soak attacks fuzz
+.PHONY: git-suite docs wheel clean
 
 help: ## Print this.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'

@@ -80,7 +80,6 @@ class Crew:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self.serving: set[int] = set()
-        self.has_served = False
         self._posts: list[Post] = []
         self._readers = asyncio.Lock()
 
@@ -127,7 +126,6 @@ class Crew:
     def now_serving(self, worker: Worker) -> None:
         """Note that a worker takes connections."""
         self.serving.add(worker.slot)
-        self.has_served = True
         self.serves()
 
     def serves_no_more(self, worker: Worker) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor: holds the ports, keeps the workers alive, has the admin port served (console/)."""
+"""The supervisor: holds the ports, has a crew of workers serve, has the admin port served (console/)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from shardgit.report import Report
 
 HOT = 20  # repositories that are told
+# What the admin port, which stays, was opened with.
+OF_ADMIN = ("auth", "metrics_secret_file", "tls_certificate", "tls_key", "tls_client_ca")
 
 
 class Supervisor:
@@ -64,6 +66,7 @@ class Supervisor:
         )
         self.notifier = Notifier()
         self._hung_up_on = asyncio.Event()
+        self._started = False
         self._came_up = asyncio.Event()
 
     @property
@@ -89,16 +92,16 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         code = 0
         port = AdminPort(self.config, self, Path(self.folder))
-        try:
-            async with (
-                port.serving(self.addresses["admin"].sockets),
-                meanwhile(self._reloading(), "reload"),
-                meanwhile(self.notifier.watched(), "watchdog"),
-            ):
-                await self.crew.run()
-        except* Refused as failed:
-            telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
-            code = 1
+        async with port.serving(self.addresses["admin"].sockets):
+            try:
+                async with (
+                    meanwhile(self._reloading(), "reload"),
+                    meanwhile(self.notifier.watched(), "watchdog"),
+                ):
+                    await self.crew.run()
+            except* Refused as failed:
+                telemetry.log().error("serve_failed", error=str(failed.exceptions[0]))
+                code = 1
         return code
 
     def _told_to_stop(self) -> None:
@@ -148,6 +151,7 @@ class Supervisor:
         except (ShardgitError, OSError) as error:
             telemetry.log().error("reload_refused", error=str(error))
             return
+        fixed += [f"admin: {key}" for key in changed(self.config, fresh) if key in OF_ADMIN]
         if fixed:
             telemetry.log().warning("reload_needs_restart", keys=fixed)
         telemetry.configure(level=fresh.log_level)
@@ -166,6 +170,7 @@ class Supervisor:
 
     def _serves(self) -> None:
         WORKERS.set(len(self.serving))
+        self._started = self._started or bool(self.serving)
         if len(self.serving) >= self.count and not self._came_up.is_set():
             self._came_up.set()
             self.ready()
@@ -181,7 +186,7 @@ class Supervisor:
     @property
     def started(self) -> bool:
         """Whether some worker has served."""
-        return self.crew.has_served
+        return self._started
 
     def reports(self) -> list[Report]:
         """Return what the workers that serve told of themselves last."""
@@ -227,7 +232,7 @@ def serve(
         texts: dict[str, str] = {}
         addresses: dict[str, Address] = {}
         for key in config.listens:
-            address = Address(getattr(config, key), key, listens=key in {"http", "ssh", "admin"})
+            address = Address(getattr(config, key), key, listens=key != "grpc")
             held.callback(address.close)
             texts[key] = address.text
             addresses[key] = address
