@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,12 @@ UNWATCHED_S = (
 class Snapshot(msgspec.Struct, frozen=True):
     """All that the page shows but the history and the list of repositories.
 
-    ``survey`` is the last one that a worker gave, ``survey_age_s`` how old it is; None before the first.
+    ``server`` tells one that was started again from the one before. ``survey`` is the last one that a worker gave,
+    ``survey_age_s`` how old it is; None before the first.
     """
 
     time_ms: int
+    server: str
     version: str
     up_s: float
     health: Health
@@ -56,6 +59,7 @@ class Snapshots:
         self._desks = desks
         self._folder = folder
         self._history = History()
+        self._server = os.urandom(8).hex()
         self._begun = self._sampled = time.monotonic()
         self._survey: Survey | None = None
         self._surveyed = 0.0
@@ -82,6 +86,7 @@ class Snapshots:
         now = time.monotonic()
         return Snapshot(
             time_ms=clock.now_ms(),
+            server=self._server,
             version=VERSION,
             up_s=round(now - self._begun, 1),
             health=health_of(self._served, reports),

@@ -36,9 +36,8 @@ let showing = false;
 new Stream("/events", {
   history: (points) => chart.add(points),
   now: (snapshot) => {
-    const started = snapshot.time_ms - snapshot.up_s * 1000;
-    if (server !== null && Math.abs(started - server) > 5000) refresh(true);
-    server = started;
+    if (server !== null && snapshot.server !== server) refresh(true);
+    server = snapshot.server;
     if (snapshot.traffic.point) chart.add([snapshot.traffic.point]);
     showHealth(snapshot.health, snapshot);
     showTiles(snapshot);
