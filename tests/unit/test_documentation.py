@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import proto_pages
 import pytest
 import site_pages
@@ -13,6 +14,7 @@ import yaml
 
 from shardgit.cli.main import command
 from shardgit.cli.manual import entries, roff
+from shardgit.config import SECTIONS, ServeConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -112,3 +114,24 @@ def test_the_manual_page_has_every_command_and_no_text_that_roff_would_take_for_
     for line in page.splitlines():
         assert not line.startswith("'")
         assert not line.startswith(".") or line.split()[0] in macros
+
+
+def test_the_page_of_the_configuration_has_every_key_with_its_default() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    sections = re.split(r"^## ", page, flags=re.M)[1:]
+    told: dict[str, dict[str, str]] = {}
+    for section in sections:
+        named = re.match(r"`\[(\w+)\]`", section)
+        rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (?:`([^`]*)`)? ?\|", section, re.M)
+        keys = told.setdefault(named[1] if named else "", {})
+        for names, default in rows:
+            keys |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
+    for section, shape in {"": ServeConfig, **SECTIONS}.items():
+        defaults = {
+            field.name: field.default
+            for field in msgspec.structs.fields(shape)
+            if field.name not in SECTIONS
+        }
+        assert told[section] == {
+            key: "" if value in ("", ()) else str(value) for key, value in defaults.items()
+        }
