@@ -102,7 +102,13 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
     events = equip_hooks(store, _hook_policy(config))
     fetches = FetchService(store, version=VERSION)
     conversations = Conversations(store, version=VERSION, fetches=fetches)
-    app = GitHttp(store, version=VERSION, fetches=fetches, url=config.http_url).app()
+    app = GitHttp(
+        store,
+        version=VERSION,
+        fetches=fetches,
+        url=config.http_url,
+        is_private=config.on_loopback and not config.needs_auth,
+    ).app()
     connections = Connections(store.limits)
     app.middlewares.insert(0, connections.heard)
     app.on_response_prepare.append(connections.last_answers)

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from served import clean_environment, serving, shardgit, small_repository
+from served import clean_environment, git, serving, shardgit, small_repository
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,7 @@ LINES: tuple[tuple[str, set[str]], ...] = (
     ("shardgit repo config alone receive.max_push_b", {"receive.max_push_bytes"}),
     ("shardgit repo create --object-format ", {"sha1", "sha256"}),
     ("shardgit completion z", {"zsh"}),
+    ("shardgit ref get alone refs/other/", {"refs/other/café"}),  # others would be run
     ("shardgit repo show nothing-like-it", set()),
 )
 
@@ -52,6 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         done = shardgit(*words, cwd=folder)
         assert done.returncode == 0, done.stderr
+    for name in ("$(touch${IFS}made)", "`touch${IFS}made`", "a;b", "a'b", "café"):
+        git(folder / "source", "update-ref", f"refs/other/{name}", "HEAD")
+    assert shardgit("repo", "import", "alone", "source", cwd=folder).returncode == 0
     (folder / "bin").mkdir()
     (folder / "bin" / "shardgit").write_text(f'#!/bin/sh\nexec {sys.executable} -m shardgit "$@"\n')
     (folder / "bin" / "shardgit").chmod(0o755)

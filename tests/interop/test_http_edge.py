@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import random
 import re
 import time
@@ -326,6 +327,32 @@ async def test_a_body_that_does_not_come_is_given_up(store: Store) -> None:
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+async def test_a_push_may_make_its_pack_behind_its_commands(store: Store, source: Path) -> None:
+    """git begins to send where commands take more than its buffer, and finds its deltas then."""
+    tip = git(source, "rev-parse", "HEAD").decode().strip()
+    command = f"{'0' * 40} {tip} refs/heads/late\0report-status".encode()
+    empty = b"PACK" + bytes([0, 0, 0, 2, 0, 0, 0, 0])
+
+    async def body(pauses: int) -> AsyncIterator[bytes]:
+        yield encode([command, Mark.FLUSH])
+        for _ in range(pauses):
+            await asyncio.sleep(2 * store.limits.client_stall_max_s)
+            yield empty[:1]
+        yield empty[pauses:] + hashlib.sha1(empty).digest()
+
+    headers = {"Content-Type": "application/x-git-receive-pack-request"}
+    async with (
+        listening(GitHttp(store, version="1")) as url,
+        aiohttp.ClientSession(url) as client,
+    ):
+        path = "/team/demo.git/git-receive-pack"
+        async with client.post(path, data=body(1), headers=headers) as answer:
+            assert answer.status == 200
+            assert b"ok refs/heads/late" in await answer.read()
+        async with client.post(path, data=body(2), headers=headers) as answer:
+            assert answer.status == 408  # once, and not again and again
+
+
 async def test_a_body_that_comes_by_drops_is_given_up(store: Store) -> None:
     """A byte each 50 ms is something all the while, and less than the slowest that is waited for."""
     head = (
@@ -498,3 +525,35 @@ async def test_git_shows_progress_and_the_clone_is_whole(
     assert re.search(rb"remote: Enumerating objects: 27, done.", shown), shown
     assert re.search(rb"remote: Total 27 \(reused 27", shown)
     git(tmp_path / "c", "fsck", "--strict")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example:7421", 403),
+        ("evil.example.:7421", 403),
+        ("localhost:1", 200),
+        ("store.localhost", 200),
+        ("127.0.0.1:7421", 200),
+        ("[::1]:7421", 200),
+        ("192.0.2.7", 200),  # no page has an address for a name but its own
+        ("shardgit:7421", 200),
+        ("Git.Example.org", 200),
+    ],
+)
+async def test_a_page_whose_name_leads_here_reads_nothing(
+    store: Store, host: str, status: int
+) -> None:
+    service = GitHttp(store, version="1", url="https://git.example.org/x", is_private=True)
+    async with listening(service) as url, aiohttp.ClientSession(url) as client:
+        path = "/team/demo.git/info/refs?service=git-upload-pack"
+        async with client.get(path, headers={"Host": host}) as answer:
+            assert answer.status == status
+            assert ("http_url" in await answer.text()) == (status == 403)
+    async with (
+        listening(GitHttp(store, version="1")) as url,
+        aiohttp.ClientSession(url) as client,
+        client.get(path, headers={"Host": host}) as answer,
+    ):
+        assert answer.status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 WORDS_MAX = 200  # nobody reads more
 WAIT_S = 5  # a server that is away must not hold a prompt; what is loaded before does not count
+_HARMLESS = re.compile(r"[\w./@+:=,%-]+")
 OF_REPOSITORY = ("repo", "name", "source")
 
 
@@ -27,7 +29,7 @@ def repository_names(ctx: Any, incomplete: str) -> list[str]:
 
 
 def ref_names(ctx: Any, incomplete: str) -> list[str]:
-    """Return full names of refs of the repository that stands before; those that are no text are left out."""
+    """Return full names of refs of the repository that stands before; not those that a shell reads as more."""
     name = next((ctx.params[key] for key in OF_REPOSITORY if ctx.params.get(key)), None)
     if name is None:
         return []
@@ -38,7 +40,8 @@ def ref_names(ctx: Any, incomplete: str) -> list[str]:
         ),
     )
     head = ["HEAD"] if "HEAD".startswith(incomplete) else []
-    return [*head, *(one for one in found if one.isprintable() and "\ufffd" not in one)]
+    # Whoever pushes names refs, and bash takes a word as it stands: $(...) in one would be run.
+    return [*head, *filter(_HARMLESS.fullmatch, found)]
 
 
 def shard_numbers(ctx: Any, incomplete: str) -> list[str]:

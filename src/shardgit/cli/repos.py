@@ -138,7 +138,9 @@ def show(
 @app.command("explain-clone")
 def explain_clone(
     name: NameArgument,
-    depth: Annotated[int, typer.Option(min=0, help="As git clone --depth; 0: all.")] = 0,
+    depth: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="As git clone --depth; 0: all.")
+    ] = 0,
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", metavar="SPEC", help="As git clone --filter, such as blob:none."),

@@ -77,13 +77,19 @@ class GitHttp:
     """The routes of one worker."""
 
     def __init__(
-        self, store: Store, *, version: str, fetches: FetchService | None = None, url: str = ""
+        self,
+        store: Store,
+        *,
+        version: str,
+        fetches: FetchService | None = None,
+        url: str = "",
+        is_private: bool = False,
     ) -> None:
         self.limits = store.limits
         self.store = store
         self.journal = store.journal
         self.version = version
-        self.edge = Edge(store.limits, url=url)
+        self.edge = Edge(store.limits, url=url, is_private=is_private)
         self.fetches = fetches or FetchService(store, version=version)
         self.receives: Receives = ReceiveService(store, version=version)
         self.lfs = LfsHttp(store, url=url)
@@ -263,6 +269,7 @@ class GitHttp:
             request,
             most_bytes=self.limits.push_pack_max_bytes + self.limits.push_head_max_bytes,
             limits=self.limits,
+            pauses=1,
         )
         headers = {**NO_CACHE, "Content-Type": f"application/x-{RECEIVE_PACK}-result"}
         source = self.receives.receive(name, pieces, principal=caller())

@@ -24,13 +24,14 @@ _GZIP = 31  # zlib's window bits for a gzip stream
 
 
 async def body_pieces(
-    request: web.Request, *, most_bytes: int, limits: Limits
+    request: web.Request, *, most_bytes: int, limits: Limits, pauses: int = 0
 ) -> AsyncIterator[bytes]:
     """Return the body in pieces of at most 64 KiB once inflated.
 
     Errors are HTTP's: 413 past ``most_bytes``, as sent or inflated; 415 for an encoding that is not
     known, 400 for broken gzip or chunks, and for a flood of tiny ones, 408 for one that comes too slowly: nothing, or
-    less than ``limits.client_slowest_bytes_s``, in ``limits.client_stall_max_s`` of waiting for it.
+    less than ``limits.client_slowest_bytes_s``, in ``limits.client_stall_max_s`` of waiting for it. So often as
+    ``pauses`` says it may be silent for ``limits.client_pause_max_s``: git makes a pack behind the commands of a push.
     """
     if (request.content_length or 0) > most_bytes:
         raise _too_large(most_bytes)
@@ -39,7 +40,7 @@ async def body_pieces(
         raise web.HTTPUnsupportedMediaType(text="content encoding must be gzip or identity")
     inflater = Inflater() if "gzip" in encoding else None
     sent = inflated = 0
-    async for data in _received(request, limits):
+    async for data in _received(request, limits, pauses):
         sent += len(data)
         for piece in inflater.receive(data) if inflater else _cut(data):
             inflated += len(piece)
@@ -89,9 +90,10 @@ class Inflater:
             raise _bad("request body is not valid gzip")
 
 
-async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes]:
+async def _received(request: web.Request, limits: Limits, pauses: int) -> AsyncIterator[bytes]:
     content = request.content
     stall_s = limits.client_stall_max_s
+    pause_s = limits.client_pause_max_s
     waited_s, came = 0.0, 0
     while True:
         # aiohttp tells it nowhere else.
@@ -107,13 +109,15 @@ async def _received(request: web.Request, limits: Limits) -> AsyncIterator[bytes
         begun = time.monotonic()
         try:
             with telemetry.spending("client"):
-                async with asyncio.timeout(stall_s):
+                async with asyncio.timeout(pause_s if pauses else stall_s):
                     data = await content.readany()
         except TimeoutError:
             raise _too_slow() from None
         if not data:
             return
         waited_s, came = waited_s + time.monotonic() - begun, came + len(data)
+        if pauses and waited_s >= stall_s:
+            pauses, waited_s, came = pauses - 1, 0.0, 0
         if waited_s >= stall_s:
             if came < stall_s * limits.client_slowest_bytes_s:
                 raise _too_slow()

@@ -23,7 +23,7 @@ from shardgit.errors import (
     Unauthenticated,
     Unavailable,
 )
-from shardgit.http.request import check_head
+from shardgit.http.request import check_head, check_not_rebound
 from shardgit.http.stream import PackResponse
 from shardgit.protocol.pktline import one_line
 from shardgit.service.answers import Whole
@@ -73,8 +73,9 @@ def current() -> Call:
 class Edge:
     """The middleware of one worker, and its way to send what a source yields."""
 
-    def __init__(self, limits: Limits, *, url: str = "") -> None:
+    def __init__(self, limits: Limits, *, url: str = "", is_private: bool = False) -> None:
         self.limits = limits
+        self.is_private = is_private  # on loopback, and asks nobody who it is
         self.url = url  # of our root as clients reach it; "": as each calls us
 
     @web.middleware
@@ -87,6 +88,8 @@ class Edge:
             token = _call.set(call)
             try:
                 check_head(request)
+                if self.is_private:
+                    check_not_rebound(request, self.url)
                 async with asyncio.timeout(self.limits.request_time_max_s):
                     response = await handler(request)
             except TimeoutError:

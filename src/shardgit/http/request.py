@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from shardgit.errors import InvalidArgument, RepositoryMissing
+from shardgit.errors import InvalidArgument, PermissionRefused, RepositoryMissing
 from shardgit.service.doorkeeper import Shown
 from shardgit.tls import common_name
 
@@ -66,6 +69,26 @@ def check_head(request: web.Request) -> None:
     _, slashes, rest = target.partition("://")
     if not slashes or [rest.partition("/")[0].lower()] != [host.lower() for host in hosts]:
         raise InvalidArgument("request line names another host than the host header")
+
+
+def check_not_rebound(request: web.Request, url: str) -> None:
+    """Refuse a name of the network for a port of this machine, which a web page's name may lead to (DNS rebinding).
+
+    Names of loopback, addresses, names without a dot, and that of ``url``, where we are reached by one, are ours.
+    Errors: PermissionRefused.
+    """
+    host = request.headers.get("Host", "")
+    name = (host if host.endswith("]") else host.rpartition(":")[0] or host).lower().rstrip(".")
+    if "." not in name or name.endswith(".localhost"):
+        return
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return
+    if name != (urlsplit(url).hostname or ""):
+        raise PermissionRefused(
+            "a server without auth on loopback has no such name; say it in http_url",
+            host=host[:100],
+        )
 
 
 def base_url(request: web.Request, configured: str) -> str | None:

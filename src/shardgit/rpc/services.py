@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
-from shardgit.errors import InvalidArgument, LimitExceeded
+from shardgit.errors import InvalidArgument, LimitExceeded, Unavailable
 from shardgit.oid import HashKind, ObjectId
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.settings import SettingsMethods
@@ -334,8 +335,12 @@ class RepositoriesService(SettingsMethods, _Service, repository_pb2_grpc.Reposit
             self.store, request.name, depth=request.depth, filters=request.filters
         )
         made = None
-        while made is None:  # a thread for each part, not one for all of them
-            made = await self.store.workers.run(next, steps)
+        try:
+            async with asyncio.timeout(self.store.limits.request_time_max_s):  # gc waits for it
+                while made is None:  # a thread for each part, not one for all of them
+                    made = await self.store.workers.run(next, steps)
+        except TimeoutError:
+            raise Unavailable("request took too long") from None
         facts = asdict(made)
         stages = [repository_pb2.ExplainCloneResponse.Stage(**one) for one in facts.pop("stages")]
         return repository_pb2.ExplainCloneResponse(stages=stages, **facts)
