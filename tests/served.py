@@ -30,6 +30,9 @@ IDENTITY = {
 }
 
 
+FREE = [word for key in ("http", "ssh", "grpc", "admin") for word in (f"--{key}", "127.0.0.1:0")]
+
+
 def clean_environment() -> dict[str, str]:
     """Return the environment without SHARDGIT_* with git's identity, without user configuration."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SHARDGIT_")}

@@ -321,7 +321,10 @@ def test_completion_completes(place: Place) -> None:
         "COMP_WORDS": "shardgit repo im",
         "COMP_CWORD": "2",
     }
-    assert shardgit(cwd=place.folder, environment=words).stdout.split() == ["import"]
+    assert shardgit(cwd=place.folder, environment=words).stdout.split() == [
+        "import-tree",
+        "import",
+    ]
 
 
 def test_every_command_explains_itself_and_takes_json() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from reference.gits import ENVIRONMENT, extend_history, make_history, reachable
-from served import Server, serving, shardgit
+from served import FREE, Server, serving, shardgit
 
 from shardgit.node import create_store, open_store
 from shardgit.service.importing import import_repository
@@ -512,7 +512,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(home: Path, tmp_path: Path
         file.unlink()
         shown = git(home, "ls-remote", url(server, "sha256"), key="bob", check=False)
         assert "Permission denied" in shown
-    done = shardgit("serve", "--data", str(data), "--config", str(config), cwd=tmp_path)
+    done = shardgit("serve", *FREE, "--data", str(data), "--config", str(config), cwd=tmp_path)
     assert done.returncode == 1
     assert "authorized keys file cannot be read" in done.stderr
 
@@ -541,7 +541,7 @@ def test_the_host_key_is_made_once_and_private(home: Path, tmp_path: Path) -> No
         assert key.read_bytes() == first
     assert [path.name for path in data.glob("ssh_host*")] == [key.name]
     key.chmod(0o644)
-    done = shardgit("serve", "--data", str(data), "--ssh", "127.0.0.1:0", cwd=tmp_path)
+    done = shardgit("serve", *FREE, "--data", str(data), cwd=tmp_path)
     assert done.returncode == 1
     assert "may be read by others" in done.stderr
 
@@ -577,7 +577,7 @@ def test_a_clone_that_runs_ends_before_the_worker_does(home: Path, tmp_path: Pat
 def test_with_a_broken_asyncssh_it_is_said_what_to_do(home: Path, tmp_path: Path) -> None:
     (tmp_path / "asyncssh.py").write_text("raise ImportError")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
-    words = ("serve", "--data", str(home / "data"))
+    words = ("serve", *FREE, "--data", str(home / "data"))
     done = shardgit(*words, cwd=tmp_path, environment={"PYTHONPATH": paths})
     assert done.returncode == 1
     assert "pip install 'shardgit[ssh]', or serve with --ssh off" in done.stderr

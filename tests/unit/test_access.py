@@ -26,6 +26,7 @@ from shardgit.errors import (
     RateLimited,
     Refused,
     RepositoryMissing,
+    StoreFormatUnknown,
     TokenMissing,
     Unauthenticated,
 )
@@ -258,7 +259,7 @@ def test_tokens_records_are_read_or_refused() -> None:
     data = record.encode()
     assert TokenRecord.decode(data) == record
     for wrong in (b"", data[:30], b"\2" + data[1:], data[:-1], data + b"x", data[:52] + b"[]"):
-        with pytest.raises(JournalCorrupt):
+        with pytest.raises((JournalCorrupt, StoreFormatUnknown)):
             TokenRecord.decode(wrong)
 
 

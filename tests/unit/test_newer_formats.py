@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from served import git, serving, shardgit, small_repository
+from served import FREE, git, serving, shardgit, small_repository
 
 from shardgit.backup.target import Target
 from shardgit.cluster.members import NodeRecord
@@ -131,7 +131,7 @@ def store(tmp_path: Path) -> Path:
 def every_way_in_says(store: Path, words: str) -> None:
     (store.parent / "kept").mkdir(exist_ok=True)
     for command in (
-        ("serve", "--ssh", "off"),
+        ("serve", *FREE),
         ("repo", "list"),
         ("repo", "import", "three", "source"),
         ("shard", "stats"),

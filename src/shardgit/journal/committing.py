@@ -94,7 +94,7 @@ class Committer:
             self._under_way -= 1
             self._changed.notify_all()
         commit.answer(outcome if isinstance(outcome, int) else copy_of(outcome))
-        metrics.commit_told(outcome, time.monotonic() - commit.asked_s)
+        metrics.commit_told(metrics.outcome_of(outcome), time.monotonic() - commit.asked_s)
 
     # -- sending
 

@@ -187,9 +187,14 @@ class LmdbJournal(CommitsSoon):
                 return
             answers = [copy_of(error) for _ in group]
         metrics.JOURNAL_GROUP.observe(len(group))
-        for waiting, answer in zip(group, answers, strict=True):
+        answers.reverse()
+        for waiting in group:
+            answer = answers.pop()
+            outcome = metrics.outcome_of(answer)
             waiting.answer(answer)
-            metrics.commit_told(answer, time.monotonic() - waiting.asked_s)
+            # Once its caller has raised it, an error leads to the caller's frames, and to the leases that these hold.
+            del answer
+            metrics.commit_told(outcome, time.monotonic() - waiting.asked_s)
 
     def _apply_group(self, group: list[_Waiting]) -> list[int | BaseException]:
         failed: dict[int, BaseException] = {}
