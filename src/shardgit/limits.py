@@ -55,7 +55,7 @@ class Limits:
     refs_prefixes_max: int = 65_536
     request_time_max_s: float = 3_600.0
     client_stall_max_s: float = 60.0
-    client_slowest_bytes_s: int = 1_024  # over HTTP, in each such time; slower ones are cut
+    client_slowest_bytes_s: int = 1_024  # over HTTP and SSH, in each such time; slower ones are cut
     http_connections_max: int = 4_000  # of one worker; an idle one takes about 20 KiB
     # files made of repositories: bundles, packs by URI
     spool_max_bytes: int = 8 * GIB  # the least used go first; a file over it is refused

@@ -252,7 +252,23 @@ class SshConnection(asyncssh.SSHServer):
         self._reading(go_on=False)
         if self._stall is None:
             loop = asyncio.get_running_loop()
-            self._stall = loop.call_later(self.edge.limits.client_stall_max_s, self.abort)
+            self._stall = loop.call_later(
+                self.edge.limits.client_stall_max_s, self._look, self.unsent()
+            )
+
+    def _look(self, before: int) -> None:
+        """Cut the connection if its client has taken less than the slowest does since ``before`` bytes waited."""
+        limits, now = self.edge.limits, self.unsent()
+        if before - now < limits.client_stall_max_s * limits.client_slowest_bytes_s:
+            self.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._stall = loop.call_later(limits.client_stall_max_s, self._look, now)
+
+    def unsent(self) -> int:
+        """Return the bytes that wait for the client."""
+        transport = getattr(self._conn, "_transport", None)
+        return transport.get_write_buffer_size() if transport is not None else 0
 
     def _flows(self) -> None:
         self.flow.set()

@@ -246,18 +246,28 @@ class SshSession(asyncssh.SSHServerSession[bytes]):
             yield data
 
     async def _write(self, data: bytes) -> None:
-        """Send; Unavailable when the client takes nothing for ``client_stall_max_s``."""
-        edge, flow = self.connection.edge, self.connection.flow
+        """Send; Unavailable when the client takes next to nothing for ``client_stall_max_s``."""
         assert self._chan is not None
         for at in range(0, len(data), WRITE_BYTES):
             self._chan.write(data[at : at + WRITE_BYTES] if len(data) > WRITE_BYTES else data)
-            if self._writable.is_set() and flow.is_set():
-                continue
-            try:
-                with telemetry.spending("client"):
-                    async with asyncio.timeout(edge.limits.client_stall_max_s):
-                        await self._writable.wait()
-                        await flow.wait()
-            except TimeoutError:
+            while not (self._writable.is_set() and self.connection.flow.is_set()):
+                await self._until_taken()
+
+    async def _until_taken(self) -> None:
+        """Wait until more may be sent, or until the client has taken as much as the slowest does."""
+        limits, flow = self.connection.edge.limits, self.connection.flow
+        held = self._unsent()
+        try:
+            with telemetry.spending("client"):
+                async with asyncio.timeout(limits.client_stall_max_s):
+                    await self._writable.wait()
+                    await flow.wait()
+        except TimeoutError:
+            least = limits.client_stall_max_s * limits.client_slowest_bytes_s
+            if held - self._unsent() < least:
                 self.connection.abort()
-                raise Unavailable("client takes nothing for too long") from None
+                raise Unavailable("client takes too little for too long") from None
+
+    def _unsent(self) -> int:
+        assert self._chan is not None
+        return int(self._chan.get_write_buffer_size()) + self.connection.unsent()
