@@ -26,6 +26,15 @@ class Pems:
     client_ca: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Files as they were taken over, held against each other; ``generation`` counts up with every change."""
+
+    generation: int
+    pems: Pems
+    context: ssl.SSLContext
+
+
 class TlsFiles:
     """The certificate of a server. What connects from a change on is shown the new one; nothing is cut.
 
@@ -38,20 +47,17 @@ class TlsFiles:
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._seen = self._told = self._stamps()
-        self._pems = self._read()
-        self._context = self._made()
-        self.generation = 1
-        """Counts up with every change that was taken over."""
+        pems = self._read()
+        self._taken = Taken(1, pems, self._made(pems))
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a connection that begins now: TLS 1.2 or newer, HTTP/1.1."""
-        self._look()
-        return self._context
+        return self.now().context
 
-    def pems(self) -> Pems:
-        """Return the bytes of the files, as of now."""
+    def now(self) -> Taken:
+        """Return the files as of now."""
         self._look()
-        return self._pems
+        return self._taken
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -64,19 +70,16 @@ class TlsFiles:
             stamps = self._stamps()
             if stamps == self._seen:
                 return
-            before = self._pems
             try:
-                self._pems = self._read()
-                self._context = self._made()
+                pems = self._read()
+                self._taken = Taken(self._taken.generation + 1, pems, self._made(pems))
             except Refused as error:  # looked at again in a second: files may still be on their way
-                self._pems = before
                 if self._told != stamps:
                     self._told = stamps
                     telemetry.log().error("tls_files_not_taken", error=str(error))
                 return
             self._seen = self._told = stamps
-            self.generation += 1
-            telemetry.log().info("tls_files_taken", generation=self.generation)
+            telemetry.log().info("tls_files_taken", generation=self._taken.generation)
 
     def _stamps(self) -> tuple[tuple[int, int, int], ...]:
         found = []
@@ -92,7 +95,7 @@ class TlsFiles:
     def _read(self) -> Pems:
         return Pems(*(_bytes_of(path) for path in self._paths))
 
-    def _made(self) -> ssl.SSLContext:
+    def _made(self, pems: Pems) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -100,7 +103,7 @@ class TlsFiles:
         try:
             context.load_cert_chain(self._paths[0], self._paths[1], password=_no_password)
             if len(self._paths) > 2:
-                context.load_verify_locations(cadata=self._pems.client_ca.decode("ascii"))
+                context.load_verify_locations(cadata=pems.client_ca.decode("ascii"))
                 context.verify_mode = ssl.CERT_OPTIONAL  # tokens come in without one
         except (ssl.SSLError, OSError, ValueError) as cause:
             raise Refused(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 if TYPE_CHECKING:
-    from shardgit.tls import TlsFiles
+    from shardgit.tls import Pems, TlsFiles
 
 
 def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
@@ -15,26 +15,24 @@ def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
     Where the files name an authority of clients, who shows no certificate of it is not served.
     """
-    shown = 0
+    first = tls.now()
+    shown = first.generation
 
-    def made() -> grpc.ServerCertificateConfiguration:
-        pems = tls.pems()
+    def made(pems: Pems) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
             [(pems.key, pems.certificate)], pems.client_ca or None
         )
 
     def fetched() -> grpc.ServerCertificateConfiguration | None:
         nonlocal shown
-        tls.pems()
-        if tls.generation == shown:
+        taken = tls.now()
+        if taken.generation == shown:
             return None
-        shown = tls.generation
-        return made()
+        shown = taken.generation
+        return made(taken.pems)
 
-    first = made()
-    shown = tls.generation
     return grpc.dynamic_ssl_server_credentials(
-        first, fetched, require_client_authentication=bool(tls.pems().client_ca)
+        made(first.pems), fetched, require_client_authentication=bool(first.pems.client_ca)
     )
 
 
@@ -46,12 +44,12 @@ class CallingCredentials:
 
     def now(self) -> tuple[int, grpc.ChannelCredentials]:
         """Return the credentials as the files are now, and a number that changes with them."""
-        pems = self._tls.pems()
+        taken = self._tls.now()
+        pems = taken.pems
         made = grpc.ssl_channel_credentials(pems.client_ca, pems.key, pems.certificate)
-        return self._tls.generation, made
+        return taken.generation, made
 
     @property
     def generation(self) -> int:
         """The number of the credentials as the files are now."""
-        self._tls.pems()
-        return self._tls.generation
+        return self._tls.now().generation
