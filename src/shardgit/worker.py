@@ -33,7 +33,7 @@ from shardgit.http.connections import Connections
 from shardgit.leaving import Patience, take_what_waits, until_deserted
 from shardgit.node import equip_hooks
 from shardgit.opening import open_served
-from shardgit.processes import anonymous_bytes, drop_left, trim
+from shardgit.processes import anonymous_bytes, bound_memory, drop_left, trim
 from shardgit.reporting import Reporter
 from shardgit.rpc.server import SERVICES, make_server
 from shardgit.service.audit import Audit
@@ -67,6 +67,7 @@ REFUSED_EXIT = 3
 
 def run_worker(config: ServeConfig, place: Place) -> int:
     """Serve until SIGTERM or until the supervisor is gone, then drain; returns the exit code."""
+    bound_memory()
     telemetry.configure(level=config.log_level)
     _raise_file_limit()
     try:
