@@ -18,6 +18,7 @@ from cluster.links import Link
 from etcds import binary, running, turn_on_passwords
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from moved import Moved
 
 from shardgit.clock import replaced
 from shardgit.errors import (
@@ -31,6 +32,7 @@ from shardgit.errors import (
 from shardgit.etcd.access import Access
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
+from shardgit.journal import committing
 from shardgit.journal.bundle_garbage import BundleGarbage
 from shardgit.journal.bundles import MemoryBundles
 from shardgit.journal.etcd import EtcdJournal
@@ -188,11 +190,14 @@ async def test_callers_that_wait_together_share_questions(nodes: Node) -> None:
 
 def test_a_commit_of_one_node_loses_to_another_and_then_sees_to_what(nodes: Node) -> None:
     one, other = nodes.open("a"), nodes.open("b")
+    moved = Moved()
     first = one.commit_sync([Compare(b"k", 0)], [Put(b"k", b"1")])
     with pytest.raises(Conflict):
         other.commit_sync([Compare(b"k", 0)], [Put(b"k", b"2")])
     assert other.revision() >= first
     assert get(other, b"k") == b"1"
+    came = moved("shardgit_journal_transactions_total")
+    assert (came["committed"], came["lost"]) == (1, 1)
 
 
 def test_a_node_that_comes_back_goes_on_from_where_it_was(nodes: Node) -> None:
@@ -208,16 +213,19 @@ def test_a_node_that_comes_back_goes_on_from_where_it_was(nodes: Node) -> None:
 
 
 def test_a_node_that_missed_what_was_compacted_begins_anew(nodes: Node) -> None:
+    moved = Moved()
     one = nodes.open("a")
     one.commit_sync([], [Put(b"k%d" % n, b"1") for n in range(100)])
     other = nodes.open("b")
     other.close()
     last = one.commit_sync([], [Delete(b"k0"), Put(b"k1", b"2")])
     one.etcd.compact(last)
+    assert moved("shardgit_journal_replica_loads_total") == {"": 2}  # each node's first
     again = nodes.open("b")
     again.fresh_sync()
     assert all_of(again) == all_of(one)
     assert again._replica.status.generation == 2
+    assert moved("shardgit_journal_replica_loads_total") == {"": 3}
 
 
 def test_a_compaction_of_others_history_costs_a_node_nothing(nodes: Node, etcd: Etcd) -> None:
@@ -312,8 +320,12 @@ def test_large_values_lie_in_few_bundles_and_are_read_on_every_node(nodes: Node)
     async def all_at_once() -> None:
         await asyncio.gather(*(one.commit([], [Put(*item)]) for item in values.items()))
 
+    moved = Moved()
     asyncio.run(all_at_once())
-    assert len(list(nodes.bundles.scan())) < 30
+    bundles = len(list(nodes.bundles.scan()))
+    assert bundles < 30
+    assert moved("shardgit_journal_bundles_total") == {"done": bundles}
+    assert moved("shardgit_journal_group_commits_sum") == {"": 60}
     stored = one.etcd.range(pb.RangeRequest(key=nodes.prefix + b"r", range_end=nodes.prefix + b"s"))
     assert max(len(row.value) for row in stored.kvs) < 100
     other.fresh_sync()
@@ -383,8 +395,11 @@ def test_a_commit_whose_bundle_is_not_put_fails_and_leaves_nothing(nodes: Node) 
         raise StorageFull("bucket is full")
 
     nodes.bundles.put = put  # type: ignore[method-assign]
+    moved = Moved()
     with pytest.raises(StorageFull):
         one.commit_sync([], [Put(b"S1", b"x"), Put(b"a", b"1")])
+    assert moved("shardgit_journal_bundles_total") == {"failed": 1}
+    assert moved("shardgit_journal_transactions_total") == {}
     one.commit_sync([], [Put(b"b", b"1")])
     assert [row.key for row in all_of(one)] == [b"b"]
 
@@ -470,7 +485,9 @@ def say(process: subprocess.Popen[str], line: str) -> str:
     return process.stdout.readline().strip()
 
 
-def test_processes_of_a_node_share_a_replica_and_one_takes_over(nodes: Node) -> None:
+def test_processes_of_a_node_share_a_replica_and_one_takes_over(
+    nodes: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with child(nodes, "a") as feeds:
         assert feeds.stdout is not None
         assert feeds.stdout.readline().strip() == "True"
@@ -479,11 +496,18 @@ def test_processes_of_a_node_share_a_replica_and_one_takes_over(nodes: Node) -> 
         assert int(say(feeds, "k")) == one.revision()
         one.fresh_sync()
         assert get(one, b"child") == b"1"
+        feeds.send_signal(signal.SIGSTOP)  # nobody feeds the replica meanwhile
+        monkeypatch.setattr(committing, "SHOWN_S", 0.2)
+        moved = Moved()
+        one.commit_sync([], [Put(b"j", b"1")])
+        assert moved("shardgit_journal_commits_behind_total") == {"": 1}
+        assert get(one, b"j") is None
+        monkeypatch.undo()
         feeds.send_signal(signal.SIGKILL)
         feeds.wait()
         one.commit_sync([], [Put(b"k", b"2")])
         one.fresh_sync()
-        assert get(one, b"k") == b"2"
+        assert (get(one, b"k"), get(one, b"j")) == (b"2", b"1")
         assert one._replica.status.generation == 1
 
 
@@ -513,11 +537,13 @@ def test_reads_go_on_while_etcd_is_away(own: tuple[Etcds, Node]) -> None:
     for member in etcds.members:
         member.signal(signal.SIGSTOP)
     assert get(one, b"k") == b"1"
+    moved = Moved()
     for _ in range(20):
         one.fresh_sync(stale_ok=True)
     assert get(one, b"k") == b"1"
     with pytest.raises(Unavailable):
         one.fresh_sync()
+    assert moved("shardgit_journal_stale_reads_total") == {"": 20}
     for member in etcds.members:
         member.signal(signal.SIGCONT)
 
@@ -586,9 +612,13 @@ def test_a_commit_whose_answer_is_lost_is_told_its_own_revision(nodes: Node, etc
     other = nodes.open("b")
     first = one.commit_sync([], [Put(b"k", b"1")])
     link.hold(back=True)
+    moved = Moved()
     revision = one.commit_sync([Compare(b"k", first)], [Put(b"k", b"2")])
     other.fresh_sync()
     assert all_of(other) == [Row(b"k", b"2", revision)]
+    came = moved("shardgit_journal_transactions_total")
+    assert came["unanswered"] >= 1
+    assert came["committed"] == 1  # as the look-up said
 
 
 def test_a_commit_that_is_held_up_is_cancelled_and_sent_anew(nodes: Node, etcds: Etcds) -> None:
@@ -629,6 +659,7 @@ def test_a_full_etcd_says_so_and_what_it_took_is_there(tmp_path: Path) -> None:
         with nodes.opened:
             one = nodes.open("a")
             taken: set[bytes] = set()
+            moved = Moved()
             with pytest.raises(StorageFull):
                 for number in range(100):
                     one.commit_sync([], [Put(b"P%02d" % number, bytes(300_000))])
@@ -636,6 +667,8 @@ def test_a_full_etcd_says_so_and_what_it_took_is_there(tmp_path: Path) -> None:
             one.fresh_sync()
             assert {row.key for row in all_of(one)} == taken
             assert taken
+            came = moved("shardgit_journal_transactions_total")
+            assert (came["committed"], came["refused"]) == (len(taken), 1)
 
 
 def _add(

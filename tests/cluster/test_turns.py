@@ -15,6 +15,7 @@ import pytest
 from etcds import running
 from hypothesis import given
 from hypothesis import strategies as st
+from moved import Moved
 
 from shardgit.cluster.owners import Owners
 from shardgit.cluster.records import OwnerRecord, SessionRecord, owner_key, session_key
@@ -130,8 +131,10 @@ def test_who_lost_its_turn_commits_nothing_more(cluster: Cluster) -> None:
         one.journal.etcd.lease_revoke(lost.lease)  # as if etcd had not heard of it for too long
         with ThreadPoolExecutor(1) as apart:  # this thread's commits are one's
             taken = apart.submit(taken_by, two).result()
+        moved = Moved()
         with pytest.raises(Unavailable, match="not heard of"):
             one.journal.commit_sync([], [Put(b"Oa", b"2")])
+        assert moved("shardgit_journal_transactions_total")["fenced"] == 1
     one.journal.commit_sync([], [Put(b"Ob", b"3")])  # what is not of its turn is committed
     with taken.fence():
         two.journal.commit_sync([], [Put(b"Oa", b"4")])

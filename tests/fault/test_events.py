@@ -22,6 +22,7 @@ from hooking import (
     small_history,
     telling,
 )
+from moved import Moved
 
 from shardgit.journal.cursor_records import CURSORS, HookCursor, hook_id
 from shardgit.journal.interface import DeleteRange, end_of
@@ -205,10 +206,14 @@ async def test_an_event_is_given_up_in_the_end(
         folder, 'case $(cat) in *n0*) kill -9 $$;; esac; echo "$SHARDGIT_SEQUENCE" >>{out}'
     )
     configure(store, bad)
+    moved = Moved()
     async with telling(store):
         first = move(store, "refs/heads/n0", tip)
         move(store, "refs/heads/n1", tip)
         await until(lambda: told(folder) == [str(first + 1)])
+    asked = moved("shardgit_hooks_total")
+    assert asked.pop("post_receive accepted", 0) <= 1  # its end may come just behind what it told
+    assert asked == {"post_receive failed": 2, "post_receive given_up": 1}
 
 
 async def test_two_who_tell_do_not_tell_twice(store: Store, folder: Path, tip: ObjectId) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from moved import Moved
 from served import clean_environment, git
 
 from shardgit.backup.create import create_backup
@@ -164,15 +165,22 @@ def test_a_flipped_bit_is_found_and_put_right_from_the_other_replica(
         block = blocks_of(store, BlockKind.SEGMENT)[0]
         home = store.routed.ring.shards_of(partition_of(block))[1]
         rot(store, home, block)
+        moved = Moved()
         found = verified(store)
+        assert moved("shardgit_scrub_findings_total") == {
+            one.kind.value: 1 for one in found.findings
+        }
+        assert moved("shardgit_scrub_bytes_total") == {"": found.read_bytes}
         (one,) = found.findings
         assert (one.kind, one.shard, one.block) == (FindingKind.BLOCK, home, block.hex())
         assert one.repositories == ("demo",)
         assert one.mend == "shardgit shard repair"
         assert repaired(store, dry_run=True).action_count == 1
+        assert moved("shardgit_block_repairs_total") == {"would": 1}
         assert not verified(store).clean
         done = repaired(store)
         assert done.whole
+        assert moved("shardgit_block_repairs_total") == {"would": 1, "done": 1}
         assert [(a.block, a.shard) for a in done.actions] == [(block.hex(), home)]
         assert verified(store, objects=True).clean
         assert everything(store) == before

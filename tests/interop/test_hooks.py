@@ -23,6 +23,7 @@ from hooking import (
     push,
     small_history,
 )
+from moved import Moved
 
 import shardgit.aio
 from shardgit.errors import HookRefused, InvalidArgument, ObjectMissing, ShardgitError
@@ -177,10 +178,13 @@ async def test_the_update_program_gets_one_ref_and_speaks_for_it_alone(
     text = 'echo "$# $1 $2 $3"; read x && exit 9; test "$1" != refs/heads/main'
     configure(store, hook(program(programs, "u", text), "update"))
     client = Client()
+    moved = Moved()
     async with hooks.asking(push(store, MOVED, GONE, client=client)) as session:
         await session.pre_receive()
         assert await session.update(MOVED) == "hook declined"
         assert await session.update(GONE) is None
+    assert moved("shardgit_hooks_total") == {"update refused": 1, "update accepted": 1}
+    assert moved("shardgit_hook_seconds_count") == {"update": 2}
     assert client.text == (
         f"3 refs/heads/main {OLD.hex()} {NEW.hex()}\n3 refs/heads/gone {OLD.hex()} {ZEROS}\n"
     )
@@ -444,6 +448,7 @@ async def test_http_answers(
     seen: list[Any] = []
     client = Client()
     limit = 0.5 if isinstance(answer, float) else 30.0
+    moved = Moved()
     async with listener(answer, seen) as url:
         hooks = equip(store, HookPolicy(targets=(url,)))
         configure(
@@ -454,6 +459,10 @@ async def test_http_answers(
         got = await ask(hooks, call)
     assert got == reason
     assert client.text == shown
+    outcome = "accepted" if reason is None else "failed" if "failed" in reason else "refused"
+    assert moved("shardgit_hooks_total") == {f"pre_receive {outcome}": 1}
+    assert moved("shardgit_hook_seconds_count") == {"pre_receive": 1}
+    assert (moved("shardgit_hook_seconds_sum")["pre_receive"] > 0.4) == isinstance(answer, float)
     ((path, body, headers),) = seen
     assert path == "/hook"
     assert headers["X-Shardgit-Event"] == "pre_receive"

@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from moved import Moved
 from served import clean_environment, git, serving, shardgit, small_repository
 
 from shardgit.errors import (
@@ -202,8 +203,11 @@ def test_failures_put_the_next_try_off_and_tell_no_secret(
         sync_mirror(store, "copy", NO_CREDENTIALS)
     Mirrors(store).hasten("copy")
     rounds = MirrorRounds(store, known(home))
+    moved = Moved()
     assert rounds.sync_next(lambda _: None)
     assert not rounds.sync_next(lambda _: None)
+    assert moved("shardgit_maintenance_total") == {"mirror done": 1}
+    assert moved("shardgit_maintenance_seconds_total")["mirror"] > 0
     state = Mirrors(store).get("copy")
     assert (state.failures, state.error) == (0, "")
     assert state.synced_ms

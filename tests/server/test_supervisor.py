@@ -25,7 +25,9 @@ from served import Server, git, serving, shardgit, small_repository
 
 from shardgit.errors import Refused
 from shardgit.node import check_readers, open_store
+from shardgit.operate.operation import running
 from shardgit.ports import Address
+from shardgit.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,11 +79,15 @@ def test_it_serves_clones_health_and_metrics_and_stops(data: Path, tmp_path: Pat
         name = 'shardgit_requests_total{{code="OK",edge="http",method="{}"}}'
         until(lambda: samples(server).get(name.format("upload_pack"), 0) >= 2)
         assert samples(server)[name.format("info_refs")] == 1
+        timed = 'shardgit_request_seconds_count{edge="http",method="upload_pack"}'
+        until(lambda: samples(server)[timed] == samples(server)[name.format("upload_pack")])
+        assert samples(server)[timed.replace("_count", "_sum")] > 0
         spent = 'shardgit_request_spent_seconds_total{edge="http",into="work"}'
         until(lambda: samples(server)[spent] > 0)
         until(lambda: samples(server)["shardgit_event_loop_lag_seconds_count"] > 0)
         now = samples(server)
         assert (now["shardgit_workers"], now["shardgit_worker_restarts_total"]) == (2, 0)
+        assert now[f'shardgit_build_info{{version="{VERSION}"}}'] == 1
         assert server.ask("/metrics")[1].count("# TYPE shardgit_workers ") == 1
         workers = server.workers()
         assert server.stop() == 0
@@ -128,6 +134,12 @@ def test_metrics_tell_of_commits_fsyncs_caches_and_queues(data: Path, tmp_path: 
             < now['shardgit_journal_bytes{kind="live"}']
             <= now['shardgit_journal_bytes{kind="file"}']
         )
+        # Another process's operation, too.
+        runs = 'shardgit_operations_active{kind="gc"}'
+        assert runs not in now
+        with open_store(data) as store, running(store, "gc"):
+            until(lambda: samples(server).get(runs) == 1)
+        until(lambda: runs not in samples(server))
 
 
 def test_a_worker_that_is_killed_is_started_again(data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from clustering import Cluster, CountedBucket, ring_at, take_away
 from hypothesis import given
 from hypothesis import strategies as st
+from moved import Moved
 
 from shardgit.blocks.block import (
     BLOCK_MAX_BYTES,
@@ -102,6 +103,7 @@ def test_a_batch_comes_from_all_nodes_in_its_order(cluster: Cluster, bucket: Cou
     blocks = cold(bucket, 40)
     ids = [block for block, _ in blocks]
     asked = [*ids, BlockId(b"\1" * 32), ids[3]]
+    moved = Moved()
     assert cluster.nodes[1].blocks.get_many_sync(asked) == [
         *(data for _, data in blocks),
         None,
@@ -110,18 +112,35 @@ def test_a_batch_comes_from_all_nodes_in_its_order(cluster: Cluster, bucket: Cou
     for node in cluster.nodes:
         mine = [block for block in ids if node.nodes.is_mine(block)]
         assert all(node.tier.has_many(mine))
+    # All nodes count in this process; the missing one is looked for by its owner, and by who asks.
+    is_mine = cluster.nodes[1].nodes.is_mine
+    foreign = sum(not is_mine(block) for block in ids)
+    nowhere = 1 if is_mine(asked[-2]) else 2
+    fetches = {"store": 40, "peer": foreign, "nowhere": nowhere}
+    assert moved("shardgit_block_fetches_total") == fetches
+    assert moved("shardgit_object_store_requests_total") == {"get ok": 40 + nowhere}
+    assert moved("shardgit_object_store_seconds_count") == {"get": 40 + nowhere}
+    assert moved("shardgit_object_store_bytes_total") == {
+        "get": sum(len(data) for _, data in blocks)
+    }
 
 
 def test_what_one_node_puts_is_in_its_keepers_tiers_soon_and_elsewhere_at_once(
     cluster: Cluster, bucket: CountedBucket
 ) -> None:
     blocks = [make_block(seed=seed) for seed in range(30)]
+    moved = Moved()
     cluster.nodes[0].blocks.put_many_sync(blocks)
     assert bucket.calls["put"] == len(blocks)
+    assert moved("shardgit_object_store_requests_total") == {"put ok": 30}
+    assert moved("shardgit_object_store_bytes_total") == {
+        "put": sum(len(data) for _, data in blocks)
+    }
     assert cluster.nodes[2].blocks.get_many_sync([b for b, _ in blocks]) == [d for _, d in blocks]
     for node in cluster.nodes:
         mine = [block for block, _ in blocks if node.nodes.is_mine(block)]
         until(lambda node=node, mine=mine: all(node.tier.has_many(mine)))  # type: ignore[misc]
+    until(lambda: moved("shardgit_block_warms_total") == {"done": 30})
 
 
 def test_an_emptied_node_gives_the_same_blocks_and_fills_again(
@@ -148,8 +167,15 @@ def test_a_node_that_is_down_is_passed_over_and_not_asked_again_at_once(
     node = cluster.nodes[0]
     for block, data in blocks:
         assert node.blocks.use(block, bytes) == data
-    assert any(node.nodes.owners(block) == (1,) for block, _ in blocks)
+    theirs = [block for block in blocks if node.nodes.owners(block[0]) == (1,)]
+    assert theirs
     assert set(node.nodes._avoided) == {1}
+    moved = Moved()
+    node.blocks.put_many_sync(theirs)
+    until(lambda: moved("shardgit_block_warms_total") == {"skipped": len(theirs)})
+    node.nodes.answered(1)  # it is tried again
+    node.blocks.put_many_sync(theirs)
+    until(lambda: moved("shardgit_block_warms_total").get("failed") == len(theirs))
 
 
 def test_a_node_that_hangs_holds_a_read_up_for_its_deadline_and_no_longer(
@@ -181,10 +207,15 @@ def test_reads_go_on_while_the_object_store_is_away(
         raise Unavailable("object store failed", object=name)
 
     monkeypatch.setattr(bucket.bucket, "get", away)
+    moved = Moved()
     for node in cluster.nodes:
         assert node.blocks.get_many_sync(ids) == [data for _, data in blocks]
         with pytest.raises(Unavailable):
             node.blocks.use(BlockId(b"\1" * 32), bytes)
+    requests = moved("shardgit_object_store_requests_total")
+    assert set(requests) == {"get unavailable"}
+    assert moved("shardgit_object_store_seconds_count") == {"get": requests["get unavailable"]}
+    assert moved("shardgit_object_store_bytes_total") == {}
 
 
 def test_a_block_that_is_damaged_in_a_tier_is_put_right_from_the_store(
@@ -267,6 +298,7 @@ def test_a_process_takes_what_another_one_of_its_node_has_filled(
     ((block, data),) = cold(bucket, 1)
     owner = next(node for node in cluster.nodes if node.nodes.is_mine(block))
     other = FileLock(owner.folder / "locks" / f"{block.hex()[:32]}.lock")  # the other process's
+    moved = Moved()
     assert other.try_take()
     with ThreadPoolExecutor(4) as pool:
         asks = [pool.submit(owner.blocks.use, block, bytes) for _ in range(4)]
@@ -274,6 +306,9 @@ def test_a_process_takes_what_another_one_of_its_node_has_filled(
         other.release()
         assert [ask.result(PATIENT_S) for ask in asks] == [data] * 4
     assert bucket.calls["get"] == 0
+    fetches = moved("shardgit_block_fetches_total")
+    assert set(fetches) <= {"joined"}  # those that came behind the put found it in the tier
+    assert fetches.get("joined", 0) + moved("shardgit_tier_reads_total").get("owned", 0) >= 4
 
 
 PROCESS = """

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from moved import Moved
 
 from shardgit.http import connections as module
 from shardgit.http.connections import Connections
@@ -93,6 +94,7 @@ async def test_the_connection_that_idles_longest_makes_room() -> None:
 
 async def test_a_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFUSED_MAX", 1)
+    moved = Moved()
     async with served(most=2) as (address, go_on):
         busy = [await asyncio.open_connection(*address) for _ in range(2)]
         for _, out in busy:
@@ -101,17 +103,20 @@ async def test_a_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch)
         third, third_out = await asyncio.open_connection(*address)
         fourth, fourth_out = await asyncio.open_connection(*address)
         assert await fourth.read() == b""  # far past the bound: closed at once
+        assert moved("shardgit_http_connections_refused_total") == {"": 1}
         third_out.write(ASK)
         answer = await third.read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1" in answer
         assert b"too many connections" in answer
+        assert moved("shardgit_http_connections_refused_total") == {"": 2}
         go_on.set()
         for reader, _out in busy:
             assert b"200 OK" in await reader.readuntil(b"here")
         fifth, fifth_out = await asyncio.open_connection(*address)
         fifth_out.write(ASK)
         assert b"200 OK" in await fifth.readuntil(b"here")
+        assert moved("shardgit_http_connections_refused_total") == {"": 2}
         for out in (*(out for _, out in busy), third_out, fourth_out, fifth_out):
             out.close()
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from gcing import MAIN, assert_whole, commit, push, push_delta
+from moved import Moved
 
 from shardgit import telemetry
+from shardgit.backup.create import create_backup
 from shardgit.config import ServeConfig
 from shardgit.errors import DataLoss, InvalidArgument
 from shardgit.filelock import FileLock
@@ -62,9 +64,14 @@ def test_a_round_settles_quiet_pools_and_collects_when_it_is_due(store: Store) -
     first = last_gc(store)
     assert first is not None
     work = Maintenance(store, AT_ONCE)
+    moved = Moved()
     work.round()
     assert recents(store) == 0
     assert last_gc(store) == first  # not due again
+    assert moved("shardgit_maintenance_total") == {"settle done": 1}
+    seconds = moved("shardgit_maintenance_seconds_total")
+    assert set(seconds) == {"settle"}
+    assert seconds["settle"] > 0
     assert_whole(store, "demo", *mine.ids)
 
 
@@ -76,6 +83,56 @@ def test_gc_of_a_round_drops_what_is_due(store: Store) -> None:
     Maintenance(store, AT_ONCE).round()
     with store.journal.snapshot() as snapshot:
         assert not list(snapshot.range(b"D", b"E"))
+
+
+def gauge(name: str) -> float | None:
+    return telemetry.REGISTRY.get_sample_value(name)
+
+
+def test_what_gc_dropped_freed_and_left_is_counted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "GC_WAIT_S", 0.0)
+    kept, gone = commit(), commit(size=100_000)
+    push(store, "demo", MAIN, None, kept, kept)
+    push(store, "demo", b"refs/heads/gone", None, gone, gone)
+    settle(store, Look(store, "demo").record.pool)
+    push(store, "demo", b"refs/heads/gone", gone, None)
+    time.sleep(0.01)  # what is unreachable since this millisecond is not due
+    work = Maintenance(store, Plan(gc_interval_s=0, rate_bytes_s=0))
+    blocks = dict(store.blocks.scan_sync())
+    moved = Moved()
+    with store.lease():  # somebody may read them still
+        work.round()
+    assert moved("shardgit_gc_dropped_objects_total") == {"": len(gone.ids)}
+    assert moved("shardgit_gc_freed_bytes_total") == {}
+    left = gauge("shardgit_gc_waiting_blocks")
+    assert left
+    there = dict(store.blocks.scan_sync())
+    work.round()
+    after = dict(store.blocks.scan_sync())
+    assert len(there) - len(after) == left
+    freed = sum(size for block, size in there.items() if block not in after)
+    assert freed > 100_000
+    assert set(blocks) - set(after)
+    assert moved("shardgit_gc_dropped_objects_total") == {"": len(gone.ids)}
+    assert moved("shardgit_gc_freed_bytes_total") == {"": freed}
+    assert gauge("shardgit_gc_waiting_blocks") == 0
+    assert moved("shardgit_maintenance_total")["gc done"] == 2
+    assert_whole(store, "demo", *kept.ids)
+
+
+def test_a_backup_that_another_process_made_is_told_of(store: Store, tmp_path: Path) -> None:
+    mine = commit()
+    push(store, "demo", MAIN, None, mine, mine)
+    before_s = time.time()
+    create_backup(store, str(tmp_path / "backup"), control=silent_control())
+    taken_s = gauge("shardgit_backup_taken_timestamp_seconds")
+    assert taken_s is not None
+    assert before_s - 1 < taken_s <= time.time()
+    telemetry.BACKUP_TAKEN.set(0)  # as in a process that did not make it
+    Maintenance(store, AT_ONCE).round()
+    assert gauge("shardgit_backup_taken_timestamp_seconds") == taken_s
 
 
 def test_only_one_process_has_its_turn(store: Store) -> None:
@@ -118,8 +175,16 @@ def test_a_scrub_is_due_once_in_its_time(store: Store) -> None:
     push(store, "demo", MAIN, None, mine, mine)
     work = Maintenance(store, AT_ONCE)
     work.round()
+    telemetry.SCRUB_FINISHED.set(0)
+    moved, begun_s = Moved(), time.time()
     assert work.scrub() == 1
+    assert moved("shardgit_scrub_bytes_total")[""] > 400_000
+    assert moved("shardgit_scrub_findings_total") == {}
+    finished_s = gauge("shardgit_scrub_finished_timestamp_seconds")
+    assert finished_s is not None
+    assert begun_s - 1 < finished_s <= time.time()
     assert work.scrub() == 0
+    assert gauge("shardgit_scrub_finished_timestamp_seconds") == finished_s
     assert Maintenance(store, Plan(scrub_interval_s=0, rate_bytes_s=0)).scrub() == 1
 
 

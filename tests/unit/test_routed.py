@@ -114,10 +114,13 @@ def test_a_damaged_copy_is_counted_and_put_right_behind_the_read(two: RoutedStor
     two.put_many_sync([(block, data)])
     first, _ = two._routes.reads(block)
     before = value_of(telemetry.BLOCK_FALLBACKS.labels("damaged"))
+    repairs = telemetry.BLOCK_REPAIRS.labels("done")
+    repaired = value_of(repairs)
     rot(two.shards[first], block, data[:-1] + b"!")
     assert two.get_many_sync([block]) == [data]
     assert value_of(telemetry.BLOCK_FALLBACKS.labels("damaged")) == before + 1
     wait_for(lambda: is_whole(two.shards[first], block, data))
+    wait_for(lambda: value_of(repairs) == repaired + 1)
     assert two.use(block, bytes) == data
 
 

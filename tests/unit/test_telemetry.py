@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 from prometheus_client import REGISTRY as DEFAULT_REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.console import gauges
 from shardgit.errors import DataLoss, NotFound
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
+# These have lists of names, or look at text that they wrote themselves.
+LISTING = {"test_deploy.py", "test_telemetry.py", "test_console_traffic.py"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
@@ -53,6 +56,62 @@ def documented() -> dict[str, tuple[str, str]]:
 
 def test_the_page_lists_exactly_the_metrics_that_are_registered() -> None:
     assert documented() == registered()
+
+
+def constants() -> dict[tuple[str, str], str]:
+    """Return module and constant -> name of all metrics."""
+    names = {one.removesuffix("_total"): one for one in registered()}
+    return {
+        (module.__name__.rpartition(".")[2], constant): names[metric._name]
+        for module in (telemetry, metrics, gauges)
+        for constant, metric in vars(module).items()
+        if isinstance(metric, MetricWrapperBase)
+    }
+
+
+def looked_at(test: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return the metrics that a test names: a sample in a string, or a constant such as telemetry.HOOKS."""
+    known, by_constant = registered(), constants()
+    found = set()
+    for node in ast.walk(test):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for sample in re.findall(r"\bshardgit_\w+", node.value):
+                whole = re.sub("_(count|sum|bucket)$", "", sample)
+                is_of_histogram = known.get(whole, ("", ""))[0] == "histogram"
+                found.add(whole if is_of_histogram else sample)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.add(by_constant.get((node.value.id, node.attr), ""))
+    return found & known.keys()
+
+
+def test_each_metric_is_looked_at_by_a_test_in_which_something_happens() -> None:
+    found: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text()
+        if path.name in LISTING or not ("shardgit_" in text or "telemetry." in text):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.name.startswith("test_")
+                and any(isinstance(one, ast.Assert) for one in ast.walk(node))
+            ):
+                found |= looked_at(node)
+    assert documented().keys() - found == set()
+
+
+def test_a_metric_is_looked_at_by_its_name_or_its_constant_and_not_by_a_part_of_it() -> None:
+    source = """
+def test_it(now):
+    assert now['shardgit_hooks_total{event="update",outcome="failed"}'] == 1
+    assert now["shardgit_hook_seconds_sum"] and now["shardgit_request_second"]
+    assert now["shardgit_tier_reads_total_sum"]
+    assert telemetry.GC_WAITING and other.GC_BYTES
+"""
+    (test,) = ast.parse(source).body
+    assert isinstance(test, ast.FunctionDef)
+    names = {"shardgit_hooks_total", "shardgit_hook_seconds", "shardgit_gc_waiting_blocks"}
+    assert looked_at(test) == names
 
 
 def test_no_metric_of_ours_is_in_the_default_registry() -> None:

@@ -16,13 +16,14 @@ import pytest
 from clustering import take_away
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moved import Moved
 
 from shardgit import faultpoints
 from shardgit.blocks import generation_folder
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
 from shardgit.blocks.frequency import COUNT_MAX, Sketch
 from shardgit.blocks.generation_folder import BOOT, SEALED
-from shardgit.blocks.generations import AWAY_S, GENERATIONS, Generations
+from shardgit.blocks.generations import AWAY_S, GENERATIONS, Found, Generations
 from shardgit.blocks.tier import FOREIGN, OWNED, Tier
 from shardgit.clock import replaced
 from shardgit.errors import MalformedPack
@@ -67,12 +68,15 @@ def read(tier: Tier, block: BlockId) -> bytes | None:
 
 
 def test_what_was_put_is_there_and_what_was_deleted_is_not(tmp_path: Path) -> None:
+    moved = Moved()
     with opened(tmp_path) as (tier, _):
         owned, foreign = make_block(5_000, 1), make_block(70_000, 2)
         assert tier.put(*owned, owned=True)
         assert tier.put(*foreign, owned=False)
         ids = [owned[0], foreign[0], BlockId(b"\1" * 32)]
         assert [read(tier, block) for block in ids] == [owned[1], foreign[1], None]
+        assert moved("shardgit_tier_writes_total") == {"owned done": 1, "foreign done": 1}
+        assert moved("shardgit_tier_reads_total") == {"owned": 1, "foreign": 1, "miss": 1}
         assert tier.has_many(ids) == [True, True, False]
         assert set(tier.scan()) == {(owned[0], 5_000), (foreign[0], 70_000)}
         tier.delete_many(ids)
@@ -99,6 +103,7 @@ def test_it_stays_within_its_bytes_and_gives_back_what_was_put(
 
 
 def test_the_oldest_go_and_those_that_are_read_stay(tmp_path: Path) -> None:
+    moved = Moved()
     with opened(tmp_path, owned=8 * MIB) as (tier, workers):
         kept, *others = [make_block(100_000, seed) for seed in range(200)]
         tier.put(*kept, owned=True)
@@ -108,6 +113,9 @@ def test_the_oldest_go_and_those_that_are_read_stay(tmp_path: Path) -> None:
             settle(workers)
         assert tier.has_many([block for block, _ in others[:20]]) == [False] * 20
         assert tier.has_many([block for block, _ in others[-20:]]) == [True] * 20
+    begun = max(int(path.name[2:], 16) for path in (tmp_path / OWNED).glob("g-*")) + 1
+    left = len(list((tmp_path / OWNED).glob("g-*")))
+    assert moved("shardgit_tier_drops_total") == {"oldest": begun - left}
 
 
 def test_a_damaged_block_is_a_miss_and_is_dropped(tmp_path: Path) -> None:
@@ -118,8 +126,13 @@ def test_a_damaged_block_is_a_miss_and_is_dropped(tmp_path: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[raw.index(data[1_000:1_100]) + 50] ^= 1
     file.write_bytes(raw)
+    moved = Moved()
     with opened(tmp_path) as (tier, _):
         assert read(tier, block) is None
+        assert moved("shardgit_tier_reads_total") == {"damaged": 1}
+        assert moved("shardgit_tier_drops_total") == {"block": 1}
+        assert read(tier, block) is None
+        assert moved("shardgit_tier_reads_total") == {"damaged": 1, "miss": 1}
         assert tier.has_many([block]) == [False]
         tier.put(block, data, owned=True)
         assert read(tier, block) == data
@@ -157,8 +170,12 @@ def test_a_damaged_environment_is_a_miss_and_is_dropped(tmp_path: Path, damage: 
             file.write_bytes(random.Random(1).randbytes(size))
         case _:
             file.unlink()
+    moved = Moved()
     with opened(tmp_path) as (tier, _):
         assert read(tier, blocks[0][0]) is None
+        assert moved("shardgit_tier_reads_total") == {"miss": 1}
+        drops = {} if damage == "gone" else {"damaged": 1}  # what is gone another process dropped
+        assert moved("shardgit_tier_drops_total") == drops
         for block, data in blocks:
             assert tier.put(block, data, owned=True)
             assert read(tier, block) == data
@@ -208,6 +225,7 @@ def test_a_full_disk_costs_the_oldest_and_then_the_block(tmp_path: Path) -> None
         before = len(list((tmp_path / OWNED).glob("g-*")))
         fresh, more = make_block(200_000, 100), make_block(200_000, 101)
         left = [1, 1_000]
+        moved = Moved()
 
         def full(point: str) -> None:
             if point == "shard.before_put" and left[0]:
@@ -219,6 +237,8 @@ def test_a_full_disk_costs_the_oldest_and_then_the_block(tmp_path: Path) -> None
             assert len(list((tmp_path / OWNED).glob("g-*"))) == before - 1
             left[0] = left[1]
             assert not tier.put(*more, owned=True)
+        assert moved("shardgit_tier_drops_total") == {"no_space": 2}
+        assert moved("shardgit_tier_writes_total") == {"owned done": 1, "owned failed": 1}
         assert read(tier, blocks[0][0]) is None
 
 
@@ -251,6 +271,7 @@ def test_often_asked_foreign_blocks_outlive_a_scan_of_others(tmp_path: Path) -> 
     with opened(tmp_path, foreign=8 * MIB) as (tier, workers):
         hot = [make_block(50_000, seed) for seed in range(20)]
         cold = [make_block(50_000, 1_000 + seed) for seed in range(400)]
+        moved = Moved()
 
         def ask(block: BlockId, data: bytes) -> bool:
             if tier.use(block, len) is not None:
@@ -268,6 +289,9 @@ def test_often_asked_foreign_blocks_outlive_a_scan_of_others(tmp_path: Path) -> 
         assert tier.bytes_used()[FOREIGN] <= 8 * MIB
         assert sum(ask(*one) for one in hot) == len(hot)
         assert sum(tier.has_many([block for block, _ in cold])) < 150
+        writes, reads = moved("shardgit_tier_writes_total"), moved("shardgit_tier_reads_total")
+        assert writes["foreign refused"] > 250
+        assert writes["foreign refused"] + writes["foreign done"] == reads["miss"]
 
 
 def test_a_second_process_finds_what_the_first_has_put_and_begun(tmp_path: Path) -> None:
@@ -350,7 +374,7 @@ def test_processes_that_write_at_once_and_die_leave_what_others_can_use(tmp_path
     assert there
     for block, size in there.items():
         found = part.use(block, bytes)
-        assert found is not None
+        assert isinstance(found, Found)
         assert len(found.result) == size
     workers.close()
     part.close()

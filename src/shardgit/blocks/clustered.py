@@ -340,12 +340,15 @@ class ClusteredBlocks(OnWorkers):
 
     def _warm(self, node: int, blocks: Sequence[tuple[BlockId, bytes]], size: int) -> None:
         try:
+            outcome = "done"
             if node == self.nodes.me:
                 for block, data in blocks:
                     self._keep(block, data)
-            elif not self.nodes.is_avoided(node):
+            elif self.nodes.is_avoided(node):
+                outcome = "skipped"
+            else:
                 self._peers.warm(node, blocks)
-            telemetry.BLOCK_WARMS.labels("done").inc(len(blocks))
+            telemetry.BLOCK_WARMS.labels(outcome).inc(len(blocks))
         except RingStale:
             telemetry.BLOCK_WARMS.labels("skipped").inc(len(blocks))
         except ShardgitError as error:

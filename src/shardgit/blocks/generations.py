@@ -55,6 +55,11 @@ class Found(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """A block was here, but damaged: it is not here any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Generation:
     number: int
     inode: int  # of its folder
@@ -168,18 +173,19 @@ class Generations:
 
     # ---- reading ----
 
-    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | None:
+    def use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | Dropped | None:
         """Run a job over a block's bytes where they lie; None when it is not here. What the job raises is raised."""
         if self.is_away():
             return None
         found = self._use(block, job)
-        if found is None:
+        if not isinstance(found, Found):
             with self._tried("look for generations"):
                 if self._refresh():
-                    return self._use(block, job)
+                    return self._use(block, job) or found
         return found
 
-    def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | None:
+    def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | Dropped | None:
+        dropped: Dropped | None = None
         for age, one in enumerate(self._open):
             run = _Run(job)
             try:
@@ -192,6 +198,7 @@ class Generations:
                 if run.has_failed or isinstance(error, Internal):
                     raise
                 if isinstance(error, BlockCorrupt):
+                    dropped = Dropped()
                     telemetry.TIER_DROPS.labels("block").inc()
                     self._delete_from(one, [block])
                 elif isinstance(error, DataLoss):
@@ -201,7 +208,7 @@ class Generations:
                 continue
             if found is not None:
                 return Found(found[0], ages=age >= GENERATIONS - CARRIED)
-        return None
+        return dropped
 
     def drop_damaged(self, number: int) -> None:
         """Drop a generation whose trees are damaged."""
@@ -334,7 +341,7 @@ class Generations:
     def _carry(self, block: BlockId) -> None:
         self._carrying.discard(block)
         found = self._use(block, bytes)
-        if found is not None and found.ages:
+        if isinstance(found, Found) and found.ages:
             self.put([(block, found.result)])
 
     def delete(self, ids: Sequence[BlockId]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from shardgit import telemetry
 from shardgit.blocks.frequency import Sketch
-from shardgit.blocks.generations import Generations
+from shardgit.blocks.generations import Found, Generations
 from shardgit.errors import DataLoss
 from shardgit.workers import Workers
 
@@ -67,6 +67,7 @@ class Tier:
         What the job raises is raised, but DataLoss over bytes that turn out to be damaged: these are dropped.
         """
         disk = self._disk(block)
+        outcome = "miss"
         for name, part in disk.parts():
             if name == FOREIGN:  # what the ring gives this node is let in without being counted
                 disk.sketch.count(block)
@@ -76,14 +77,16 @@ class Tier:
                 # They were whole when this process first met them, and are looked at again.
                 if not part.recheck(block):
                     raise
-                telemetry.TIER_READS.labels("damaged").inc()
+                outcome = "damaged"
                 continue
-            if found is not None:
+            if isinstance(found, Found):
                 if found.ages and (name == OWNED or disk.sketch.estimate(block) > 1):
                     part.carry(block)
                 telemetry.TIER_READS.labels(name).inc()
                 return (found.result,)
-        telemetry.TIER_READS.labels("miss").inc()
+            if found is not None:
+                outcome = "damaged"
+        telemetry.TIER_READS.labels(outcome).inc()
         return None
 
     def has_many(self, ids: Sequence[BlockId]) -> list[bool]:

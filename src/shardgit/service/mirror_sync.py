@@ -189,10 +189,12 @@ class MirrorRounds:
         if name is None:
             self._sweep()
             return False
-        outcome = "done"
+        begun, outcome = clock.monotonic(), "failed"
         try:
             sync_mirror(self.store, name, self.credentials, progress=progress)
+            outcome = "done"
         except Stopped:
+            outcome = ""  # it is begun again
             raise
         except ShardgitError as error:
             outcome = "away"
@@ -200,7 +202,9 @@ class MirrorRounds:
         finally:
             with self._lock:
                 self._busy.discard(name)
-        telemetry.MAINTENANCE.labels("mirror", outcome).inc()
+            if outcome:
+                telemetry.MAINTENANCE.labels("mirror", outcome).inc()
+                telemetry.MAINTENANCE_SECONDS.labels("mirror").inc(clock.monotonic() - begun)
         return True
 
     def _sweep(self) -> None:
