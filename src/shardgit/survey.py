@@ -57,7 +57,10 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """A store at one moment. ``phase`` is that of the ring: settled, copying or moved."""
+    """A store at one moment. ``phase`` is that of the ring: settled, copying or moved.
+
+    ``moving`` counts the partitions that change their shard meanwhile.
+    """
 
     time_ms: int
     clustered: bool
@@ -68,6 +71,7 @@ class Survey(msgspec.Struct, frozen=True):
     operations: list[Operation]
     ended: list[Ended]
     journal_bytes: dict[str, int] = {}  # "live" and "file"
+    moving: int = 0
 
 
 class RepositoryRow(msgspec.Struct, frozen=True):

@@ -14,6 +14,8 @@ import pytest
 from moving import check_whole, full_store, opened, parts, placed
 
 from shardgit import faultpoints
+from shardgit.console.gauges import REGISTRY, tell_store
+from shardgit.desk.surveying import survey
 from shardgit.errors import DataLoss, InvalidArgument, Refused, ShardMissing, Stopped
 from shardgit.journal.interface import Put
 from shardgit.journal.records import RING_KEY
@@ -47,6 +49,12 @@ def blocks() -> Blocks:
 
 def move(store: Store) -> Rebalance:
     return rebalance(store, control=CALM, keep_s=0)
+
+
+def told_moving(store: Store) -> float | None:
+    """Return the partitions that /metrics says are on their way."""
+    tell_store(survey(store))
+    return REGISTRY.get_sample_value("shardgit_ring_moving_partitions")
 
 
 def stopped_at(point: str, work: Callable[[Control], object], *, count: int = 1) -> None:
@@ -261,6 +269,8 @@ def test_a_stopped_rebalance_goes_on_behind_its_last_checkpoint(
         assert left is not None
         assert (left.state, left.groups) == ("copying", 3)
         assert 60 <= left.blocks < 100
+        ring = store.routed.ring
+        assert told_moving(store) == ring.partitions_of(1) > 0  # the others stay where they are
         extra = parts(30, seed=4)
         store.blocks.put_many_sync(list(extra.items()))
         with pytest.raises(Refused, match="under way"):
@@ -276,6 +286,7 @@ def test_a_stopped_rebalance_goes_on_behind_its_last_checkpoint(
             done = move(store)
         assert (done.id, done.state) == (left.id, "done")
         assert done.groups == 3 + copied[0]
+        assert told_moving(store) == 0
         check_whole(store, blocks | extra)
 
 
@@ -295,10 +306,16 @@ def test_an_abort_goes_back_to_the_shards_as_they_were(
         add_shard(store, zone=9)
         table = store.routed.ring.table
         stopped_at(point, lambda control: rebalance(store, control=control, keep_s=600))
+        ring = store.routed.ring
+        pairs = zip(zip(*ring.table, strict=True), zip(*ring.other, strict=True), strict=True)
+        changes = sum(len(set(far) - set(home)) for home, far in pairs)
+        assert told_moving(store) == changes
+        assert 0 < changes < replicas * len(table[0])
         extra = parts(30, seed=5)
         store.blocks.put_many_sync(list(extra.items()))
         gone = abort(store, control=CALM, keep_s=0)
         assert (gone.state, gone.back) == ("aborted", point == "rebalance.after_move")
+        assert told_moving(store) == 0
         assert (store.routed.ring.table, store.routed.ring.phase) == (table, Phase.SETTLED)
         check_whole(store, blocks | extra)
         assert placed(store)[3] == set()

@@ -106,7 +106,7 @@ def tell_store(survey: Survey | None) -> None:
     for shard in survey.shards:
         _tell_shard(shard)
     RING_EPOCH.set(survey.epoch)
-    RING_MOVING.set(sum(shard.others for shard in survey.shards))
+    RING_MOVING.set(survey.moving)
     for kind, size in survey.journal_bytes.items():
         JOURNAL_BYTES.labels(kind).set(size)
     for operation in survey.operations:

@@ -53,6 +53,7 @@ def survey(store: Store) -> Survey:
         operations=_operations(store, moving),
         ended=ended,
         journal_bytes=store.journal.sizes(),
+        moving=ring.moving_partitions(),
     )
 
 

@@ -118,6 +118,11 @@ class Ring:
         """Count the partitions that a shard keeps a replica of."""
         return sum(row.count(shard) for row in self.table)
 
+    def moving_partitions(self) -> int:
+        """Count the partitions that are to be, or were, at a shard of the other table alone, replicas counted."""
+        # Of 65,536 in both tables few may differ.
+        return sum(map(len, self._all)) - sum(map(len, self._homes)) if self.other else 0
+
     def encode(self) -> bytes:
         """Return the ring's bytes: magic, version and a checksum over all."""
         tables = (*self.table, *self.other)
