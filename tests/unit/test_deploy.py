@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.console import gauges
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,7 @@ NOT_OURS = {"instance", "job", "le"}
 def exported() -> dict[str, set[str]]:
     """Return the names of series that a server exports, with their labels."""
     found: dict[str, set[str]] = {"up": set()}
+    assert metrics.THREADS in telemetry.REGISTRY._collector_to_names  # its import put it there
     for registry in (telemetry.REGISTRY, gauges.REGISTRY):
         assert isinstance(registry, CollectorRegistry)
         for metric in list(registry._collector_to_names):
