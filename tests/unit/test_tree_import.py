@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from served import IDENTITY, clean_environment, git, shardgit, small_repository
 
-from shardgit.errors import NotFound, ReadOnly, Refused
+from shardgit.errors import NotFound, ReadOnly, RefMissing, Refused
 from shardgit.node import create_store, open_store
+from shardgit.oid import ObjectId
 from shardgit.service.exporting import export_repository
+from shardgit.service.look import Look
 from shardgit.service.modes import set_mode
+from shardgit.service.ref_log import restoring
 from shardgit.service.repositories import Repositories
 from shardgit.service.tree import in_order, repositories_below
 from shardgit.service.tree_import import TreeImported, TreeOptions, import_tree
@@ -132,6 +135,41 @@ def test_who_borrows_objects_becomes_a_fork(store: Store, model: Path, tmp_path:
     export_repository(store, "of-fork", tmp_path / "out.git")
     git(tmp_path / "out.git", "fsck", "--strict", "--full")
     assert git(tmp_path / "out.git", "log", "-1", "--format=%s") == "its own"
+    assert set(states(import_tree(store, root)).values()) == {"unchanged"}
+
+
+def test_nothing_of_the_bases_refs_reaches_who_borrows_from_it(
+    store: Store, model: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "tree"
+    base = bare(model, root / "base.git")
+    bare(base, root / "fork.git", "--shared")
+    git(tmp_path, "clone", "-q", str(base), str(tmp_path / "work"))
+    commit(tmp_path / "work", "hidden from forks")
+    git(tmp_path / "work", "push", "-q", "origin", "HEAD:refs/heads/secret")
+    secret = git(base, "rev-parse", "secret")
+    done = import_tree(store, root)
+    assert states(done) == {"base": "new", "fork": "forked"}
+    with store.journal.snapshot() as snapshot:
+        parent, record = (store.repository(snapshot, name) for name in ("base", "fork"))
+        assert (record.parent, record.pool) == (parent.id, parent.pool)
+        log = list(store.refs.log(snapshot, record))
+        named = {change.name for entry in log for change in entry.changes}
+        targets = {
+            ref.target.hex()
+            for entry in log
+            for change in entry.changes
+            for ref in (change.old, change.new)
+            if ref is not None and ref.target is not None
+        }
+    assert b"refs/heads/main" in named
+    assert b"refs/heads/secret" not in named
+    assert secret not in targets
+    with pytest.raises(RefMissing):
+        restoring(store, "fork", b"refs/heads/secret", back=1)
+    (there,) = Look(store, "base").positions([ObjectId(bytes.fromhex(secret))])
+    (here,) = Look(store, "fork").positions([ObjectId(bytes.fromhex(secret))])
+    assert there >= 0 > here
     assert set(states(import_tree(store, root)).values()) == {"unchanged"}
 
 

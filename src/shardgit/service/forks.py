@@ -6,6 +6,8 @@ is never served through the other. It begins with HEAD and every ref of the sour
 and therefore with the source's ``hidden_refs``: what the source hides, its forks hide until an
 administrator of theirs decides otherwise. All other settings begin at their defaults: protection,
 hooks, limits and keys are the source's own business.
+
+A sibling is a repository of the same pool that begins with nothing: what an import fills of which the pool has much.
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ from shardgit.service.settings import (
 )
 
 if TYPE_CHECKING:
+    from shardgit.oid import RepositoryId
     from shardgit.service.store import Store
 
+_UNBORN = Ref(HEAD, symbolic=b"refs/heads/main")
 ROUNDS_MAX = 256  # each round one of the forks that are made side by side wins the next number
 
 
@@ -57,6 +61,59 @@ def fork(store: Store, source: str, target: str, note: LogNote | None = None) ->
         return _fork(store, source, target, note)
 
 
+def sibling(
+    store: Store, source: str, target: str, note: LogNote | None = None
+) -> RepositoryRecord:
+    """Make the repository ``target``, empty, in the pool of ``source`` and forked from it; returns its record.
+
+    Neither its refs, its log nor its Git LFS objects have anything of the source's. Errors: as ``fork``.
+    """
+    check_repository_name(target, max_bytes=store.limits.repository_name_max_bytes)
+    for _ in range(ROUNDS_MAX):
+        with store.journal.snapshot() as snapshot:
+            check_mode(snapshot)
+            origin = store.repository(snapshot, source)
+            stands = snapshot.get(repository_key(origin.id))
+            if snapshot.get(name_key(target)) is not None:
+                raise RepositoryExists("repository exists already", repository=target)
+            number = allocate_repository(snapshot)
+            record = _record_of(number.id, target, origin)
+            owned = joined(store, snapshot, record, Usage())
+        # commit point: before it there is nothing, after it the repository is there, empty.
+        faultpoints.reach("fork.before_commit")
+        done = store.try_commit(
+            [
+                Compare(name_key(target), 0),
+                Compare(repository_key(origin.id), stands.revision if stands else 0),
+                number.condition,
+                *owned[0],
+            ],
+            [
+                number.operation,
+                Put(name_key(target), NameRecord(number.id).encode()),
+                Put(repository_key(number.id), record.encode()),
+                *owned[1],
+                *first_steps(record, _UNBORN, note or LogNote("", f"fork of {source}")),
+            ],
+        )
+        if done:
+            faultpoints.reach("fork.after_commit")
+            return record
+    raise Conflict("source changes too fast to be forked", repository=source)
+
+
+def _record_of(number: RepositoryId, name: str, origin: RepositoryRecord) -> RepositoryRecord:
+    return RepositoryRecord(
+        number,
+        name,
+        origin.pool,
+        origin.hash_kind,
+        clock.now_ms(),
+        _inherited(origin),
+        parent=origin.id,
+    )
+
+
 def _fork(store: Store, source: str, target: str, note: LogNote | None) -> RepositoryRecord:
     for _ in range(ROUNDS_MAX):
         with store.journal.snapshot() as snapshot:
@@ -69,15 +126,7 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
             number = allocate_repository(snapshot)
             lfs = fork_operations(snapshot, origin, number.id)
             grafts, unchanged = store.grafts_row(snapshot, origin)
-            record = RepositoryRecord(
-                number.id,
-                target,
-                origin.pool,
-                origin.hash_kind,
-                clock.now_ms(),
-                _inherited(origin),
-                parent=origin.id,
-            )
+            record = _record_of(number.id, target, origin)
             owned = joined(store, snapshot, record, Usage())
         said = note or LogNote("", f"fork of {source}")
         # commit point: before it there is no fork, and at most a block that nothing names; after it
@@ -99,9 +148,7 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
                 *lfs,
                 *owned[1],
                 *store.graft_steps(record, NO_GRAFTS, grafts),
-                *first_steps(
-                    record, head or Ref(HEAD, symbolic=b"refs/heads/main"), said, shared.head
-                ),
+                *first_steps(record, head or _UNBORN, said, shared.head),
             ],
         )
         if done:

@@ -26,7 +26,7 @@ from shardgit.journal.mode import check_mode
 from shardgit.progress import Progress, Report, silent
 from shardgit.refs.change import HEAD
 from shardgit.refs.log import LogNote
-from shardgit.service.forks import fork
+from shardgit.service.forks import sibling
 from shardgit.service.importing import MESSAGE, import_repository
 from shardgit.service.names import check_repository_name
 from shardgit.service.repositories import Repositories
@@ -205,7 +205,8 @@ class _Tree:
         if self.options.dry_run or state == UNCHANGED:
             return entry
         if state == FORKED:
-            fork(self.store, above, entry.name, LogNote("", MESSAGE))
+            # Not a fork: refs of the base that the source lacks would be in the log for good.
+            sibling(self.store, above, entry.name, LogNote("", MESSAGE))
         try:
             done = self._import(one, entry.name, borrows=not above)
         except BaseException:
