@@ -6,7 +6,6 @@ import asyncio
 import errno
 import mmap
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,9 +67,9 @@ class Loads:
     @classmethod
     def make(cls, count: int) -> Loads:
         """Return the loads of workers none of which runs."""
-        with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, count * SLOT_BYTES)  # a full disk is met here
-            loads = cls(os.dup(file.fileno()), count)
+        file = os.memfd_create("shardgit-loads")  # memory: no disk can be too full for it
+        os.ftruncate(file, count * SLOT_BYTES)
+        loads = cls(file, count)
         for number in range(count):
             loads.tell(number, ABSENT)
         return loads

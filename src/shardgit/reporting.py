@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2
 
-from shardgit import clock, telemetry
+from shardgit import clock, countfile, telemetry
 from shardgit.report import Report, write_report
 from shardgit.service.health import Health
 from shardgit.workers import meanwhile
@@ -46,6 +46,7 @@ class Reporter:
         self._folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
         self._is_well = True
         self._is_draining = False
+        self._counts_well = True
 
     @contextlib.asynccontextmanager
     async def reporting(self) -> AsyncIterator[None]:
@@ -76,12 +77,14 @@ class Reporter:
         else:
             problems["threads"] = f"nothing was done for {LOOK_MAX_S:.0f} s"
         problems |= self._health.problems
+        for file in list(countfile.astray.values()):
+            file.go_home()
         report = Report(
             self._number,
             os.getpid(),
             clock.now_ms(),
             problems,
-            self._health.warnings,
+            {**self._health.warnings, **self._astray()},
             self._store.heat.hottest(HOT),
             list(telemetry.slow_requests),
         )
@@ -93,6 +96,15 @@ class Reporter:
                 telemetry.log().error("report_not_written", error=str(error))
         if not done:
             await asyncio.wait({looking})
+
+    def _astray(self) -> dict[str, str]:
+        """Return a warning while there is no room for what this worker counts."""
+        is_well = not countfile.astray
+        if is_well != self._counts_well:
+            self._counts_well = is_well
+            level = logging.INFO if is_well else logging.ERROR
+            telemetry.log().log(level, "counts_kept" if is_well else "counts_not_kept")
+        return {} if is_well else {"metrics": "there is no room for what workers count"}
 
     async def _tell(self, *, is_well: bool) -> None:
         if is_well == self._is_well or self._is_draining:

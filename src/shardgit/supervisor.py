@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from shardgit import telemetry
 from shardgit.config import changed, settled_again
 from shardgit.console.gauges import BUILD_INFO, REGISTRY, WORKER_RESTARTS, WORKERS, tell_hot
 from shardgit.console.port import AdminPort
+from shardgit.counts import count_folder
 from shardgit.crew import Crew, Sockets
 from shardgit.errors import Refused, ShardgitError
 from shardgit.notifying import Notifier
@@ -247,7 +247,7 @@ def serve(
         settled = msgspec.structs.replace(config, data=str(config.folder.resolve()), **texts)
         if settled.in_cluster:
             keep_config(settled)
-        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="shardgit-metrics-"))
+        folder = str(held.enter_context(count_folder()))
 
         def checked() -> ServeConfig:
             wanted = read_again()

@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shardgit import clock
+from shardgit.countfile import count_safely
 from shardgit.report import Slow
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ os.register_at_fork(after_in_child=_ids.seed)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 
+count_safely()
 REGISTRY = CollectorRegistry()
 """What workers count. The supervisor's own metrics stand in supervisor.py: a worker that knew them
 would report them too."""

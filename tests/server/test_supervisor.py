@@ -529,3 +529,46 @@ def test_memory_of_large_pushes_is_given_back(data: Path, tmp_path: Path) -> Non
             status = Path(f"/proc/{worker}/status").read_text()
             held.append(int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) >> 10)
     assert held[-1] < held[0] + 64, held
+
+
+ON_SMALL_DISKS = """
+set -e
+mount -t tmpfs -o size=64k none /dev/shm
+mount -t tmpfs -o size=8m none "$TMPDIR"
+exec "$@"
+"""
+
+
+def test_clones_are_served_when_the_disk_of_temporary_files_is_full(
+    data: Path, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ON_SMALL_DISKS, "sh"]
+    environment = {"TMPDIR": str(temporary)}
+    tried = subprocess.run(
+        [*inside, "true"],
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+    )
+    if tried.returncode:
+        pytest.skip("nothing can be mounted here")
+    with serving(data, "--workers", "2", environment=environment, inside=inside) as server:
+        disk = Path(f"/proc/{server.process.pid}/root{temporary}")
+        with (disk / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+            while True:
+                file.write(bytes(4_096))
+        before = server.workers()
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: "counts_not_kept" in server.events())
+        until(lambda: server.ask("/readyz")[1].startswith("2 of 2"))
+        now = server.workers()
+        for name in ("one", "two", "three"):
+            git(tmp_path, "clone", "--quiet", server.url("demo"), str(tmp_path / name))
+        git(tmp_path / "three", "fsck", "--strict")
+        assert server.workers() == now
+        assert server.events().count("worker_died") == 1
+        assert samples(server)["shardgit_worker_restarts_total"] == 1
+        (disk / "full").unlink()
+        until(lambda: "counts_kept" in server.events())
