@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import mmap
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +16,6 @@ from shardgit import telemetry
 from shardgit.tls import HANDSHAKE_S
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from shardgit.tls import TlsFiles
@@ -95,7 +96,8 @@ class Acceptor:
 
     The kernel would spread them by a hash (SO_REUSEPORT), and 16 clients that stay may have 12 on one worker; and what
     waits in the queue of a worker that ends would be lost. Here a worker that has more than another leaves a new
-    connection to it for PAUSE_S, then takes one itself: the other may be stuck.
+    connection to it for PAUSE_S, then takes one itself: the other may be stuck. Connections wait while
+    HANDSHAKES_MAX are under way, unless it ``hurries``: then the one begun first makes room.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Acceptor:
         number: int,
         count: Callable[[], int],
         tls: TlsFiles | None = None,
+        hurries: bool = False,
     ) -> None:
         self._listener = listener
         self._protocol = protocol
@@ -115,7 +118,8 @@ class Acceptor:
         self._count = count
         self._tls = tls
         self._loop = asyncio.get_running_loop()
-        self._begun: set[asyncio.Task[object]] = set()
+        self._hurries = hurries
+        self._begun: dict[asyncio.Task[object], socket.socket] = {}  # longest first
         self._paused: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -145,6 +149,10 @@ class Acceptor:
     def _ready(self) -> None:
         """Take one connection, or leave it to others; each that comes wakes all workers, so their loads are fresh."""
         mine, least = self._tell(), self._loads.least_beside(self._number)
+        if self._hurries and len(self._begun) >= HANDSHAKES_MAX:
+            oldest = next(iter(self._begun))
+            with contextlib.suppress(OSError):
+                self._begun.pop(oldest).shutdown(socket.SHUT_RDWR)
         if (least is not None and mine > least) or len(self._begun) >= HANDSHAKES_MAX:
             self._pause(PAUSE_S)
         else:
@@ -164,8 +172,8 @@ class Acceptor:
             return
         accepted.setblocking(False)
         task = self._loop.create_task(self._serve(accepted))
-        self._begun.add(task)
-        task.add_done_callback(self._begun.discard)
+        self._begun[task] = accepted
+        task.add_done_callback(lambda ended: self._begun.pop(ended, None))
         self._tell()
 
     async def _serve(self, accepted: socket.socket) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 from base64 import b64encode
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -258,6 +258,36 @@ async def test_static_files_are_not_sent_again_while_they_are_the_same(
         assert await here.get("/static/main.js", **{"If-None-Match": told["ETag"]}) == (304, "")
         for name in ("..%2fport.py", "%2e%2e/port.py", "index.py", ""):
             assert (await here.get(f"/static/{name}"))[0] == 404, name
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_connections_that_ask_nothing_keep_nobody_from_health_and_metrics(
+    store: Store, tmp_path: Path, *, tls: bool
+) -> None:
+    keys: dict[str, Any] = {}
+    trusting: ssl.SSLContext | bool = True
+    if tls:
+        made = certificates(tmp_path, ["127.0.0.1"])
+        keys = {
+            "admin": BEYOND,
+            "auth": "off",
+            "tls_certificate": str(made["peer_certificate"]),
+            "tls_key": str(made["peer_key"]),
+        }
+        trusting = ssl.create_default_context(cafile=str(made["peer_ca"]))
+    async with port(store, tmp_path, **keys) as here, asyncio.timeout(60):
+        host, number = here.address.split(":")
+        loop = asyncio.get_running_loop()
+        with ExitStack() as held:
+            for at in range(700):
+                silent = held.enter_context(socket.socket())
+                silent.setblocking(False)
+                silent.bind((f"127.0.{at % 16}.2", 0))
+                await loop.sock_connect(silent, (host, int(number)))
+            for path in ("/livez", "/readyz", "/metrics"):
+                url = f"{'https' if tls else 'http'}://{here.address}{path}"
+                async with here.session.get(url, ssl=trusting) as answer:
+                    assert answer.status == 200, path
 
 
 # ---- events

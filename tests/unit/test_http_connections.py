@@ -24,10 +24,11 @@ WAIT = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @asynccontextmanager
 async def served(
-    *, most: int = 100, silence_s: float = 60.0
+    *, most: int = 100, silence_s: float = 60.0, of_address_max: int | None = None
 ) -> AsyncIterator[tuple[tuple[str, int], asyncio.Event]]:
     """Serve / and /wait, which answers once the event is set."""
-    connections = Connections(Limits(http_connections_max=most, client_stall_max_s=silence_s))
+    limits = Limits(http_connections_max=most, client_stall_max_s=silence_s)
+    connections = Connections(limits, of_address_max=of_address_max)
     go_on = asyncio.Event()
     app = web.Application(middlewares=[connections.heard])
 
@@ -134,4 +135,43 @@ async def test_a_second_head_has_as_long_as_the_first() -> None:
         rests_out.write(ASK)
         assert b"200 OK" in await rests.readuntil(b"here")
         for out in (half_out, rests_out):
+            out.close()
+
+
+async def test_where_addresses_are_bounded_who_is_silent_for_longest_makes_room() -> None:
+    for most, of_address in ((2, 100), (100, 2)):
+        async with served(most=most, of_address_max=of_address) as (address, go_on):
+            busy, busy_out = await asyncio.open_connection(*address)
+            busy_out.write(WAIT)
+            first, first_out = await asyncio.open_connection(*address)
+            second, second_out = await asyncio.open_connection(*address)
+            assert await first.read() == b""
+            third, third_out = await asyncio.open_connection(*address)
+            assert await second.read() == b""
+            third_out.write(ASK)
+            assert b"200 OK" in await third.readuntil(b"here")
+            go_on.set()
+            assert b"200 OK" in await busy.readuntil(b"here")
+            for out in (busy_out, first_out, second_out, third_out):
+                out.close()
+
+
+async def test_an_address_with_too_many_requests_under_way_is_told_so_and_others_are_not() -> None:
+    async with served(of_address_max=2) as ((_, number), go_on):
+        busy = [await asyncio.open_connection("127.0.0.1", number) for _ in range(2)]
+        for _, out in busy:
+            out.write(WAIT)
+        await asyncio.sleep(0.05)
+        reader, surplus = await asyncio.open_connection("127.0.0.1", number)
+        surplus.write(ASK)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        reader, other = await asyncio.open_connection(
+            "127.0.0.1", number, local_addr=("127.0.0.2", 0)
+        )
+        other.write(ASK)
+        assert b"200 OK" in await reader.readuntil(b"here")
+        go_on.set()
+        for each, _ in busy:
+            assert b"200 OK" in await each.readuntil(b"here")
+        for out in (*(out for _, out in busy), surplus, other):
             out.close()

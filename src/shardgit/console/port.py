@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CONNECTIONS_MAX = 256
+OF_ADDRESS_MAX = 64
+HEAD_MAX_S = 5.0  # for the head of a request: who asks here is a browser, a probe or Prometheus
 BODY_MAX_BYTES = 4_096  # nothing here takes one
 CLOSE_MAX_S = 1.0
 
@@ -57,7 +59,10 @@ class AdminPort:
     @contextlib.asynccontextmanager
     async def serving(self, listeners: Sequence[socket.socket]) -> AsyncIterator[None]:
         """Serve on sockets that listen until the block is left."""
-        connections = Connections(replace(DEFAULT, http_connections_max=CONNECTIONS_MAX))
+        limits = replace(
+            DEFAULT, http_connections_max=CONNECTIONS_MAX, client_stall_max_s=HEAD_MAX_S
+        )
+        connections = Connections(limits, of_address_max=OF_ADDRESS_MAX)
         runner = web.AppRunner(
             self._app(connections),
             access_log=None,
@@ -75,6 +80,7 @@ class AdminPort:
                 number=0,
                 count=connections.count,
                 tls=self._tls,
+                hurries=True,
             )
             for each in listeners
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+import ipaddress
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -13,7 +14,7 @@ from shardgit.leaving import LINGER_S
 from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Container
 
     from shardgit.leaving import Patience
     from shardgit.limits import Limits
@@ -32,10 +33,15 @@ class Connections:
     A connection whose first request's head is not whole within ``limits.client_stall_max_s`` is
     cut, and so is one whose next head is not, from its first byte on; between requests aiohttp's own keep-alive time
     counts.
+
+    With ``of_address_max`` the connections of an address are bounded in the same way; and where none idles, the one
+    that has owed a head for longest makes room: who is silent keeps out nobody who asks.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, of_address_max: int | None = None) -> None:
         self._most = limits.http_connections_max
+        self._of_address_max = of_address_max
+        self._of_address: dict[str, dict[web.RequestHandler, None]] = {}
         self._silence_s = limits.client_stall_max_s
         self._server: web.Server | None = None
         self._since: dict[web.RequestHandler, float] = {}  # when a head was begun, or is due
@@ -48,7 +54,7 @@ class Connections:
         """Return the protocol of a connection that was accepted."""
         assert self._server is not None
         here = self.count()
-        if here >= self._most and self._closed_idle():
+        if here >= self._most and self._made_room():
             here -= 1
         if here >= self._most + REFUSED_MAX:
             telemetry.HTTP_CONNECTIONS_REFUSED.inc()
@@ -56,7 +62,9 @@ class Connections:
         made = self._server()
         if here >= self._most:
             self._surplus.add(made)
-        return _Heard(made, self._since, self._idle)
+        if self._of_address_max is None:
+            return _Heard(made, self._since, self._idle)
+        return _Counted(made, self._since, self._idle, self._came, self._went)
 
     def count(self) -> int:
         """Return how many connections there are."""
@@ -108,17 +116,36 @@ class Connections:
                     connection.force_close()
             await asyncio.sleep(LOOK_S)
 
-    def _closed_idle(self) -> bool:
-        """Close the connection that has idled for longest, if one idles."""
-        while (longest := next(iter(self._idle), None)) is not None:
+    def _made_room(self, among: Container[web.RequestHandler] | None = None) -> bool:
+        """Close the connection, ``among`` some, that has idled for longest, or may go in its place, if there is one."""
+        longest = _first(self._idle, among)
+        if longest is not None:
             del self._idle[longest]
-            transport = longest.transport
-            if transport is not None:
-                longest.force_close()
-                if transport.get_write_buffer_size():
-                    transport.abort()  # its client does not take the end of its answer
-                return True
-        return False
+            _close(longest)
+            return True
+        if self._of_address_max is None:
+            return False
+        silent = _first(self._since, among)
+        if silent is not None:
+            del self._since[silent]
+            _close(silent)
+        return silent is not None
+
+    def _came(self, connection: web.RequestHandler, address: str) -> None:
+        """Count a connection for its address."""
+        theirs = self._of_address.setdefault(address, {})
+        for gone in [each for each in theirs if each.transport is None]:
+            del theirs[gone]
+        assert self._of_address_max is not None
+        if len(theirs) >= self._of_address_max and not self._made_room(theirs):
+            self._surplus.add(connection)
+        theirs[connection] = None
+
+    def _went(self, connection: web.RequestHandler, address: str) -> None:
+        theirs = self._of_address.get(address, {})
+        theirs.pop(connection, None)
+        if not theirs:
+            self._of_address.pop(address, None)
 
     @contextlib.asynccontextmanager
     async def looking(self, server: web.Server) -> AsyncIterator[None]:
@@ -173,6 +200,58 @@ class _Heard(asyncio.Protocol):
         if self._inner in self._idle and self._inner not in self._since:
             self._since[self._inner] = asyncio.get_running_loop().time()
         self._inner.data_received(data)
+
+
+class _Counted(_Heard):
+    """Tells of which address a connection came, and that it went."""
+
+    def __init__(
+        self,
+        inner: web.RequestHandler,
+        since: dict[web.RequestHandler, float],
+        idle: dict[web.RequestHandler, None],
+        came: Callable[[web.RequestHandler, str], None],
+        went: Callable[[web.RequestHandler, str], None],
+    ) -> None:
+        super().__init__(inner, since, idle)
+        self._came = came
+        self._went = went
+        self._address = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count it for its address, before it is one that might make room."""
+        self._address = _network(transport)
+        self._came(self._inner, self._address)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it."""
+        self._went(self._inner, self._address)
+        super().connection_lost(exc)
+
+
+def _first(
+    connections: dict[web.RequestHandler, Any], among: Container[web.RequestHandler] | None
+) -> web.RequestHandler | None:
+    return next((each for each in connections if among is None or each in among), None)
+
+
+def _close(connection: web.RequestHandler) -> None:
+    transport = connection.transport
+    if transport is not None:
+        connection.force_close()
+        if transport.get_write_buffer_size():
+            transport.abort()  # its client does not take the end of its answer
+
+
+def _network(transport: asyncio.BaseTransport) -> str:
+    """Return the address at the other end; of IPv6 the first 64 bits, which a single host may have all of."""
+    peer = transport.get_extra_info("peername")
+    host = str(peer[0]).partition("%")[0] if isinstance(peer, tuple) else ""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            return str(ipaddress.ip_network(f"{host}/64", strict=False))
+    return host
 
 
 class _Closed(asyncio.Protocol):
