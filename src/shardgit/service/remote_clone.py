@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from shardgit.errors import LimitExceeded, NotFound, Refused, Unavailable
 from shardgit.progress import Progress, silent
@@ -82,40 +82,13 @@ def clone_mirror(
 
     Errors: Refused without git, NotFound when it cannot read the source, LimitExceeded, Unavailable.
     """
-    settings = dict(_SETTINGS)
-    if remote.pinned:
-        settings["http.curloptResolve"] = remote.pinned
-    said = target.with_name(f"{target.name}.said")
-    words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
-    run = partial(
-        _run,
-        remote=remote,
-        said=said,
-        limits=limits,
-        progress=progress,
-        authorization=authorization,
+    errand = _Errand(
+        remote, target.with_name(f"{target.name}.said"), limits, authorization, progress
     )
-    code = run([*_git(settings), *words, remote.url, str(target)])
-    if code == 0 and remote.protocol in PORTS and not (target / "packed-refs").exists():
-        # To who speaks protocol 2 unasked git listens as if there were no refs. A list fetches nothing.
-        settings["protocol.version"] = "2"
-        words = ["ls-remote", "--quiet", "--exit-code", "--", remote.url]
-        code = run([*_git(settings), *words])
-        if code == 0:
-            raise Refused(
-                "source speaks version 2 of the protocol alone", source=without_secret(remote.url)
-            )
-        code = 0 if code == NO_REFS else code
-    if code:
-        last = _last_line(said)
-        moved = "The requested URL returned error: 3" in last
-        raise NotFound(
-            "source sends elsewhere; name the URL that it leads to"
-            if moved
-            else "git could not read the source",
-            source=without_secret(remote.url),
-            git=without_secret(last),
-        )
+    words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
+    errand.run(*words, remote.url, str(target))
+    if not (target / "packed-refs").exists():
+        errand.check_empty()
 
 
 def fetch_mirror(
@@ -130,26 +103,12 @@ def fetch_mirror(
 
     Errors: as ``clone_mirror``.
     """
-    settings = dict(_SETTINGS)
-    if remote.pinned:
-        settings["http.curloptResolve"] = remote.pinned
+    errand = _Errand(remote, folder / "fetch.said", limits, authorization, progress)
     words = ["--git-dir", str(folder), "fetch", "--quiet", "--prune", "--force", "--no-tags"]
     words += ["--no-write-fetch-head", "--", remote.url, "+refs/*:refs/*"]
-    said = folder / "fetch.said"
-    code = _run(
-        [*_git(settings), *words],
-        remote=remote,
-        said=said,
-        limits=limits,
-        authorization=authorization,
-        progress=progress,
-    )
-    if code:
-        raise NotFound(
-            "git could not read the source",
-            source=without_secret(remote.url),
-            git=without_secret(_last_line(said)),
-        )
+    errand.run(*words)
+    if not ask_git(folder, "for-each-ref", "--count=1").stdout:
+        errand.check_empty()
 
 
 def ask_git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
@@ -192,33 +151,77 @@ def list_refs(
 
     ``folder`` is empty; what git says comes there. Errors: as ``clone_mirror``.
     """
-    settings = dict(_SETTINGS)
-    if remote.pinned:
-        settings["http.curloptResolve"] = remote.pinned
-    said, listed = folder / "refs.said", folder / "refs.listed"
-    words = [*_git(settings), "ls-remote", "--quiet", "--symref", "--", remote.url]
-    code = _run(
-        words,
-        remote=remote,
-        said=said,
-        limits=limits,
-        authorization=authorization,
-        progress=progress,
-        listed=listed,
-    )
-    if code:
-        raise NotFound(
-            "git could not read the source",
-            source=without_secret(remote.url),
-            git=without_secret(_last_line(said)),
-        )
+    errand = _Errand(remote, folder / "refs.said", limits, authorization, progress)
+    listed = folder / "refs.listed"
+    errand.run("ls-remote", "--quiet", "--symref", "--", remote.url, listed=listed)
     found: dict[bytes, bytes] = {}
     with listed.open("rb") as file:
         for line in file:
             value, _, name = line.rstrip(b"\n").partition(b"\t")
             if not name.endswith(b"^{}"):
                 found.setdefault(name, value)
+    if not found:
+        errand.check_empty()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """git sent to one source; ``said`` keeps what it says."""
+
+    remote: RemoteUrl
+    said: Path
+    limits: Limits
+    authorization: str
+    progress: Report
+
+    def run(self, *words: str, listed: Path | None = None) -> None:
+        """Run git to its end; what it lists comes into a file. Errors: see ``clone_mirror``."""
+        code = self._code(words, listed=listed)
+        if code:
+            self._fail()
+
+    def check_empty(self) -> None:
+        """Raise Refused when a source that has shown no refs shows some to who asks in protocol 2.
+
+        To who speaks that unasked over HTTP git listens as if there were none. A list fetches nothing.
+        """
+        if self.remote.protocol not in PORTS:
+            return
+        words = ["ls-remote", "--quiet", "--exit-code", "--", self.remote.url]
+        code = self._code(words, version="2")
+        if code == 0:
+            raise Refused(
+                "source speaks version 2 of the protocol alone",
+                source=without_secret(self.remote.url),
+            )
+        if code != NO_REFS:
+            self._fail()
+
+    def _code(self, words: Sequence[str], *, version: str = "0", listed: Path | None = None) -> int:
+        settings = {**_SETTINGS, "protocol.version": version}
+        if self.remote.pinned:
+            settings["http.curloptResolve"] = self.remote.pinned
+        return _run(
+            [*_git(settings), *words],
+            remote=self.remote,
+            said=self.said,
+            limits=self.limits,
+            authorization=self.authorization,
+            progress=self.progress,
+            listed=listed,
+        )
+
+    def _fail(self) -> NoReturn:
+        last = _last_line(self.said)
+        moved = "The requested URL returned error: 3" in last
+        raise NotFound(
+            "source sends elsewhere; name the URL that it leads to"
+            if moved
+            else "git could not read the source",
+            source=without_secret(self.remote.url),
+            git=without_secret(last),
+        )
 
 
 def _shown(remote: RemoteUrl, authorization: str) -> dict[str, str]:

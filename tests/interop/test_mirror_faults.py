@@ -1,0 +1,151 @@
+"""Mirrors whose sources, settings or copies are not as they should be: nothing is lost, nobody is kept busy."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from served import clean_environment, git, small_repository
+
+from shardgit.errors import Refused
+from shardgit.node import create_store, open_store
+from shardgit.refs.log import LogNote
+from shardgit.service.mirror_credentials import NO_CREDENTIALS
+from shardgit.service.mirror_sync import sync_mirror
+from shardgit.service.mirrors import MirrorPlan, Mirrors
+from shardgit.service.remote_clone import clone_mirror, fetch_mirror, list_refs
+from shardgit.service.remote_url import checked_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardgit.service.store import Store
+
+pytestmark = pytest.mark.interop
+NOTE = LogNote("tester", "mirror")
+
+
+class Source(http.server.ThreadingHTTPServer):
+    """Serves a repository by git itself; ``alone``: in protocol 2 whatever is asked for."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.alone = False
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/x.git"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Source
+
+    def do_GET(self) -> None:
+        self._answer(
+            "advertisement", b"001e# service=git-upload-pack\n0000", b"", "--advertise-refs"
+        )
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self._answer("result", b"", body)
+
+    def _answer(self, kind: str, before: bytes, body: bytes, *words: str) -> None:
+        self.server.asked.append(kind)
+        spoken = "version=2" if self.server.alone else self.headers.get("Git-Protocol", "")
+        said = subprocess.run(
+            ["git", "upload-pack", "--stateless-rpc", *words, str(self.server.folder)],
+            input=body,
+            env={**clean_environment(), "GIT_PROTOCOL": spoken},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        ).stdout
+        self.send_response(200)
+        self.send_header("Content-Type", f"application/x-git-upload-pack-{kind}")
+        self.send_header("Content-Length", str(len(before + said)))
+        self.end_headers()
+        self.wfile.write(before + said)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    """A repository with two refs, served."""
+    with Source(small_repository(tmp_path / "work")) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    create_store(tmp_path / "near")
+    with open_store(tmp_path / "near") as opened:
+        yield opened
+
+
+def refs_of(store: Store, name: str) -> set[str]:
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, name)
+        return {ref.name.decode() for ref in store.refs.list(snapshot, record)}
+
+
+def follow(store: Store, source: Source, name: str = "copy", **more: object) -> None:
+    Mirrors(store).add(name, MirrorPlan(source.url, **more), NOTE)  # type: ignore[arg-type]
+
+
+# ---- sources
+
+
+def test_a_source_that_speaks_protocol_2_alone_takes_no_refs_away(
+    store: Store, source: Source
+) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    before = refs_of(store, "copy")
+    assert before == {"refs/heads/main", "refs/tags/v1"}
+    source.alone = True
+    with pytest.raises(Refused, match="version 2 of the protocol alone"):
+        sync_mirror(store, "copy", NO_CREDENTIALS)
+    assert refs_of(store, "copy") == before
+    source.alone = False
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    assert refs_of(store, "copy") == before
+
+
+def test_each_way_to_such_a_source_finds_out(tmp_path: Path, store: Store, source: Source) -> None:
+    remote, limits = checked_url(source.url), store.limits
+    clone_mirror(remote, tmp_path / "made", limits=limits)
+    source.alone = True
+    (tmp_path / "listing").mkdir()
+    for ask in (
+        lambda: list_refs(remote, tmp_path / "listing", limits=limits),
+        lambda: clone_mirror(remote, tmp_path / "other", limits=limits),
+        lambda: fetch_mirror(remote, tmp_path / "made", limits=limits),
+    ):
+        with pytest.raises(Refused, match="version 2 of the protocol alone"):
+            ask()
+
+
+def test_a_source_that_has_lost_all_its_refs_is_followed(store: Store, source: Source) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    for name in ("refs/heads/main", "refs/tags/v1"):
+        git(source.folder, "update-ref", "-d", name)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    assert refs_of(store, "copy") == set()
