@@ -398,7 +398,7 @@ class KilledClient(Client):
         Repositories(process.store).create(name)
         mirrors, key = Mirrors(process.store), "mirror.url"
         Configuring(process.store).update(name, {key: "http://127.0.0.1/a.git"})
-        mirrors.note(name, failures=1, error="no")
+        mirrors.note(name, lambda now: replace(now, failures=1, error="no"))
         assert mirrors.get(name).failures == 1
         mirrors.remove(name)
         Repositories(process.store).delete(name)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from served import clean_environment, git, small_repository
 
-from shardgit.errors import Refused
+from shardgit.errors import Refused, StoreBusy
 from shardgit.node import create_store, open_store
 from shardgit.refs.log import LogNote
+from shardgit.service import mirror_sync
+from shardgit.service.configuring import Configuring
 from shardgit.service.mirror_credentials import NO_CREDENTIALS
-from shardgit.service.mirror_sync import sync_mirror
+from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
 from shardgit.service.remote_clone import clone_mirror, fetch_mirror, list_refs
 from shardgit.service.remote_url import checked_url
@@ -149,3 +151,64 @@ def test_a_source_that_has_lost_all_its_refs_is_followed(store: Store, source: S
         git(source.folder, "update-ref", "-d", name)
     sync_mirror(store, "copy", NO_CREDENTIALS)
     assert refs_of(store, "copy") == set()
+
+
+# ---- rounds
+
+
+def rounds_until_idle(rounds: MirrorRounds, most: int = 5) -> int:
+    """Return how many mirrors were looked at before there was nothing to do."""
+    for done in range(most):
+        if not rounds.sync_next(lambda _: None):
+            return done
+    return most
+
+
+def test_a_mirror_that_is_read_only_keeps_no_round_busy(store: Store, source: Source) -> None:
+    follow(store, source)
+    follow(store, source, "other")
+    Configuring(store).update("copy", {"read_only": True, "read_only_why": "moving"})
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 2
+    assert Mirrors(store).get("other").synced_ms
+    state = Mirrors(store).get("copy")
+    assert state.due_ms == state.tried_ms + 300_000
+    assert "moving" in state.error
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 0
+
+
+def test_a_mirror_that_another_process_syncs_is_left_to_it(store: Store, source: Source) -> None:
+    follow(store, source)
+    with store.journal.snapshot() as snapshot:
+        number = store.repository(snapshot, "copy").id
+    turn = store.turns.try_take(f"mirror/{number}")
+    assert turn is not None
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 1
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 0
+    state = Mirrors(store).get("copy")
+    assert (state.tried_ms, state.failures) == (0, 0)
+    with pytest.raises(StoreBusy):
+        sync_mirror(store, "copy", NO_CREDENTIALS)
+    turn.release()
+    assert sync_mirror(store, "copy", NO_CREDENTIALS).synced_ms
+
+
+def test_a_mistake_of_ours_with_one_mirror_lets_the_others_have_their_turn(
+    store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(store, source)
+    monkeypatch.setattr(mirror_sync, "list_refs", lambda *_, **__: dict[int, int]()[0])
+    with pytest.raises(KeyError):
+        MirrorRounds(store, NO_CREDENTIALS).sync_next(lambda _: None)
+    monkeypatch.undo()
+    follow(store, source, "other")
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 1
+    assert Mirrors(store).get("other").synced_ms
+
+
+def test_what_cannot_be_noted_rests_all_the_same(
+    store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(store, source)
+    source.alone = True
+    monkeypatch.setattr(Mirrors, "note", lambda *_: None)
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardgit import clock, telemetry
-from shardgit.errors import MalformedInput, Refused, ShardgitError, Stopped
+from shardgit.errors import MalformedInput, ReadOnly, ShardgitError, Stopped, StoreBusy
+from shardgit.journal.mirror_records import MirrorRecord
 from shardgit.processes import drop_left, own_prefix
 from shardgit.progress import silent
 from shardgit.refs.change import HEAD
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 BACK_OFF_MAX_S = 86_400
 SWEEP_S = 600.0
+REST_S = 10.0  # of one mirror, whatever the journal says: what cannot be noted keeps nobody busy
 ERROR_MAX = 500
 
 
@@ -46,47 +48,71 @@ def sync_mirror(
 ) -> Mirror:
     """Bring one mirror in step with what it follows, and note how that went; by one process at a time.
 
-    Errors: MirrorMissing, ReadOnly, Refused while another process is at it; what is wrong with the source is noted,
-    and raised.
+    Errors: MirrorMissing, StoreBusy while another process is at it; all else that is wrong is noted, and raised.
     """
     mirrors = Mirrors(store)
-    mirrors.get(name)
+    settings = _settings(store, mirrors.get(name).repository)
+    try:
+        _sync(store, mirrors, name, credentials, progress)
+    except (Stopped, StoreBusy):
+        raise
+    except Exception as error:  # whatever it was, the others have their turn first
+        _failed(mirrors, name, settings, error)
+        raise
+    return mirrors.get(name)
+
+
+def _settings(store: Store, name: str) -> MirrorSettings:
+    with store.journal.snapshot() as snapshot:
+        return settings_of(store.repository(snapshot, name)).mirror
+
+
+def _sync(
+    store: Store, mirrors: Mirrors, name: str, credentials: Credentials, progress: Report
+) -> None:
     with store.journal.snapshot() as snapshot:
         record = writable(snapshot, store.repository(snapshot, name), syncs=True).record
         settings = settings_of(record).mirror
     with holding(store.turns, f"mirror/{record.id}") as ours:
         if not ours:
-            raise Refused("mirror is being brought in step by another", repository=name)
+            _put_off(mirrors, name)
+            raise StoreBusy("mirror is being brought in step by another", repository=name)
         begun_ms = clock.now_ms()
-        try:
-            shown = _shown(store, settings, credentials, progress)
-            if not _in_step(store, name, settings, shown):
-                _Bringing(store, record, settings, credentials, progress).run(_head(shown))
-        except Stopped:
-            raise
-        except ShardgitError as error:
-            _failed(mirrors, name, settings, error)
-            raise
-        next_ms = begun_ms + settings.interval_s * 1_000
-        now_ms = clock.now_ms()
-        mirrors.note(
-            name, due_ms=next_ms, tried_ms=begun_ms, synced_ms=now_ms, failures=0, error=""
+        shown = _shown(store, settings, credentials, progress)
+        if not _in_step(store, name, settings, shown):
+            _Bringing(store, record, settings, credentials, progress).run(_head(shown))
+        done = MirrorRecord(
+            due_ms=begun_ms + settings.interval_s * 1_000,
+            tried_ms=begun_ms,
+            synced_ms=clock.now_ms(),
         )
-    return mirrors.get(name)
+        mirrors.note(name, lambda _: done)
 
 
-def _failed(mirrors: Mirrors, name: str, settings: MirrorSettings, error: ShardgitError) -> None:
-    with suppress(ShardgitError):  # it is gone, or the journal is away: the next round looks again
-        failures = mirrors.get(name).failures + 1
-        wait_s = min(settings.interval_s << min(failures, 20), BACK_OFF_MAX_S)
-        now_ms = clock.now_ms()
-        mirrors.note(
-            name,
-            due_ms=now_ms + max(wait_s, settings.interval_s) * 1_000,
+def _put_off(mirrors: Mirrors, name: str) -> None:
+    """Look again in a moment: who is at it says when the mirror is due, unless it dies."""
+    least_ms = clock.now_ms() + int(REST_S * 1_000)
+    with suppress(ShardgitError):
+        mirrors.note(name, lambda now: replace(now, due_ms=max(now.due_ms, least_ms)))
+
+
+def _failed(mirrors: Mirrors, name: str, settings: MirrorSettings, error: Exception) -> None:
+    now_ms = clock.now_ms()
+
+    def worse(before: MirrorRecord) -> MirrorRecord:
+        # What is read-only may be writable at any time, and asks nobody elsewhere.
+        doublings = 0 if isinstance(error, ReadOnly) else min(before.failures + 1, 20)
+        wait_s = max(min(settings.interval_s << doublings, BACK_OFF_MAX_S), settings.interval_s)
+        return replace(
+            before,
+            due_ms=now_ms + wait_s * 1_000,
             tried_ms=now_ms,
-            failures=failures,
-            error=without_secret(str(error))[:ERROR_MAX],
+            failures=before.failures + 1,
+            error=_words(error),
         )
+
+    with suppress(ShardgitError):  # it is gone, or the journal is away: the next round looks again
+        mirrors.note(name, worse)
 
 
 def _shown(
@@ -180,6 +206,7 @@ class MirrorRounds:
         self.store = store
         self.credentials = credentials
         self._busy: set[str] = set()
+        self._rests: dict[str, float] = {}  # until when what went wrong is left alone
         self._swept = float("-inf")
         self._lock = threading.Lock()
 
@@ -202,6 +229,8 @@ class MirrorRounds:
         finally:
             with self._lock:
                 self._busy.discard(name)
+                if outcome != "done":
+                    self._rests[name] = clock.monotonic() + REST_S
             if outcome:
                 telemetry.MAINTENANCE.labels("mirror", outcome).inc()
                 telemetry.MAINTENANCE_SECONDS.labels("mirror").inc(clock.monotonic() - begun)
@@ -218,12 +247,14 @@ class MirrorRounds:
 
     def _take(self) -> str | None:
         with self._lock:
+            now_s = clock.monotonic()
+            self._rests = {name: end for name, end in self._rests.items() if end > now_s}
             for name in Mirrors(self.store).due(clock.now_ms()):
-                if name not in self._busy:
+                if name not in self._busy and name not in self._rests:
                     self._busy.add(name)
                     return name
         return None
 
 
-def _words(error: ShardgitError) -> str:
+def _words(error: Exception) -> str:
     return without_secret(str(error))[:ERROR_MAX]

@@ -19,7 +19,7 @@ from shardgit.service.repositories import Repositories
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shardgit.journal.interface import JournalSnapshot
     from shardgit.refs.log import LogNote
@@ -127,10 +127,10 @@ class Mirrors:
 
     def hasten(self, name: str) -> Mirror:
         """Have a mirror brought in step as soon as somebody can. Errors: MirrorMissing."""
-        self.note(name, due_ms=0)
+        self.note(name, lambda now: replace(now, due_ms=0))
         return self.get(name)
 
-    def note(self, name: str, **changes: object) -> None:
+    def note(self, name: str, change: Callable[[MirrorRecord], MirrorRecord]) -> None:
         """Change what is known of how a mirror is doing. Errors: MirrorMissing, Conflict."""
         for _ in range(ROUNDS_MAX):
             with self.store.journal.snapshot() as snapshot:
@@ -138,7 +138,7 @@ class Mirrors:
                 row = snapshot.get(mirror_key(record.id))
             if row is None:
                 raise MirrorMissing("repository is no mirror", repository=name)
-            now = replace(MirrorRecord.decode(row.value), **changes)  # type: ignore[arg-type]
+            now = change(MirrorRecord.decode(row.value))
             # commit point: before it what was known before is, after it this.
             reach("mirror.before_note")
             if self.store.try_commit(
