@@ -12,12 +12,14 @@ import pytest
 from gcing import AT_ONCE, MAIN, collected, commit, push, start
 from served import small_repository
 
+from shardgit import faultpoints
 from shardgit.errors import (
     InvalidArgument,
     InvalidRepositoryName,
     JournalCorrupt,
     QuotaExceeded,
     QuotaMissing,
+    StorageFull,
 )
 from shardgit.journal.interface import END, end_of
 from shardgit.journal.quota_records import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from shardgit.progress import Progress
     from shardgit.service.push import Push
     from shardgit.service.store import Store
 
@@ -153,6 +156,80 @@ def test_an_import_over_the_quota_leaves_no_refs(store: Store, tmp_path: Path) -
     limit(store, "team/a", objects=500)
     done = import_repository(store, "team/a", str(source))
     assert used(store, "team/a").objects == done.objects
+
+
+def writes_of(seen: list[Progress]) -> int:
+    return sum(step.stage == "writing blocks" and step.done == 1 for step in seen)
+
+
+def test_an_import_near_its_owners_bound_writes_once_however_often_others_push(
+    store: Store, tmp_path: Path
+) -> None:
+    source = small_repository(tmp_path / "source")
+    push(store, "team/b", MAIN, None, one := commit(), one)
+    made, commits = [one], list[str]()
+    seen: list[Progress] = []
+
+    def pushed() -> None:
+        made.append(commit(made[-1]))
+        push(store, "team/b", MAIN, made[-2], made[-1], made[-1])
+
+    def writing(step: Progress) -> None:
+        seen.append(step)
+        if writes_of(seen[-1:]):
+            pushed()
+
+    def hook(name: str) -> None:
+        if name == "import.before_commit":
+            commits.append(name)
+            if len(commits) < 12:
+                pushed()
+
+    for _ in range(20):
+        pushed()
+    Quotas(store).set("team", objects_max=130)  # more than half of it is used
+    with faultpoints.listening(hook):
+        import_repository(store, "team/a", str(source), progress=writing)
+    assert len(commits) == 12
+    assert writes_of(seen) == 1
+    assert used(store, "team/a").objects > 0
+
+
+def test_what_an_import_wrote_meanwhile_is_counted_as_the_quota_stands_then(
+    store: Store, tmp_path: Path
+) -> None:
+    source = small_repository(tmp_path / "source")
+    commits: list[str] = []
+
+    def writing(step: Progress) -> None:
+        if step.stage == "writing blocks" and step.done == 1:
+            Quotas(store).set("team", objects_max=3)
+
+    def hook(name: str) -> None:
+        commits.extend([name] if name == "import.before_commit" else [])
+
+    with faultpoints.listening(hook), pytest.raises(QuotaExceeded):
+        import_repository(store, "team/a", str(source), progress=writing)
+    assert not commits
+    assert Repositories(store).stats("team/a").refs == 0
+
+
+def test_an_import_that_is_committed_is_told_as_done_though_its_settle_fails(
+    store: Store, tmp_path: Path
+) -> None:
+    source = small_repository(tmp_path / "source")
+    put_objects(store, "team/a", [(ObjectType.BLOB, b"one")])  # so that the import is no first run
+    failed: list[str] = []
+
+    def hook(name: str) -> None:
+        if name.startswith("settle.before"):
+            failed.append(name)
+            raise StorageFull("no room")
+
+    with faultpoints.listening(hook):
+        done = import_repository(store, "team/a", str(source))
+    assert failed
+    assert Repositories(store).stats("team/a").refs == done.refs > 0
 
 
 def test_an_owner_has_so_many_repositories_and_no_more(store: Store) -> None:

@@ -7,12 +7,13 @@ commit, so an import that was stopped leaves only blocks that no manifest names,
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints
+from shardgit import clock, faultpoints
 from shardgit.errors import (
     BasesGone,
     Conflict,
@@ -23,7 +24,6 @@ from shardgit.errors import (
     RepositoryExists,
     RepositoryMissing,
     ShardgitError,
-    Unavailable,
 )
 from shardgit.graph.closure import bit, bits_of
 from shardgit.journal.mode import check_mode
@@ -46,12 +46,13 @@ from shardgit.service.resolving import new_ingest, resolve, spills
 from shardgit.service.settings import settings_of
 from shardgit.service.source import opened
 from shardgit.service.writable import writable
+from shardgit.telemetry import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardgit._layout import Ingest
-    from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.journal.interface import Compare, Condition, JournalSnapshot, Operation
     from shardgit.journal.records import RepositoryRecord
     from shardgit.oid import ObjectId
     from shardgit.service.settings import MirrorSettings
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
     from shardgit.service.writable import Writable
 
 MESSAGE = "import"  # in the ref log
-ROUNDS_MAX = 8  # tries against other writers of the pool
+ROUNDS_MAX = 8  # tries against other writers of the pool; each writes anew
+COMMITS_MAX = 256  # tries of one round against those who change refs, or count on the same quota
+PAUSE_S = 0.02  # at most, between two of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,20 @@ def import_repository(  # noqa: PLR0913 - most are for few callers, and named
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was written over a pool as it stood, and what the commit makes of it."""
+
+    pool: PoolState
+    refs: Sequence[Ref]
+    head: Ref | None
+    more: Usage
+    grafts: tuple[Grafts, Grafts]  # before and after
+    unchanged: Compare  # of these
+    reached: Sequence[bytes]  # of the pool, as bitsets
+    steps: tuple[list[Condition], list[Operation]]
+
+
 class _Import:
     """One import under way."""
 
@@ -199,20 +216,32 @@ class _Import:
     ) -> None:
         """Write what is new and commit it with the refs."""
         for _ in range(ROUNDS_MAX):
-            if self._fill_once(record, ingest, source_refs, source_head):
-                with suppress(Unavailable):  # the import is there; maintenance settles it
-                    settle(self.store, record.pool)
-                return
+            plan = self._planned(record, ingest, source_refs, source_head)
+            for _ in range(COMMITS_MAX):
+                if self._committed(record, plan):
+                    self._settled(record)
+                    return
+                clock.sleep(
+                    PAUSE_S * os.urandom(1)[0] / 256
+                )  # who lost together does not meet again
+                if not self._stands(record, plan):
+                    break  # what was written is over another pool
         raise Conflict("repository changed during the import; import again", repository=self.name)
 
-    def _fill_once(
+    def _settled(self, record: RepositoryRecord) -> None:
+        try:
+            settle(self.store, record.pool)
+        except ShardgitError as error:  # the import is there; maintenance settles it
+            log().warning("import_not_settled", repository=self.name, error=str(error))
+
+    def _planned(
         self,
         record: RepositoryRecord,
         ingest: Ingest,
         source_refs: Sequence[SourceRef],
         source_head: SourceRef | None,
-    ) -> bool:
-        """Write over the pool as it stands; False when another writer was faster."""
+    ) -> _Plan:
+        """Write what is new over the pool as it stands. Errors: QuotaExceeded, before anything is written."""
         ends = Grafts.of(self.origin.shallow())
         with self.store.journal.snapshot() as snapshot:
             pool = self.store.pool(snapshot, record.pool, ends)
@@ -236,29 +265,53 @@ class _Import:
         self.objects = ingest.objects_kept
         self.refs = len(refs)
         segments, stream = incoming.segments, incoming.stream
+        size = run_bytes(ingest, segments, stream) if self.objects else 0
+        more = Usage(self.objects, size)
         with self.store.journal.snapshot() as snapshot:
-            held = self._held(snapshot, record)
-            size = run_bytes(ingest, segments, stream) if self.objects else 0
-            counts = grown(self.store, snapshot, held.record, Usage(self.objects, size))
+            grown(self.store, snapshot, self._held(snapshot, record).record, more)
         del incoming  # its graph takes as much memory as the stream, and blocks are made without it
         steps = self._write(record, pool, ingest, segments, stream) if self.objects else ([], [])
-        del stream
-        size = view.objects if view is not None else 0
-        relied = self.store.rely(pool, lambda: [marks, bits_of(known, size)])
+        reached = [marks, bits_of(known, view.objects if view is not None else 0)]
+        return _Plan(pool, refs, head, more, (before, grafts), unchanged, reached, steps)
+
+    def _stands(self, record: RepositoryRecord, plan: _Plan) -> bool:
+        """Say whether what was written still fits: pool and grafts are as they were."""
         with self.store.journal.snapshot() as snapshot:
+            now = self._pool_now(snapshot, record)
+            unchanged = self.store.grafts_row(snapshot, record)[1]
+        same = (now.revision, now.last_recent) == (plan.pool.revision, plan.pool.last_recent)
+        return same and now.view.id == plan.pool.view.id and unchanged == plan.unchanged
+
+    def _pool_now(self, snapshot: JournalSnapshot, record: RepositoryRecord) -> PoolState:
+        return self.store.pool(snapshot, record.pool, Grafts.of(self.origin.shallow()))
+
+    def _committed(self, record: RepositoryRecord, plan: _Plan) -> bool:
+        """Commit what was written, counted as the quotas stand now; False when another writer was faster."""
+        with self.store.journal.snapshot() as snapshot:
+            held = self._held(snapshot, record)
+            counts = grown(self.store, snapshot, held.record, plan.more)
+            condemned = self._pool_now(snapshot, record).condemned
             self._check_untouched(snapshot, record)
-            change = self.store.refs.replace_all(snapshot, record, refs, head, self._note)
+            change = self.store.refs.replace_all(snapshot, record, plan.refs, plan.head, self._note)
+        relied = self.store.rely(replace(plan.pool, condemned=condemned), lambda: plan.reached)
         # commit point: a crash before it leaves the repository as it was and blocks that nothing names; after it the
         # import is whole.
         faultpoints.reach("import.before_commit")
         done = self.store.try_commit(
-            [held.unchanged, *counts[0], *change.conditions, unchanged, *relied[0], *steps[0]],
+            [
+                held.unchanged,
+                *counts[0],
+                *change.conditions,
+                plan.unchanged,
+                *relied[0],
+                *plan.steps[0],
+            ],
             [
                 *counts[1],
                 *change.operations,
-                *self.store.graft_steps(record, before, grafts),
+                *self.store.graft_steps(record, *plan.grafts),
                 *relied[1],
-                *steps[1],
+                *plan.steps[1],
             ],
         )
         faultpoints.reach("import.after_commit")
