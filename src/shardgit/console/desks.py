@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import aiohttp
 import msgspec
 
-from shardgit.errors import Unavailable
+from shardgit.errors import Internal, Unavailable
 from shardgit.survey import (
     Answer,
     Asking,
@@ -21,7 +22,7 @@ from shardgit.survey import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping
     from pathlib import Path
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -30,6 +31,8 @@ MEASURE_WAIT_S = 20.0  # a manifest of a terabyte is read
 AVOID_S = 15.0  # how long one that gave none is asked last
 ANSWER_MAX_BYTES = 4 << 20
 CONNECTIONS = 8  # to one worker
+MEASURES = 2  # of repositories, at once
+QUEUE_MAX_S = 20.0  # for one of these
 
 
 class DeskRefused(Exception):
@@ -41,9 +44,10 @@ class DeskRefused(Exception):
 
 
 class Desks:
-    """Asks the workers in ``serving``, whose sockets lie in ``folder``.
+    """Asks the workers in ``serving``, whose sockets lie in ``folder``. A measurement takes no other question's place.
 
-    Errors of all: Unavailable when no worker answers in time, DeskRefused when one says no.
+    Errors of all: Unavailable when no worker answers in time, DeskRefused when one says no, Internal when one says too
+    much.
     """
 
     def __init__(self, folder: Path, serving: Collection[int]) -> None:
@@ -51,7 +55,9 @@ class Desks:
         self.serving = serving
         self._opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._sessions: dict[int, aiohttp.ClientSession] = {}
-        self._silent: dict[int, float] = {}  # when it gave no answer
+        self._places: dict[int, asyncio.Semaphore] = {}
+        self._measures = asyncio.Semaphore(MEASURES)
+        self._silent: dict[tuple[int, bool], float] = {}  # when it gave no answer, no measurement
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -70,9 +76,8 @@ class Desks:
 
     async def size(self, name: str) -> RepositorySize:
         """Return what a repository takes."""
-        params = {"name": name}
-        wait_s = MEASURE_WAIT_S
-        return await self._ask("GET", "/size", RepositorySize, params=params, wait_s=wait_s)
+        async with _one_of(self._measures):
+            return await self._ask("GET", "/size", RepositorySize, params={"name": name})
 
     async def visitor(self, asking: Asking) -> Answer:
         """Return who a visitor is."""
@@ -86,43 +91,76 @@ class Desks:
         *,
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
-        wait_s: float | None = None,
     ) -> T:
-        wait_s = WAIT_S if wait_s is None else wait_s
-        for number in self._in_turn():
-            try:
-                async with asyncio.timeout(wait_s):
-                    session = self._session(number)
-                    url = f"http://desk{path}"
-                    async with session.request(method, url, params=params, data=body) as found:
-                        data = await found.content.read(ANSWER_MAX_BYTES)
-                        while more := await found.content.read(ANSWER_MAX_BYTES):
-                            data += more
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                self._silent[number] = time.monotonic()
-                continue
-            self._silent.pop(number, None)
+        measures = path == "/size"
+        begun = time.monotonic()
+        for number in self._in_turn(measures=measures):
+            which = (number, measures)
+            async with self._place(number, measures=measures):
+                if self._silent.get(which, 0.0) > begun:
+                    continue  # so those before us in the queue have found
+                try:
+                    async with asyncio.timeout(MEASURE_WAIT_S if measures else WAIT_S):
+                        session = self._session(number)
+                        url = f"http://desk{path}"
+                        async with session.request(method, url, params=params, data=body) as found:
+                            data = await _whole(found)
+                except (TimeoutError, aiohttp.ClientError, OSError):
+                    self._silent[which] = time.monotonic()
+                    continue
+            self._silent.pop(which, None)
             if found.status != 200:
                 raise DeskRefused(msgspec.json.decode(data, type=Answer))
             return msgspec.json.decode(data, type=shape)
         raise Unavailable("no worker answers")
 
-    def _in_turn(self) -> list[int]:
+    def _place(
+        self, number: int, *, measures: bool
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return one of a worker's places; measurements have their own."""
+        if measures:
+            return contextlib.nullcontext()
+        return _one_of(self._places.setdefault(number, asyncio.Semaphore(CONNECTIONS)))
+
+    def _in_turn(self, *, measures: bool) -> list[int]:
         """Return the workers that serve, those last that gave no answer lately."""
         now = time.monotonic()
-        return sorted(
-            self.serving,
-            key=lambda number: (
-                now - self._silent.get(number, float("-inf")) < AVOID_S,
-                self._silent.get(number, 0.0),
-                number,
-            ),
-        )
+
+        def rank(number: int) -> tuple[bool, float, int]:
+            silent = self._silent.get((number, measures), float("-inf"))
+            return now - silent < AVOID_S, silent, number
+
+        return sorted(self.serving, key=rank)
 
     def _session(self, number: int) -> aiohttp.ClientSession:
         found = self._sessions.get(number)
         if found is None:
             path = socket_path(self._folder, number, opened=self._opened)
-            connector = aiohttp.UnixConnector(path, limit=CONNECTIONS)
+            connector = aiohttp.UnixConnector(path, limit=0)  # the places bound them
             found = self._sessions[number] = aiohttp.ClientSession(connector=connector)
         return found
+
+
+@contextlib.asynccontextmanager
+async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Hold a place. Errors: Unavailable, when none was free for long."""
+    try:
+        async with asyncio.timeout(QUEUE_MAX_S):
+            await places.acquire()
+    except TimeoutError as cause:
+        raise Unavailable("too much is asked; try again") from cause
+    try:
+        yield
+    finally:
+        places.release()
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body. Errors: Internal, past the bound."""
+    pieces, size = [], 0
+    async for piece in answer.content.iter_any():
+        size += len(piece)
+        if size > ANSWER_MAX_BYTES:
+            raise Internal("a worker says too much", limit=ANSWER_MAX_BYTES)
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -5,6 +5,7 @@ Its threads are its own: while requests keep the worker's busy, or one waits for
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from shardgit.service.doorkeeper import Doorkeeper
     from shardgit.service.store import Store
+    from shardgit.survey import Survey
 
 ASKING_MAX_BYTES = 32 << 10
 WORDS_MAX = 200
@@ -42,7 +44,12 @@ class Desk:
         self._doorkeeper = doorkeeper
         self._sizes = Sizes(store)
         self._looking = Workers(1)
+        self._listing = Workers(
+            1
+        )  # of the journal alone: a shard's disk that hangs does not hold it up
         self._measuring = Workers(1)
+        self._turn = asyncio.Lock()  # to measure; one who waits for it can go
+        self._survey_made: asyncio.Task[Survey] | None = None
 
     @contextlib.asynccontextmanager
     async def serving(self, folder: Path, number: int) -> AsyncIterator[None]:
@@ -52,7 +59,9 @@ class Desk:
         app.router.add_get("/survey", self._survey)
         app.router.add_get("/repositories", self._repositories)
         app.router.add_get("/size", self._size)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_MAX_S)
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_MAX_S
+        )
         await runner.setup()
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -65,6 +74,7 @@ class Desk:
             await runner.cleanup()
             os.close(opened)
             self._looking.close()
+            self._listing.close()
             self._measuring.close()
 
     async def _visitor(self, request: web.Request) -> web.Response:
@@ -92,14 +102,26 @@ class Desk:
         return _json(Answer(found.name))
 
     async def _survey(self, _: web.Request) -> web.Response:
-        return _json(await self._looking.run(survey, self._store))
+        """Survey the store; who asks while somebody else's survey is under way has that one."""
+        made = self._survey_made
+        if made is None or made.done():
+            made = self._survey_made = asyncio.create_task(self._looking.run(survey, self._store))
+            made.add_done_callback(_seen)  # also when all who asked are gone
+        return _json(await asyncio.shield(made))
 
     async def _repositories(self, request: web.Request) -> web.Response:
         words, after = _word(request, "words"), _word(request, "after")
-        return _json(await self._looking.run(page, self._store, words=words, after=after))
+        return _json(await self._listing.run(page, self._store, words=words, after=after))
 
     async def _size(self, request: web.Request) -> web.Response:
-        return _json(await self._measuring.run(self._sizes.of, _word(request, "name")))
+        name = _word(request, "name")
+        async with self._turn:  # a job that waits in a thread's queue would be done for nobody
+            return _json(await self._measuring.run(self._sizes.of, name))
+
+
+def _seen(ended: asyncio.Task[Survey]) -> None:
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _word(request: web.Request, key: str) -> str:
