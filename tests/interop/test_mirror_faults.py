@@ -6,26 +6,32 @@ import gzip
 import http.server
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from served import clean_environment, git, small_repository
 
-from shardgit.errors import Refused, StoreBusy
+from shardgit.errors import InvalidArgument, ReadOnly, Refused, StoreBusy
 from shardgit.node import create_store, open_store
 from shardgit.refs.log import LogNote
 from shardgit.service import mirror_sync
 from shardgit.service.configuring import Configuring
+from shardgit.service.importing import import_repository
 from shardgit.service.mirror_credentials import NO_CREDENTIALS
 from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
 from shardgit.service.remote_clone import clone_mirror, fetch_mirror, list_refs
 from shardgit.service.remote_url import checked_url
+from shardgit.service.repositories import Repositories
+from shardgit.service.settings import MirrorSettings, RepositorySettings, encode_settings
+from shardgit.service.writable import check_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from shardgit.journal.interface import Condition, Operation
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
@@ -212,3 +218,71 @@ def test_what_cannot_be_noted_rests_all_the_same(
     source.alone = True
     monkeypatch.setattr(Mirrors, "note", lambda *_: None)
     assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 1
+
+
+# ---- settings
+
+
+def test_settings_make_no_mirror_of_a_repository_with_refs(store: Store, source: Source) -> None:
+    import_repository(store, "full", str(source.folder))
+    settings = Configuring(store)
+    with pytest.raises(Refused, match="has refs"):
+        settings.update("full", {"mirror.url": source.url})
+    assert not settings.get("full").settings.mirror.url
+    with pytest.raises(Refused, match="has refs"):
+        follow(store, source, "full")
+    follow(store, source, "full", overwrite=True)
+    settings.update("full", {"mirror.interval_s": 60})  # it is one already
+    assert Mirrors(store).get("full").interval_s == 60
+
+
+def test_a_push_while_a_mirror_is_added_keeps_its_refs(
+    store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Repositories(store).create("copy")
+    commit = store.try_commit
+    steps: list[int] = []
+
+    def late(conditions: Sequence[Condition], operations: Sequence[Operation]) -> bool:
+        if not steps:
+            steps.append(1)
+            import_repository(store, "copy", str(source.folder))
+        return commit(conditions, operations)
+
+    monkeypatch.setattr(store, "try_commit", late)
+    with pytest.raises(Refused, match="has refs"):
+        follow(store, source)
+    assert steps
+    assert refs_of(store, "copy") == {"refs/heads/main", "refs/tags/v1"}
+    assert Mirrors(store).all() == []
+
+
+def test_a_token_in_a_url_is_refused_and_one_of_before_is_told_to_nobody(
+    store: Store, source: Source
+) -> None:
+    for start in ("http://hush@", "https://hush@", "git://hush@", "http://hush:x@"):
+        url = f"{start}127.0.0.1/x.git"
+        with pytest.raises(InvalidArgument) as caught:
+            Mirrors(store).add("copy", MirrorPlan(url), NOTE)
+        assert "hush" not in str(caught.value)
+    Repositories(store).create("copy")
+    with pytest.raises(InvalidArgument):
+        Configuring(store).update("copy", {"mirror.url": "http://hush@127.0.0.1/x.git"})
+    Configuring(store).update("copy", {"mirror.url": "ssh://git@127.0.0.1/x.git"})
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, "copy")
+    old = MirrorSettings(url=source.url.replace("://", "://hush@"))
+    with pytest.raises(ReadOnly) as told:
+        check_record(replace(record, settings=encode_settings(RepositorySettings(mirror=old))))
+    assert "hush" not in str(told.value)
+
+
+def test_a_mirror_that_is_refused_leaves_no_repository_behind(store: Store, source: Source) -> None:
+    for plan in (
+        MirrorPlan(source.url, interval_s=1),
+        MirrorPlan("http://hush@127.0.0.1/x.git"),
+        MirrorPlan(source.url, refs=("x" * 10_000,)),
+    ):
+        with pytest.raises(InvalidArgument):
+            Mirrors(store).add("copy", plan, NOTE)
+        assert Repositories(store).list() == []

@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardgit import faultpoints
-from shardgit.errors import Conflict, RepositoryMissing
+from shardgit.errors import Conflict, Refused, RepositoryMissing
 from shardgit.journal.interface import Compare, Delete, Put
 from shardgit.journal.mirror_records import MirrorRecord, mirror_key
-from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.journal.records import RepositoryRecord, refs_head_key, repository_key
 from shardgit.service.events import cursor_operations
 from shardgit.service.quotas import settings_steps
 from shardgit.service.setting_keys import all_values, changed, set_keys
-from shardgit.service.settings import RepositorySettings, encode_settings, settings_of
+from shardgit.service.settings import (
+    RepositorySettings,
+    check_mirrored,
+    encode_settings,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,11 +65,18 @@ class Configuring:
             record, revision = self._record(snapshot, name)
         return SettingsState(settings_of(record), revision)
 
-    def update(self, name: str, changes: Mapping[str, Any], *, expected: int = 0) -> SettingsState:
+    def update(
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        *,
+        expected: int = 0,
+        overwrite: bool = False,
+    ) -> SettingsState:
         """Set keys to plain data, or back to their defaults (None): all of them or none.
 
-        With ``expected``, only when the record still has that revision. Errors:
-        RepositoryMissing, InvalidArgument, Conflict.
+        With ``expected``, only when the record still has that revision. A repository with refs becomes no mirror,
+        unless ``overwrite`` lets a source replace them. Errors: RepositoryMissing, InvalidArgument, Refused, Conflict.
         """
         for _ in range(ROUNDS):
             with self.store.journal.snapshot() as snapshot:
@@ -80,6 +92,7 @@ class Configuring:
                 return SettingsState(settings, revision)
             key = repository_key(record.id)
             after = replace(record, settings=data)
+            kept = self._kept_refs(record, settings, overwrite=overwrite)
             cursors = cursor_operations(record, settings_of(record), settings, newest)
             with self.store.journal.snapshot() as snapshot:
                 counts = settings_steps(snapshot, record, after)
@@ -87,13 +100,33 @@ class Configuring:
             # commit point: before it the old settings stand, after it the new ones.
             faultpoints.reach("settings.before_commit")
             done = self.store.try_commit(
-                [Compare(key, revision)],
+                [Compare(key, revision), *kept],
                 [Put(key, after.encode()), *cursors, *counts, *follows],
             )
             if done:
                 faultpoints.reach("settings.after_commit")
                 return self.get(name)
         raise Conflict("repository is being changed by many at once", repository=name)
+
+    def _kept_refs(
+        self, record: RepositoryRecord, settings: RepositorySettings, *, overwrite: bool
+    ) -> list[Compare]:
+        """Return the condition that a repository that becomes a mirror has no refs still. Errors: Refused."""
+        old, new = settings_of(record).mirror, settings.mirror
+        if new.url and new.url != old.url:
+            check_mirrored(new.url)
+        if not new.url or old.url or overwrite:
+            return []
+        key = refs_head_key(record.id)
+        with self.store.journal.snapshot() as snapshot:
+            row = snapshot.get(key)
+            count = self.store.refs.head(snapshot, record).count
+        if count:
+            raise Refused(
+                "repository has refs, which a mirror would replace; mirror add --overwrite lets it",
+                repository=record.name,
+            )
+        return [Compare(key, row.revision if row else 0)]
 
     def _record(self, snapshot: JournalSnapshot, name: str) -> tuple[RepositoryRecord, int]:
         row = snapshot.get(repository_key(self.store.repository(snapshot, name).id))

@@ -41,6 +41,7 @@ from shardgit.refs.ref import Ref
 from shardgit.service.incoming import Incoming, leave_out_known
 from shardgit.service.policy import follows
 from shardgit.service.quotas import grown
+from shardgit.service.remote_url import without_secret
 from shardgit.service.repositories import Repositories
 from shardgit.service.resolving import new_ingest, resolve, spills
 from shardgit.service.settings import settings_of
@@ -358,7 +359,9 @@ class _Import:
 
     @property
     def _note(self) -> LogNote:
-        return LogNote("", MESSAGE if self.mirror is None else f"mirror of {self.mirror.url}")
+        if self.mirror is None:
+            return LogNote("", MESSAGE)
+        return LogNote("", f"mirror of {without_secret(self.mirror.url)}")
 
     def _repository(self) -> RepositoryRecord:
         """Return the repository, made when it is missing."""

@@ -5,18 +5,21 @@ A mirror takes no pushes. Its row of table V says when it is due; service/mirror
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit.errors import Conflict, MirrorMissing, Refused, RepositoryMissing
+from shardgit.errors import Conflict, MirrorMissing, RepositoryExists
 from shardgit.faultpoints import reach
 from shardgit.journal.interface import Compare, Put, end_of
 from shardgit.journal.mirror_records import MIRRORS, MirrorRecord, mirror_key
+from shardgit.journal.mode import check_mode
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.oid import HashKind, RepositoryId
 from shardgit.service.configuring import Configuring
 from shardgit.service.repositories import Repositories
-from shardgit.service.settings import settings_of
+from shardgit.service.setting_keys import changed
+from shardgit.service.settings import DEFAULTS, check_mirrored, encode_settings, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,28 +73,19 @@ class Mirrors:
         from shardgit.service.remote_url import checked_url
 
         checked_url(plan.url)
-        repositories = Repositories(self.store)
-        try:
-            with self.store.journal.snapshot() as snapshot:
-                record = self.store.repository(snapshot, name)
-                has_refs = bool(self.store.refs.head(snapshot, record).count)
-                is_mirror = bool(settings_of(record).mirror.url)
-            if has_refs and not is_mirror and not plan.overwrite:
-                raise Refused(
-                    "repository has refs, which a mirror would replace; --overwrite lets it",
-                    repository=name,
-                )
-        except RepositoryMissing:
-            repositories.create(name, plan.hash_kind, note=note)
-        Configuring(self.store).update(
-            name,
-            {
-                "mirror.url": plan.url,
-                "mirror.interval_s": plan.interval_s,
-                "mirror.refs": list(plan.refs),
-                "mirror.credential": plan.credential,
-            },
-        )
+        check_mirrored(plan.url)
+        changes = {
+            "mirror.url": plan.url,
+            "mirror.interval_s": plan.interval_s,
+            "mirror.refs": list(plan.refs),
+            "mirror.credential": plan.credential,
+        }
+        encode_settings(changed(DEFAULTS, changes))  # or nothing is made
+        with self.store.journal.snapshot() as snapshot:
+            check_mode(snapshot)
+        with suppress(RepositoryExists):
+            Repositories(self.store).create(name, plan.hash_kind, note=note)
+        Configuring(self.store).update(name, changes, overwrite=plan.overwrite)
         return self.get(name)
 
     def get(self, name: str) -> Mirror:

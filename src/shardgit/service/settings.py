@@ -281,6 +281,19 @@ class MirrorSettings(_Section, frozen=True):
             )
 
 
+def check_mirrored(url: str) -> None:
+    """Raise InvalidArgument for a URL that shows a secret: everybody is told what a mirror follows.
+
+    Over ssh a user is none. Rows that were written before this was checked are read all the same.
+    """
+    protocol, _, rest = url.partition("://")
+    if protocol != "ssh" and "@" in rest.partition("/")[0]:
+        raise InvalidArgument(
+            "a mirror's URL names no user; a token or password goes into mirror_credentials",
+            key="mirror.url",
+        )
+
+
 class Hook(_Section, frozen=True):
     """One hook: a program's absolute path, a URL, or the HOST:PORT of a gRPC service."""
 

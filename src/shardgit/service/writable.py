@@ -13,6 +13,7 @@ from shardgit.errors import ReadOnly, RepositoryMissing
 from shardgit.journal.interface import Compare
 from shardgit.journal.mode import check_mode
 from shardgit.journal.records import RepositoryRecord, repository_key
+from shardgit.service.remote_url import without_secret
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def check_record(record: RepositoryRecord, *, syncs: bool = False) -> None:
     if settings.mirror.url and not syncs:
         raise ReadOnly(
             "repository is read-only",
-            why=f"it is a mirror of {settings.mirror.url}; push there",
+            why=f"it is a mirror of {without_secret(settings.mirror.url)}; push there",
             repository=record.name,
         )
     if settings.read_only:
