@@ -390,12 +390,12 @@ class Operators:
     def quotas(self, owner: str = "") -> list[OwnerQuota]:
         """Return all quotas, or that of one owner."""
         found = self.call("ListQuotas", shard_pb2.ListQuotasRequest(owner=owner))
-        return [_made(OwnerQuota, one) for one in found.quotas]
+        return [_quota(one) for one in found.quotas]
 
     def set_quota(self, owner: str, **bounds: int | None) -> OwnerQuota:
         """Set bounds of an owner: ``bytes``, ``objects``, ``repositories``, 0 for none; None leaves one as it is."""
         request = shard_pb2.SetQuotaRequest(owner=owner, **bounds)
-        return _made(OwnerQuota, self.call("SetQuota", request).quota)
+        return _quota(self.call("SetQuota", request).quota)
 
     def remove_quota(self, owner: str) -> None:
         """Take an owner's quota away."""
@@ -484,6 +484,10 @@ def _made(shape: type[T], message: Any) -> T:
 
 def _mirror(one: shard_pb2.Mirror) -> Mirror:
     return replace(_made(Mirror, one), refs=tuple(one.refs))
+
+
+def _quota(one: shard_pb2.Quota) -> OwnerQuota:
+    return replace(_made(OwnerQuota, one), uncounted=tuple(one.uncounted))
 
 
 def _progress(step: shard_pb2.OperationProgress) -> Progress:

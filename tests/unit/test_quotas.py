@@ -14,6 +14,7 @@ from served import small_repository
 
 from shardgit import faultpoints
 from shardgit.errors import (
+    Conflict,
     InvalidArgument,
     InvalidRepositoryName,
     JournalCorrupt,
@@ -22,6 +23,7 @@ from shardgit.errors import (
     StorageFull,
 )
 from shardgit.journal.interface import END, end_of
+from shardgit.journal.operations import read_operation
 from shardgit.journal.quota_records import (
     QuotaRecord,
     Usage,
@@ -31,6 +33,8 @@ from shardgit.journal.quota_records import (
 from shardgit.node import create_store, open_store
 from shardgit.objects import ObjectType
 from shardgit.oid import RepositoryId
+from shardgit.operate.gc import KIND, GcLast, GcOptions, gc
+from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
 from shardgit.operate.undeleting import undelete_repository
 from shardgit.refs.log import LogNote
@@ -310,18 +314,132 @@ def test_pushes_to_one_repository_do_not_share_the_last_room(store: Store) -> No
 
 def test_a_fork_counts_what_it_added(store: Store) -> None:
     push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
-    Quotas(store).set("ann", bytes_max=20_000)
-    Repositories(store).fork("team/a", "ann/a")
-    push(store, "ann/a", MAIN, one, two := commit(one, size=10_000), two)
-    state = Quotas(store).get("ann")
-    assert 10_000 < state.used_bytes < 12_000
-    assert state.used_objects == 3
+    Repositories(store).fork("team/a", "team/f")
+    limit(store, "team/f", bytes=20_000)
+    push(store, "team/f", MAIN, one, two := commit(one, size=10_000), two)
+    takes = used(store, "team/f")
+    assert 10_000 < takes.bytes < 12_000
+    assert takes.objects == 3
     with store.journal.snapshot() as snapshot:
-        fork, source = (store.repository(snapshot, name) for name in ("ann/a", "team/a"))
+        fork, source = (store.repository(snapshot, name) for name in ("team/f", "team/a"))
     assert counted(store, fork).all_objects == 3  # as gc would count it
     assert counted(store, source).all_objects == 3
     assert 10_000 < counted(store, fork).git_bytes < 12_000
-    refused(start(store, "ann/a", MAIN, two, three := commit(two, size=10_000), three))
+    refused(start(store, "team/f", MAIN, two, three := commit(two, size=10_000), three))
+
+
+async def test_a_fork_of_another_owners_repository_counts_all_of_it(store: Store) -> None:
+    push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
+    await lfs(store, "team/a", b"a" * 600)
+    quotas = Quotas(store)
+    quotas.set("ann", bytes_max=20_000)
+    with pytest.raises(QuotaExceeded):
+        Repositories(store).fork("team/a", "ann/a")
+    quotas.set("ann", bytes_max=50_000)
+    Repositories(store).fork("team/a", "ann/a")
+    state = quotas.get("ann")
+    assert 30_600 < state.used_bytes < 32_000
+    assert state.used_objects == 4
+    push(store, "ann/a", MAIN, one, two := commit(one, size=10_000), two)
+    quotas.recount("ann")
+    assert quotas.get("ann").used_objects == 7
+    Repositories(store).rename("ann/a", "team/f")  # where what it was forked from counts, too
+    quotas.set("ted", objects_max=100)
+    Repositories(store).rename("team/f", "ted/f")
+    assert quotas.get("ted").used_objects == 7
+
+
+async def test_who_forks_and_deletes_what_was_forked_has_no_room_for_nothing(store: Store) -> None:
+    quotas = Quotas(store)
+    quotas.set("team", bytes_max=50_000)
+    push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
+    await lfs(store, "team/a", b"a" * 600)
+    Repositories(store).fork("team/a", "team/f")
+    full = quotas.get("team").used_bytes
+    assert full > 30_600
+    Repositories(store).delete("team/a")
+    assert quotas.get("team").used_bytes == full
+    refused(start(store, "team/b", MAIN, None, two := commit(size=30_000), two))
+    collected(store, GcOptions(grace_s=3_600, orphan_age_s=0, wait_s=5))
+    assert quotas.get("team").used_bytes == full
+    collected(store, AT_ONCE)  # drops it; the fork pays from now on
+    assert quotas.get("team").used_objects == 4
+    assert quotas.get("team").used_bytes > 30_600
+    assert usages(store) == 3  # the quota, team/f and team/b
+    refused(start(store, "team/b", MAIN, None, two, two))
+    Repositories(store).delete("team/f")
+    assert quotas.get("team").used_bytes == 0
+    push(store, "team/b", MAIN, None, two, two)
+
+
+def test_a_chain_of_forks_that_are_deleted_counts_until_gc_drops_it(store: Store) -> None:
+    quotas, repositories = Quotas(store), Repositories(store)
+    quotas.set("team", bytes_max=100_000)
+    push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
+    repositories.fork("team/a", "team/f")
+    repositories.fork("team/f", "team/g")
+    repositories.delete("team/f")
+    repositories.delete("team/a")
+    assert quotas.get("team").used_bytes > 30_000
+    undelete_repository(store, "team/a", note=LogNote("", "undelete"))
+    assert 30_000 < quotas.get("team").used_bytes < 40_000
+
+
+def test_a_fork_that_is_made_as_its_source_is_deleted_leaves_the_count(store: Store) -> None:
+    quotas = Quotas(store)
+    quotas.set("team", bytes_max=50_000)
+    push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
+    forked: list[str] = []
+
+    def hook(name: str) -> None:
+        if name == "repository.before_delete" and not forked:
+            forked.append(name)
+            Repositories(store).fork("team/a", "team/f")
+
+    with faultpoints.listening(hook), pytest.raises(Conflict):
+        Repositories(store).delete("team/a")
+    Repositories(store).delete("team/a")
+    assert quotas.get("team").used_bytes > 30_000
+
+
+def test_a_damaged_repository_ends_neither_gc_nor_a_quota(tmp_path: Path) -> None:
+    create_store(tmp_path / "s")
+    source = small_repository(tmp_path / "source")
+    with open_store(tmp_path / "s") as store:
+        for name in ("team/a", "team/c"):
+            import_repository(store, name, str(source))
+        before = {block for block, _ in store.blocks.scan_sync()}
+        import_repository(store, "team/b", str(source))
+        mine = {block for block, _ in store.blocks.scan_sync()} - before
+        store.blocks.delete_many_sync(sorted(mine))
+        with store.journal.snapshot() as snapshot:
+            pool = store.repository(snapshot, "team/b").pool
+    with open_store(tmp_path / "s") as store:  # that has nothing of it in memory
+        state = Quotas(store).set("team", bytes_max=1 << 30)
+        assert state.uncounted == ("team/b",)
+        assert usages(store) == 1 + 2
+        done = gc(store, AT_ONCE, control=silent_control())
+        assert set(done.damaged) == {pool.hex()}
+        with store.journal.snapshot() as snapshot:
+            assert read_operation(snapshot, KIND, GcLast).record is not None
+
+
+def test_gc_counts_what_a_killed_quota_set_left_uncounted(store: Store) -> None:
+    push(store, "team/a", MAIN, None, one := commit(size=30_000), one)
+    limit(store, "team/b", objects=9)
+    push(store, "team/b", MAIN, None, one, one)
+
+    def hook(name: str) -> None:
+        if name == "quota.after_set":
+            raise KeyboardInterrupt
+
+    with faultpoints.listening(hook), pytest.raises(KeyboardInterrupt):
+        Quotas(store).set("team", bytes_max=50_000)
+    with store.journal.snapshot() as snapshot:
+        record = store.repository(snapshot, "team/a")
+        assert snapshot.get(usage_key("team", record.id)) is None
+    collected(store, AT_ONCE)
+    assert Quotas(store).get("team").used_bytes > 60_000
 
 
 def test_gc_gives_room_back(store: Store) -> None:

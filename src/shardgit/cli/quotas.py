@@ -65,6 +65,10 @@ def set_(
             ),
         )
         _print([found], json=json)
+        for name in () if json else found.uncounted:
+            typer.echo(
+                f"{name} is damaged and was not counted; once it is mended gc counts it", err=True
+            )
 
 
 @app.command("list")

@@ -7,7 +7,7 @@ Each step makes garbage of the next. Killed at any point it has done a part, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock
@@ -136,12 +136,13 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
         damaged=damaged | swept.damaged,
         seconds=clock.monotonic() - begun,
     )
-    if not options.dry_run:
-        recount_all(store, only, pace=lambda: control.pace(0))
-    if only is None and not options.dry_run:
+    if options.dry_run:
+        return done
+    if only is None:  # before all is counted, which is none of what there was to collect
         last = GcLast(clock.now_ms(), done.dropped_objects, done.bytes_freed, done.blocks_waiting)
         store.journal.commit_sync([], [put_operation(KIND, last)])
-    return done
+    recounted = recount_all(store, only, pace=lambda: control.pace(0))
+    return replace(done, damaged=recounted.damaged | done.damaged)
 
 
 def _objects(

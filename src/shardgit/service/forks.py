@@ -18,7 +18,7 @@ from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, RepositoryExists
 from shardgit.journal.interface import Compare, Put
 from shardgit.journal.mode import check_mode
-from shardgit.journal.quota_records import Usage
+from shardgit.journal.quota_records import Usage, quota_key
 from shardgit.journal.records import (
     NameRecord,
     RepositoryRecord,
@@ -32,7 +32,7 @@ from shardgit.refs.log import LogNote
 from shardgit.refs.ref import Ref
 from shardgit.service.lfs import fork_operations
 from shardgit.service.names import check_repository_name
-from shardgit.service.quotas import joined
+from shardgit.service.quotas import joined, leaned_on
 from shardgit.service.settings import (
     FetchSettings,
     ReceiveSettings,
@@ -41,6 +41,7 @@ from shardgit.service.settings import (
     encode_settings,
     settings_of,
 )
+from shardgit.service.usages import inherited, owner_of
 
 if TYPE_CHECKING:
     from shardgit.oid import RepositoryId
@@ -79,6 +80,7 @@ def sibling(
             number = allocate_repository(snapshot)
             record = _record_of(number.id, target, origin)
             owned = joined(store, snapshot, record, Usage())
+            lean = leaned_on(snapshot, origin, owner_of(target))
         # commit point: before it there is nothing, after it the repository is there, empty.
         faultpoints.reach("fork.before_commit")
         done = store.try_commit(
@@ -87,12 +89,14 @@ def sibling(
                 Compare(repository_key(origin.id), stands.revision if stands else 0),
                 number.condition,
                 *owned[0],
+                *lean[0],
             ],
             [
                 number.operation,
                 Put(name_key(target), NameRecord(number.id).encode()),
                 Put(repository_key(number.id), record.encode()),
                 *owned[1],
+                *lean[1],
                 *first_steps(record, _UNBORN, note or LogNote("", f"fork of {source}")),
             ],
         )
@@ -127,7 +131,11 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
             lfs = fork_operations(snapshot, origin, number.id)
             grafts, unchanged = store.grafts_row(snapshot, origin)
             record = _record_of(number.id, target, origin)
-            owned = joined(store, snapshot, record, Usage())
+            owner = owner_of(target)
+            counts = snapshot.get(quota_key(owner)) is not None
+            begins = inherited(store, origin, owner) if counts else Usage()
+            owned = joined(store, snapshot, record, begins)
+            lean = leaned_on(snapshot, origin, owner)
         said = note or LogNote("", f"fork of {source}")
         # commit point: before it there is no fork, and at most a block that nothing names; after it
         # the fork is whole.
@@ -139,6 +147,7 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
                 unchanged,
                 *shared.change.conditions,
                 *owned[0],
+                *lean[0],
             ],
             [
                 number.operation,
@@ -147,6 +156,7 @@ def _fork(store: Store, source: str, target: str, note: LogNote | None) -> Repos
                 *shared.change.operations,
                 *lfs,
                 *owned[1],
+                *lean[1],
                 *store.graft_steps(record, NO_GRAFTS, grafts),
                 *first_steps(record, head or _UNBORN, said, shared.head),
             ],

@@ -7,11 +7,18 @@ repository's count (service/usages.py) with it, by compare-and-set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardgit import faultpoints
-from shardgit.errors import Conflict, InvalidArgument, QuotaExceeded, QuotaMissing
+from shardgit.errors import (
+    Conflict,
+    DataLoss,
+    InvalidArgument,
+    QuotaExceeded,
+    QuotaMissing,
+    RepositoryMissing,
+)
 from shardgit.journal.interface import (
     Compare,
     CompareRange,
@@ -25,12 +32,15 @@ from shardgit.journal.quota_records import (
     QuotaRecord,
     Usage,
     quota_key,
+    split_usage_key,
     usage_key,
     usages_prefix,
 )
 from shardgit.journal.records import (
     NameRecord,
     RepositoryRecord,
+    decode_deleted,
+    deleted_key,
     name_key,
     repository_key,
 )
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardgit.journal.interface import Condition, JournalSnapshot, Operation
+    from shardgit.oid import RepositoryId
     from shardgit.service.store import Store
 
 ROUNDS_MAX = 16
@@ -61,6 +72,9 @@ class OwnerQuota:
     used_bytes: int
     used_objects: int
     used_repositories: int
+    uncounted: tuple[
+        str, ...
+    ] = ()  # repositories that could not be counted when it was set: damaged
 
 
 # ---- commits ----
@@ -126,6 +140,47 @@ def left(record: RepositoryRecord) -> Operation:
     return Delete(usage_key(owner_of(record.name), record.id))
 
 
+def gone(
+    snapshot: JournalSnapshot, record: RepositoryRecord
+) -> tuple[list[Condition], list[Operation]]:
+    """Return what a commit needs that deletes a repository: its room is free again.
+
+    But for one with forks of the same owner's: they count nothing that it reaches, so that it goes on counting until gc
+    drops it, and they all that they reach from then on.
+    """
+    owner = owner_of(record.name)
+    row = snapshot.get(usage_key(owner, record.id))
+    if row is None:
+        return [], []
+    conditions: list[Condition] = [Compare(row.key, row.revision)]  # who forks it puts it anew
+    return conditions, ([] if _has_forks(snapshot, owner, record.id) else [left(record)])
+
+
+def leaned_on(
+    snapshot: JournalSnapshot, origin: RepositoryRecord, owner: str
+) -> tuple[list[Condition], list[Operation]]:
+    """Return what the commit of a fork needs so that its source is not deleted and its count with it at that moment."""
+    row = snapshot.get(usage_key(owner, origin.id))
+    return ([Compare(row.key, row.revision)], [Put(row.key, row.value)]) if row else ([], [])
+
+
+def _has_forks(snapshot: JournalSnapshot, owner: str, repository: RepositoryId) -> bool:
+    """Say whether one of an owner's repositories, deleted ones that count among them, is a fork of one."""
+    usages, names = usages_prefix(owner), name_key(owner + "/")
+    found = {split_usage_key(row.key)[1] for row in snapshot.range(usages, end_of(usages))}
+    rows = [snapshot.get(name_key(owner)), *snapshot.range(names, end_of(names))]
+    found.update(NameRecord.decode(row.value).id for row in rows if row is not None)
+    return any(_parent(snapshot, number) == repository for number in found)
+
+
+def _parent(snapshot: JournalSnapshot, repository: RepositoryId) -> int:
+    row = snapshot.get(repository_key(repository))
+    if row is not None:
+        return RepositoryRecord.decode(row.value).parent
+    deleted = snapshot.get(deleted_key(repository))
+    return RepositoryRecord.decode(decode_deleted(deleted.value)[1]).parent if deleted else 0
+
+
 def moved(
     store: Store, snapshot: JournalSnapshot, before: RepositoryRecord, after: RepositoryRecord
 ) -> tuple[list[Condition], list[Operation]]:
@@ -133,7 +188,8 @@ def moved(
     if owner_of(before.name) == owner_of(after.name):
         return [], []
     row = snapshot.get(usage_key(owner_of(before.name), before.id))
-    usage = Usage.decode(row.value) if row is not None else None
+    # What a fork counts depends on whose the one is that it was forked from.
+    usage = Usage.decode(row.value) if row is not None and not before.parent else None
     conditions, operations = joined(store, snapshot, after, usage)
     if row is not None:
         conditions.append(Compare(row.key, row.revision))
@@ -259,14 +315,21 @@ class Quotas:
                 [Put(quota_key(owner), new.encode())],
             ):
                 faultpoints.reach("quota.after_set")
-                self.recount(owner)
-                return self.get(owner)
+                uncounted = self.recount(owner)
+                return replace(self.get(owner), uncounted=uncounted)
         raise Conflict("quota is being changed by many at once", owner=owner)
 
-    def recount(self, owner: str) -> int:
-        """Count an owner's repositories anew; returns how many counts changed."""
-        members = Members()
-        return sum(recount(self.store, record, members) for record in self._records(owner))
+    def recount(self, owner: str) -> tuple[str, ...]:
+        """Count an owner's repositories anew; returns those that are too damaged for it."""
+        members, damaged = Members(), list[str]()
+        for record in self._records(owner):
+            try:
+                recount(self.store, record, members)
+            except DataLoss:
+                damaged.append(record.name)
+            except RepositoryMissing:
+                continue  # deleted meanwhile
+        return tuple(damaged)
 
     def _records(self, owner: str) -> list[RepositoryRecord]:
         low = name_key(owner + "/")

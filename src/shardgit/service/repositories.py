@@ -24,7 +24,7 @@ from shardgit.service.access import Action
 from shardgit.service.forks import fork
 from shardgit.service.look import Look
 from shardgit.service.names import check_repository_name
-from shardgit.service.quotas import left, moved
+from shardgit.service.quotas import gone, moved
 from shardgit.service.usages import NOT_COUNTED, Used, stored_bytes, used
 from shardgit.service.writable import check_record, reason_of, writable
 
@@ -147,6 +147,7 @@ class Repositories:
             record = held.record
             row = snapshot.get(name_key(name))
             change = self.store.refs.remark(snapshot, record, note or LogNote("", "delete"))
+            counts = gone(snapshot, record)
         # commit point: before it the repository is there, after it the name is free.
         faultpoints.reach("repository.before_delete")
         done = self.store.try_commit(
@@ -154,10 +155,11 @@ class Repositories:
                 Compare(name_key(name), row.revision if row else 0),
                 held.unchanged,
                 *change.conditions,
+                *counts[0],
             ],
             [
                 *change.operations,
-                left(record),
+                *counts[1],
                 Delete(name_key(name)),
                 Delete(repository_key(record.id)),
                 Put(deleted_key(record.id), encode_deleted(clock.now_ms(), record)),
