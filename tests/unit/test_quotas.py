@@ -151,6 +151,24 @@ async def test_lfs_objects_count_and_are_refused(store: Store) -> None:
     await lfs(store, "team/b", b"b" * 600)
 
 
+async def test_an_lfs_upload_that_loses_to_many_others_is_taken_at_last(store: Store) -> None:
+    limit(store, "team/a", bytes=100_000)
+    made, count = [commit()], 0
+    push(store, "team/a", MAIN, None, made[0], made[0])
+
+    def hook(name: str) -> None:
+        nonlocal count
+        if name == "lfs.before_commit" and count < 20:
+            count += 1
+            made.append(commit(made[-1], size=30))
+            push(store, "team/a", MAIN, made[-2], made[-1], made[-1])
+
+    with faultpoints.listening(hook):
+        await lfs(store, "team/a", b"a" * 600)
+    assert count == 20
+    assert used(store, "team/a").objects == 3 * 21 + 1
+
+
 def test_an_import_over_the_quota_leaves_no_refs(store: Store, tmp_path: Path) -> None:
     source = small_repository(tmp_path / "source")
     limit(store, "team/a", objects=5)

@@ -6,6 +6,7 @@ See docs/formats/lfs.md.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,10 @@ if TYPE_CHECKING:
 OID_BYTES = 32
 SOURCES_MAX = 1_024  # sources of a fork of a fork of a fork ...
 PUT_PARTS = 4  # parts of one put, hence of one fsync; an upload holds twice that at most
-ROUNDS_MAX = 16
+ROUNDS_MAX = (
+    256  # tries against other writers of the repository's count; each round one of them wins
+)
+PAUSE_S = 0.02  # at most, between two of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +332,7 @@ class _Upload:
                 faultpoints.reach("lfs.after_commit")
                 return
             self._named = False
+            clock.sleep(PAUSE_S * os.urandom(1)[0] / 256)  # who lost together does not meet again
         raise Conflict("lfs object is being stored by many at once", oid=self.oid.hex())
 
     def _admitted(self, snapshot: JournalSnapshot) -> tuple[list[Condition], list[Operation]]:
