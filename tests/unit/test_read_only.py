@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gcing import MAIN, ME, commit, push, start
+from gcing import AT_ONCE, MAIN, ME, commit, push, start
 from served import shardgit as command
 from served import small_repository
 
@@ -15,8 +16,12 @@ from shardgit.journal.interface import Delete, DeleteRange, Put
 from shardgit.journal.mode import ModeRecord, fences_of
 from shardgit.node import create_store, open_store
 from shardgit.objects import ObjectType
+from shardgit.operate.compact import compact_repository
+from shardgit.operate.gc import gc
 from shardgit.operate.maintenance import Maintenance, Plan
+from shardgit.operate.operation import silent_control
 from shardgit.operate.settle import settle
+from shardgit.operate.shrinking import compact_shards
 from shardgit.refs.log import LogNote
 from shardgit.refs.update import ANY, RefUpdate
 from shardgit.service.access import trusted
@@ -190,6 +195,33 @@ def test_a_read_only_store_is_not_settled(store: Store) -> None:
     set_mode(store, read_only=False)
     Maintenance(store, Plan(settle_age_s=0, gc_interval_s=0)).round()
     assert store.journal.revision() > revision
+
+
+def test_a_read_only_store_is_neither_collected_nor_compacted_by_hand(
+    store: Store, tmp_path: Path
+) -> None:
+    import_repository(store, "demo", str(small_repository(tmp_path / "source")))
+    Repositories(store).delete("demo")
+    store.create_repository("other")
+    close_store(store)
+    with store.journal.snapshot() as snapshot:
+        revision = snapshot.revision
+    blocks = {block for block, _ in store.blocks.scan_sync()}
+    files = sorted(store.scratch.parent.rglob("*.mdb"))
+    inodes = [(path, path.stat().st_ino) for path in files]
+    for work in (
+        lambda control: gc(store, AT_ONCE, control=control),
+        lambda control: compact_shards(store, force=True, control=control),
+        lambda control: compact_repository(store, "other", control=control, full=True),
+    ):
+        with pytest.raises(ReadOnly):
+            work(silent_control())
+    assert store.journal.revision() == revision
+    assert {block for block, _ in store.blocks.scan_sync()} == blocks
+    assert [(path, path.stat().st_ino) for path in files] == inodes
+    assert gc(store, replace(AT_ONCE, dry_run=True), control=silent_control()).dry_run
+    set_mode(store, read_only=False)
+    assert gc(store, AT_ONCE, control=silent_control()).blocks_deleted
 
 
 def test_health_warns_of_a_read_only_store(store: Store) -> None:

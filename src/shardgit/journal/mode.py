@@ -71,6 +71,12 @@ def check_mode(snapshot: JournalSnapshot) -> None:
         raise ReadOnly("store is read-only", why=mode.why)
 
 
+def check_writable(journal: Journal) -> None:
+    """Raise ReadOnly when a journal's store takes no changes: for what writes or deletes blocks before it commits."""
+    with journal.snapshot() as snapshot:
+        check_mode(snapshot)
+
+
 def fences_of(operations: Sequence[Operation]) -> tuple[Compare, ...]:
     """Return the condition that the store takes what a commit would change."""
     keys = (each.low if isinstance(each, DeleteRange) else each.key for each in operations)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from shardgit import clock, faultpoints
 from shardgit.errors import Conflict, DataLoss, StorageFull
 from shardgit.journal.interface import Delete
+from shardgit.journal.mode import check_writable
 from shardgit.journal.operations import operation_key, put_operation, read_operation
 from shardgit.lmdbenv import NO_SPACE
 from shardgit.oid import HashKind
@@ -241,8 +242,9 @@ def compact(store: Store, pool: PoolId, *, control: Control, full: bool = False)
 
     Killed at any moment a step has happened or it has not; what is begun again begins with what is left.
     Errors: Refused when the pool is being compacted already, Conflict when another writer of runs won again and again,
-    LimitExceeded, StorageFull, Stopped.
+    LimitExceeded, ReadOnly, StorageFull, Stopped.
     """
+    check_writable(store.journal)
     # The lease keeps gc from the blocks that are put before a swap names them.
     with running(store, f"compact-{pool.hex()[:8]}"), store.lease():
         settle(store, pool)

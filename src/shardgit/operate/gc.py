@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import clock
 from shardgit.errors import DataLoss, RepositoryMissing, StorageFull
+from shardgit.journal.mode import check_writable
 from shardgit.journal.operations import put_operation
 from shardgit.operate.condemning import Policy
 from shardgit.operate.operation import running
@@ -84,12 +85,14 @@ def gc(store: Store, options: GcOptions | None = None, *, control: Control) -> G
     """Drop what nothing needs any more, while the store is served.
 
     Without room to write runs anew it deletes the blocks that nothing names all the same.
-    Errors: Refused when another gc runs, RepositoryMissing, Stopped, StorageFull.
+    Errors: Refused when another gc runs, RepositoryMissing, ReadOnly but for ``dry_run``, Stopped, StorageFull.
     """
     options = options or GcOptions()
     begun = clock.monotonic()
     limits = store.limits
     grace_ms = _ms(options.grace_s, limits.gc_grace_s)
+    if not options.dry_run:
+        check_writable(store.journal)
     with running(store, KIND):
         only = _pool_of(store, options.repository)
         trimmed = trim(

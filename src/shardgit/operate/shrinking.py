@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.shrinking import clear_left_environments, shrink
 from shardgit.errors import ShardMissing
+from shardgit.journal.mode import check_writable
 from shardgit.operate.operation import running
 from shardgit.progress import Progress
 
@@ -47,8 +48,9 @@ def compact_shards(
     """Copy shards (all without ``numbers``) whose files are more than 15% free into fresh files, and swap these in.
 
     ``force`` copies them however full they are. Processes that serve go on, and take the new file over within seconds.
-    Errors: ShardMissing, StorageFull when there is no room beside the old file, Refused, Stopped.
+    Errors: ShardMissing, StorageFull when there is no room beside the old file, ReadOnly, Refused, Stopped.
     """
+    check_writable(store.journal)
     with running(store, COMPACTING):
         stats = store.routed.stats()
         for number in numbers:
