@@ -292,7 +292,10 @@ async def _look_around(store: Store) -> None:
 async def _measure(meters: Meters) -> None:
     """Have metrics told what the store keeps and has waiting."""
     while True:
-        meters.look()
+        try:
+            meters.look()
+        except Exception as error:  # once more in a moment
+            telemetry.log().error("not_measured", exc_info=error)
         await asyncio.sleep(MEASURE_EVERY_S)
 
 

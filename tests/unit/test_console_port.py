@@ -420,6 +420,25 @@ async def test_a_browser_that_takes_nothing_is_dropped(
         assert (await here.get("/livez"))[0] == 200
 
 
+async def test_the_history_goes_on_behind_a_file_that_could_not_be_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shardgit.console.snapshot.UNWATCHED_S", 0.05)
+    (tmp_path / "metrics").mkdir()
+    empty = tmp_path / "metrics" / "counter_7.db"
+    empty.touch()
+    seen = ""
+    async with port(store, tmp_path) as here, asyncio.timeout(60):
+        while "history_not_kept" not in seen:
+            await asyncio.sleep(0.01)
+            captured = capfd.readouterr()
+            seen += captured.out + captured.err
+        assert here.admin._snapshots.points(-1) == []
+        empty.unlink()
+        while not here.admin._snapshots.points(-1):
+            await asyncio.sleep(0.01)
+
+
 # ---- workers that are stuck
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from reference.gits import make_history
 
-from shardgit import telemetry
+from shardgit import telemetry, worker
 from shardgit.errors import Conflict
 from shardgit.journal.interface import Compare, Put
 from shardgit.node import create_store, open_store
@@ -17,6 +17,7 @@ from shardgit.protocol.upload_pack import LsRefs
 from shardgit.service.fetch import FetchService
 from shardgit.service.importing import import_repository
 from shardgit.service.meters import Meters
+from shardgit.workers import meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +77,24 @@ async def test_jobs_that_wait_and_threads_that_work_are_seen(store: Store) -> No
     meters.look()
     assert value("shardgit_threads", state="idle") == threads
     assert value("shardgit_queue_jobs", queue="threads") == 0
+
+
+async def test_a_look_that_fails_is_not_the_last(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MEASURE_EVERY_S", 0.01)
+    meters, looks = Meters(store, FetchService(store, version="0")), []
+    again = asyncio.Event()
+
+    def fails() -> None:
+        looks.append(1)
+        if len(looks) > 1:
+            again.set()
+        raise OSError("no space")
+
+    monkeypatch.setattr(meters, "look", fails)
+    async with meanwhile(worker._measure(meters), "measure"), asyncio.timeout(30):
+        await again.wait()
 
 
 def test_commits_are_counted_by_what_came_of_them(store: Store) -> None:

@@ -72,10 +72,14 @@ class Snapshots:
 
     async def keep_history(self) -> None:
         """Look at the counters once in a while; has no end."""
-        await self._sample(0.0)
+        age_s = 0.0
         while True:
+            try:
+                await self._sample(age_s)
+            except Exception as error:  # once more in a while
+                telemetry.log().error("history_not_kept", exc_info=error)
+            age_s = UNWATCHED_S - 1
             await asyncio.sleep(UNWATCHED_S)
-            await self._sample(UNWATCHED_S - 1)
 
     async def make(self) -> Snapshot:
         """Return how things are now."""
