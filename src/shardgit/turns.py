@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+MAINTENANCE = "maintenance"  # the turn of whose rounds go over the store
+
 
 class Turn(Protocol):
     """A turn that is ours until it is given back or the process dies."""

@@ -138,6 +138,7 @@ async def _serve(config: ServeConfig, place: Place, opened: Opened) -> None:
         tls=tls,
         servicer=servicer,
         connection_s=config.grpc_connection_s,
+        maintains=config.maintenance != "off",
     )
     reporter = Reporter(store, place.number, servicer, SERVICES)
     desk = Desk(store, doorkeeper_of(config, store.journal, required=True))

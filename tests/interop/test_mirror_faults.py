@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from served import clean_environment, git, small_repository
+from served import clean_environment, git, serving, shardgit, small_repository
 
 from shardgit.errors import InvalidArgument, ReadOnly, Refused, StoreBusy
 from shardgit.node import create_store, open_store
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shardgit.journal.interface import Condition, Operation
+    from shardgit.progress import Progress
+    from shardgit.service.mirrors import Mirror
     from shardgit.service.store import Store
 
 pytestmark = pytest.mark.interop
@@ -286,3 +288,75 @@ def test_a_mirror_that_is_refused_leaves_no_repository_behind(store: Store, sour
         with pytest.raises(InvalidArgument):
             Mirrors(store).add("copy", plan, NOTE)
         assert Repositories(store).list() == []
+
+
+# ---- asked for
+
+
+def test_who_asks_while_a_mirror_is_synced_is_answered_by_another_sync(
+    store: Store, source: Source
+) -> None:
+    follow(store, source)
+    mirrors = Mirrors(store)
+    asked: list[Mirror] = []
+
+    def push(_: Progress) -> None:
+        """Ask, with something new, once the source was listed."""
+        if not asked and source.asked.count("advertisement") == 2:
+            git(source.folder, "branch", "late")
+            asked.append(mirrors.hasten("copy"))
+
+    state = sync_mirror(store, "copy", NO_CREDENTIALS, progress=push)
+    assert asked[0].asked == 1
+    assert (state.asked, state.answered, state.due_ms, state.failures) == (1, 0, 0, 0)
+    assert rounds_until_idle(MirrorRounds(store, NO_CREDENTIALS)) == 1
+    state = mirrors.get("copy")
+    assert state.answered == 1
+    assert state.due_ms == state.tried_ms + 300_000
+    assert "refs/heads/late" in refs_of(store, "copy")
+
+
+def test_a_failure_answers_who_asked_before_it_alone(store: Store, source: Source) -> None:
+    follow(store, source)
+    mirrors = Mirrors(store)
+    mirrors.hasten("copy")
+    source.alone = True
+    with pytest.raises(Refused):
+        sync_mirror(store, "copy", NO_CREDENTIALS)
+    state = mirrors.get("copy")
+    assert (state.asked, state.answered, state.failures) == (1, 1, 1)
+    assert state.due_ms > state.tried_ms
+    with pytest.raises(Refused):
+        sync_mirror(store, "copy", NO_CREDENTIALS, progress=lambda _: ask(mirrors))
+    state = mirrors.get("copy")
+    assert (state.answered, state.due_ms, state.failures) == (1, 0, 2)
+    assert state.asked > 1
+
+
+def ask(mirrors: Mirrors) -> None:
+    mirrors.hasten("copy")
+
+
+def test_a_sync_that_nobody_can_do_is_refused_at_once(tmp_path: Path, source: Source) -> None:
+    create_store(tmp_path / "data")
+    with serving(
+        tmp_path / "data", "--workers", "1", environment={"SHARDGIT_MAINTENANCE": "off"}
+    ) as server:
+        words = ("--server", server.grpc)
+        assert shardgit("mirror", "add", "copy", source.url, *words, cwd=tmp_path).returncode == 0
+
+        def refused() -> str:
+            done = shardgit("mirror", "sync", "copy", *words, cwd=tmp_path)
+            assert done.returncode == 1
+            return done.stderr
+
+        assert "the maintenance is off" in refused()
+    with serving(tmp_path / "data", "--workers", "1") as server:
+        words = ("--server", server.grpc)
+        config = ("repo", "config", "copy", *words)
+        assert shardgit(*config, "read_only", "true", cwd=tmp_path).returncode == 0
+        assert "repository is read-only" in refused()
+        assert shardgit(*config, "read_only", "false", cwd=tmp_path).returncode == 0
+        mode = ("store", "read-only", "on", "--reason", "moving", *words)
+        assert shardgit(*mode, cwd=tmp_path).returncode == 0
+        assert "store is read-only" in refused()

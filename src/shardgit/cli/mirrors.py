@@ -205,13 +205,13 @@ def remove(
 
 
 def _awaited(client: Operators, before: Mirror) -> Mirror:
-    """Wait until the server has tried."""
+    """Wait until the server has tried anew: what it was at when it was asked may be older."""
     from shardgit.errors import Unavailable
 
     end = time.monotonic() + SYNC_WAIT_S
     while time.monotonic() < end:
         (now,) = client.mirrors(before.repository)
-        if now.tried_ms > before.tried_ms:
+        if now.answered >= before.asked or now.asked < before.asked:  # then it follows another
             return now
         time.sleep(POLL_S)
     raise Unavailable("mirror was not tried in time; is the maintenance on?")

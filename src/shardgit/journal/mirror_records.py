@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +23,8 @@ class _Said(msgspec.Struct, frozen=True):
     synced_ms: int = 0
     failures: int = 0
     error: str = ""
+    asked: int = 0
+    answered: int = 0
 
 
 def mirror_key(repository: RepositoryId) -> bytes:
@@ -32,17 +34,23 @@ def mirror_key(repository: RepositoryId) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MirrorRecord:
-    """When a mirror is due, was tried and was last in step; failures since then, and the last one's words."""
+    """When a mirror is due, was tried and was last in step; failures since then, and the last one's words.
+
+    ``asked`` counts how often somebody wanted it in step at once, ``answered`` how many of these there were when the
+    last try began: no clocks, as those who ask and those who try may be of two machines.
+    """
 
     due_ms: int = 0
     tried_ms: int = 0
     synced_ms: int = 0
     failures: int = 0
     error: str = ""
+    asked: int = 0
+    answered: int = 0
 
     def encode(self) -> bytes:
         """Return the row's value."""
-        said = _Said(self.due_ms, self.tried_ms, self.synced_ms, self.failures, self.error)
+        said = _Said(**{each.name: getattr(self, each.name) for each in fields(self)})
         return bytes([VERSION]) + msgspec.json.encode(said)
 
     @classmethod
@@ -55,4 +63,4 @@ class MirrorRecord:
             said = msgspec.json.decode(data[1:], type=_Said)
         except (msgspec.MsgspecError, RecursionError) as cause:
             raise JournalCorrupt("mirror record does not parse", bytes=len(data)) from cause
-        return cls(said.due_ms, said.tried_ms, said.synced_ms, said.failures, said.error)
+        return cls(**msgspec.structs.asdict(said))

@@ -39,6 +39,7 @@ from shardgit.operate.verifying import VerifyState, verify
 from shardgit.pool.view import PoolView
 from shardgit.service.mirror_credentials import NO_CREDENTIALS, Credentials
 from shardgit.service.mirror_sync import MirrorRounds
+from shardgit.turns import MAINTENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ class Maintenance:
         """Wait for the turn. Errors: Stopped."""
         while True:
             with suppress(ShardgitError):  # etcd is away: later
-                turn = self.store.turns.try_take("maintenance")
+                turn = self.store.turns.try_take(MAINTENANCE)
                 if turn is not None:
                     return turn
             self.control.sleep(TURN_WAIT_S)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from shardgit.errors import Refused
 from shardgit.oid import HashKind
 from shardgit.rpc.notes import note_of
 from shardgit.rpc.status import unary
 from shardgit.service.access import Action, may
 from shardgit.service.mirrors import MirrorPlan, Mirrors
+from shardgit.turns import MAINTENANCE
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class MirrorMethods:
     """The methods about repositories that follow another."""
 
     store: Store
+    maintains: bool  # whether this process, or one like it, brings mirrors in step
 
     @unary
     async def AddMirror(
@@ -59,7 +62,7 @@ class MirrorMethods:
         self, request: shard_pb2.SyncMirrorRequest, _: grpc.aio.ServicerContext
     ) -> shard_pb2.SyncMirrorResponse:
         may(Action.ADMIN, request.repository)
-        before = await self.store.workers.run(Mirrors(self.store).hasten, request.repository)
+        before = await self.store.workers.run(self._hasten, request.repository)
         return shard_pb2.SyncMirrorResponse(mirror=_mirror(before))
 
     @unary
@@ -69,6 +72,11 @@ class MirrorMethods:
         may(Action.ADMIN, request.repository)
         await self.store.workers.run(Mirrors(self.store).remove, request.repository)
         return shard_pb2.RemoveMirrorResponse()
+
+    def _hasten(self, name: str) -> Mirror:
+        if not self.maintains and self.store.turns.note_of(MAINTENANCE) is None:
+            raise Refused("nobody brings mirrors in step: the maintenance is off", repository=name)
+        return Mirrors(self.store).hasten(name)
 
 
 def _mirror(one: Mirror) -> shard_pb2.Mirror:

@@ -63,11 +63,13 @@ async def make_server(
     tls: TlsFiles | None = None,
     servicer: health.aio.HealthServicer | None = None,
     connection_s: float = 0.0,
+    maintains: bool = True,
 ) -> grpc.aio.Server:
     """Return a server bound to ``address`` (shared with the other workers), not yet started.
 
     Streams that have no end of their own are ended once ``stopping`` is set. ``servicer`` tells how the server is.
     A connection is ended, once its calls are, when it has lasted for ``connection_s``; 0: never.
+    ``maintains`` says whether the maintenance is on.
     """
     talks = conversations or Conversations(store, version=VERSION)
     age = [("grpc.max_connection_age_ms", int(connection_s * 1_000))] if connection_s else []
@@ -90,7 +92,9 @@ async def make_server(
     repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoriesService(store), server)  # type: ignore[no-untyped-call]
     ref_pb2_grpc.add_RefServiceServicer_to_server(Refs(store, stopping), server)  # type: ignore[no-untyped-call]
     commit_pb2_grpc.add_CommitServiceServicer_to_server(Commits(store), server)  # type: ignore[no-untyped-call]
-    shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(store), server)  # type: ignore[no-untyped-call]
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        ShardServicer(store, maintains=maintains), server
+    )
     pack_pb2_grpc.add_PackServiceServicer_to_server(Packs(store), server)  # type: ignore[no-untyped-call]
     transport_pb2_grpc.add_TransportServiceServicer_to_server(Transport(talks), server)  # type: ignore[no-untyped-call]
     servicer = servicer or health.aio.HealthServicer()

@@ -62,8 +62,9 @@ class ShardServicer(
 ):
     """ShardService; operations of one noun stand in a mixin of their own."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, maintains: bool = True) -> None:
         self.store = store
+        self.maintains = maintains
 
     @unary
     async def ListShards(

@@ -51,13 +51,14 @@ def sync_mirror(
     Errors: MirrorMissing, StoreBusy while another process is at it; all else that is wrong is noted, and raised.
     """
     mirrors = Mirrors(store)
-    settings = _settings(store, mirrors.get(name).repository)
+    asked = mirrors.get(name).asked
+    settings = _settings(store, name)
     try:
         _sync(store, mirrors, name, credentials, progress)
     except (Stopped, StoreBusy):
         raise
     except Exception as error:  # whatever it was, the others have their turn first
-        _failed(mirrors, name, settings, error)
+        _failed(mirrors, name, settings, error, asked)
         raise
     return mirrors.get(name)
 
@@ -77,7 +78,7 @@ def _sync(
         if not ours:
             _put_off(mirrors, name)
             raise StoreBusy("mirror is being brought in step by another", repository=name)
-        begun_ms = clock.now_ms()
+        begun_ms, asked = clock.now_ms(), mirrors.get(name).asked
         shown = _shown(store, settings, credentials, progress)
         if not _in_step(store, name, settings, shown):
             _Bringing(store, record, settings, credentials, progress).run(_head(shown))
@@ -86,7 +87,13 @@ def _sync(
             tried_ms=begun_ms,
             synced_ms=clock.now_ms(),
         )
-        mirrors.note(name, lambda _: done)
+        mirrors.note(name, lambda now: _answered(now, done, asked))
+
+
+def _answered(before: MirrorRecord, after: MirrorRecord, asked: int) -> MirrorRecord:
+    """Return what is known after a try; who asked since it began wants another one."""
+    due_ms = after.due_ms if before.asked == asked else 0
+    return replace(after, due_ms=due_ms, asked=before.asked, answered=asked)
 
 
 def _put_off(mirrors: Mirrors, name: str) -> None:
@@ -96,20 +103,23 @@ def _put_off(mirrors: Mirrors, name: str) -> None:
         mirrors.note(name, lambda now: replace(now, due_ms=max(now.due_ms, least_ms)))
 
 
-def _failed(mirrors: Mirrors, name: str, settings: MirrorSettings, error: Exception) -> None:
+def _failed(
+    mirrors: Mirrors, name: str, settings: MirrorSettings, error: Exception, asked: int
+) -> None:
     now_ms = clock.now_ms()
 
     def worse(before: MirrorRecord) -> MirrorRecord:
         # What is read-only may be writable at any time, and asks nobody elsewhere.
         doublings = 0 if isinstance(error, ReadOnly) else min(before.failures + 1, 20)
         wait_s = max(min(settings.interval_s << doublings, BACK_OFF_MAX_S), settings.interval_s)
-        return replace(
+        after = replace(
             before,
             due_ms=now_ms + wait_s * 1_000,
             tried_ms=now_ms,
             failures=before.failures + 1,
             error=_words(error),
         )
+        return _answered(before, after, asked)
 
     with suppress(ShardgitError):  # it is gone, or the journal is away: the next round looks again
         mirrors.note(name, worse)

@@ -20,6 +20,7 @@ from shardgit.service.configuring import Configuring
 from shardgit.service.repositories import Repositories
 from shardgit.service.setting_keys import changed
 from shardgit.service.settings import DEFAULTS, check_mirrored, encode_settings, settings_of
+from shardgit.service.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ class Mirror:
     synced_ms: int
     failures: int
     error: str
+    asked: int = 0  # how often somebody wanted it in step at once,
+    answered: int = 0  # and how many of these there were when the last try began
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,10 @@ class Mirrors:
         return [name for _, name in sorted(found)]
 
     def hasten(self, name: str) -> Mirror:
-        """Have a mirror brought in step as soon as somebody can. Errors: MirrorMissing."""
-        self.note(name, lambda now: replace(now, due_ms=0))
+        """Have a mirror brought in step as soon as somebody can. Errors: MirrorMissing, ReadOnly."""
+        with self.store.journal.snapshot() as snapshot:
+            writable(snapshot, self.store.repository(snapshot, name), syncs=True)
+        self.note(name, lambda now: replace(now, due_ms=0, asked=now.asked + 1))
         return self.get(name)
 
     def note(self, name: str, change: Callable[[MirrorRecord], MirrorRecord]) -> None:
@@ -170,4 +175,6 @@ def _mirror(snapshot: JournalSnapshot, record: RepositoryRecord) -> Mirror:
         synced_ms=state.synced_ms,
         failures=state.failures,
         error=state.error,
+        asked=state.asked,
+        answered=state.answered,
     )
