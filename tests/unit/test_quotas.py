@@ -13,6 +13,7 @@ from gcing import AT_ONCE, MAIN, collected, commit, push, start
 from served import small_repository
 
 from shardgit import faultpoints
+from shardgit.cli.quotas import size_of
 from shardgit.errors import (
     Conflict,
     InvalidArgument,
@@ -43,6 +44,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.lfs import LfsObjects
 from shardgit.service.quotas import Quotas, words_of
 from shardgit.service.repositories import Repositories
+from shardgit.service.setting_keys import parse_value
 from shardgit.service.uploading import put_objects
 from shardgit.service.usages import counted, used
 
@@ -519,6 +521,22 @@ def test_rows_hold_what_was_put() -> None:
     for data in (usage.encode()[:-1], b"\0" + usage.encode()[1:], b""):
         with pytest.raises(JournalCorrupt):
             Usage.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("500m", 500 << 20), ("10Gi", 10 << 30), ("2TiB", 2 << 40), (" 7 kb ", 7 << 10)],
+)
+def test_settings_and_quotas_read_the_same_sizes(text: str, size: int) -> None:
+    assert parse_value("quota.bytes", text) == size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "1.5G", "-1", "10Q", "9" * 18 + "T", "9" * 19])
+def test_what_is_no_size_is_refused_by_both(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_value("quota.bytes", text)
+    with pytest.raises(InvalidArgument):
+        size_of(text)
 
 
 def test_a_user_is_told_in_sizes() -> None:

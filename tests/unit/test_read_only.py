@@ -242,6 +242,15 @@ def test_only_what_repositories_hold_is_fenced() -> None:
     assert not fences_of([])
 
 
+def test_where_no_reason_was_given_none_is_shown_as_empty(store: Store) -> None:
+    set_mode(store, read_only=True)
+    with pytest.raises(ReadOnly, match="nobody said why") as caught:
+        Repositories(store).create("other")
+    assert "why=)" not in str(caught.value)
+    with pytest.raises(ReadOnly, match="nobody said why"):
+        Repositories(store).delete("demo")
+
+
 def test_a_mode_that_cannot_be_is_refused(store: Store) -> None:
     for why in ("x" * 1_001, "a\nb"):
         with pytest.raises(InvalidArgument):

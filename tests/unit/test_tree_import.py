@@ -244,6 +244,20 @@ def test_a_read_only_store_takes_no_tree(store: Store, model: Path, tmp_path: Pa
         import_tree(store, tmp_path / "tree")
 
 
+def test_a_receipt_that_cannot_be_written_is_refused_before_the_work(
+    model: Path, tmp_path: Path
+) -> None:
+    create_store(tmp_path / "data")
+    bare(model, tmp_path / "tree" / "a.git")
+    words = ["repo", "import-tree", "tree", "--data", "data", "--receipt"]
+    for receipt in ("missing/import.json", "tree"):
+        done = shardgit(*words, receipt, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "receipt cannot be written there" in done.stderr
+    with open_store(tmp_path / "data") as store:
+        assert Repositories(store).list() == []
+
+
 def test_a_run_that_was_killed_is_begun_again(model: Path, tmp_path: Path) -> None:
     create_store(tmp_path / "data")
     root = tmp_path / "tree"

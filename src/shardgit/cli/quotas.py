@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,8 +19,6 @@ app = typer.Typer(
 OwnerArgument = Annotated[
     str, typer.Argument(metavar="OWNER", help="First part of repository names, such as team.")
 ]
-_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(i?b)?", re.IGNORECASE)
-_SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 @app.command("set")
@@ -134,10 +131,12 @@ def remove(
 
 def size_of(text: str) -> int:
     """Return the bytes in a size such as 500MiB or 10GiB."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    from shardgit.service.sizes import size_in
+
+    size = size_in(text)
+    if size is None:
         raise UsageRefused("not a size; write it as 500MiB or 10GiB", size=text[:50])
-    return int(found[1]) * _SCALE[found[2].lower()]
+    return size
 
 
 def _print(found: list[OwnerQuota], *, json: bool) -> None:

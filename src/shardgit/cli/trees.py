@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardgit.cli.context import FAILED, DataOption, JsonOption, ServerOption, failing, opened_here
+from shardgit.cli.context import (
+    FAILED,
+    DataOption,
+    JsonOption,
+    ServerOption,
+    UsageRefused,
+    failing,
+    opened_here,
+)
 from shardgit.cli.output import plain, plural, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -54,6 +62,8 @@ def import_tree(  # noqa: PLR0913, PLR0917
       shardgit repo import-tree /srv/git --dry-run
       shardgit repo import-tree /srv/git --prefix team/ --receipt import.json
     """
+    with failing(json=json):
+        _check(receipt)
     with failing(json=json), opened_here(server, data, "repo import-tree") as store:
         from shardgit.service.tree_import import TreeOptions
         from shardgit.service.tree_import import import_tree as run
@@ -91,6 +101,15 @@ def _print(done: TreeImported, *, dry_run: bool) -> None:
     count = plural(len(done.entries), "repository").replace("repositorys", "repositories")
     rate = len(done.entries) / done.seconds if done.seconds else 0.0
     typer.echo(f"{count}: {said or 'none'}; {what} in {done.seconds:.1f} s ({rate:.0f}/s)")
+
+
+def _check(receipt: Path | None) -> None:
+    """Refuse a receipt that could not be written once all is done."""
+    if receipt is None:
+        return
+    folder = receipt.parent
+    if receipt.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UsageRefused("receipt cannot be written there", file=str(receipt))
 
 
 def _write(file: Path, done: TreeImported) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shardgit.errors import Conflict, ReadOnly, Unavailable
+from shardgit.errors import Conflict, Unavailable
 from shardgit.journal.interface import (
     Compare,
     CompareRange,
@@ -154,7 +154,7 @@ class MemoryJournal:
             before = self._state
             mode = before.rows.get(MODE_KEY)
             if mode is not None and fences_of(operations):
-                raise ReadOnly("store is read-only", why=ModeRecord.decode(mode.value).why)
+                raise ModeRecord.decode(mode.value).refusal()
             for condition in conditions:
                 check(before.rows, condition)
             rows = dict(before.rows)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MODE_KEY = b"A"
+UNSAID = "nobody said why"
 # Tables that say nothing of what repositories hold: the mode itself, cursors of hooks, settings, public keys,
 # operations, quotas, tokens, the state of mirrors, pins, the nodes of a cluster. What makes, renames or deletes a
 # repository writes other tables besides.
@@ -45,6 +46,10 @@ class ModeRecord:
         """Return the row's value."""
         return bytes([VERSION]) + msgspec.json.encode(_Said(self.why, self.by, self.since_ms))
 
+    def refusal(self) -> ReadOnly:
+        """Return the error for who would change something."""
+        return ReadOnly("store is read-only", why=self.why or UNSAID)
+
     @classmethod
     def decode(cls, data: bytes) -> ModeRecord:
         """Return the record in a row's value; JournalCorrupt when it is off."""
@@ -68,7 +73,7 @@ def check_mode(snapshot: JournalSnapshot) -> None:
     """Raise ReadOnly when the store takes no changes."""
     mode = mode_of(snapshot)
     if mode is not None:
-        raise ReadOnly("store is read-only", why=mode.why)
+        raise mode.refusal()
 
 
 def check_writable(journal: Journal) -> None:

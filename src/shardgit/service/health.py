@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.routed import RoutedStore
 from shardgit.errors import ShardgitError
-from shardgit.journal.mode import mode_of
+from shardgit.journal.mode import UNSAID, mode_of
 from shardgit.journal.records import STORE_KEY
-from shardgit.service.writable import UNSAID
 
 if TYPE_CHECKING:
     from pathlib import Path

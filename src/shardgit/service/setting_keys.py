@@ -11,6 +11,7 @@ import msgspec
 
 from shardgit.errors import InvalidArgument
 from shardgit.service.settings import DEFAULTS, RepositorySettings
+from shardgit.service.sizes import size_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 SECRET_KEYS = ("signed_push.nonce_seed",)  # shown only when asked for by name, never in an error
 HIDDEN = "(secret)"
 _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")
-_SIZE = re.compile(r"(\d{1,18})([kmg]?)i?b?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -121,9 +120,9 @@ def parse_value(key: str, text: str) -> Any:
         if word in _TRUE + _FALSE:
             return word in _TRUE
     elif kind is int:
-        size = _SIZE.fullmatch(text.strip())
-        if size:
-            return int(size[1]) * _UNITS[size[2].lower()]
+        size = size_in(text)
+        if size is not None:
+            return size
     elif kind is str or get_origin(kind) is Literal:
         return text
     elif kind == tuple[str, ...] and not text.lstrip().startswith("["):

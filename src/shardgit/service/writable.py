@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import ReadOnly, RepositoryMissing
 from shardgit.journal.interface import Compare
-from shardgit.journal.mode import check_mode
+from shardgit.journal.mode import UNSAID, check_mode
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.service.remote_url import without_secret
 from shardgit.service.settings import settings_of
 
 if TYPE_CHECKING:
     from shardgit.journal.interface import JournalSnapshot
-
-UNSAID = "nobody said why"
 
 
 @dataclass(frozen=True, slots=True)
