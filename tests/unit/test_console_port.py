@@ -15,12 +15,17 @@ import aiohttp
 import pytest
 from certificates import certificates
 from consoling import BEYOND, Port, Served, port
+from prometheus_client import generate_latest
 from served import small_repository
 
 from shardgit import clock
 from shardgit.console import feed as feeds
+from shardgit.console import gauges
 from shardgit.console.feed import WATCHERS_MAX
+from shardgit.console.gauges import tell_store
 from shardgit.desk import listing
+from shardgit.journal.interface import Put
+from shardgit.journal.operations import operation_key
 from shardgit.node import create_store, open_store
 from shardgit.operate.operation import running, silent_control
 from shardgit.progress import Progress
@@ -437,6 +442,31 @@ async def test_the_history_goes_on_behind_a_file_that_could_not_be_read(
         empty.unlink()
         while not here.admin._snapshots.points(-1):
             await asyncio.sleep(0.01)
+
+
+async def test_a_rebalance_of_a_later_version_hides_nothing_else(
+    store: Store, tmp_path: Path
+) -> None:
+    await store.journal.commit([], [Put(operation_key("rebalance"), b"\xffof another time")])
+    async with port(store, tmp_path) as here:
+        survey = await here.admin.desks.survey()
+        assert len(survey.shards) == 2
+        assert [one.kind for one in survey.ended] == []
+
+
+async def test_of_a_store_that_no_worker_sees_metrics_tell_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    async with port(store, tmp_path) as here:
+        tell_store(await here.admin.desks.survey())
+        told = {name.split("{")[0] for name in generate_latest(gauges.REGISTRY).decode().split()}
+        names = {"shardgit_ring_epoch", "shardgit_ring_moving_partitions", "shardgit_shards"}
+        assert names <= told
+        tell_store(None)
+        words = generate_latest(gauges.REGISTRY).decode().splitlines()
+        assert not [line for line in words if line.split("{")[0].split(" ")[0] in names]
+        tell_store(await here.admin.desks.survey())
+        assert gauges.REGISTRY.get_sample_value("shardgit_ring_epoch") is not None
 
 
 # ---- workers that are stuck

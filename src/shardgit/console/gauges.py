@@ -9,8 +9,30 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from prometheus_client import Metric
+
     from shardgit.report import Hot
     from shardgit.survey import Shard, Survey
+
+
+class _Told(Gauge):
+    """A gauge without labels that has no value until it is told one, and after it was cleared."""
+
+    _is_told = False
+
+    def set(self, value: float) -> None:
+        """Tell a value."""
+        super().set(value)
+        self._is_told = True
+
+    def clear(self) -> None:
+        """Have no value."""
+        self._is_told = False
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the value, if there is one."""
+        return super().collect() if self._is_told else []
+
 
 REGISTRY = CollectorRegistry()
 WORKERS = Gauge("shardgit_workers", "Workers that serve.", registry=REGISTRY)
@@ -64,10 +86,10 @@ SHARD_FILE_BYTES = Gauge(
 SHARD_FREE_BYTES = Gauge(
     "shardgit_shard_free_bytes", "Bytes free on its disk.", ["shard"], registry=REGISTRY
 )
-RING_EPOCH = Gauge(
+RING_EPOCH = _Told(
     "shardgit_ring_epoch", "The ring's epoch, one more with each change.", registry=REGISTRY
 )
-RING_MOVING = Gauge(
+RING_MOVING = _Told(
     "shardgit_ring_moving_partitions",
     "Partitions whose blocks are on their way to another shard, replicas counted.",
     registry=REGISTRY,
@@ -99,7 +121,7 @@ def tell_store(survey: Survey | None) -> None:
     """Tell of a store as it is; of nothing where no worker says how it is."""
     for gauge in (SHARDS, SHARD_PARTITIONS, SHARD_BLOCKS, SHARD_BYTES, SHARD_FILE_BYTES):
         gauge.clear()
-    for gauge in (SHARD_FREE_BYTES, JOURNAL_BYTES, OPERATIONS):
+    for gauge in (SHARD_FREE_BYTES, JOURNAL_BYTES, OPERATIONS, RING_EPOCH, RING_MOVING):
         gauge.clear()
     if survey is None:
         return

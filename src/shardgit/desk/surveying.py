@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def survey(store: Store) -> Survey:
     """Return what the console shows of a store. Errors: as of the journal and the shards."""
     with store.journal.snapshot() as snapshot:
-        ended = _ended(snapshot)
-        moving = read_operation(snapshot, REBALANCE, Rebalance).record
+        moving = _moving(snapshot)
+        ended = _ended(snapshot, moving)
     if store.in_cluster:
         with store.journal.snapshot() as snapshot:
             found = membership(snapshot)
@@ -155,7 +155,14 @@ def _operations(store: Store, moving: Rebalance | None) -> list[Operation]:
     return found
 
 
-def _ended(snapshot: JournalSnapshot) -> list[Ended]:
+def _moving(snapshot: JournalSnapshot) -> Rebalance | None:
+    """Return the last rebalance; None where its row is of another version."""
+    with suppress(ShardgitError):
+        return read_operation(snapshot, REBALANCE, Rebalance).record
+    return None
+
+
+def _ended(snapshot: JournalSnapshot, moved: Rebalance | None) -> list[Ended]:
     """Return what ran last of each kind; a row of another version is passed over."""
     found: list[Ended] = []
     with suppress(ShardgitError):
@@ -173,11 +180,9 @@ def _ended(snapshot: JournalSnapshot) -> list[Ended]:
             count = sum(verified.counts.values())
             words = f"{verified.blocks:,} blocks, {count:,} findings"
             found.append(Ended("verify", verified.finished_ms, words, is_well=not count))
-    with suppress(ShardgitError):
-        moved = read_operation(snapshot, REBALANCE, Rebalance).record
-        if moved is not None and moved.ended:
-            words = f"{moved.state}: {moved.blocks:,} blocks, {_amount(moved.bytes)} moved"
-            found.append(Ended("rebalance", moved.ended_ms, words, is_well=not moved.damaged))
+    if moved is not None and moved.ended:
+        words = f"{moved.state}: {moved.blocks:,} blocks, {_amount(moved.bytes)} moved"
+        found.append(Ended("rebalance", moved.ended_ms, words, is_well=not moved.damaged))
     return sorted(found, key=lambda one: -one.ended_ms)
 
 
