@@ -105,6 +105,23 @@ async def test_on_loopback_its_own_names_are_good(store: Store, tmp_path: Path, 
         assert (await here.get("/metrics", Host=host))[0] == 200
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "unheard-of"])
+async def test_a_page_of_another_site_gets_nothing_and_watches_nothing(
+    store: Store, tmp_path: Path, site: str
+) -> None:
+    Repositories(store).create("demo")
+    async with port(store, tmp_path) as here:
+        for path in PAGES:
+            status, words = await here.get(path, **{"Sec-Fetch-Site": site})
+            assert (status, words) == (403, "this port answers to no page of another site\n")
+        assert here.admin.feed.watchers == 0
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert (await here.get(path, **{"Sec-Fetch-Site": site}))[0] == 200, path
+        for own in ("same-origin", "none"):
+            for path in PAGES:
+                assert (await here.get(path, **{"Sec-Fetch-Site": own}))[0] == 200, path
+
+
 async def test_beyond_loopback_only_who_may_administer_sees_anything(
     store: Store, tmp_path: Path
 ) -> None:

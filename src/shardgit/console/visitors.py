@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shardgit.console.desks import Desks
 
 HEADER_MAX = 4_096
+OWN_SITES = ("same-origin", "none")  # none: an address that was typed, or no browser at all
 
 
 class Sight(enum.Enum):
@@ -42,8 +43,9 @@ class Visitors:
     """Lets visitors in.
 
     On a loopback address everybody may see all, but under names of that address alone: a page of a stranger whose own
-    name leads there is refused. Beyond loopback a visitor shows what may administer the store, unless ``auth`` is off;
-    for METRICS a secret of ``metrics_secret_file`` does as well, also while no worker answers.
+    name leads there is refused. On any address a page of another site gets METRICS at most. Beyond loopback a visitor
+    shows what may administer the store, unless ``auth`` is off; for METRICS a secret of ``metrics_secret_file`` does as
+    well, also while no worker answers.
     """
 
     def __init__(self, config: ServeConfig, desks: Desks) -> None:
@@ -62,6 +64,8 @@ class Visitors:
             raise PermissionRefused(
                 "this port answers to names of loopback alone", host=request.host[:100]
             )
+        if sight is Sight.ALL and request.headers.get("Sec-Fetch-Site", "none") not in OWN_SITES:
+            raise PermissionRefused("this port answers to no page of another site")
         if not self._asks:
             return
         authorization = request.headers.get("Authorization")
