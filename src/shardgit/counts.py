@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import multiprocess
 
 from shardgit.countfile import CountFile
+from shardgit.processes import drop_left, own_prefix, pid_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,11 +28,15 @@ ROOM_BYTES = 32 << 20  # 64 workers count into some 25 MiB
 def count_folder(places: Sequence[Path] = ()) -> Iterator[Path]:
     """Make the folder that workers count into, in the first place that has room for it, else in the last; it goes then.
 
-    The places are memory and where temporary files lie, unless they are given. Errors: OSError.
+    The places are memory and where temporary files lie, unless they are given. What servers left there that were killed
+    goes, too. Errors: OSError.
     """
     places = places or (MEMORY, Path(tempfile.gettempdir()))
+    what = f"shardgit-metrics-{pid_space()}"  # containers may share a place
+    for each in places:
+        drop_left(each, what)
     place = next((one for one in places if _has_room(one)), places[-1])
-    with tempfile.TemporaryDirectory(dir=place, prefix="shardgit-metrics-") as made:
+    with tempfile.TemporaryDirectory(dir=place, prefix=own_prefix(what)) as made:
         yield Path(made)
 
 

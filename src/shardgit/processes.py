@@ -7,7 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["anonymous_bytes", "born", "bound_memory", "drop_left", "own_prefix", "trim"]
+__all__ = [
+    "anonymous_bytes",
+    "born",
+    "bound_memory",
+    "drop_left",
+    "own_prefix",
+    "pid_space",
+    "trim",
+]
 
 # From malloc.h. Pieces of what is sent are 1 MiB at most, and stay in heaps: each mmap is a page fault for each 4 KiB.
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 4 << 20
@@ -35,6 +43,14 @@ def own_prefix(what: str) -> str:
     """Return how the name of a folder begins that nobody needs once this process has ended."""
     pid = os.getpid()
     return f"{what}-{pid}-{born(pid)}-"
+
+
+def pid_space() -> str:
+    """Return which processes are told apart by their numbers: those of other containers have the same ones."""
+    try:
+        return Path("/proc/self/ns/pid").readlink().name.removeprefix("pid:[").removesuffix("]")
+    except OSError:
+        return "0"
 
 
 def drop_left(folder: Path, what: str) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -23,6 +24,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from served import Server, git, serving, shardgit, small_repository
 
+from shardgit.counts import MEMORY
 from shardgit.errors import Refused
 from shardgit.node import check_readers, open_store
 from shardgit.operate.operation import running
@@ -205,6 +207,34 @@ def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
         server.process.kill()
         server.process.wait()
         until(lambda: not any(alive(worker) for worker in workers))
+
+
+def test_what_a_killed_supervisor_leaves_goes_with_the_next_start_and_no_other(
+    data: Path, tmp_path: Path
+) -> None:
+    places = (MEMORY, Path(tempfile.gettempdir()))
+
+    def folders_of(server: Server) -> list[Path]:
+        name = f"shardgit-metrics-*-{server.process.pid}-*"
+        return [found for place in places for found in place.glob(name)]
+
+    with serving(data, "--workers", "1") as killed:
+        (left,) = folders_of(killed)
+        workers = killed.workers()
+        killed.process.kill()
+        killed.process.wait()
+        until(lambda: not any(alive(worker) for worker in workers))
+    assert left.is_dir()
+    other = tmp_path / "other"
+    assert shardgit("init", str(other), cwd=tmp_path).returncode == 0
+    with serving(other, "--workers", "1") as first:
+        assert not left.exists()
+        (mine,) = folders_of(first)
+        with serving(data, "--workers", "1") as second:
+            assert mine.is_dir()
+            assert samples(first)["shardgit_workers"] == 1
+            assert len(folders_of(second)) == 1
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize("key", ["http", "ssh", "grpc", "admin"])
