@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    import msgspec
+
     from shardgit.service.store import Store
 
 PAGES = ("/", "/static/main.js", "/events", "/repositories", "/size?name=demo")
@@ -344,28 +346,47 @@ async def watching(here: Port, **headers: str) -> AsyncIterator[Events]:
 
 
 async def test_browsers_share_one_producer_which_rests_when_nobody_watches(
-    store: Store, tmp_path: Path
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with port(store, tmp_path) as here:
+    monkeypatch.setattr(feeds, "EVERY_S", 0.01)
+    async with port(store, tmp_path) as here, asyncio.timeout(60):
         feed = here.admin.feed
+        produce, go_on, asked = feed._make, asyncio.Semaphore(0), asyncio.Event()
+
+        async def when_told() -> msgspec.Struct:
+            asked.set()
+            await go_on.acquire()
+            return await produce()
+
+        monkeypatch.setattr(feed, "_make", when_told)
         assert feed.produced == 0
         async with AsyncExitStack() as held:
             all_of_them = [await held.enter_async_context(watching(here)) for _ in range(5)]
-            seen = []
-            for each in all_of_them:
-                assert await each.next() == ("history", [])
-                name, snapshot = await each.next()
-                assert name == "now"
-                seen.append(snapshot["time_ms"])
             assert feed.watchers == 5
-            assert feed.produced <= 2
-            assert len(set(seen)) <= 2
-        async with asyncio.timeout(30):
-            while feed.watchers:
-                await asyncio.sleep(0.01)
-        made = feed.produced
-        await asyncio.sleep(1)
-        assert feed.produced == made
+            for number in (1, 2):
+                go_on.release()
+                seen = []
+                for each in all_of_them:
+                    if number == 1:
+                        assert (await each.next())[0] == "history"
+                    name, snapshot = await each.next()
+                    assert name == "now"
+                    seen.append(snapshot["time_ms"])
+                assert feed.produced == number
+                assert len(set(seen)) == 1
+            asked.clear()
+            await asked.wait()  # the third is being made
+        while feed.watchers:
+            await asyncio.sleep(0.01)
+        go_on.release()
+        while feed.produced < 3:
+            await asyncio.sleep(0.01)
+        asked.clear()
+        await asyncio.sleep(0.5)  # five times as long as from one to the next
+        assert not asked.is_set()
+        async with watching(here):
+            await asked.wait()
+            go_on.release()
 
 
 async def test_a_snapshot_shows_shards_operations_health_and_what_is_slow(
