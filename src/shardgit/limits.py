@@ -48,6 +48,11 @@ class Limits:
     # repositories imported from a URL
     mirror_max_bytes: int = 256 * GIB  # on disk, while it is copied
     mirror_time_max_s: float = 6 * 3_600.0
+    mirror_refs_max: int = 1_000_000  # of a source that is followed
+    mirror_listing_max_bytes: int = 256 * MIB  # of their list
+    mirror_listing_memory_bytes: int = (
+        2 * GIB
+    )  # of git, which holds a list whole before it shows any
     mirror_copies_max_bytes: int = 32 * GIB  # of sources that are kept for the next time
     # protocol
     request_body_max_bytes: int = 64 * MIB  # a fetch request: wants and haves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import subprocess
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
 
-from shardgit.errors import InvalidArgument, ReadOnly, Refused, StoreBusy
+from shardgit.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    ReadOnly,
+    Refused,
+    StoreBusy,
+)
+from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.refs.log import LogNote
 from shardgit.service import mirror_sync
@@ -49,6 +58,8 @@ class Source(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.folder = folder
         self.alone = False
+        self.flood = 0
+        self.sent = 0
         self.asked: list[str] = []
 
     @property
@@ -60,6 +71,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
     server: Source
 
     def do_GET(self) -> None:
+        if self.server.flood:
+            self._flood()
+            return
         self._answer(
             "advertisement", b"001e# service=git-upload-pack\n0000", b"", "--advertise-refs"
         )
@@ -87,8 +101,30 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(before + said)
 
+    def _flood(self) -> None:
+        """Show so many bytes of refs."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-git-upload-pack-advertisement")
+        self.end_headers()
+        self.wfile.write(b"001e# service=git-upload-pack\n0000")
+        oid = b"a" * 40
+        self.wfile.write(line(oid + b" HEAD\0side-band-64k\n"))
+        for first in range(0, self.server.flood, 1_000 * 1_061):
+            refs = (
+                b"%s refs/heads/%016d%s\n" % (oid, first + at, b"x" * 989) for at in range(1_000)
+            )
+            with contextlib.suppress(OSError):
+                self.server.sent += self.wfile.write(b"".join(map(line, refs)))
+                continue
+            return
+        self.wfile.write(b"0000")
+
     def log_message(self, *_: object) -> None:
         pass
+
+
+def line(data: bytes) -> bytes:
+    return b"%04x" % (len(data) + 4) + data
 
 
 @pytest.fixture
@@ -159,6 +195,30 @@ def test_a_source_that_has_lost_all_its_refs_is_followed(store: Store, source: S
         git(source.folder, "update-ref", "-d", name)
     sync_mirror(store, "copy", NO_CREDENTIALS)
     assert refs_of(store, "copy") == set()
+
+
+def listed(source: Source, folder: Path, **bounds: int) -> dict[bytes, bytes]:
+    folder.mkdir()
+    limits = replace(Limits(), **bounds)
+    return list_refs(checked_url(source.url), folder, limits=limits)
+
+
+def test_a_source_with_too_many_refs_is_left(tmp_path: Path, source: Source) -> None:
+    source.flood = 4_000_000
+    assert len(listed(source, tmp_path / "all")) == 4_001
+    with pytest.raises(LimitExceeded, match="too many refs"):
+        listed(source, tmp_path / "refs", mirror_refs_max=4_000)
+    with pytest.raises(LimitExceeded, match="too large"):
+        listed(source, tmp_path / "bytes", mirror_listing_max_bytes=1 << 20)
+
+
+def test_a_source_that_lists_without_end_fills_no_memory(tmp_path: Path, source: Source) -> None:
+    """git takes a list whole before it shows any of it."""
+    source.flood = 1 << 30
+    with pytest.raises(NotFound, match="could not read") as caught:
+        listed(source, tmp_path / "listing", mirror_listing_memory_bytes=64 << 20)
+    assert "memory" in str(caught.value)
+    assert 4 << 20 < source.sent < 128 << 20
 
 
 # ---- rounds

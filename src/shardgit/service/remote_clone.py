@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -149,17 +149,23 @@ def list_refs(
 ) -> dict[bytes, bytes]:
     """Return what a repository elsewhere shows: ids in hex by the names of refs; of HEAD "ref: NAME" where it is one.
 
-    ``folder`` is empty; what git says comes there. Errors: as ``clone_mirror``.
+    ``folder`` is empty; what git says comes there. Errors: as ``clone_mirror``; LimitExceeded also for more than
+    ``limits.mirror_refs_max``, or more bytes of them than ``limits.mirror_listing_max_bytes``.
     """
+    limits = replace(limits, mirror_max_bytes=limits.mirror_listing_max_bytes)
     errand = _Errand(remote, folder / "refs.said", limits, authorization, progress)
     listed = folder / "refs.listed"
     errand.run("ls-remote", "--quiet", "--symref", "--", remote.url, listed=listed)
+    if listed.stat().st_size > limits.mirror_listing_max_bytes:  # since it was looked at last
+        raise LimitExceeded("source is too large", limit=limits.mirror_listing_max_bytes)
     found: dict[bytes, bytes] = {}
     with listed.open("rb") as file:
         for line in file:
             value, _, name = line.rstrip(b"\n").partition(b"\t")
             if not name.endswith(b"^{}"):
                 found.setdefault(name, value)
+            if len(found) > limits.mirror_refs_max:
+                raise LimitExceeded("source has too many refs", limit=limits.mirror_refs_max)
     if not found:
         errand.check_empty()
     return found
@@ -202,8 +208,11 @@ class _Errand:
         settings = {**_SETTINGS, "protocol.version": version}
         if self.remote.pinned:
             settings["http.curloptResolve"] = self.remote.pinned
+        command = [*_git(settings), *words]
+        if words[0] == "ls-remote":
+            command = [*_bounded(self.limits.mirror_listing_memory_bytes), *command]
         return _run(
-            [*_git(settings), *words],
+            command,
             remote=self.remote,
             said=self.said,
             limits=self.limits,
@@ -241,6 +250,11 @@ def _git(settings: Mapping[str, str]) -> list[str]:
         "git",
         *(word for key, value in settings.items() for word in ("-c", f"{key}={value}")),
     ]
+
+
+def _bounded(memory_bytes: int) -> list[str]:
+    """Return the words before a command that bound the memory of each of its processes; a lower bound stands."""
+    return ["sh", "-c", 'ulimit -d "$0" 2>&-; exec "$@"', str(memory_bytes >> 10)]
 
 
 def _run(
