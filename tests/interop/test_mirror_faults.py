@@ -19,12 +19,13 @@ from shardgit.errors import (
     NotFound,
     ReadOnly,
     Refused,
+    Stopped,
     StoreBusy,
 )
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.refs.log import LogNote
-from shardgit.service import mirror_sync
+from shardgit.service import mirror_copies, mirror_sync
 from shardgit.service.configuring import Configuring
 from shardgit.service.importing import import_repository
 from shardgit.service.mirror_credentials import NO_CREDENTIALS
@@ -58,6 +59,7 @@ class Source(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.folder = folder
         self.alone = False
+        self.breaks = False
         self.flood = 0
         self.sent = 0
         self.asked: list[str] = []
@@ -79,6 +81,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         )
 
     def do_POST(self) -> None:
+        if self.server.breaks:
+            self.send_error(500)
+            return
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
@@ -420,3 +425,76 @@ def test_a_sync_that_nobody_can_do_is_refused_at_once(tmp_path: Path, source: So
         mode = ("store", "read-only", "on", "--reason", "moving", *words)
         assert shardgit(*mode, cwd=tmp_path).returncode == 0
         assert "store is read-only" in refused()
+
+
+# ---- copies
+
+
+def copy_of(store: Store) -> Path:
+    with store.journal.snapshot() as snapshot:
+        return store.scratch / "mirrors" / f"{store.repository(snapshot, 'copy').id}.git"
+
+
+def test_copies_are_swept_while_mirrors_are_always_due(store: Store, source: Source) -> None:
+    follow(store, source)
+    busy, gone = (store.scratch / "mirrors" / f"{number}.git" for number in (800, 900))
+    for each in (busy, gone):
+        (each / "objects" / "pack").mkdir(parents=True)
+    turn = store.turns.try_take("mirror/800")
+    assert turn is not None
+    rounds = MirrorRounds(store, NO_CREDENTIALS)
+    assert rounds.sync_next(lambda _: None)
+    turn.release()
+    assert not gone.exists()
+    assert busy.exists()
+
+
+def test_a_copy_outlives_a_fetch_that_fails_and_not_a_second_one(
+    store: Store, source: Source
+) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    copy = copy_of(store)
+    source.breaks = True  # after the list
+    for left in (True, False):
+        git(source.folder, "commit", "-q", "--allow-empty", "-m", "more")
+        for name in ("packed-refs.lock", "refs/heads/main.lock", "objects/pack/tmp_pack_x"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).touch()
+        with pytest.raises(NotFound):
+            sync_mirror(store, "copy", NO_CREDENTIALS)
+        assert (copy / "HEAD").exists() == left
+        assert not list(copy.rglob("*.lock"))
+        assert not list(copy.rglob("tmp_*"))
+    source.breaks = False
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    assert copy.exists()
+
+
+def test_a_sync_after_one_that_was_ended_fetches_what_is_new(
+    store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    copy = copy_of(store)
+    git(source.folder, "commit", "-q", "--allow-empty", "-m", "more")
+    monkeypatch.setattr(
+        mirror_copies, "clone_mirror", lambda *_, **__: pytest.fail("copied whole again")
+    )
+
+    def stop(_: Progress) -> None:
+        if source.asked.count("advertisement") > 3:
+            raise Stopped("stopped")
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            sync_mirror(store, "copy", NO_CREDENTIALS, progress=stop)
+        source.asked[:] = ["advertisement"] * 2
+    (copy / "packed-refs.lock").touch()
+    (copy / "refs" / "heads" / "main.lock").touch()
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    with store.journal.snapshot() as snapshot:
+        ref = store.refs.get(snapshot, store.repository(snapshot, "copy"), b"refs/heads/main")
+    assert ref is not None
+    assert ref.target is not None
+    assert ref.target.hex() == git(source.folder, "rev-parse", "main")

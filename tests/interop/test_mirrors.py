@@ -33,6 +33,7 @@ from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
 from shardgit.service.repositories import Repositories
 from shardgit.service.source import GitSource
+from shardgit.turns import FileTurns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -360,7 +361,7 @@ def test_copies_are_bounded_together_and_by_their_packs(
         (folder / "objects" / "pack").mkdir(parents=True)
         (folder / "objects" / "pack" / "a.pack").write_bytes(bytes(1_400))
         os.utime(folder, (number, number))
-    copies.sweep({RepositoryId(1), RepositoryId(2), RepositoryId(3)})
+    copies.sweep({RepositoryId(1), RepositoryId(2), RepositoryId(3)}, FileTurns(tmp_path / "turns"))
     assert sorted(path.name for path in (tmp_path / "mirrors").iterdir()) == ["2.git", "3.git"]
     copies.keep(RepositoryId(2))
     monkeypatch.setattr(mirror_copies, "PACKS_MAX", 0)

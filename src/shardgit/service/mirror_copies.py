@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardgit.errors import Stopped
 from shardgit.processes import drop_left, own_prefix
 from shardgit.service.remote_clone import clone_mirror, fetch_mirror
+from shardgit.turns import holding
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from shardgit.oid import RepositoryId
     from shardgit.progress import Report
     from shardgit.service.remote_url import RemoteUrl
+    from shardgit.turns import Turns
 
 FOLDER = "mirrors"
 NOTE = "shardgit-imported"
+FAILED = "shardgit-failed"  # there when the last fetch went wrong
 PACKS_MAX = 32  # a copy with more is made anew: git looks for each object in all of them
 
 
@@ -61,12 +65,14 @@ class MirrorCopies:
     ) -> Copy:
         """Return a copy as the source is now; ``head`` is what HEAD leads to there, b"" for none.
 
-        Errors: as of clone_mirror; then the copy is gone.
+        Errors: as of clone_mirror. A copy outlives one fetch that goes wrong, not two in a row; what was stopped does
+        not count.
         """
         path = self._path(repository)
         if not (path / "HEAD").is_file():
             self._cloned(path, remote, authorization, progress)
             return Copy(path, frozenset())
+        _clear(path)
         try:
             fetch_mirror(
                 remote,
@@ -75,11 +81,19 @@ class MirrorCopies:
                 authorization=authorization,
                 progress=progress,
             )
-            if head:
-                (path / "HEAD").write_bytes(b"ref: " + head + b"\n")
-        except BaseException:  # git may have left locks
-            self.drop(repository)
+        except Stopped:
+            _clear(path)
             raise
+        except BaseException:
+            if (path / FAILED).exists():
+                self.drop(repository)
+            else:
+                _clear(path)
+                (path / FAILED).touch()
+            raise
+        (path / FAILED).unlink(missing_ok=True)
+        if head:
+            (path / "HEAD").write_bytes(b"ref: " + head + b"\n")
         return Copy(path, _imported(path))
 
     def _cloned(self, path: Path, remote: RemoteUrl, authorization: str, progress: Report) -> None:
@@ -114,17 +128,38 @@ class MirrorCopies:
         """Remove a copy."""
         shutil.rmtree(self._path(repository), ignore_errors=True)
 
-    def sweep(self, wanted: Collection[RepositoryId]) -> None:
-        """Remove the copies of what is no mirror any more, and the oldest ones while all take too much."""
+    def sweep(self, wanted: Collection[RepositoryId], turns: Turns) -> None:
+        """Remove the copies of what is no mirror any more, and the oldest ones while all take too much.
+
+        One that somebody is at stays.
+        """
         names = {f"{each}.git" for each in wanted}
         with suppress(FileNotFoundError):
             there = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
             sizes = {path: _size(path) for path in there}
             total = sum(sizes.values())
             for path in there:
-                if path.name not in names or total > self._limits.mirror_copies_max_bytes:
-                    shutil.rmtree(path, ignore_errors=True)
-                    total -= sizes[path]
+                if path.name in names and total <= self._limits.mirror_copies_max_bytes:
+                    continue
+                with holding(turns, turn_of(path.stem)) as ours:
+                    if ours:
+                        shutil.rmtree(path, ignore_errors=True)
+                        total -= sizes[path]
+
+
+def turn_of(repository: RepositoryId | str) -> str:
+    """Return the name of the turn of who brings a mirror in step."""
+    return f"mirror/{repository}"
+
+
+def _clear(path: Path) -> None:
+    """Remove what a git that was ended has left in a copy: locks, and files that it was writing."""
+    locks = [*path.glob("*.lock"), *(path / "refs").rglob("*.lock")]
+    for each in [*locks, *(path / "objects").rglob("tmp_*")]:
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink(missing_ok=True)
 
 
 def _imported(path: Path) -> frozenset[str]:

@@ -17,7 +17,7 @@ from shardgit.processes import drop_left, own_prefix
 from shardgit.progress import silent
 from shardgit.refs.change import HEAD
 from shardgit.service.importing import import_repository
-from shardgit.service.mirror_copies import MirrorCopies
+from shardgit.service.mirror_copies import MirrorCopies, turn_of
 from shardgit.service.mirrors import Mirrors
 from shardgit.service.policy import follows
 from shardgit.service.remote_clone import list_refs
@@ -74,7 +74,7 @@ def _sync(
     with store.journal.snapshot() as snapshot:
         record = writable(snapshot, store.repository(snapshot, name), syncs=True).record
         settings = settings_of(record).mirror
-    with holding(store.turns, f"mirror/{record.id}") as ours:
+    with holding(store.turns, turn_of(record.id)) as ours:
         if not ours:
             _put_off(mirrors, name)
             raise StoreBusy("mirror is being brought in step by another", repository=name)
@@ -222,9 +222,9 @@ class MirrorRounds:
 
     def sync_next(self, progress: Report) -> bool:
         """Bring the mirror that waits for longest in step; False when none is due. Errors: what progress raises."""
+        self._sweep()
         name = self._take()
         if name is None:
-            self._sweep()
             return False
         begun, outcome = clock.monotonic(), "failed"
         try:
@@ -247,13 +247,13 @@ class MirrorRounds:
         return True
 
     def _sweep(self) -> None:
-        """Let copies go that nobody needs, from time to time."""
+        """Let copies go that nobody needs, from time to time, however much there is to do."""
         with self._lock:
-            due = clock.monotonic() - self._swept >= SWEEP_S and not self._busy
-            if due:
-                self._swept = clock.monotonic()
-                copies = MirrorCopies(self.store.scratch, self.store.limits)
-                copies.sweep(Mirrors(self.store).ids())
+            if clock.monotonic() - self._swept < SWEEP_S:
+                return
+            self._swept = clock.monotonic()
+        copies = MirrorCopies(self.store.scratch, self.store.limits)
+        copies.sweep(Mirrors(self.store).ids(), self.store.turns)
 
     def _take(self) -> str | None:
         with self._lock:
