@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING
 import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
 
+from shardgit import clock
+from shardgit.backup.create import create_backup
+from shardgit.backup.repository import restore_repository
+from shardgit.backup.target import Target
 from shardgit.errors import (
     InvalidArgument,
     LimitExceeded,
+    MirrorMissing,
     NotFound,
     ReadOnly,
     Refused,
     Stopped,
     StoreBusy,
 )
+from shardgit.journal.interface import Delete
+from shardgit.journal.mirror_records import mirror_key
 from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
+from shardgit.operate.operation import silent_control
 from shardgit.refs.log import LogNote
 from shardgit.service import mirror_copies, mirror_sync
 from shardgit.service.configuring import Configuring
@@ -498,3 +506,43 @@ def test_a_sync_after_one_that_was_ended_fetches_what_is_new(
     assert ref is not None
     assert ref.target is not None
     assert ref.target.hex() == git(source.folder, "rev-parse", "main")
+
+
+def test_a_mirror_that_is_brought_back_under_another_name_takes_pushes(
+    store: Store, source: Source
+) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    moment = clock.now_ms()
+    restore_repository(store, None, "copy", new_name="then", at_ms=moment, control=silent_control())
+    assert refs_of(store, "then") == refs_of(store, "copy")
+    assert not Configuring(store).get("then").settings.mirror.url
+    assert Mirrors(store).get("copy").url == source.url
+    Repositories(store).delete("then")
+
+
+def test_a_mirror_that_is_brought_back_from_a_backup_takes_pushes(
+    store: Store, source: Source, tmp_path: Path
+) -> None:
+    follow(store, source)
+    sync_mirror(store, "copy", NO_CREDENTIALS)
+    create_backup(store, str(tmp_path / "backups"), control=silent_control())
+    target = Target.open(str(tmp_path / "backups"))
+    (backup,) = target.cut_ids()
+    restore_repository(
+        store, target, "copy", new_name="then", backup=backup, control=silent_control()
+    )
+    assert refs_of(store, "then") == refs_of(store, "copy")
+    Repositories(store).delete("then")
+
+
+def test_a_mirror_without_a_row_of_its_state_can_be_let_go(store: Store, source: Source) -> None:
+    follow(store, source)
+    with store.journal.snapshot() as snapshot:
+        key = mirror_key(store.repository(snapshot, "copy").id)
+    store.journal.commit_sync([], [Delete(key)])
+    Mirrors(store).remove("copy")
+    Repositories(store).delete("copy")
+    Repositories(store).create("copy")
+    with pytest.raises(MirrorMissing):
+        Mirrors(store).remove("copy")

@@ -43,6 +43,7 @@ from shardgit.refs.ref import Ref
 from shardgit.refs.snapshot import new_snapshot
 from shardgit.service.lfs import fork_operations
 from shardgit.service.names import check_repository_name
+from shardgit.service.settings import unmirrored
 from shardgit.service.usages import recount_named
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def restore_repository(
 
     What the store itself still has is taken first: a deleted repository, or the ref log of one that is there. Else, or
     with ``backup``, it comes from a backup, into a pool of its own. Refs, ref log, settings, LFS objects and locks come
-    along. Errors: RepositoryExists, RepositoryMissing, BackupMissing, BackupCorrupt, LogPositionUnknown, StorageFull.
+    along; a copy of a mirror follows nobody. Errors: RepositoryExists, RepositoryMissing, BackupMissing, BackupCorrupt,
+    LogPositionUnknown, StorageFull.
     """
     begun = clock.monotonic()
     wanted = new_name or name
@@ -182,7 +184,12 @@ def _copied(
         if made.blocks:
             store.blocks.put_many_sync(made.blocks)
         record = replace(
-            origin, id=number.id, name=wanted, created_ms=clock.now_ms(), parent=origin.id
+            origin,
+            id=number.id,
+            name=wanted,
+            settings=unmirrored(origin.settings),
+            created_ms=clock.now_ms(),
+            parent=origin.id,
         )
         first = RefsHead(made.root, made.count, 0, origin.hash_kind if made.root else None)
         reach("revive.before_copy")

@@ -62,6 +62,7 @@ from shardgit.refs.change import HEAD
 from shardgit.refs.log import LogChange, LogNote, encode_entry, named_blocks, with_blocks
 from shardgit.refs.ref import Ref, encode_row
 from shardgit.refs.table import RefTable
+from shardgit.service.settings import unmirrored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -309,6 +310,7 @@ class Revival:
                 id=number.id,
                 name=name,
                 pool=self.pool,
+                settings=unmirrored(self.old.settings),
                 parent=self.old.parent if known else NO_REPOSITORY,
             )
             # No name has a NUL: nobody finds it by this one.

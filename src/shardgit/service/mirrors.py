@@ -149,7 +149,9 @@ class Mirrors:
 
     def remove(self, name: str) -> None:
         """Have a repository follow nobody: it keeps what it has, and takes pushes. Errors: MirrorMissing."""
-        self.get(name)
+        with self.store.journal.snapshot() as snapshot:
+            if not settings_of(self.store.repository(snapshot, name)).mirror.url:
+                raise MirrorMissing("repository is no mirror", repository=name)
         keys: Sequence[str] = ("url", "interval_s", "refs", "credential")
         Configuring(self.store).update(name, dict.fromkeys(f"mirror.{key}" for key in keys))
 

@@ -343,6 +343,14 @@ def settings_of(record: RepositoryRecord) -> RepositorySettings:
     return decode_settings(record.settings)
 
 
+def unmirrored(data: bytes) -> bytes:
+    """Return a record's settings without what it follows, for a copy: that is itself, and takes pushes."""
+    settings = decode_settings(data)
+    if settings.mirror == MirrorSettings():
+        return data
+    return encode_settings(msgspec.structs.replace(settings, mirror=MirrorSettings()))
+
+
 @functools.lru_cache(maxsize=1_024)
 def decode_settings(data: bytes) -> RepositorySettings:
     """Return the settings in a record's JSON."""
