@@ -19,6 +19,7 @@ from browsing import Page, browser, chromium, paging
 from consoling import BEYOND, port
 from served import Server, clean_environment, git, serving, shardgit, small_repository
 
+from shardgit.desk import listing
 from shardgit.node import create_store, open_store
 from shardgit.operate.operation import running, silent_control
 from shardgit.progress import Progress
@@ -143,6 +144,34 @@ async def test_a_search_by_keyboard_finds_a_repository(page: Page, server: Serve
     await page.run("document.querySelector('#words').value = 'nobody'")
     await page.press("Enter")
     await page.until("document.querySelector('#list-words').textContent.includes('No name')")
+
+
+async def test_a_search_goes_on_over_pages_without_a_row(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PASSED_MAX", 1)  # so a page is of one name
+    create_store(tmp_path / "store", shards=2)
+    with open_store(tmp_path / "store", threads=1) as store:
+        for name in (*(f"app-{number:02}" for number in range(60)), "zz"):
+            store.create_repository(name)
+        async with port(store, tmp_path) as here:
+            await page.open(f"http://{here.address}/")
+            await page.until("document.querySelectorAll('#list tbody tr').length === 1")
+            for words, found in (("app-4", "app-40"), ("app-2", "app-20")):
+                await page.run(f"document.querySelector('#words').value = '{words}'")
+                await page.run("document.querySelector('#search').requestSubmit()")
+                await page.until(
+                    f"document.querySelector('#list tbody th')?.textContent === '{found}'"
+                )
+            # It is bounded: behind 50 names it asks.
+            await page.run("document.querySelector('#words').value = 'zz'")
+            await page.run("document.querySelector('#search').requestSubmit()")
+            further = "document.querySelector('#list-words').textContent.includes('looks further')"
+            await page.until(further)
+            await page.run("document.querySelector('#next').click()")
+            await page.until("document.querySelector('#list tbody th')?.textContent === 'zz'")
+            await page.run("document.querySelector('#before').click()")
+            await page.until(further)
 
 
 async def test_traffic_moves_the_numbers_and_shows_what_is_hot_and_slow(

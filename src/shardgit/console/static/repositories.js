@@ -4,6 +4,7 @@ import { by, say, Table } from "./dom.js";
 import { bytes, count, plural } from "./format.js";
 
 const DAY = new Intl.DateTimeFormat("en-GB", { year: "numeric", month: "short", day: "numeric" });
+const LOOKS_MAX = 50; // for one page: the server looks through 20,000 names each time
 
 const table = new Table(by("list"), [
   { title: "Repository", class: "what", text: (row) => row.name },
@@ -25,13 +26,24 @@ async function ask(path, parameters) {
   return answer.json();
 }
 
+/** Return the next page that has a row, or the last one, or one of none after so many looks. */
+async function askOn(after, mine) {
+  let page;
+  for (let looks = 0; looks < LOOKS_MAX; looks += 1) {
+    page = await ask("/repositories", { words, after });
+    if (mine !== asked || page.rows.length || !page.after) break;
+    after = page.after;
+  }
+  return page;
+}
+
 async function load() {
   asked += 1;
   const mine = asked;
   say(by("list-words"), "…");
   let page;
   try {
-    page = await ask("/repositories", { words, after: pages[pages.length - 1] });
+    page = await askOn(pages[pages.length - 1], mine);
   } catch (error) {
     if (mine !== asked) return;
     shown = false;
