@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardgit.service import sizes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 BAR_AFTER_S = 0.7  # what is quicker shows no bar
 LOAD_BAR_CELLS = 24
+human_bytes = sizes.human_bytes  # beside what else commands print with
 
 
 def plain(value: Any) -> Any:
@@ -81,17 +84,6 @@ def print_table(columns: list[str], rows: list[list[object]]) -> None:
 def plural(count: int, noun: str) -> str:
     """Return a count of things in words."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def human_bytes(count: float) -> str:
-    """Return a size as people read it."""
-    if abs(count) < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if abs(count) < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"
 
 
 LOAD_COLUMNS = ("WEIGHT", "PARTITIONS", "BEFORE", "AFTER", "")

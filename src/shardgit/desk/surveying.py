@@ -20,6 +20,7 @@ from shardgit.operate.rebalance import Rebalance
 from shardgit.operate.verifying import KIND as VERIFY
 from shardgit.operate.verifying import VerifyState
 from shardgit.service.shards import list_shards
+from shardgit.service.sizes import human_bytes
 from shardgit.survey import Ended, Operation, Shard, Survey
 
 if TYPE_CHECKING:
@@ -168,11 +169,13 @@ def _ended(snapshot: JournalSnapshot, moved: Rebalance | None) -> list[Ended]:
     with suppress(ShardgitError):
         backup = last_backup(snapshot)
         if backup is not None:
-            found.append(Ended("backup", backup.finished_ms, f"{_amount(backup.sent_bytes)} sent"))
+            found.append(
+                Ended("backup", backup.finished_ms, f"{human_bytes(backup.sent_bytes)} sent")
+            )
     with suppress(ShardgitError):
         gc = read_operation(snapshot, GC, GcLast).record
         if gc is not None:
-            words = f"{gc.dropped_objects:,} objects dropped, {_amount(gc.bytes_freed)} freed"
+            words = f"{gc.dropped_objects:,} objects dropped, {human_bytes(gc.bytes_freed)} freed"
             found.append(Ended("gc", gc.ended_ms, words))
     with suppress(ShardgitError):
         verified = read_operation(snapshot, VERIFY, VerifyState).record
@@ -181,14 +184,6 @@ def _ended(snapshot: JournalSnapshot, moved: Rebalance | None) -> list[Ended]:
             words = f"{verified.blocks:,} blocks, {count:,} findings"
             found.append(Ended("verify", verified.finished_ms, words, is_well=not count))
     if moved is not None and moved.ended:
-        words = f"{moved.state}: {moved.blocks:,} blocks, {_amount(moved.bytes)} moved"
+        words = f"{moved.state}: {moved.blocks:,} blocks, {human_bytes(moved.bytes)} moved"
         found.append(Ended("rebalance", moved.ended_ms, words, is_well=not moved.damaged))
     return sorted(found, key=lambda one: -one.ended_ms)
-
-
-def _amount(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1_000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1_024
-    return f"{size:,.1f} TiB"

@@ -47,6 +47,7 @@ from shardgit.journal.records import (
 from shardgit.operate.roots import Members
 from shardgit.service.names import check_repository_name
 from shardgit.service.settings import settings_of
+from shardgit.service.sizes import human_bytes
 from shardgit.service.usages import counted, owner_of, recount
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
 
 ROUNDS_MAX = 16
 BOUND_MAX = 1 << 62
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,18 +259,11 @@ def words_of(error: QuotaExceeded) -> str:
     if not (isinstance(used, int) and isinstance(more, int) and isinstance(allowed, int)):
         return error.message
     unit = error.message.rpartition(": ")[2]
-    say: Callable[[int], str] = _size if unit == "bytes" else lambda n: f"{n:,} {unit}"
+    say: Callable[[int], str] = human_bytes if unit == "bytes" else lambda n: f"{n:,} {unit}"
     return (
         f"quota of {of}: {say(used)} of {say(allowed)} used, {say(more)} more does not fit;"
         " delete what is not needed, or ask an administrator"
     )
-
-
-def _size(count: int) -> str:
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{count} B" if not unit else f"{size:.1f} {_UNITS[unit]}"
 
 
 # ---- owners ----

@@ -89,7 +89,8 @@ class Repositories:
         """Return repositories as ``list`` does, those alone that may be read, and behind which of them to go on.
 
         "" when that were all. Only names are looked at that begin as a glob does. Errors: LimitExceeded when so many of
-        these do not match that a page would take seconds; a longer ``prefix`` helps.
+        these do not match that a page would take seconds; a longer ``prefix`` helps. No page ends behind one of
+        them: its token would tell the name.
         """
         found: list[RepositoryInfo] = []
         passed_over = 0

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 4096, 500m, 10Gi, 2 TiB."""
+"""Sizes as people write them (4096, 500m, 10Gi, 2 TiB), and as they read them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ def size_in(text: str) -> int | None:
     found = _SIZE.fullmatch(text.strip())
     size = int(found[1]) * _SCALE[(found[2] or "").lower()] if found else SIZE_MAX + 1
     return size if size <= SIZE_MAX else None
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as people read it."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if abs(count) < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"
