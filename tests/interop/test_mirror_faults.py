@@ -33,13 +33,12 @@ from shardgit.limits import Limits
 from shardgit.node import create_store, open_store
 from shardgit.operate.operation import silent_control
 from shardgit.refs.log import LogNote
-from shardgit.service import mirror_copies, mirror_sync
 from shardgit.service.configuring import Configuring
 from shardgit.service.importing import import_repository
 from shardgit.service.mirror_credentials import NO_CREDENTIALS
 from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
-from shardgit.service.remote_clone import clone_mirror, fetch_mirror, list_refs
+from shardgit.service.remote_clone import Errand
 from shardgit.service.remote_url import checked_url
 from shardgit.service.repositories import Repositories
 from shardgit.service.settings import MirrorSettings, RepositorySettings, encode_settings
@@ -188,14 +187,14 @@ def test_a_source_that_speaks_protocol_2_alone_takes_no_refs_away(
 
 
 def test_each_way_to_such_a_source_finds_out(tmp_path: Path, store: Store, source: Source) -> None:
-    remote, limits = checked_url(source.url), store.limits
-    clone_mirror(remote, tmp_path / "made", limits=limits)
+    errand = Errand(checked_url(source.url), store.limits)
+    errand.clone(tmp_path / "made")
     source.alone = True
     (tmp_path / "listing").mkdir()
     for ask in (
-        lambda: list_refs(remote, tmp_path / "listing", limits=limits),
-        lambda: clone_mirror(remote, tmp_path / "other", limits=limits),
-        lambda: fetch_mirror(remote, tmp_path / "made", limits=limits),
+        lambda: errand.refs(tmp_path / "listing"),
+        lambda: errand.clone(tmp_path / "other"),
+        lambda: errand.fetch(tmp_path / "made"),
     ):
         with pytest.raises(Refused, match="version 2 of the protocol alone"):
             ask()
@@ -213,7 +212,7 @@ def test_a_source_that_has_lost_all_its_refs_is_followed(store: Store, source: S
 def listed(source: Source, folder: Path, **bounds: int) -> dict[bytes, bytes]:
     folder.mkdir()
     limits = replace(Limits(), **bounds)
-    return list_refs(checked_url(source.url), folder, limits=limits)
+    return Errand(checked_url(source.url), limits).refs(folder)
 
 
 def test_a_source_with_too_many_refs_is_left(tmp_path: Path, source: Source) -> None:
@@ -277,7 +276,7 @@ def test_a_mistake_of_ours_with_one_mirror_lets_the_others_have_their_turn(
     store: Store, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(store, source)
-    monkeypatch.setattr(mirror_sync, "list_refs", lambda *_, **__: dict[int, int]()[0])
+    monkeypatch.setattr(Errand, "refs", lambda *_: dict[int, int]()[0])
     with pytest.raises(KeyError):
         MirrorRounds(store, NO_CREDENTIALS).sync_next(lambda _: None)
     monkeypatch.undo()
@@ -486,9 +485,7 @@ def test_a_sync_after_one_that_was_ended_fetches_what_is_new(
     sync_mirror(store, "copy", NO_CREDENTIALS)
     copy = copy_of(store)
     git(source.folder, "commit", "-q", "--allow-empty", "-m", "more")
-    monkeypatch.setattr(
-        mirror_copies, "clone_mirror", lambda *_, **__: pytest.fail("copied whole again")
-    )
+    monkeypatch.setattr(Errand, "clone", lambda *_: pytest.fail("copied whole again"))
 
     def stop(_: Progress) -> None:
         if source.asked.count("advertisement") > 3:

@@ -31,6 +31,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.mirror_credentials import NO_CREDENTIALS, Credentials
 from shardgit.service.mirror_sync import MirrorRounds, sync_mirror
 from shardgit.service.mirrors import MirrorPlan, Mirrors
+from shardgit.service.remote_clone import Errand
 from shardgit.service.repositories import Repositories
 from shardgit.service.source import GitSource
 from shardgit.turns import FileTurns
@@ -314,9 +315,7 @@ def test_a_second_look_fetches_and_reads_what_is_new_alone(
 ) -> None:
     follow(store, far)
     sync_mirror(store, "copy", known(home))
-    monkeypatch.setattr(
-        mirror_copies, "clone_mirror", lambda *_, **__: pytest.fail("copied whole again")
-    )
+    monkeypatch.setattr(Errand, "clone", lambda *_: pytest.fail("copied whole again"))
     (home / "work" / "second").write_text("second\n")
     git(home / "work", "add", "second")
     git(home / "work", "commit", "-q", "-m", "second")

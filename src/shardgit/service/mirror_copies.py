@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from shardgit.errors import Stopped
 from shardgit.processes import drop_left, own_prefix
-from shardgit.service.remote_clone import clone_mirror, fetch_mirror
 from shardgit.turns import holding
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
     from shardgit.limits import Limits
     from shardgit.oid import RepositoryId
-    from shardgit.progress import Report
-    from shardgit.service.remote_url import RemoteUrl
+    from shardgit.service.remote_clone import Errand
     from shardgit.turns import Turns
 
 FOLDER = "mirrors"
@@ -57,30 +55,21 @@ class MirrorCopies:
     def refreshed(
         self,
         repository: RepositoryId,
-        remote: RemoteUrl,
+        errand: Errand,
         head: bytes,
-        *,
-        authorization: str,
-        progress: Report,
     ) -> Copy:
         """Return a copy as the source is now; ``head`` is what HEAD leads to there, b"" for none.
 
-        Errors: as of clone_mirror. A copy outlives one fetch that goes wrong, not two in a row; what was stopped does
+        Errors: as of Errand. A copy outlives one fetch that goes wrong, not two in a row; what was stopped does
         not count.
         """
         path = self._path(repository)
         if not (path / "HEAD").is_file():
-            self._cloned(path, remote, authorization, progress)
+            self._cloned(path, errand)
             return Copy(path, frozenset())
         _clear(path)
         try:
-            fetch_mirror(
-                remote,
-                path,
-                limits=self._limits,
-                authorization=authorization,
-                progress=progress,
-            )
+            errand.fetch(path)
         except Stopped:
             _clear(path)
             raise
@@ -96,20 +85,14 @@ class MirrorCopies:
             (path / "HEAD").write_bytes(b"ref: " + head + b"\n")
         return Copy(path, _imported(path))
 
-    def _cloned(self, path: Path, remote: RemoteUrl, authorization: str, progress: Report) -> None:
+    def _cloned(self, path: Path, errand: Errand) -> None:
         drop_left(self._scratch, "mirror")
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = own_prefix("mirror")
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=prefix) as folder:
             made = Path(folder) / "mirror.git"
-            clone_mirror(
-                remote,
-                made,
-                limits=self._limits,
-                authorization=authorization,
-                progress=progress,
-            )
+            errand.clone(made)
             made.rename(path)
 
     def keep(self, repository: RepositoryId) -> None:

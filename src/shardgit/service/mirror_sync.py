@@ -20,7 +20,7 @@ from shardgit.service.importing import import_repository
 from shardgit.service.mirror_copies import MirrorCopies, turn_of
 from shardgit.service.mirrors import Mirrors
 from shardgit.service.policy import follows
-from shardgit.service.remote_clone import list_refs
+from shardgit.service.remote_clone import Errand
 from shardgit.service.remote_url import checked_url, without_secret
 from shardgit.service.settings import settings_of
 from shardgit.service.writable import writable
@@ -79,9 +79,15 @@ def _sync(
             _put_off(mirrors, name)
             raise StoreBusy("mirror is being brought in step by another", repository=name)
         begun_ms, asked = clock.now_ms(), mirrors.get(name).asked
-        shown = _shown(store, settings, credentials, progress)
+        errand = Errand(
+            checked_url(settings.url),
+            store.limits,
+            credentials.authorization(settings.credential),
+            progress,
+        )
+        shown = _shown(store, errand)
         if not _in_step(store, name, settings, shown):
-            _Bringing(store, record, settings, credentials, progress).run(_head(shown))
+            _Bringing(store, record, settings, errand).run(_head(shown))
         done = MirrorRecord(
             due_ms=begun_ms + settings.interval_s * 1_000,
             tried_ms=begun_ms,
@@ -125,20 +131,12 @@ def _failed(
         mirrors.note(name, worse)
 
 
-def _shown(
-    store: Store, settings: MirrorSettings, credentials: Credentials, progress: Report
-) -> dict[bytes, bytes]:
-    """Return the refs that the source shows; see list_refs."""
+def _shown(store: Store, errand: Errand) -> dict[bytes, bytes]:
+    """Return the refs that the source shows; see Errand.refs."""
     store.scratch.mkdir(parents=True, exist_ok=True)
     drop_left(store.scratch, "listing")
     with tempfile.TemporaryDirectory(dir=store.scratch, prefix=own_prefix("listing")) as folder:
-        return list_refs(
-            checked_url(settings.url),
-            Path(folder),
-            limits=store.limits,
-            authorization=credentials.authorization(settings.credential),
-            progress=progress,
-        )
+        return errand.refs(Path(folder))
 
 
 def _in_step(
@@ -174,18 +172,11 @@ class _Bringing:
     store: Store
     record: RepositoryRecord
     settings: MirrorSettings
-    credentials: Credentials
-    progress: Report
+    errand: Errand
 
     def run(self, head: bytes) -> None:
         copies = MirrorCopies(self.store.scratch, self.store.limits)
-        copy = copies.refreshed(
-            self.record.id,
-            checked_url(self.settings.url),
-            head,
-            authorization=self.credentials.authorization(self.settings.credential),
-            progress=self.progress,
-        )
+        copy = copies.refreshed(self.record.id, self.errand, head)
         try:
             self._import(copy)
         except MalformedInput:
@@ -200,7 +191,7 @@ class _Bringing:
             self.record.name,
             str(copy.path),
             mirror=self.settings,
-            progress=self.progress,
+            progress=self.errand.progress,
         )
         if copy.imported:
             with suppress(MalformedInput):  # it needs what the pool has dropped since

@@ -17,6 +17,7 @@ from shardgit.journal.mode import check_mode
 from shardgit.journal.records import RepositoryRecord, repository_key
 from shardgit.oid import HashKind, RepositoryId
 from shardgit.service.configuring import Configuring
+from shardgit.service.remote_url import checked_url
 from shardgit.service.repositories import Repositories
 from shardgit.service.setting_keys import changed
 from shardgit.service.settings import DEFAULTS, check_mirrored, encode_settings, settings_of
@@ -73,8 +74,6 @@ class Mirrors:
 
         Errors: InvalidArgument and Refused for the URL, Refused for a repository with refs unless ``overwrite``.
         """
-        from shardgit.service.remote_url import checked_url
-
         checked_url(plan.url)
         check_mirrored(plan.url)
         changes = {

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -65,50 +65,154 @@ _LOCAL = (
 )
 
 
-def clone_mirror(
-    remote: RemoteUrl,
-    target: Path,
-    *,
-    limits: Limits,
-    authorization: str = "",
-    progress: Report = silent,
-) -> None:
-    """Mirror a repository into ``target``, which is made.
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """git sent to one source.
 
     git takes its user's configuration (credentials, proxies, authorities), and nothing of the source's: no hooks, no
     other protocol, no redirect, no advice to get something elsewhere. ``authorization`` is shown over HTTP; what
-    ``progress`` raises ends git. It ends after ``limits.mirror_time_max_s``, and
-    with more than ``limits.mirror_max_bytes`` on disk.
+    ``progress`` raises ends git. It ends after ``limits.mirror_time_max_s``, and with more than
+    ``limits.mirror_max_bytes`` on disk.
 
-    Errors: Refused without git, NotFound when it cannot read the source, LimitExceeded, Unavailable.
+    Errors of all: Refused without git, NotFound when it cannot read the source, LimitExceeded, Unavailable.
     """
-    errand = _Errand(
-        remote, target.with_name(f"{target.name}.said"), limits, authorization, progress
-    )
-    words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
-    errand.run(*words, remote.url, str(target))
-    if not (target / "packed-refs").exists():
-        errand.check_empty()
 
+    remote: RemoteUrl
+    limits: Limits
+    authorization: str = ""
+    progress: Report = silent
 
-def fetch_mirror(
-    remote: RemoteUrl,
-    folder: Path,
-    *,
-    limits: Limits,
-    authorization: str = "",
-    progress: Report = silent,
-) -> None:
-    """Bring a copy that ``clone_mirror`` made in step: refs are those of the source, what is new is one pack.
+    def clone(self, target: Path) -> None:
+        """Mirror the source into ``target``, which is made."""
+        said = target.with_name(f"{target.name}.said")
+        words = ["clone", "--quiet", "--mirror", "--template=", "--no-recurse-submodules", "--"]
+        self._go([*words, self.remote.url, str(target)], said)
+        if not (target / "packed-refs").exists():
+            self._check_empty(said)
 
-    Errors: as ``clone_mirror``.
-    """
-    errand = _Errand(remote, folder / "fetch.said", limits, authorization, progress)
-    words = ["--git-dir", str(folder), "fetch", "--quiet", "--prune", "--force", "--no-tags"]
-    words += ["--no-write-fetch-head", "--", remote.url, "+refs/*:refs/*"]
-    errand.run(*words)
-    if not ask_git(folder, "for-each-ref", "--count=1").stdout:
-        errand.check_empty()
+    def fetch(self, folder: Path) -> None:
+        """Bring what ``clone`` made in step: refs are those of the source, what is new is one pack."""
+        said = folder / "fetch.said"
+        words = ["--git-dir", str(folder), "fetch", "--quiet", "--prune", "--force", "--no-tags"]
+        words += ["--no-write-fetch-head", "--", self.remote.url, "+refs/*:refs/*"]
+        self._go(words, said)
+        if not ask_git(folder, "for-each-ref", "--count=1").stdout:
+            self._check_empty(said)
+
+    def refs(self, folder: Path) -> dict[bytes, bytes]:
+        """Return what the source shows: ids in hex by the names of refs; of HEAD "ref: NAME" where it is one.
+
+        ``folder`` is empty; what git says comes there. LimitExceeded also for more than ``limits.mirror_refs_max``, or
+        more bytes of them than ``limits.mirror_listing_max_bytes``.
+        """
+        most_bytes, most = self.limits.mirror_listing_max_bytes, self.limits.mirror_refs_max
+        said, listed = folder / "refs.said", folder / "refs.listed"
+        words = ["ls-remote", "--quiet", "--symref", "--", self.remote.url]
+        self._go(words, said, listed=listed, most_bytes=most_bytes)
+        if listed.stat().st_size > most_bytes:  # since it was looked at last
+            raise LimitExceeded("source is too large", limit=most_bytes)
+        found: dict[bytes, bytes] = {}
+        with listed.open("rb") as file:
+            for line in file:
+                value, _, name = line.rstrip(b"\n").partition(b"\t")
+                if not name.endswith(b"^{}"):
+                    found.setdefault(name, value)
+                if len(found) > most:
+                    raise LimitExceeded("source has too many refs", limit=most)
+        if not found:
+            self._check_empty(said)
+        return found
+
+    def _check_empty(self, said: Path) -> None:
+        """Raise Refused when a source that has shown no refs shows some to who asks in protocol 2.
+
+        To who speaks that unasked over HTTP git listens as if there were none. A list fetches nothing.
+        """
+        if self.remote.protocol not in PORTS:
+            return
+        words = ["ls-remote", "--quiet", "--exit-code", "--", self.remote.url]
+        code = self._code(words, said, version="2")
+        if code == 0:
+            raise Refused(
+                "source speaks version 2 of the protocol alone",
+                source=without_secret(self.remote.url),
+            )
+        if code != NO_REFS:
+            self._fail(said)
+
+    def _go(
+        self,
+        words: Sequence[str],
+        said: Path,
+        *,
+        listed: Path | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
+        if self._code(words, said, listed=listed, most_bytes=most_bytes):
+            self._fail(said)
+
+    def _code(
+        self,
+        words: Sequence[str],
+        said: Path,
+        *,
+        version: str = "0",
+        listed: Path | None = None,
+        most_bytes: int | None = None,
+    ) -> int:
+        """Run git to its end within the bounds; returns its exit code. What it lists comes into a file."""
+        settings = {**_SETTINGS, "protocol.version": version}
+        if self.remote.pinned:
+            settings["http.curloptResolve"] = self.remote.pinned
+        command = [*_git(settings), *words]
+        if words[0] == "ls-remote":
+            command = [*_bounded(self.limits.mirror_listing_memory_bytes), *command]
+        with said.open("wb") as file, Path(listed or os.devnull).open("wb") as out:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env={
+                        **git_environment((self.remote.protocol,)),
+                        **_shown(self.remote, self.authorization),
+                    },
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=file,
+                    start_new_session=True,  # what git starts ends with it
+                )
+            except FileNotFoundError as cause:
+                raise Refused("the git program is needed to import from a URL") from cause
+        try:
+            self._watch(process, said.parent, most_bytes or self.limits.mirror_max_bytes)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return process.returncode
+
+    def _watch(self, process: subprocess.Popen[bytes], folder: Path, most_bytes: int) -> None:
+        """Wait for a process that fills a folder. Errors: LimitExceeded, Unavailable."""
+        end = time.monotonic() + self.limits.mirror_time_max_s
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
+            size = _size(folder)
+            self.progress(Progress("copying the source", size, None, "bytes"))
+            if size > most_bytes:
+                raise LimitExceeded("source is too large", limit=most_bytes)
+            if time.monotonic() >= end:
+                raise Unavailable("source took too long", seconds=self.limits.mirror_time_max_s)
+
+    def _fail(self, said: Path) -> NoReturn:
+        last = _last_line(said)
+        moved = "The requested URL returned error: 3" in last
+        raise NotFound(
+            "source sends elsewhere; name the URL that it leads to"
+            if moved
+            else "git could not read the source",
+            source=without_secret(self.remote.url),
+            git=without_secret(last),
+        )
 
 
 def ask_git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
@@ -139,100 +243,6 @@ def git_environment(
     }
 
 
-def list_refs(
-    remote: RemoteUrl,
-    folder: Path,
-    *,
-    limits: Limits,
-    authorization: str = "",
-    progress: Report = silent,
-) -> dict[bytes, bytes]:
-    """Return what a repository elsewhere shows: ids in hex by the names of refs; of HEAD "ref: NAME" where it is one.
-
-    ``folder`` is empty; what git says comes there. Errors: as ``clone_mirror``; LimitExceeded also for more than
-    ``limits.mirror_refs_max``, or more bytes of them than ``limits.mirror_listing_max_bytes``.
-    """
-    limits = replace(limits, mirror_max_bytes=limits.mirror_listing_max_bytes)
-    errand = _Errand(remote, folder / "refs.said", limits, authorization, progress)
-    listed = folder / "refs.listed"
-    errand.run("ls-remote", "--quiet", "--symref", "--", remote.url, listed=listed)
-    if listed.stat().st_size > limits.mirror_listing_max_bytes:  # since it was looked at last
-        raise LimitExceeded("source is too large", limit=limits.mirror_listing_max_bytes)
-    found: dict[bytes, bytes] = {}
-    with listed.open("rb") as file:
-        for line in file:
-            value, _, name = line.rstrip(b"\n").partition(b"\t")
-            if not name.endswith(b"^{}"):
-                found.setdefault(name, value)
-            if len(found) > limits.mirror_refs_max:
-                raise LimitExceeded("source has too many refs", limit=limits.mirror_refs_max)
-    if not found:
-        errand.check_empty()
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """git sent to one source; ``said`` keeps what it says."""
-
-    remote: RemoteUrl
-    said: Path
-    limits: Limits
-    authorization: str
-    progress: Report
-
-    def run(self, *words: str, listed: Path | None = None) -> None:
-        """Run git to its end; what it lists comes into a file. Errors: see ``clone_mirror``."""
-        code = self._code(words, listed=listed)
-        if code:
-            self._fail()
-
-    def check_empty(self) -> None:
-        """Raise Refused when a source that has shown no refs shows some to who asks in protocol 2.
-
-        To who speaks that unasked over HTTP git listens as if there were none. A list fetches nothing.
-        """
-        if self.remote.protocol not in PORTS:
-            return
-        words = ["ls-remote", "--quiet", "--exit-code", "--", self.remote.url]
-        code = self._code(words, version="2")
-        if code == 0:
-            raise Refused(
-                "source speaks version 2 of the protocol alone",
-                source=without_secret(self.remote.url),
-            )
-        if code != NO_REFS:
-            self._fail()
-
-    def _code(self, words: Sequence[str], *, version: str = "0", listed: Path | None = None) -> int:
-        settings = {**_SETTINGS, "protocol.version": version}
-        if self.remote.pinned:
-            settings["http.curloptResolve"] = self.remote.pinned
-        command = [*_git(settings), *words]
-        if words[0] == "ls-remote":
-            command = [*_bounded(self.limits.mirror_listing_memory_bytes), *command]
-        return _run(
-            command,
-            remote=self.remote,
-            said=self.said,
-            limits=self.limits,
-            authorization=self.authorization,
-            progress=self.progress,
-            listed=listed,
-        )
-
-    def _fail(self) -> NoReturn:
-        last = _last_line(self.said)
-        moved = "The requested URL returned error: 3" in last
-        raise NotFound(
-            "source sends elsewhere; name the URL that it leads to"
-            if moved
-            else "git could not read the source",
-            source=without_secret(self.remote.url),
-            git=without_secret(last),
-        )
-
-
 def _shown(remote: RemoteUrl, authorization: str) -> dict[str, str]:
     """Return the variables by which git shows who we are: where the processes' words are listed they do not stand."""
     if not authorization or remote.protocol not in PORTS:
@@ -255,47 +265,6 @@ def _git(settings: Mapping[str, str]) -> list[str]:
 def _bounded(memory_bytes: int) -> list[str]:
     """Return the words before a command that bound the memory of each of its processes; a lower bound stands."""
     return ["sh", "-c", 'ulimit -d "$0" 2>&-; exec "$@"', str(memory_bytes >> 10)]
-
-
-def _run(
-    command: Sequence[str],
-    *,
-    remote: RemoteUrl,
-    said: Path,
-    limits: Limits,
-    authorization: str,
-    progress: Report,
-    listed: Path | None = None,
-) -> int:
-    """Run git to its end within the bounds; returns its exit code. Errors: see ``clone_mirror``."""
-    with said.open("wb") as file, Path(listed or os.devnull).open("wb") as out:
-        try:
-            process = subprocess.Popen(
-                command,
-                env={**git_environment((remote.protocol,)), **_shown(remote, authorization)},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=file,
-                start_new_session=True,  # what git starts ends with it
-            )
-        except FileNotFoundError as cause:
-            raise Refused("the git program is needed to import from a URL") from cause
-    end = time.monotonic() + limits.mirror_time_max_s
-    try:
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_S)
-            size = _size(said.parent)
-            progress(Progress("copying the source", size, None, "bytes"))
-            if size > limits.mirror_max_bytes:
-                raise LimitExceeded("source is too large", limit=limits.mirror_max_bytes)
-            if time.monotonic() >= end:
-                raise Unavailable("source took too long", seconds=limits.mirror_time_max_s)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode
 
 
 def _size(folder: Path) -> int:

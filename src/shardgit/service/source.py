@@ -31,7 +31,7 @@ from shardgit.limits import DEFAULT, Limits
 from shardgit.oid import HashKind, ObjectId, oid_of
 from shardgit.processes import drop_left, own_prefix
 from shardgit.progress import silent
-from shardgit.service.remote_clone import ask_git, clone_mirror
+from shardgit.service.remote_clone import Errand, ask_git
 from shardgit.service.remote_url import checked_url, is_url
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def opened(
     drop_left(scratch, "mirror")
     with tempfile.TemporaryDirectory(dir=scratch, prefix=own_prefix("mirror")) as folder:
         target = Path(folder) / "mirror.git"
-        clone_mirror(remote, target, limits=limits, progress=progress)
+        Errand(remote, limits, progress=progress).clone(target)
         with GitSource(target, scratch=Path(folder), limits=limits) as opened_source:
             yield opened_source
 
