@@ -19,7 +19,7 @@ import uvloop
 from aiohttp import web
 from grpc_health.v1 import health
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.accepting import BACKLOG, Acceptor, Loads, Place
 from shardgit.addresses import split_address
 from shardgit.calling import SECURE
@@ -306,7 +306,7 @@ async def _feel_lag() -> None:
     while True:
         due = loop.time() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
-        telemetry.LOOP_LAG.observe(max(0.0, loop.time() - due))
+        metrics.LOOP_LAG.observe(max(0.0, loop.time() - due))
 
 
 async def _give_back(store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 from gcing import MAIN, assert_whole, commit, push, push_delta
 from moved import Moved
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.backup.create import create_backup
 from shardgit.config import ServeConfig
 from shardgit.errors import DataLoss, InvalidArgument
@@ -130,7 +130,7 @@ def test_a_backup_that_another_process_made_is_told_of(store: Store, tmp_path: P
     taken_s = gauge("shardgit_backup_taken_timestamp_seconds")
     assert taken_s is not None
     assert before_s - 1 < taken_s <= time.time()
-    telemetry.BACKUP_TAKEN.set(0)  # as in a process that did not make it
+    metrics.BACKUP_TAKEN.set(0)  # as in a process that did not make it
     Maintenance(store, AT_ONCE).round()
     assert gauge("shardgit_backup_taken_timestamp_seconds") == taken_s
 
@@ -175,7 +175,7 @@ def test_a_scrub_is_due_once_in_its_time(store: Store) -> None:
     push(store, "demo", MAIN, None, mine, mine)
     work = Maintenance(store, AT_ONCE)
     work.round()
-    telemetry.SCRUB_FINISHED.set(0)
+    metrics.SCRUB_FINISHED.set(0)
     moved, begun_s = Moved(), time.time()
     assert work.scrub() == 1
     assert moved("shardgit_scrub_bytes_total")[""] > 400_000
@@ -242,7 +242,7 @@ def test_a_compaction_that_needs_too_much_is_tried_again_after_the_next_push(
             tip = push_delta(store, tip, base)
             settle(store, Look(store, "demo").record.pool)
         work = Maintenance(store, AT_ONCE)
-        failed = telemetry.MAINTENANCE.labels("compact", "failed")
+        failed = metrics.MAINTENANCE.labels("compact", "failed")
         before = failed._value.get()
         for _ in range(3):
             work.round()

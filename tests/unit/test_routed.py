@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shardgit import telemetry
+from shardgit import metrics
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
@@ -86,11 +86,11 @@ def test_a_block_that_one_replica_lost_is_read_from_the_other(two: RoutedStore) 
     two.put_many_sync(blocks)
     (here,) = {two.shards[0].stats().blocks}
     two.shards[0].delete_many_sync(ids)
-    before = value_of(telemetry.BLOCK_FALLBACKS.labels("missing"))
+    before = value_of(metrics.BLOCK_FALLBACKS.labels("missing"))
     assert two.get_many_sync(ids) == [data for _, data in blocks]
     assert two.has_many_sync(ids) == [True] * 40
     # What was read from the other is put again behind it, and counted.
-    read = value_of(telemetry.BLOCK_FALLBACKS.labels("missing")) - before
+    read = value_of(metrics.BLOCK_FALLBACKS.labels("missing")) - before
     assert 0 < read <= here
     wait_for(lambda: two.shards[0].stats().blocks == read)
     assert [block for block, _ in two.scan_sync()] == sorted(ids)
@@ -113,12 +113,12 @@ def test_a_damaged_copy_is_counted_and_put_right_behind_the_read(two: RoutedStor
     (block, data), *_ = make_blocks(1)
     two.put_many_sync([(block, data)])
     first, _ = two._routes.reads(block)
-    before = value_of(telemetry.BLOCK_FALLBACKS.labels("damaged"))
-    repairs = telemetry.BLOCK_REPAIRS.labels("done")
+    before = value_of(metrics.BLOCK_FALLBACKS.labels("damaged"))
+    repairs = metrics.BLOCK_REPAIRS.labels("done")
     repaired = value_of(repairs)
     rot(two.shards[first], block, data[:-1] + b"!")
     assert two.get_many_sync([block]) == [data]
-    assert value_of(telemetry.BLOCK_FALLBACKS.labels("damaged")) == before + 1
+    assert value_of(metrics.BLOCK_FALLBACKS.labels("damaged")) == before + 1
     wait_for(lambda: is_whole(two.shards[first], block, data))
     wait_for(lambda: value_of(repairs) == repaired + 1)
     assert two.use(block, bytes) == data

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blake3 import blake3
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics
 from shardgit.backup.cut import Cut, CutFacts, RowsBlob, cut_name, encode_cut, new_cut_id
 from shardgit.backup.last import KIND, LastBackup, note_backup
 from shardgit.backup.lease import writing
@@ -198,7 +198,7 @@ class _Backup:
                 )
             ],
         )
-        telemetry.BACKUP_TAKEN.set(facts.taken_ms / 1_000)
+        metrics.BACKUP_TAKEN.set(facts.taken_ms / 1_000)
         reach("backup.after_note")
         return facts
 

@@ -9,7 +9,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics, telemetry
 from shardgit.blocks.ahead import Ahead, ReadAhead
 from shardgit.blocks.block import verify_block
 from shardgit.blocks.flights import Flights
@@ -184,7 +184,7 @@ class ClusteredBlocks(OnWorkers):
             raise
         joined = len(flights) - len(mine)
         if joined:
-            telemetry.BLOCK_FETCHES.labels("joined").inc(joined)
+            metrics.BLOCK_FETCHES.labels("joined").inc(joined)
         found = {block: flight.wait() for block, flight in flights.items()}
         for block, data in found.items():
             if data is None and block not in mine:
@@ -237,7 +237,7 @@ class ClusteredBlocks(OnWorkers):
                     continue
                 verify_block(block, data)
                 came.add(block)
-                telemetry.BLOCK_FETCHES.labels("peer").inc()
+                metrics.BLOCK_FETCHES.labels("peer").inc()
                 self._flights.land(block, data)
                 self._keep(block, data)
             self.nodes.answered(node)
@@ -261,7 +261,7 @@ class ClusteredBlocks(OnWorkers):
                 self._wait_for(lock)
                 found = self.tier.use(block, bytes)
                 if found is not None:  # brought by another process meanwhile
-                    telemetry.BLOCK_FETCHES.labels("joined").inc()
+                    metrics.BLOCK_FETCHES.labels("joined").inc()
                     self._flights.land(block, found[0])
                     return
                 self._land_from_store(block)
@@ -280,7 +280,7 @@ class ClusteredBlocks(OnWorkers):
     def _land_from_store(self, block: BlockId) -> None:
         self._came_back([block])  # bytes that are there now were put behind any drop so far
         data = self.objects.read_sync(block)
-        telemetry.BLOCK_FETCHES.labels("nowhere" if data is None else "store").inc()
+        metrics.BLOCK_FETCHES.labels("nowhere" if data is None else "store").inc()
         self._flights.land(block, data)
         if data is not None:
             self._keep(block, data)
@@ -329,7 +329,7 @@ class ClusteredBlocks(OnWorkers):
         size = sum(len(data) for _, data in blocks)
         with self._lock:
             if self._warming + size > self.limits.warm_bytes:
-                telemetry.BLOCK_WARMS.labels("skipped").inc(len(blocks))
+                metrics.BLOCK_WARMS.labels("skipped").inc(len(blocks))
                 return
             self._warming += size
         try:
@@ -348,11 +348,11 @@ class ClusteredBlocks(OnWorkers):
                 outcome = "skipped"
             else:
                 self._peers.warm(node, blocks)
-            telemetry.BLOCK_WARMS.labels(outcome).inc(len(blocks))
+            metrics.BLOCK_WARMS.labels(outcome).inc(len(blocks))
         except RingStale:
-            telemetry.BLOCK_WARMS.labels("skipped").inc(len(blocks))
+            metrics.BLOCK_WARMS.labels("skipped").inc(len(blocks))
         except ShardgitError as error:
-            telemetry.BLOCK_WARMS.labels("failed").inc(len(blocks))
+            metrics.BLOCK_WARMS.labels("failed").inc(len(blocks))
             telemetry.log().warning("peer_failed", node=node, error=str(error))
             self.nodes.failed(node)
         finally:

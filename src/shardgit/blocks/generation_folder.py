@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics
 from shardgit.blocks.identity import fsync, write_durably
 from shardgit.errors import ShardMissing, Unavailable
 from shardgit.filelock import holding
@@ -101,7 +101,7 @@ class GenerationFolder:
             Environment(making / "new", create=True, map_bytes=self._map_bytes).close()
             (making / "new").rename(self.folder / f"g-{behind + 1:016x}")
             for path in self.paths()[self._most :]:
-                telemetry.TIER_DROPS.labels("oldest").inc()
+                metrics.TIER_DROPS.labels("oldest").inc()
                 self.remove(path)
 
     def seal(self, stores: Sequence[ShardStore]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics, telemetry
 from shardgit.blocks.generation_folder import GenerationFolder
 from shardgit.blocks.shard import ShardStore
 from shardgit.errors import (
@@ -139,7 +139,7 @@ class Generations:
                         one = _Generation(number, inode, store)
                     except DataLoss:
                         if (path / "data.mdb").exists():  # else another process drops it
-                            telemetry.TIER_DROPS.labels("damaged").inc()
+                            metrics.TIER_DROPS.labels("damaged").inc()
                         self._files.remove(path)
                         continue
                     except (OSError, ShardgitError):
@@ -199,7 +199,7 @@ class Generations:
                     raise
                 if isinstance(error, BlockCorrupt):
                     dropped = Dropped()
-                    telemetry.TIER_DROPS.labels("block").inc()
+                    metrics.TIER_DROPS.labels("block").inc()
                     self._delete_from(one, [block])
                 elif isinstance(error, DataLoss):
                     self.drop_damaged(one.number)
@@ -215,7 +215,7 @@ class Generations:
         with self._tried("drop a damaged generation"), self._lock:
             for one in self._open:
                 if one.number == number:
-                    telemetry.TIER_DROPS.labels("damaged").inc()
+                    metrics.TIER_DROPS.labels("damaged").inc()
                     self._open = tuple(other for other in self._open if other is not one)
                     self._retire(one)
                     self._files.remove(one.store.folder)
@@ -228,7 +228,7 @@ class Generations:
                 one.store.read_sync(block)
             except BlockCorrupt:
                 dropped = True
-                telemetry.TIER_DROPS.labels("block").inc()
+                metrics.TIER_DROPS.labels("block").inc()
                 self._delete_from(one, [block])
             except (ShardgitError, OSError):
                 continue
@@ -326,7 +326,7 @@ class Generations:
             paths = self._files.paths()
             if len(paths) <= keep:
                 return False
-            telemetry.TIER_DROPS.labels("no_space").inc()
+            metrics.TIER_DROPS.labels("no_space").inc()
             self._files.remove(paths[-1])
             self._refresh()
             self._leaving = [store for store in self._leaving if not store.idle()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.blocks.block import HEADER_SIZE, first_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.buckets.bucket import check_cloud, folder_of
@@ -95,7 +95,7 @@ class ObjectBlocks(OnWorkers):
                 if is_last:
                     raise
             else:
-                telemetry.OBJECT_STORE_BYTES.labels("get").inc(len(data))
+                metrics.OBJECT_STORE_BYTES.labels("get").inc(len(data))
                 break
         return data
 
@@ -123,7 +123,7 @@ class ObjectBlocks(OnWorkers):
     def _put(self, item: tuple[BlockId, bytes]) -> None:
         block, data = item
         self._counted("put", lambda: self.bucket.put(name_of(block), data))
-        telemetry.OBJECT_STORE_BYTES.labels("put").inc(len(data))
+        metrics.OBJECT_STORE_BYTES.labels("put").inc(len(data))
 
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
         """See BlockStore."""
@@ -195,8 +195,8 @@ class ObjectBlocks(OnWorkers):
             outcome = error.code.lower()
             raise
         finally:
-            telemetry.OBJECT_STORE_REQUESTS.labels(operation, outcome).inc()
-            telemetry.OBJECT_STORE_SECONDS.labels(operation).observe(time.monotonic() - begun)
+            metrics.OBJECT_STORE_REQUESTS.labels(operation, outcome).inc()
+            metrics.OBJECT_STORE_SECONDS.labels(operation).observe(time.monotonic() - begun)
         return result
 
     def begin_threads(self) -> None:

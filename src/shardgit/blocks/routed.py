@@ -12,7 +12,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.blocks.block import parse_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.errors import DataLoss, ShardgitError, ShardMissing
@@ -201,13 +201,13 @@ class RoutedStore(OnWorkers):
                 bad.append(home)
             routes = self._fresh(routes)
         if damaged is not None:
-            telemetry.BLOCK_FALLBACKS.labels("lost").inc()
+            metrics.BLOCK_FALLBACKS.labels("lost").inc()
             raise damaged
         return None
 
     def _fell_back(self, block: BlockId, bad: list[int], good: int, outcome: str) -> None:
         """Count a read that a replica could not serve, and put that replica's copy right behind it."""
-        telemetry.BLOCK_FALLBACKS.labels(outcome).inc()
+        metrics.BLOCK_FALLBACKS.labels(outcome).inc()
         telemetry.log().warning(
             "block_fell_back", block=block.hex(), shards=bad, read_from=good, outcome=outcome
         )
@@ -238,12 +238,12 @@ class RoutedStore(OnWorkers):
             try:
                 routes.shards[number].put_verified_sync([(block, data)])
             except ShardgitError:
-                telemetry.BLOCK_REPAIRS.labels("failed").inc()
+                metrics.BLOCK_REPAIRS.labels("failed").inc()
                 raise
             # Whoever deletes a block deletes it everywhere; one that came in between must win.
             if not routes.shards[good].has_many_sync([block])[0]:
                 routes.shards[number].delete_many_sync([block])
-            telemetry.BLOCK_REPAIRS.labels("done").inc()
+            metrics.BLOCK_REPAIRS.labels("done").inc()
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """See BlockStore."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from shardgit import telemetry
+from shardgit import metrics
 from shardgit.blocks.frequency import Sketch
 from shardgit.blocks.generations import Found, Generations
 from shardgit.errors import DataLoss
@@ -82,11 +82,11 @@ class Tier:
             if isinstance(found, Found):
                 if found.ages and (name == OWNED or disk.sketch.estimate(block) > 1):
                     part.carry(block)
-                telemetry.TIER_READS.labels(name).inc()
+                metrics.TIER_READS.labels(name).inc()
                 return (found.result,)
             if found is not None:
                 outcome = "damaged"
-        telemetry.TIER_READS.labels(outcome).inc()
+        metrics.TIER_READS.labels(outcome).inc()
         return None
 
     def has_many(self, ids: Sequence[BlockId]) -> list[bool]:
@@ -108,11 +108,11 @@ class Tier:
         disk = self._disk(block)
         part = disk.owned if owned else disk.foreign
         if not owned and not self._admits(disk, block):
-            telemetry.TIER_WRITES.labels(FOREIGN, "refused").inc()
+            metrics.TIER_WRITES.labels(FOREIGN, "refused").inc()
             return False
         done = part.put([(block, data)]) == 1
         outcome = "done" if done else "failed"
-        telemetry.TIER_WRITES.labels(OWNED if owned else FOREIGN, outcome).inc()
+        metrics.TIER_WRITES.labels(OWNED if owned else FOREIGN, outcome).inc()
         return done
 
     def _admits(self, disk: _Disk, block: BlockId) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from shardgit import telemetry
+from shardgit import metrics
 from shardgit.leaving import LINGER_S
 from shardgit.workers import meanwhile
 
@@ -57,7 +57,7 @@ class Connections:
         if here >= self._most and self._made_room():
             here -= 1
         if here >= self._most + REFUSED_MAX:
-            telemetry.HTTP_CONNECTIONS_REFUSED.inc()
+            metrics.HTTP_CONNECTIONS_REFUSED.inc()
             return _Closed()
         made = self._server()
         if here >= self._most:
@@ -79,7 +79,7 @@ class Connections:
         self._since.pop(connection, None)
         self._idle.pop(connection, None)
         if connection in self._surplus:
-            telemetry.HTTP_CONNECTIONS_REFUSED.inc()
+            metrics.HTTP_CONNECTIONS_REFUSED.inc()
             answer = web.Response(status=503, text=TOO_MANY, headers={"Retry-After": "1"})
             answer.force_close()
             return answer

@@ -181,14 +181,14 @@ class Committer:
     def _answered(self, commit: Commit, answer: Answer) -> None:
         if answer.won:
             faultpoints.reach("journal.after_commit")
-            telemetry.JOURNAL_TRANSACTIONS.labels("committed").inc()
+            metrics.JOURNAL_TRANSACTIONS.labels("committed").inc()
             told: int | ShardgitError = answer.revision
         elif answer.is_fenced:
-            telemetry.JOURNAL_TRANSACTIONS.labels("fenced").inc()
+            metrics.JOURNAL_TRANSACTIONS.labels("fenced").inc()
             self._end(commit, Unavailable("this node was not heard of for too long; try again"))
             return
         else:
-            telemetry.JOURNAL_TRANSACTIONS.labels("lost").inc()
+            metrics.JOURNAL_TRANSACTIONS.labels("lost").inc()
             told = Conflict("journal has changed")
         # Who lost looks again, and must see to what.
         self._replica.when_applied(
@@ -197,7 +197,7 @@ class Committer:
 
     def _shown(self, commit: Commit, outcome: int | ShardgitError, came: bool) -> None:
         if not came:
-            telemetry.JOURNAL_BEHIND.inc()
+            metrics.JOURNAL_BEHIND.inc()
         if isinstance(outcome, int):
             for listener in self.listeners:
                 listener()
@@ -206,7 +206,7 @@ class Committer:
     def _failed(self, commit: Commit, slot: Slot | None, error: ShardgitError) -> None:
         is_open = isinstance(error, OutcomeUnknown | StorageFull)
         outcome = "unanswered" if isinstance(error, OutcomeUnknown) else "refused"
-        telemetry.JOURNAL_TRANSACTIONS.labels(outcome).inc()
+        metrics.JOURNAL_TRANSACTIONS.labels(outcome).inc()
         if slot is not None and is_open:
             with self._changed:
                 doubt = _Doubt(commit, slot, is_over=isinstance(error, StorageFull))

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics
 from shardgit.errors import Internal, ShardgitError, Unavailable
 from shardgit.etcd.client import Etcd
 from shardgit.etcdpb import etcd_pb2 as pb
@@ -216,7 +216,7 @@ class EtcdJournal(CommitsSoon):
         """See Journal."""
         self._check_open()
         if stale_ok and self._freshness.is_away:
-            telemetry.JOURNAL_STALE.inc()
+            metrics.JOURNAL_STALE.inc()
             return
         future: Future[int] = Future()
         self._freshness.soon(lambda error: _settle_once(future, 0 if error is None else error))
@@ -229,7 +229,7 @@ class EtcdJournal(CommitsSoon):
         """See Journal."""
         self._check_open()
         if stale_ok and self._freshness.is_away:
-            telemetry.JOURNAL_STALE.inc()
+            metrics.JOURNAL_STALE.inc()
             return
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
@@ -244,7 +244,7 @@ class EtcdJournal(CommitsSoon):
 
     def _stale(self, cause: Exception, *, stale_ok: bool) -> None:
         if stale_ok and not self._closed:
-            telemetry.JOURNAL_STALE.inc()
+            metrics.JOURNAL_STALE.inc()
         elif isinstance(cause, ShardgitError):
             raise cause
         else:

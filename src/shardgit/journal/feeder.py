@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.errors import DataLoss, HistoryGone, JournalCorrupt, ShardgitError, Unavailable
 from shardgit.etcd.watching import Changes, WatchEnded
 from shardgit.etcdpb import etcd_pb2 as pb
@@ -209,7 +209,7 @@ class Feeder:
     def _load(self) -> ReplicaState:
         """Make a new generation from all rows as they are at one revision."""
         generation = max([self._status.generation, *map(_number_of, self._status.folders())]) + 1
-        telemetry.REPLICA_LOADS.inc()
+        metrics.REPLICA_LOADS.inc()
         telemetry.log().info("replica_load", generation=generation)
         try:
             head, header = self._head()

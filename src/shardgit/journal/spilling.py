@@ -111,13 +111,13 @@ class Spiller:
         try:
             self._bundles.put(bundle, data)
         except Exception as error:
-            telemetry.JOURNAL_BUNDLES.labels("failed").inc()
+            metrics.JOURNAL_BUNDLES.labels("failed").inc()
             # Who came while the bucket was tried for seconds would wait as long once more.
             is_away = clock.monotonic() - begun > AWAY_S
             for commit in [*group, *(self._take_waiting() if is_away else ())]:
                 self._fail(commit, error)
             return
-        telemetry.JOURNAL_BUNDLES.labels("done").inc()
+        metrics.JOURNAL_BUNDLES.labels("done").inc()
         metrics.JOURNAL_GROUP.observe(len(group))
         self._crowds.append(
             len(group) + self._waiting.qsize()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, partition_of, verify_block
 from shardgit.errors import (
     BlockCorrupt,
@@ -159,7 +159,7 @@ class _Check:
 
     def found(self, finding: Finding) -> None:
         """Take a finding."""
-        telemetry.SCRUB_FINDINGS.labels(finding.kind.value).inc()
+        metrics.SCRUB_FINDINGS.labels(finding.kind.value).inc()
         self.findings.add(finding)
 
     # ---- rows ----

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics, telemetry
 from shardgit.backup.last import last_backup
 from shardgit.blocks.block import parse_header
 from shardgit.errors import LimitExceeded, Refused, ShardgitError, Stopped, StorageFull
@@ -193,15 +193,15 @@ class Maintenance:
         except Exception:
             outcome = "failed"
             telemetry.log().exception("maintenance_failed", job=job)
-        telemetry.MAINTENANCE.labels(job, outcome).inc()
-        telemetry.MAINTENANCE_SECONDS.labels(job).inc(time.monotonic() - begun)
+        metrics.MAINTENANCE.labels(job, outcome).inc()
+        metrics.MAINTENANCE_SECONDS.labels(job).inc(time.monotonic() - begun)
 
     def _look_for_backups(self) -> None:
         """Tell when the store was backed up last, which commands of other processes do."""
         with suppress(ShardgitError), self.store.journal.snapshot() as snapshot:
             last = last_backup(snapshot)
             if last is not None:
-                telemetry.BACKUP_TAKEN.set(last.taken_ms / 1_000)
+                metrics.BACKUP_TAKEN.set(last.taken_ms / 1_000)
 
     # ---- mirrors ----
 
@@ -348,9 +348,9 @@ class Maintenance:
 
 def tell(done: GcResult) -> None:
     """Log and count what a gc did."""
-    telemetry.GC_OBJECTS.inc(done.dropped_objects)
-    telemetry.GC_BYTES.inc(done.bytes_freed)
-    telemetry.GC_WAITING.set(done.blocks_waiting)
+    metrics.GC_OBJECTS.inc(done.dropped_objects)
+    metrics.GC_BYTES.inc(done.bytes_freed)
+    metrics.GC_WAITING.set(done.blocks_waiting)
     telemetry.log().info(
         "gc_done",
         pools=done.pools,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit import telemetry
+from shardgit import metrics
 from shardgit.blocks.block import BlockKind, parse_header, verify_block
 from shardgit.errors import Conflict, DataLoss
 from shardgit.oid import BlockId, PoolId
@@ -171,7 +171,7 @@ class _Repair:
 
     def did(self, action: Action) -> None:
         """Note an action."""
-        telemetry.BLOCK_REPAIRS.labels("would" if self.dry_run else "done").inc()
+        metrics.BLOCK_REPAIRS.labels("would" if self.dry_run else "done").inc()
         self.action_count += 1
         if len(self.actions) < ACTIONS_MAX:
             self.actions.append(action)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardgit import faultpoints, telemetry
+from shardgit import faultpoints, metrics, telemetry
 from shardgit.errors import Conflict, DataLoss, LimitExceeded, ShardgitError, StorageFull
 from shardgit.journal.interface import DeleteRange
 from shardgit.journal.records import recents_range
@@ -59,14 +59,14 @@ def settle(store: Store, pool: PoolId) -> bool:
             except Conflict:
                 continue  # an import came in between
             except OSError as cause:
-                telemetry.SETTLES.labels("failed").inc()
+                metrics.SETTLES.labels("failed").inc()
                 if cause.errno not in NO_SPACE:
                     raise
                 raise StorageFull("no room to settle the pool", pool=pool.hex()) from cause
             except ShardgitError:
-                telemetry.SETTLES.labels("failed").inc()
+                metrics.SETTLES.labels("failed").inc()
                 raise
-            telemetry.SETTLES.labels("set_aside" if work.damage else "done").inc()
+            metrics.SETTLES.labels("set_aside" if work.damage else "done").inc()
             if work.damage:
                 telemetry.log().error(
                     "settle_met_damage", pool=pool.hex(), error=str(work.damage[0])

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from shardgit import clock, faultpoints, telemetry
+from shardgit import clock, faultpoints, metrics
 from shardgit.blocks.block import BlockKind
 from shardgit.errors import Conflict, DataLoss, ShardMissing
 from shardgit.journal.interface import Compare
@@ -234,7 +234,7 @@ class Verifying:
         )
         self.checkpoint(last=True)
         state = self.state
-        telemetry.SCRUB_FINISHED.set(state.last_full_ms / 1_000)
+        metrics.SCRUB_FINISHED.set(state.last_full_ms / 1_000)
         return Verification(
             findings=tuple(self.findings.kept),
             counts=dict(self.findings.counts),
@@ -249,7 +249,7 @@ class Verifying:
 
     def found(self, finding: Finding) -> None:
         """Take a finding."""
-        telemetry.SCRUB_FINDINGS.labels(finding.kind.value).inc()
+        metrics.SCRUB_FINDINGS.labels(finding.kind.value).inc()
         self.findings.add(finding)
 
     # ---- files and rows ----
@@ -384,7 +384,7 @@ class Verifying:
                 blocks=self.state.blocks + len(some.whole) + len(some.bad),
                 read_bytes=self.state.read_bytes + some.read_bytes,
             )
-            telemetry.SCRUB_BYTES.inc(some.read_bytes)
+            metrics.SCRUB_BYTES.inc(some.read_bytes)
             self.control.pace(some.read_bytes)
             at = some.next
 

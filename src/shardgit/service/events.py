@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardgit import clock, faultpoints, telemetry
+from shardgit import clock, faultpoints, metrics, telemetry
 from shardgit.errors import HookFailed, LogPositionUnknown, ShardgitError
 from shardgit.journal.cursor_records import (
     CURSORS,
@@ -296,7 +296,7 @@ class Events:
                 _log_trouble(step.record.name, error)
             wait_ms = min(1_000 << min(tries - 1, 20), RETRY_MAX_MS)
             return HookCursor(step.cursor.sequence, tries, clock.now_ms() + wait_ms)
-        telemetry.HOOKS.labels(POST_RECEIVE, "given_up").inc()
+        metrics.HOOKS.labels(POST_RECEIVE, "given_up").inc()
         telemetry.log().error(
             "hook_event_given_up",
             repository=step.record.name,

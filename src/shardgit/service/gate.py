@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit import telemetry
+from shardgit import metrics
 from shardgit.errors import Overloaded, RateLimited
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Gate:
     def _check_rate(rates: Rates | None, who: str, why: str) -> None:
         wait = rates.take(who) if rates is not None and who else 0.0
         if wait:
-            telemetry.REQUESTS_REFUSED.labels(f"{why}_rate").inc()
+            metrics.REQUESTS_REFUSED.labels(f"{why}_rate").inc()
             raise RateLimited("too many requests in a minute", retry_after_s=int(wait) + 1)
 
     def _check_load(self) -> None:
@@ -130,7 +130,7 @@ class Gate:
             self._looked = now
             self._load = self._look()
         if self._load:
-            telemetry.REQUESTS_REFUSED.labels(self._load).inc()
+            metrics.REQUESTS_REFUSED.labels(self._load).inc()
             raise Overloaded(
                 "server is busy; try again", why=self._load, retry_after_s=OVERLOAD_RETRY_S
             )
@@ -145,7 +145,7 @@ class Gate:
 
 
 def _full(why: str, message: str) -> RateLimited:
-    telemetry.REQUESTS_REFUSED.labels(f"{why}_requests").inc()
+    metrics.REQUESTS_REFUSED.labels(f"{why}_requests").inc()
     return RateLimited(f"too many {message}", retry_after_s=FULL_RETRY_S)
 
 

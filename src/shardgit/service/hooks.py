@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
 
-from shardgit import telemetry
+from shardgit import metrics, telemetry
 from shardgit.errors import HookFailed, HookRefused
 from shardgit.processes import own_prefix
 from shardgit.service.settings import settings_of
@@ -226,8 +226,8 @@ class Hooks:
             )
             raise
         finally:
-            telemetry.HOOKS.labels(hook.event, outcome).inc()
-            telemetry.HOOK_SECONDS.labels(hook.event).observe(time.monotonic() - begun)
+            metrics.HOOKS.labels(hook.event, outcome).inc()
+            metrics.HOOK_SECONDS.labels(hook.event).observe(time.monotonic() - begun)
         return answer
 
 

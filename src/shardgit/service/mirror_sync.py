@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardgit import clock, telemetry
+from shardgit import clock, metrics, telemetry
 from shardgit.errors import MalformedInput, ReadOnly, ShardgitError, Stopped, StoreBusy
 from shardgit.journal.mirror_records import MirrorRecord
 from shardgit.processes import drop_left, own_prefix
@@ -233,8 +233,8 @@ class MirrorRounds:
                 if outcome != "done":
                     self._rests[name] = clock.monotonic() + REST_S
             if outcome:
-                telemetry.MAINTENANCE.labels("mirror", outcome).inc()
-                telemetry.MAINTENANCE_SECONDS.labels("mirror").inc(clock.monotonic() - begun)
+                metrics.MAINTENANCE.labels("mirror", outcome).inc()
+                metrics.MAINTENANCE_SECONDS.labels("mirror").inc(clock.monotonic() - begun)
         return True
 
     def _sweep(self) -> None:
