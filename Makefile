@@ -66,7 +66,8 @@ git-suite: setup ## Git's own network tests against shardgit; GIT_SRC=its source
 	$(if $(GIT_SRC),,$(error name git's built source: make git-suite GIT_SRC=path))
 	$(BIN)/python tests/gitsuite/run.py '$(GIT_SRC)' $(if $(ONLY),--only $(ONLY))
 
-fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2.
+fault: setup ## Kill, starve and simulate: is anything lost? KILLS=1000 SEEDS=10000 JOBS=2. And the longest tests.
+	$(BIN)/pytest -q -m heavy --ignore tests/attacks
 	$(BIN)/python tests/fault/run.py --kills $(or $(KILLS),1000) --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),2)
 
 soak: setup ## Load a server as a host's clients would, one of them hostile, with a reload: MINUTES=10 OUT=soak.json.

@@ -154,7 +154,7 @@ class Full(Place):
         self.ok("repo", "import", "demo", "source")
 
 
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("served", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_a_disk_joins_and_another_leaves_while_git_clones_and_pushes(
     tmp_path: Path, served: bool
 ) -> None:

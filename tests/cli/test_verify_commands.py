@@ -53,7 +53,7 @@ def lose(data: Path, kind: BlockKind) -> list[str]:
     return [block.hex() for block in gone]
 
 
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("served", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_lost_blocks_are_found_and_made_anew(made: Path, tmp_path: Path, *, served: bool) -> None:
     data = tmp_path / "data"
     shutil.copytree(made / "data", data)

@@ -145,7 +145,9 @@ def test_a_shallow_repository_is_imported_read_and_exported(
         check(again, "demo", cut)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.heavy) for n in range(4, 8))]
+)
 def test_repositories_of_one_pool_end_each_where_it_does(seed: int, tmp_path: Path) -> None:
     """Forks that are deepened, cut elsewhere, made whole or deleted, in any order, over settles, compactions and gc."""
     rand = random.Random(100 + seed)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from served import clean_environment
 
 SOAK = Path(__file__).parents[2] / "bench" / "soak" / "run.py"
 
 
+@pytest.mark.heavy
 def test_a_short_soak_ends_without_an_error_beside_a_hostile_client(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     words = ["--minutes", "0.1", "--commits", "30", "--workers", "1", "--hostile", "20"]

@@ -551,7 +551,7 @@ def test_memory_of_large_pushes_is_given_back(data: Path, tmp_path: Path) -> Non
     with serving(data, "--workers", "1") as server:
         (worker,) = server.workers()
         git(tmp_path, "clone", "--quiet", server.url("demo"), str(work))
-        for number in range(8):
+        for number in range(6):
             (work / "large").write_bytes(rand.randbytes(12 << 20))
             git(work, "add", "-A")
             git(work, "commit", "--quiet", "-m", f"{number}")
