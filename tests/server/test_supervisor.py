@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,8 +197,12 @@ def sockets_of(process: int, port: str, state: str = "01") -> list[int]:
         words = line.split()
         if words[1].endswith(port) and words[3] == state:
             inodes.add(f"socket:[{words[9]}]")
-    files = Path(f"/proc/{process}/fd").iterdir()
-    return [int(file.name) for file in files if os.readlink(file) in inodes]
+    found = []
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            if os.readlink(file) in inodes:
+                found.append(int(file.name))
+    return found
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(data: Path) -> None:
