@@ -42,6 +42,7 @@ KERNELS = (
     "_layout",
     "_objects",
     "_packstream",
+    "_pktline",
     "_refpage",
     "_segment",
 )

@@ -36,6 +36,7 @@ ENVIRONMENT = {
 # What tells a client off; git prints it and may go on all the same.
 TOLD_OFF = ("429", "503", "try again", "too many requests", "busy")
 APPS = ("team/app", "team/site", "other/tool")
+LARGE = "other/large"  # who clones and fetches takes the same from minute to minute: large pushes go where nobody does
 WORKS = 4  # working copies of a kind that pushes
 CHANNELS = 4
 READ_OBJECTS = 50
@@ -108,7 +109,7 @@ class Clients:
             waiting: queue.Queue[Path] = queue.Queue()
             for at in range(WORKS):
                 made = self.folder / f"{name}-{at}"
-                self.git("clone", "-q", "--single-branch", self.url(APPS[at % 2]), str(made))
+                self.git("clone", "-q", "--single-branch", self.url(self._app_of(made)), str(made))
                 waiting.put(made)
             self._works[name] = waiting
         for app in APPS:
@@ -151,7 +152,12 @@ class Clients:
             Kind("push", 30, lambda: self._pushed("push")),
             Kind("push forced", 24, lambda: self._pushed("force", "--force", amend=True)),
             Kind("push tag", 24, self._tagged),
-            Kind("push large", 1, lambda: self._pushed("large", size=LARGE_BYTES), sampled=False),
+            Kind(
+                "push large",
+                1,
+                lambda: self._pushed("large", "--force", amend=True, size=LARGE_BYTES),
+                sampled=False,
+            ),
             Kind("fork", 24, self._forked),
             Kind("read objects", 120, self._read_objects),
             Kind("read refs", 60, self._read_refs),
@@ -215,8 +221,13 @@ class Clients:
             return took
 
     def _noted(self, work: Path, ref: str, revision: str) -> None:
-        app = APPS[int(work.name.rpartition("-")[2]) % 2]
-        self.acknowledged[app, ref] = self.git("rev-parse", revision, cwd=work).strip()
+        oid = self.git("rev-parse", revision, cwd=work).strip()
+        self.acknowledged[self._app_of(work), ref] = oid
+
+    @staticmethod
+    def _app_of(work: Path) -> str:
+        kind, _, number = work.name.rpartition("-")
+        return LARGE if kind == "large" else APPS[int(number) % 2]
 
     def _forked(self) -> float:
         client, name = next(self._turn), f"team/fork-{next(self._numbers)}"

@@ -164,8 +164,9 @@ class Hostile:
         return self._post("upload-pack", self.bomb, "Content-Encoding: gzip\r\n")
 
     def negotiation(self) -> str:
-        """Ask with many haves that nobody has."""
-        lines = [b"0032want %s\n" % hashlib.sha1(b"m").hexdigest().encode(), b"0000"]
+        """Ask with many haves that nobody has, for what is there or is not."""
+        want = random.choice((WANT, hashlib.sha1(b"m").hexdigest().encode()))
+        lines = [b"0032want %s\n" % want, b"0000"]
         lines += [b"0032have %s\n" % random.randbytes(20).hex().encode() for _ in range(HAVES)]
         return self._post("upload-pack", b"".join([*lines, b"0009done\n"]))
 

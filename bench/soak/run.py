@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import generate  # noqa: E402
-from clients import APPS, ENVIRONMENT, Clients, Failed, Kind  # noqa: E402
+from clients import APPS, ENVIRONMENT, LARGE, Clients, Failed, Kind  # noqa: E402
 from watch import Sample, Watch, growth, rows  # noqa: E402
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def made(folder: Path, commits: int) -> dict[str, str]:
     data = folder / "data"
     source = generate.deep(folder / "source", commits=commits, files=120, seed=7)
     command("init", str(data), "--shards", "2")
-    for name in (*APPS, "mallory/x"):
+    for name in (*APPS, LARGE, "mallory/x"):
         command("repo", "import", name, str(source), "--data", str(data))
     on = ("--data", str(data))
     words = [word for owner in ("team/**", "other/**") for word in ("--write", owner)]
@@ -273,7 +273,7 @@ def attacked(
 def verified(server: Server, clients: Clients, folder: Path) -> list[str]:
     """Return what is wrong with the store: acknowledged refs that are not there, repositories, a clone by git."""
     wrong = []
-    for app in APPS:
+    for app in (*APPS, LARGE):
         listed = [line.split() for line in clients.git("ls-remote", clients.url(app)).splitlines()]
         refs = {name: oid for oid, name in listed}
         acknowledged = {

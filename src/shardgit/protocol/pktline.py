@@ -6,6 +6,7 @@ import enum
 import re
 from typing import TYPE_CHECKING
 
+from shardgit._pktline import cut
 from shardgit.errors import LimitExceeded, MalformedPacket
 
 if TYPE_CHECKING:
@@ -95,24 +96,16 @@ class PacketReader:
             data = bytes(self._waiting)
             self._waiting.clear()
         out: list[Packet] = []
-        at, end = 0, len(data)
+        at, end = cut(data, _MARKS, out), len(data)
         self._missing = 4
-        while end - at >= 4:
+        if end - at >= 4:
             length = _length(data, at)
             if isinstance(length, MalformedPacket):
                 self._broken = length
                 if out:
                     return out
                 raise length
-            if length < 3:
-                out.append(_MARKS[length])
-                at += 4
-                continue
-            if end - at < length:
-                self._missing = length
-                break
-            out.append(data[at + 4 : at + length])
-            at += length
+            self._missing = length
         if at < end:
             self._waiting += data[at:]
             self._missing -= end - at

@@ -113,6 +113,16 @@ class RequestV0(RequestReader):
         self._want(text_of(packet))
         return False
 
+    def _run(self, packets: list[Packet], at: int) -> int:
+        if self._wanted:
+            ids = self._ids(packets, at, b"have ")
+            self._spoke = self._spoke or bool(ids)
+            self._haves += ids
+        else:
+            ids = self._ids(packets, at, b"want ")
+            self._wants.update(dict.fromkeys(ids))
+        return len(ids)
+
     def _want(self, text: bytes) -> None:
         if self._deepening.take(text):
             return

@@ -116,6 +116,15 @@ class RequestV2(RequestReader):
             self._fetch(text)
         return False
 
+    def _run(self, packets: list[Packet], at: int) -> int:
+        if not self._in_arguments or self._command != b"fetch":
+            return 0
+        for word, named in ((b"have ", self._haves), (b"want ", self._wants)):
+            if ids := self._ids(packets, at, word):
+                named.update(dict.fromkeys(ids))
+                return len(ids)
+        return 0
+
     def _capability(self, text: bytes) -> None:
         self._seen = True
         key, equals, value = text.partition(b"=")
