@@ -83,35 +83,38 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def now_s(self) -> float:
+        """Seconds since it began to look."""
+        return time.monotonic() - self._begun
+
     def _look(self) -> None:
         while not self._stop.wait(EVERY_S):
-            self.samples.append(sample(self.process, time.monotonic() - self._begun))
+            self.samples.append(sample(self.process, self.now_s))
 
 
-def slope(points: list[tuple[float, float]]) -> float:
-    """Return the slope of the line that fits points best."""
-    if len(points) < 2:
-        return 0.0
-    x0, y0 = mean(x for x, _ in points), mean(y for _, y in points)
-    below = sum((x - x0) ** 2 for x, _ in points)
-    return sum((x - x0) * (y - y0) for x, y in points) / below if below else 0.0
+def growth(samples: list[Sample], key: str, rests: list[tuple[float, float]]) -> dict[str, float]:
+    """Return how much more of it a server holds in the last of its rests than in the first, spans of seconds.
 
-
-def growth(samples: list[Sample], key: str) -> dict[str, float]:
-    """Return how much more the last two thirds end with than they began, by the line that fits them best.
-
-    Moments with more processes than usual, as when workers are being replaced, are left out.
+    At rest: connections that clients keep open, and what is under way, are theirs. Moments with more processes than
+    usual, as when workers are being replaced, are left out.
     """
     if not samples:
         return {"mean": 0.0, "grown": 0.0, "most": 0.0}
-    last = samples[-1].at_s
     counts = sorted(one.processes for one in samples)
     usual = counts[len(counts) // 2]
-    late = [one for one in samples if one.at_s >= last / 3 and one.processes <= usual]
-    points = [(one.at_s, float(getattr(one, key))) for one in late]
+    held = [
+        [
+            float(getattr(one, key))
+            for one in samples
+            if begun <= one.at_s < ended and one.processes <= usual
+        ]
+        for begun, ended in rests
+    ]
+    means = [mean(values) for values in held if values]
     return {
-        "mean": mean(y for _, y in points) if points else 0.0,
-        "grown": slope(points) * (points[-1][0] - points[0][0]) if points else 0.0,
+        "mean": mean(float(getattr(one, key)) for one in samples),
+        "grown": means[-1] - means[0] if means else 0.0,
         "most": max(float(getattr(one, key)) for one in samples),
     }
 

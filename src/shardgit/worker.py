@@ -61,7 +61,7 @@ LAG_EVERY_S = 0.1
 CLOSE_MAX_S = 5.0  # past the drain, to close what is idle
 IDLE_MAX_S = 650.0  # of an HTTP connection: front ends that keep theirs do so for 600 s at most
 TRIM_EVERY_S = 10.0
-TRIM_BYTES = 64 << 20
+TRIM_BYTES = 16 << 20
 REFUSED_EXIT = 3
 
 
