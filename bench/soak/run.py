@@ -5,11 +5,12 @@
 Each kind of request is made alone, again and again; then all kinds come at random, at the rates in
 bench/soak/clients.py, whether the ones before have ended or not (so a slow server cannot slow its load down). Both take
 turns, PARTS times, so that a machine which is slower for a while is so for both. In the load the server is told to
-reload, once. The rates take about a third of a machine of
-two cores, clients included: what is told is how a server does below its limits, beside one who tries to harm it.
+reload, once. The rates take about a third of a machine of two cores, clients included: what is told is how a server
+does below its limits, beside one who tries to harm it.
 
 It ends with 1 when a well-behaved client saw an error, when what was acknowledged is not there, when the store does
-not verify, when memory, files or threads grow in the last part, or when a kind's 99th hundredth takes more than twice as long as alone.
+not verify, when memory, files or threads grow in the last part, or when a kind's 99th hundredth takes more than twice
+as long as alone and 20 ms.
 """
 
 from __future__ import annotations
