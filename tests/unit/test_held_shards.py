@@ -1,0 +1,358 @@
+"""Shards that are read-only: their files do not change, whatever happens to the store; all is read; nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from gcing import AT_ONCE, MAIN, commit, push
+from hypothesis import given
+from hypothesis import strategies as st
+from moving import full_store, opened, part, parts, placed
+from served import shardgit as command
+from served import small_repository
+
+from shardgit import clock
+from shardgit.blocks.block import (
+    BlockKind,
+    keep_off,
+    named,
+    new_header,
+    parse_header,
+    partition_of,
+    verify_block,
+)
+from shardgit.errors import InvalidArgument, JournalCorrupt, ReadOnly, Refused, ShardMissing
+from shardgit.journal.held import HELD_KEY, HeldShard, decode_held, encode_held
+from shardgit.node import create_store, open_store
+from shardgit.objects import ObjectType
+from shardgit.oid import HashKind, PoolId
+from shardgit.operate import holding
+from shardgit.operate.compact import compact_repository
+from shardgit.operate.gc import gc
+from shardgit.operate.holding import set_shard_mode
+from shardgit.operate.membership import add_shard, remove_shard, set_weight
+from shardgit.operate.operation import silent_control
+from shardgit.operate.rebalance import rebalance
+from shardgit.operate.repair import repair_store
+from shardgit.operate.settle import settle
+from shardgit.operate.shrinking import compact_shards
+from shardgit.operate.verifying import verify_store
+from shardgit.ring.ring import PARTITIONS
+from shardgit.service.health import Health
+from shardgit.service.importing import import_repository
+from shardgit.service.lfs import LfsObjects
+from shardgit.service.repositories import Repositories
+from shardgit.service.shards import list_shards
+from shardgit.service.uploading import put_objects
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from shardgit.service.store import Store
+
+CALM = silent_control()
+POOL = PoolId(bytes(16))
+WHY = "its disk is copied"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "QUIET_S", 0.05)
+    monkeypatch.setattr(holding, "LOOK_S", 0.01)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    create_store(tmp_path / "s", shards=3)
+    with open_store(tmp_path / "s") as made:
+        made.create_repository("demo")
+        yield made
+
+
+def hold(store: Store, number: int = 1, *, read_only: bool = True) -> None:
+    why = WHY if read_only else ""
+    set_shard_mode(store, number, read_only=read_only, why=why, by="ops", control=CALM)
+
+
+def written(store: Store, number: int = 1) -> bytes:
+    """Return a digest of the bytes of a shard's files, but for LMDB's table of readers."""
+    digest = hashlib.sha256()
+    for file in sorted(store.routed.shards[number].folder.rglob("*")):
+        if file.is_file() and file.name != "lock.mdb":
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
+
+
+# ---- where blocks are born ----
+
+
+@given(st.binary(max_size=100), st.integers(1, 255))
+def test_blocks_are_born_off_the_partitions_that_are_kept(payload: bytes, every: int) -> None:
+    free = random.Random(every).sample(range(PARTITIONS), PARTITIONS // 8)
+    kept = bytearray(b"\1" * PARTITIONS)
+    for at in free:
+        kept[at] = 0
+    owner = object()
+    born = new_header(BlockKind.PART, HashKind.SHA1, POOL, 64 + len(payload)) + payload
+    keep_off(owner, bytes(kept))
+    try:
+        block, data = named(born)
+    finally:
+        keep_off(owner, None)
+    assert not kept[partition_of(block)]
+    verify_block(block, data)
+    assert data[64:] == payload
+    before, after = parse_header(born), parse_header(data)
+    assert (before.kind, before.pool, before.created_ms) == (
+        after.kind,
+        after.pool,
+        after.created_ms,
+    )
+    assert named(born) == (named(born)[0], born)
+
+
+# ---- all that changes a store ----
+
+
+async def lfs(store: Store, data: bytes) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    await LfsObjects(store).put("demo", hashlib.sha256(data).digest(), len(data), pieces())
+
+
+async def work(store: Store, tmp_path: Path, turn: int) -> None:
+    """Change the store in every way that puts or deletes blocks."""
+    source = small_repository(tmp_path / f"source-{turn}", 3)
+    import_repository(store, f"imported-{turn}", str(source))
+    tip = commit(size=40_000)
+    push(store, "demo", MAIN + b"%d" % turn, None, tip, tip)
+    for _ in range(6):
+        tip, before = commit(tip, size=40_000), tip
+        push(store, "demo", MAIN + b"%d" % turn, before, tip, tip)
+    put_objects(store, "demo", [(ObjectType.BLOB, random.randbytes(70_000))])
+    await lfs(store, random.randbytes(300_000))
+    Repositories(store).fork("demo", f"fork-{turn}")
+    with store.journal.snapshot() as snapshot:
+        pool = store.repository(snapshot, "demo").pool
+    settle(store, pool)
+    compact_repository(store, "demo", full=True, control=CALM)
+    Repositories(store).delete(f"imported-{turn}")
+    gc(store, AT_ONCE, control=CALM)
+    compact_shards(store, control=CALM)
+
+
+async def test_nothing_is_written_to_a_shard_that_is_read_only(
+    store: Store, tmp_path: Path
+) -> None:
+    await work(store, tmp_path, 0)
+    before = placed(store)
+    assert all(before.values())
+    hold(store)
+    frozen = written(store)
+    await work(store, tmp_path, 1)
+    assert written(store) == frozen
+    during = placed(store)
+    assert during[1] == before[1]
+    assert during[0] - before[0]
+    assert during[2] - before[2]
+    assert verify_store(store.scratch.parent, control=CALM).counts == {}
+    assert placed(store)[1] == before[1]
+    hold(store, read_only=False)
+    await work(store, tmp_path, 2)
+    assert written(store) != frozen
+    gc(store, AT_ONCE, control=CALM)
+    assert placed(store)[1] - before[1]
+    assert before[1] - placed(store)[1], "what was deleted meanwhile goes behind it"
+    assert verify_store(store.scratch.parent, control=CALM).counts == {}
+
+
+def test_what_was_born_before_is_refused_where_it_would_lie_in_a_closed_shard(
+    tmp_path: Path,
+) -> None:
+    blocks = parts(60)
+    with opened(full_store(tmp_path / "s", blocks)) as store:
+        hold(store)
+        chance = random.Random(9)
+        taken = refused = 0
+        for _ in range(60):
+            block, data = part(chance, 500)
+            try:
+                store.blocks.put_many_sync([(block, data)])
+                taken += 1
+            except ReadOnly as error:
+                refused += 1
+                assert error.facts == {"shard": 1, "why": WHY}
+                assert store.routed.ring.shards_of(partition_of(block)) == (1,)
+            else:
+                assert store.blocks.get_many_sync([block]) == [data]
+        assert taken > 10
+        assert refused > 5
+        store.blocks.put_many_sync(list(blocks.items()))  # these are there
+        store.blocks.delete_many_sync(list(blocks))
+        left = {block for block in blocks if store.blocks.has_many_sync([block])[0]}
+        assert left == set(blocks) & placed(store)[1]
+        for block in left:
+            assert store.blocks.get_many_sync([block]) == [blocks[block]]
+
+
+def test_a_copy_that_is_damaged_is_not_put_right_in_a_shard_that_is_read_only(
+    tmp_path: Path,
+) -> None:
+    blocks = parts(40)
+    folder = full_store(tmp_path / "s", blocks, replicas=2)
+    with opened(folder) as store:
+        lost = sorted(placed(store)[1])[:5]
+        store.routed.shards[1].delete_many_sync(lost)
+        hold(store)
+        frozen = written(store)
+        for block in lost:
+            assert store.blocks.get_many_sync([block]) == [blocks[block]]
+        store.workers.submit(int).result()
+        store.workers._behind.submit(int).result()
+        assert written(store) == frozen
+
+
+# ---- what waits ----
+
+
+def test_what_writes_to_shards_by_number_waits(tmp_path: Path) -> None:
+    with opened(full_store(tmp_path / "s", parts(20))) as store:
+        hold(store, 2)
+        for job in (
+            lambda: rebalance(store, control=CALM),
+            lambda: set_weight(store, 0, 2.0),
+            lambda: add_shard(store),
+            lambda: remove_shard(store, 2),
+            lambda: repair_store(store, control=CALM),
+            lambda: compact_shards(store, [2], force=True, control=CALM),
+        ):
+            with pytest.raises(ReadOnly, match="shard is read-only"):
+                job()
+        made = compact_shards(store, force=True, control=CALM)
+        assert [one.id for one in made.shards] == [0, 1]
+        repair_store(store, control=CALM, dry_run=True)
+        hold(store, 2, read_only=False)
+        repair_store(store, control=CALM)
+        set_weight(store, 0, 2.0)
+
+
+def test_who_holds_what(store: Store) -> None:
+    with pytest.raises(ShardMissing):
+        hold(store, 7)
+    with pytest.raises(InvalidArgument):
+        set_shard_mode(store, 1, read_only=True, why="a\nb", control=CALM)
+    hold(store, 0)
+    hold(store, 2)
+    with pytest.raises(Refused, match="too few partitions"):
+        hold(store, 1)
+    hold(store, 2)  # again
+    assert {one.id: one.state for one in list_shards(store)} == {
+        0: "read-only",
+        1: "active",
+        2: "read-only",
+    }
+    health = Health(store)
+    health.look()
+    assert health.warnings == {f"shard {n}": f"it is read-only: {WHY}" for n in (0, 2)}
+    assert not health.problems
+    put_objects(store, "demo", [(ObjectType.BLOB, b"x" * 70_000)])
+    for number in (0, 2):
+        hold(store, number, read_only=False)
+    hold(store, 2, read_only=False)
+    assert {one.state for one in list_shards(store)} == {"active"}
+    with store.journal.snapshot() as snapshot:
+        assert snapshot.get(HELD_KEY) is None
+
+
+def test_one_shard_alone_stays_open(tmp_path: Path) -> None:
+    create_store(tmp_path / "s")
+    with open_store(tmp_path / "s") as store, pytest.raises(Refused, match="store read-only on"):
+        hold(store, 0)
+
+
+def test_it_is_closed_only_once_nobody_writes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "QUIET_S", 0.2)
+    chance, put, looks = random.Random(3), 0, 0
+
+    def late(_: float) -> None:
+        """Be another process, which has not heard of it yet."""
+        nonlocal put, looks
+        looks += 1
+        while put < 5 and looks < 30:
+            block, data = part(chance, 400)
+            if store.routed.ring.shards_of(partition_of(block)) == (1,):
+                store.blocks.put_many_sync([(block, data)])
+                put += 1
+                break
+
+    monkeypatch.setattr(CALM, "sleep", late)
+    monkeypatch.setattr(clock, "monotonic", lambda: looks / 20)
+    hold(store)
+    assert put == 5
+    assert looks >= 9
+    assert store.routed.held.closed == {1: WHY}
+
+
+def test_the_command(tmp_path: Path) -> None:
+    assert command("init", "s", "--shards", "2", cwd=tmp_path).returncode == 0
+    on = ("shard", "read-only", "1")
+    done = command(*on, "on", "--reason", WHY, "--data", "s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("shard 1: read-only since ")
+    assert done.stdout.endswith(f": {WHY}\n")
+    listed = command("shard", "list", "--data", "s", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[1] for line in listed[1:]] == ["active", "read-only"]
+    refused = command("shard", "rebalance", "--data", "s", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "shard is read-only" in refused.stderr
+    done = command(*on, "off", "--data", "s", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout) == {
+        "id": 1,
+        "read_only": False,
+        "why": "",
+        "by": "",
+        "since_ms": 0,
+    }
+    wrong = command(*on, "off", "--reason", "x", "--data", "s", cwd=tmp_path)
+    assert wrong.returncode == 2
+
+
+# ---- the row ----
+
+
+@given(
+    st.lists(
+        st.builds(
+            HeldShard,
+            st.integers(0, 4_095),
+            st.text(max_size=20),
+            st.text(max_size=9),
+            st.integers(0, 1 << 50),
+            st.booleans(),
+        ),
+        unique_by=lambda one: one.id,
+        max_size=5,
+    )
+)
+def test_the_row_comes_back(shards: list[HeldShard]) -> None:
+    assert decode_held(encode_held(shards)) == tuple(sorted(shards, key=lambda one: one.id))
+
+
+@given(st.binary(max_size=80))
+def test_a_row_that_is_off_is_corrupt(data: bytes) -> None:
+    for bad in (data, b"\1" + data):
+        try:
+            decode_held(bad)
+        except JournalCorrupt:
+            continue
+        except Refused as error:
+            assert "newer" in str(error)
