@@ -36,13 +36,11 @@ from shardgit.blocks.layout import (
     initial_ring,
     open_layout,
 )
-from shardgit.blocks.routed import Held, RoutedStore
+from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
 from shardgit.errors import AlreadyExists, JournalCorrupt, Refused, ShardMissing
-from shardgit.journal.held import HELD_KEY, decode_held
 from shardgit.journal.interface import END, Compare, Put
 from shardgit.journal.lmdb import LmdbJournal
-from shardgit.journal.mode import UNSAID
 from shardgit.journal.operations import put_operation
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
@@ -132,7 +130,6 @@ def open_store(
             shards[shard.number] = rings.open_shard(shard.number)
             opened.callback(shards[shard.number].close)
         blocks = RoutedStore(ring, shards, workers, source=rings, revision=revision)
-        blocks.refresh()
         store = Store(
             journal=journal,
             blocks=blocks,
@@ -244,7 +241,7 @@ class JournalRings:
         self._journal = journal
         self._folder = folder
         self._workers = workers
-        self._looked_at = self._held_looked_at = -1  # the journal's revision at the last look
+        self._looked_at = -1  # the journal's revision at the last look
 
     def newer(self, known: int) -> tuple[int, Ring] | None:
         """See RingSource."""
@@ -259,22 +256,6 @@ class JournalRings:
             self._looked_at = snapshot.revision  # which may be older: see Journal.revision
             return None
         return row.revision, Ring.decode(row.value)
-
-    def held(self, known: int) -> tuple[int, Held] | None:
-        """See RingSource."""
-        revision = self._journal.revision()
-        if revision == self._held_looked_at:
-            return None
-        with self._journal.snapshot() as snapshot:
-            row = snapshot.get(HELD_KEY)
-        if (row.revision if row is not None else 0) == known:
-            self._held_looked_at = snapshot.revision
-            return None
-        if row is None:
-            return 0, Held()
-        shards = decode_held(row.value)
-        closed = {one.id: one.why or UNSAID for one in shards if one.closed}
-        return row.revision, Held(frozenset(one.id for one in shards), closed)
 
     def now(self) -> tuple[int, Ring]:
         """Return the ring and its row's revision."""

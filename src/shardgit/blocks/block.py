@@ -70,31 +70,6 @@ def new_header(
     return _HEADER.pack(MAGIC, VERSION, kind, hash_kind, flags, length, pool, clock.now_ms(), nonce)
 
 
-def named(data: bytes) -> tuple[BlockId, bytes]:
-    """Return the id of a block that was just born, and the block: with another nonce where it would lie badly.
-
-    For a block that nothing names yet. Its partition follows from its id, and that from its nonce, so that a block
-    keeps off shards that take none (ADR 0025).
-    """
-    made = block_id(data)
-    while any(partitions[partition_of(made)] for partitions in _kept_off.values()):
-        data = data[: _NONCE.start] + _nonces.randbytes(16) + data[_NONCE.stop :]
-        made = block_id(data)
-    return made, data
-
-
-def keep_off(owner: object, partitions: bytes | None) -> None:
-    """Have this process give birth to no blocks of partitions whose byte of 65,536 is not 0; None lets them be again.
-
-    Each owner's word stands by itself. What is kept off for one store is so for others that are open in the process,
-    which costs them nothing but the hashing.
-    """
-    if partitions is None:
-        _kept_off.pop(id(owner), None)
-    else:
-        _kept_off[id(owner)] = partitions
-
-
 def fresh_nonces() -> None:
     """Begin another row of nonces: a forked process must not go on with its parent's."""
     _nonces.seed(os.urandom(32))
@@ -103,8 +78,6 @@ def fresh_nonces() -> None:
 # Nonces are told to nobody who could gain by knowing the next one, and asking the kernel gives up the GIL each time.
 _nonces = random.Random(os.urandom(32))  # noqa: S311
 os.register_at_fork(after_in_child=fresh_nonces)
-_NONCE = slice(40, 56)
-_kept_off: dict[int, bytes] = {}
 
 
 def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> BlockHeader:

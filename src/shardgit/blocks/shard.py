@@ -296,11 +296,6 @@ class ShardStore(OnWorkers):
             self._before.append(self._opened)
             self._opened = _Opened(fresh, identity_mark(self.folder))
 
-    def written(self) -> tuple[tuple[int, int], int]:
-        """Return what is another once anybody has written to the shard."""
-        with self._using() as opened:
-            return opened.mark, opened.environment.last_transaction()
-
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore. One fsynced transaction for the batch."""
         for block, data in blocks:

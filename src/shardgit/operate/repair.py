@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from shardgit import metrics
 from shardgit.blocks.block import BlockKind, parse_header, verify_block
 from shardgit.errors import Conflict, DataLoss
-from shardgit.journal.held import check_open
 from shardgit.oid import BlockId, PoolId
 from shardgit.operate.damage import Damage, damage_of
 from shardgit.operate.findings import (
@@ -95,8 +94,6 @@ def repair_store(
     Safe to stop and to do again. Errors: Refused while another repair runs, Stopped, StorageFull.
     """
     before: Repair | None = None
-    if not dry_run:
-        check_open(store.journal)
     with running(store, KIND):
         for _ in range(PASSES_MAX):
             with StoreFiles(store.scratch.parent) as files:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt
 from shardgit.formats import check_row
 from shardgit.limits import DEFAULT
@@ -127,7 +127,7 @@ def new_record(
         some = body[at : at + room]
         size = HEADER_SIZE + len(some)
         head = new_header(BlockKind.PART, hash_kind, pool, size, flags=CONDEMNED_FLAG)
-        blocks.append(named(head + some))
+        blocks.append((block_id(head + some), head + some))
     names = tuple(name for name, _ in blocks)
     return CondemnedRecord(hash_kind, time_ms, blocks=names), blocks
 

@@ -28,7 +28,7 @@ class ShardInfo:
 def list_shards(store: Store) -> list[ShardInfo]:
     """Return every shard of the ring by rising number."""
     store.routed.refresh()
-    ring, held = store.routed.ring, store.routed.held.shards
+    ring = store.routed.ring
     partitions: Counter[int] = Counter()
     for row in ring.table:
         partitions.update(row)
@@ -44,9 +44,7 @@ def list_shards(store: Store) -> list[ShardInfo]:
                 path=str(shard.folder),
                 zone=place.zone,
                 weight=place.weight,
-                state="read-only"
-                if place.number in held
-                else _state(place.weight, partitions[place.number]),
+                state=_state(place.weight, partitions[place.number]),
                 blocks=stats.blocks,
                 bytes=stats.live_bytes,
                 file_bytes=stats.file_bytes,
