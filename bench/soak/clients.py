@@ -208,6 +208,9 @@ class Clients:
             self.git("push", "-q", *words, "origin", f"HEAD:{ref}", cwd=work)
             took = time.monotonic() - begun
             self._noted(work, ref, "HEAD")
+            if size:  # the clients' folders may lie in memory
+                self.git("reflog", "expire", "--expire=now", "--all", cwd=work)
+                self.git("prune", "--expire=now", cwd=work)
             return took
 
     def _tagged(self) -> float:

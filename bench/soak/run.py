@@ -426,7 +426,7 @@ def soak(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     grows = [
         f"{key} by {grown[key]['grown']:.1f}"
         for key, (share, least) in GROWTH.items()
-        if grown[key]["grown"] > max(share * grown[key]["mean"], least)
+        if not grown[key]["grown"] <= max(share * grown[key]["at_rest"], least)
     ]
     rated = table(kinds, idle, load)
     slow = [f"{row['kind']}: {row['ratio']}" for row in rated if not row["within"]]
@@ -438,6 +438,7 @@ def soak(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
         "server": [f"{name} {count} times in the log" for name, count in errors.items()]
         + ([] if code == 0 else [f"exit code {code}"])
         + ([] if server.events("reloaded") == 1 else ["it did not reload"])
+        + ([f"{died} workers died"] if (died := server.events("worker_died")) else [])
         + ([f"{late} requests began late"] if late else []),
     }
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -97,10 +98,10 @@ def growth(samples: list[Sample], key: str, rests: list[tuple[float, float]]) ->
     """Return how much more of it a server holds in the last of its rests than in the first, spans of seconds.
 
     At rest: connections that clients keep open, and what is under way, are theirs. Moments with more processes than
-    usual, as when workers are being replaced, are left out.
+    usual, as when workers are being replaced, are left out. Infinitely more where nothing was seen of one of the two.
     """
     if not samples:
-        return {"mean": 0.0, "grown": 0.0, "most": 0.0}
+        return {"mean": 0.0, "at_rest": 0.0, "grown": math.inf, "most": 0.0}
     counts = sorted(one.processes for one in samples)
     usual = counts[len(counts) // 2]
     held = [
@@ -111,10 +112,12 @@ def growth(samples: list[Sample], key: str, rests: list[tuple[float, float]]) ->
         ]
         for begun, ended in rests
     ]
-    means = [mean(values) for values in held if values]
+    means = [mean(values) if values else math.nan for values in (held[0], held[-1])]
+    grown = means[1] - means[0]
     return {
         "mean": mean(float(getattr(one, key)) for one in samples),
-        "grown": means[-1] - means[0] if means else 0.0,
+        "at_rest": means[0],
+        "grown": math.inf if math.isnan(grown) else grown,
         "most": max(float(getattr(one, key)) for one in samples),
     }
 
