@@ -26,7 +26,7 @@ from shardgit import metrics
 from shardgit.errors import DataLoss, Internal, Refused, StorageFull, StoreBusy, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAP_BYTES = 1 << 40
 READERS_MAX = 2_048
@@ -316,9 +316,11 @@ class Environment:
             return error.errno in NO_SPACE
         return False
 
-    def trim(self) -> None:
-        """Give back to the disk what a commit that failed has appended past the last page."""
+    def trim(self, check: Callable[[], None] | None = None) -> None:
+        """Give back to the disk what a commit that failed has appended past the last page; ``check`` may refuse it."""
         with self.write():  # the lock keeps other writers out
+            if check is not None:
+                check()
             end = (int(self._environment.info()["last_pgno"]) + 1) * PAGE_BYTES
             if self.file.stat().st_size > end:
                 os.truncate(self.file, end)

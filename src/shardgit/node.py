@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from shardgit import clock
+from shardgit import clock, telemetry
 from shardgit.backup.choosing import choose_cut
 from shardgit.backup.restore import (
     StoreRestored,
@@ -27,6 +27,7 @@ from shardgit.backup.restoring import (
 )
 from shardgit.backup.restoring import KIND as RESTORE
 from shardgit.backup.source import CutSnapshot
+from shardgit.blocks.block import keep_off
 from shardgit.blocks.identity import environment_of
 from shardgit.blocks.layout import (
     FORMAT_FILE,
@@ -36,11 +37,13 @@ from shardgit.blocks.layout import (
     initial_ring,
     open_layout,
 )
-from shardgit.blocks.routed import RoutedStore
+from shardgit.blocks.routed import Held, RoutedStore
 from shardgit.blocks.shard import ShardStore
 from shardgit.errors import AlreadyExists, JournalCorrupt, Refused, ShardMissing
+from shardgit.journal.held import HELD_KEY, decode_held, held_shards
 from shardgit.journal.interface import END, Compare, Put
 from shardgit.journal.lmdb import LmdbJournal
+from shardgit.journal.mode import UNSAID
 from shardgit.journal.operations import put_operation
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
@@ -130,6 +133,8 @@ def open_store(
             shards[shard.number] = rings.open_shard(shard.number)
             opened.callback(shards[shard.number].close)
         blocks = RoutedStore(ring, shards, workers, source=rings, revision=revision)
+        opened.callback(keep_off, blocks, None)
+        blocks.refresh()
         store = Store(
             journal=journal,
             blocks=blocks,
@@ -241,7 +246,7 @@ class JournalRings:
         self._journal = journal
         self._folder = folder
         self._workers = workers
-        self._looked_at = -1  # the journal's revision at the last look
+        self._looked_at = self._held_looked_at = -1  # the journal's revision at the last look
 
     def newer(self, known: int) -> tuple[int, Ring] | None:
         """See RingSource."""
@@ -256,6 +261,32 @@ class JournalRings:
             self._looked_at = snapshot.revision  # which may be older: see Journal.revision
             return None
         return row.revision, Ring.decode(row.value)
+
+    def held(self, known: int) -> tuple[int, Held] | None:
+        """See RingSource."""
+        revision = self._journal.revision()
+        if revision == self._held_looked_at:
+            return None
+        with self._journal.snapshot() as snapshot:
+            row = snapshot.get(HELD_KEY)
+        if (row.revision if row is not None else 0) == known:
+            self._held_looked_at = snapshot.revision
+            return None
+        if row is None:
+            return 0, Held()
+        try:
+            shards = decode_held(row.value)
+        except JournalCorrupt as error:  # reads go on; who would write to a shard meets it
+            telemetry.log().error("held_shards_unknown", error=str(error))
+            return row.revision, Held()
+        closed = {one.id: one.why or UNSAID for one in shards if one.closed}
+        return row.revision, Held(frozenset(one.id for one in shards), closed)
+
+    def why_closed(self, number: int) -> str | None:
+        """See RingSource."""
+        with self._journal.snapshot() as snapshot:
+            shards = held_shards(snapshot)
+        return next((one.why or UNSAID for one in shards if one.closed and one.id == number), None)
 
     def now(self) -> tuple[int, Ring]:
         """Return the ring and its row's revision."""

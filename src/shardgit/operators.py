@@ -21,6 +21,7 @@ from shardgit.operate.compact import Compacted
 from shardgit.operate.damage import Damage
 from shardgit.operate.findings import Finding, FindingKind
 from shardgit.operate.gc import GcOptions, GcResult
+from shardgit.operate.holding import ShardMode
 from shardgit.operate.membership import ShardChanged
 from shardgit.operate.planning import Flow, RingChange, RingPlan, ShardChange
 from shardgit.operate.rebalance import Rebalance
@@ -386,6 +387,20 @@ class Operators:
         """Make the store read-only, or let it take changes again."""
         request = shard_pb2.SetModeRequest(read_only=read_only, why=why)
         return _made(StoreMode, self.call("SetMode", request).mode)
+
+    def set_shard_mode(
+        self,
+        shard: int,
+        *,
+        read_only: bool,
+        why: str = "",
+        pace: shard_pb2.Pace | None = None,
+        report: Report = silent,
+    ) -> ShardMode:
+        """Make a shard read-only, or let it take changes again; behind the answer nothing is written to it."""
+        request = shard_pb2.SetShardModeRequest(pace=pace, id=shard, read_only=read_only, why=why)
+        (answer,) = self.stream("SetShardMode", request, report)
+        return _made(ShardMode, answer.result)
 
     def quotas(self, owner: str = "") -> list[OwnerQuota]:
         """Return all quotas, or that of one owner."""

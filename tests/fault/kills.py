@@ -107,7 +107,17 @@ MISSING_AT_ONCE = 3
 TRIES_MAX = 40  # a point behind a lease of another client, or behind enough garbage, is reached by some only
 # Work of seconds, killed at its points by test_rebalance_faults.py, test_shrinking.py and test_repair.py; and what
 # commits to etcd, which a store on one machine never reaches.
-ELSEWHERE = {"cluster", "nodes", "rebalance", "remake", "ring", "shards", "shrink", "turn"}
+ELSEWHERE = {
+    "cluster",
+    "holding",
+    "nodes",
+    "rebalance",
+    "remake",
+    "ring",
+    "shards",
+    "shrink",
+    "turn",
+}
 TROUBLES = ("", "", "starve", "map", "stall", "slow", "fail", "stop")
 ROOM_MAX_BYTES = 300_000
 MAP_ROOM_MAX_PAGES = 64

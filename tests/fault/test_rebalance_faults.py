@@ -74,6 +74,9 @@ CHANGES = [
 ]
 
 
+HOLDING = ["holding.before_commit", "holding.after_commit"]
+
+
 @pytest.fixture(scope="module")
 def blocks() -> Blocks:
     return parts(120, most=4_000)
@@ -110,8 +113,8 @@ def rebalance(folder: Path, *words: str, fault: str = "") -> Any:
 
 def test_every_point_is_killed_here() -> None:
     source = "".join(file.read_text() for file in sorted(SOURCE.rglob("*.py")))
-    found = set(re.findall(r'reach\("((?:rebalance|ring|shards)\.[a-z_]+)"\)', source))
-    killed = {*MOVING, *ABORTING, *GOING_BACK, *(point for _, point in CHANGES)}
+    found = set(re.findall(r'reach\("((?:holding|rebalance|ring|shards)\.[a-z_]+)"\)', source))
+    killed = {*MOVING, *ABORTING, *GOING_BACK, *HOLDING, *(point for _, point in CHANGES)}
     assert found == {name for name in killed if not name.startswith("shard.")}
 
 
@@ -255,3 +258,23 @@ def test_a_store_that_lost_a_shards_folder_says_so(data: Path) -> None:
     done = shardgit("shard", "list", "--data", str(data), cwd=data)
     assert done.returncode == 1
     assert "is its disk mounted" in done.stderr
+
+
+@pytest.mark.parametrize("point", HOLDING)
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_a_shard_is_made_read_only_by_the_same_command_again(
+    data: Path, blocks: Blocks, word: str, point: str
+) -> None:
+    hold = ("shard", "read-only", "1")
+    if word == "off":
+        run(data, *hold, "on")
+    run(data, *hold, word, fault=point)
+    with opened(data) as store:
+        assert store.blocks.get_many_sync(list(blocks)) == list(blocks.values())
+    run(data, *hold, word)
+    with opened(data) as store:
+        assert set(store.routed.held.closed) == ({1} if word == "on" else set())
+    run(data, *hold, "off")
+    rebalance(data)
+    with opened(data) as store:
+        check_whole(store, blocks)

@@ -13,6 +13,7 @@ from shardgit.cluster.members import NodeRecord
 from shardgit.errors import Refused, StoreFormatUnknown
 from shardgit.journal.cursor_records import HookCursor
 from shardgit.journal.graft_records import decode_grafts
+from shardgit.journal.held import decode_held
 from shardgit.journal.interface import Put
 from shardgit.journal.keys import KeyRecord
 from shardgit.journal.lfs_records import (
@@ -59,6 +60,7 @@ ROWS: list[Callable[[bytes], Any]] = [
     HookCursor.decode,
     MirrorRecord.decode,
     ModeRecord.decode,
+    decode_held,
     QuotaRecord.decode,
     Usage.decode,
     lambda data: decode_grafts(data, HashKind.SHA1),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardgit import _segment
 from shardgit.backup.restore import read_ahead
-from shardgit.blocks.block import HEADER_SIZE, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, named, new_header, parse_header
 from shardgit.errors import BackupCorrupt
 from shardgit.oid import BlockId, ObjectId
 from shardgit.pool.manifest import (
@@ -77,8 +77,7 @@ class Rebirth:
         body = data[HEADER_SIZE:] if payload is None else payload
         length = HEADER_SIZE + len(body)
         head = new_header(header.kind, header.hash_kind, self._pool, length, flags=header.flags)
-        made = head + body
-        return block_id(made), made
+        return named(head + body)
 
     def _put(self, data: bytes, payload: bytes | None = None) -> BlockId:
         name, made = self._born(data, payload)
@@ -258,7 +257,7 @@ class Rebirth:
                 old = lists[one.root]
                 parts = tuple(self._renamed[part] for part in old.parts)
                 block = replace(old, parts=parts).encode(self._pool)
-                name = block_id(block)
+                name, block = named(block)
                 self._batch.take(name, block)
                 out.append(replace(one, root=name))
             else:

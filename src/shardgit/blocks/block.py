@@ -14,6 +14,7 @@ from shardgit import clock
 from shardgit.errors import BlockCorrupt
 from shardgit.oid import BlockId, HashKind, PoolId
 
+REBIRTHS_MAX = 2_048
 MAGIC = b"SGB1"
 VERSION = 1
 HEADER_SIZE = 64
@@ -70,6 +71,48 @@ def new_header(
     return _HEADER.pack(MAGIC, VERSION, kind, hash_kind, flags, length, pool, clock.now_ms(), nonce)
 
 
+def named(data: bytes) -> tuple[BlockId, bytes]:
+    """Return the id of a block that was just born, and the block: with another nonce where it would lie badly.
+
+    For a block that nothing names yet. Its partition follows from its id, and that from its nonce, so that a block
+    keeps off shards that take none (ADR 0025).
+    """
+    made = block_id(data)
+    for _ in range(REBIRTHS_MAX):  # in vain where all is kept off: then the put tells
+        if not _lies_badly(made):
+            break
+        data = data[: _NONCE.start] + _nonces.randbytes(16) + data[_NONCE.stop :]
+        made = block_id(data)
+    return made, data
+
+
+def on_its_own(block: BlockId, data: bytes) -> tuple[BlockId, bytes]:
+    """Return a block that was embedded in a root until now: as it is, or born anew where it would lie badly.
+
+    What is born now has a time of now, so that a gc beside leaves it alone until it is named.
+    """
+    if not _lies_badly(block):
+        return block, data
+    header = first_header(data)
+    head = new_header(header.kind, header.hash_kind, header.pool, len(data), flags=header.flags)
+    return named(head + data[HEADER_SIZE:])
+
+
+def keep_off(owner: object, partitions: bytes | None) -> None:
+    """Have this process give birth to no blocks of partitions whose byte of 65,536 is not 0; None lets them be again.
+
+    Each owner's word stands by itself: what is kept off for one store is so for others that are open in the process.
+    """
+    if partitions is None:
+        _kept_off.pop(id(owner), None)
+    else:
+        _kept_off[id(owner)] = partitions
+
+
+def _lies_badly(block: BlockId) -> bool:
+    return bool(_kept_off) and any(kept[partition_of(block)] for kept in tuple(_kept_off.values()))
+
+
 def fresh_nonces() -> None:
     """Begin another row of nonces: a forked process must not go on with its parent's."""
     _nonces.seed(os.urandom(32))
@@ -78,6 +121,8 @@ def fresh_nonces() -> None:
 # Nonces are told to nobody who could gain by knowing the next one, and asking the kernel gives up the GIL each time.
 _nonces = random.Random(os.urandom(32))  # noqa: S311
 os.register_at_fork(after_in_child=fresh_nonces)
+_NONCE = slice(40, 56)
+_kept_off: dict[int, bytes] = {}
 
 
 def parse_header(data: bytes | memoryview, *, kind: BlockKind | None = None) -> BlockHeader:

@@ -7,15 +7,15 @@ import heapq
 import os
 from array import array
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardgit import metrics, telemetry
-from shardgit.blocks.block import parse_header, partition_of, verify_block
+from shardgit.blocks.block import keep_off, parse_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
-from shardgit.errors import DataLoss, ShardgitError, ShardMissing
+from shardgit.errors import DataLoss, ReadOnly, ShardgitError, ShardMissing
 from shardgit.ring.ring import PARTITIONS
 from shardgit.workers import Workers
 
@@ -34,11 +34,30 @@ REPAIRS_WAITING_MAX = 256
 SCAN_PARTITIONS = 1_024  # after so many a scan looks at the ring again
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Shards that take no blocks: new ones keep off them all, and those that are ``closed`` are not written at all.
+
+    Of a closed one its value tells why.
+    """
+
+    shards: frozenset[int] = frozenset()
+    closed: Mapping[int, str] = field(default_factory=dict)
+
+
 class RingSource(Protocol):
-    """Where a routed store learns of another ring: the journal."""
+    """Where a routed store learns of another ring, and of shards that are held: the journal."""
 
     def newer(self, known: int) -> tuple[int, Ring] | None:
         """Return the ring as it is now and its row's revision, None while that is ``known``; cheap."""
+        ...
+
+    def held(self, known: int) -> tuple[int, Held] | None:
+        """Return what is held as it is now and its row's revision (0 without), None while that is ``known``; cheap."""
+        ...
+
+    def why_closed(self, number: int) -> str | None:
+        """Return why a shard is closed right now, None where it is not."""
         ...
 
     def open_shard(self, number: int) -> ShardStore:
@@ -52,11 +71,23 @@ class RingSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Routes:
-    """A ring, its row's revision, and its shards: swapped whole."""
+    """A ring, its row's revision, its shards, and what is held of them: swapped whole."""
 
     ring: Ring
     revision: int
     shards: Mapping[int, ShardStore]
+    held: Held = Held()
+    held_revision: int = 0
+
+    def touches_held(self, block: BlockId) -> bool:
+        """Say whether a block lies in a shard that is held."""
+        return not self.held.shards.isdisjoint(self.ring.reads_of(partition_of(block)))
+
+    def kept_off(self) -> bytes | None:
+        """Return a byte for each partition, 1 where a block would lie in a shard that is held; None without such."""
+        held = self.held.shards
+        homes = map(self.ring.writes_of, range(PARTITIONS)) if held else ()
+        return bytes(not held.isdisjoint(home) for home in homes) or None
 
     def reads(self, block: BlockId) -> tuple[int, ...]:
         """Return where a block may be, in the order to look: replicas take turns by id."""
@@ -102,6 +133,8 @@ class RoutedStore(OnWorkers):
         # Threads of their own: a put runs on a worker and waits, and a pool that waits for itself
         # stands still.
         self._writers = Workers(WRITERS_MAX)
+        if source is not None:
+            self._guard(self._routes.shards)
 
     @property
     def ring(self) -> Ring:
@@ -117,6 +150,21 @@ class RoutedStore(OnWorkers):
     def ring_revision(self) -> int:
         """The revision of the ring's row in the journal."""
         return self._routes.revision
+
+    @property
+    def held(self) -> Held:
+        """The shards that take no blocks, as far as this process knows."""
+        return self._routes.held
+
+    @property
+    def held_revision(self) -> int:
+        """The revision of the row that tells what is held, 0 without one."""
+        return self._routes.held_revision
+
+    def is_held(self, block: BlockId) -> bool:
+        """Say whether a block lies in a shard that takes no changes, and hence cannot be deleted."""
+        routes = self._routes
+        return bool(routes.held.shards) and routes.touches_held(block)
 
     def begin_threads(self) -> None:
         """Begin the threads that write, at the priority of the one that calls."""
@@ -146,24 +194,47 @@ class RoutedStore(OnWorkers):
         if self._source is None:
             return None
         with self._refreshing:
+            held = self._source.held(self._routes.held_revision)
+            if held is not None:
+                self._take(replace(self._routes, held_revision=held[0], held=held[1]))
             found = self._source.newer(self._routes.revision)
             if found is not None:
-                revision, ring = found
-                named = {shard.number for shard in ring.shards}
-                before = self._routes.shards
-                shards = {
-                    n: shard
-                    for n, shard in before.items()
-                    if n in named and self._source.is_open_shard(n, shard)
-                }
-                gone = [shard for n, shard in before.items() if n not in shards]
-                for number in named - shards.keys():
-                    shards[number] = self._source.open_shard(number)
-                self._routes = _Routes(ring, revision, shards)
-                for shard in gone:
-                    shard.retire()
-                self._leaving += gone
+                self._take_ring(*found)
             return None if self._routes is used else self._routes
+
+    def _take_ring(self, revision: int, ring: Ring) -> None:
+        """Go on by another ring; shards that left are closed once nobody uses them."""
+        assert self._source is not None
+        named = {shard.number for shard in ring.shards}
+        before = self._routes.shards
+        shards = {
+            n: shard
+            for n, shard in before.items()
+            if n in named and self._source.is_open_shard(n, shard)
+        }
+        gone = [shard for n, shard in before.items() if n not in shards]
+        for number in named - shards.keys():
+            shards[number] = self._source.open_shard(number)
+        self._guard(shards)
+        self._take(replace(self._routes, ring=ring, revision=revision, shards=shards))
+        for shard in gone:
+            shard.retire()
+        self._leaving += gone
+
+    def _take(self, routes: _Routes) -> None:
+        keep_off(self, routes.kept_off())
+        self._routes = routes
+
+    def _guard(self, shards: Mapping[int, ShardStore]) -> None:
+        for number, shard in shards.items():
+            shard.guard = partial(self._check_open, number)
+
+    def _check_open(self, number: int) -> None:
+        """Raise ReadOnly for a shard that is closed, by the journal as it is now: under the lock of who would write."""
+        assert self._source is not None
+        why = self._source.why_closed(number)
+        if why is not None:
+            raise ReadOnly("shard is read-only", shard=number, why=why)
 
     def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
         """See StoreBlocks."""
@@ -224,7 +295,7 @@ class RoutedStore(OnWorkers):
 
     def _put_right(self, block: BlockId, bad: Sequence[int], good: int) -> None:
         """Put a copy again where it was damaged or missing, from a shard that has it whole."""
-        routes = self._routes
+        routes = self._fresh(self._routes) or self._routes
         if good not in routes.shards:
             return
         (data,) = routes.shards[good].get_many_sync([block])
@@ -233,7 +304,7 @@ class RoutedStore(OnWorkers):
         verify_block(block, data)
         homes = routes.ring.shards_of(partition_of(block))
         for number in bad:
-            if number not in homes:
+            if number not in homes or number in routes.held.shards:
                 continue
             try:
                 routes.shards[number].put_verified_sync([(block, data)])
@@ -304,17 +375,21 @@ class RoutedStore(OnWorkers):
             by_shard: dict[int, list[tuple[BlockId, bytes]]] = defaultdict(list)
             for block, data in blocks:
                 for home in routes.ring.writes_of(partition_of(block)):
+                    if home in routes.held.closed and routes.shards[home].has_whole(block, data):
+                        continue
                     by_shard[home].append((block, data))
             self._on_each(routes, by_shard, lambda shard, batch: shard.put_verified_sync(batch))
 
         self._until_settled(put)
 
     def delete_many_sync(self, ids: Sequence[BlockId]) -> None:
-        """See BlockStore."""
+        """See BlockStore. What lies in a shard that is held stays, for a gc once it takes changes again."""
 
         def delete(routes: _Routes) -> None:
             by_shard: dict[int, list[BlockId]] = defaultdict(list)
             for block in ids:
+                if routes.held.shards and routes.touches_held(block):
+                    continue  # nothing names it: a gc behind the hold finds it again
                 for home in routes.ring.reads_of(partition_of(block)):
                     by_shard[home].append(block)
             self._on_each(routes, by_shard, lambda shard, batch: shard.delete_many_sync(batch))
@@ -327,7 +402,7 @@ class RoutedStore(OnWorkers):
         So what was put under a ring is there before the next ring is committed, or is put under that one too: whoever
         commits a ring and then looks for blocks finds all of them.
         """
-        routes: _Routes | None = self._routes
+        routes: _Routes | None = self._fresh(self._routes) or self._routes
         while routes is not None:
             used = routes
             try:
@@ -338,6 +413,8 @@ class RoutedStore(OnWorkers):
                     raise
             else:
                 routes = self._fresh(used)
+                if routes is not None and routes.ring is used.ring:
+                    return  # what is held is no matter of where it lies
 
     def _on_each(
         self,
@@ -405,6 +482,7 @@ class RoutedStore(OnWorkers):
 
     def close(self) -> None:
         """Close every shard; no call may be under way."""
+        keep_off(self, None)
         self._writers.close()
         for shard in (*self.shards.values(), *self._leaving):
             shard.close()

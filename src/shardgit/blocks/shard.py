@@ -129,6 +129,7 @@ class ShardStore(OnWorkers):
         # One writer a process; between processes LMDB's own lock orders them.
         self._writer = threading.Lock()
         self._seen = Seen()
+        self.guard: Callable[[], None] = _open_to_all  # asked under the lock of who would write
         self._closed = False
         self._retired = False
 
@@ -180,11 +181,13 @@ class ShardStore(OnWorkers):
                 with opened.environment.write() as transaction:
                     # Compactions swap under this lock, so what is current now stays so to the commit.
                     current = identity_mark(self.folder) == opened.mark
+                    if current:
+                        self.guard()
                     yield transaction if current else None
             except StorageFull:
                 # Others, the journal first, may need the room that the failed batch took.
                 with suppress(ShardgitError):
-                    opened.environment.trim()
+                    opened.environment.trim(self.guard)
                 raise
 
     def refresh(self) -> bool:
@@ -295,6 +298,18 @@ class ShardStore(OnWorkers):
             write()
             self._before.append(self._opened)
             self._opened = _Opened(fresh, identity_mark(self.folder))
+
+    def has_whole(self, block: BlockId, data: bytes) -> bool:
+        """Say whether these are the bytes that lie here."""
+        self.refresh()
+        with self._reading() as transaction:
+            return _is_here(transaction, block, data)
+
+    def await_writers(self) -> None:
+        """Wait for who writes to the shard now; writes nothing."""
+        self.refresh()
+        with self._using() as opened, self._writer, opened.environment.write():
+            pass  # LMDB writes no page for a transaction that changed none
 
     def put_many_sync(self, blocks: Sequence[tuple[BlockId, bytes]]) -> None:
         """See BlockStore. One fsynced transaction for the batch."""
@@ -408,6 +423,10 @@ class ShardStore(OnWorkers):
         self._closed = True
         for opened in [self._opened, *self._before]:
             opened.environment.close()
+
+
+def _open_to_all() -> None:
+    """Refuse nobody."""
 
 
 def _is_here(transaction: lmdb.Transaction, block: BlockId, data: bytes) -> bool:

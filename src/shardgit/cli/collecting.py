@@ -136,7 +136,7 @@ def print_collected(done: GcResult) -> None:
     typer.echo(f"{deleted} {done.blocks_deleted:,} blocks, {human_bytes(done.bytes_freed)}")
     if done.blocks_waiting:
         typer.echo(
-            f"left {done.blocks_waiting:,} blocks that may be read still by "
+            f"left {done.blocks_waiting:,} blocks that wait for "
             f"{', '.join(done.waiting_for)}; run gc again later"
         )
     if done.blocks_young:

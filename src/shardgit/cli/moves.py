@@ -18,7 +18,14 @@ from shardgit.cli.context import (
     failing,
     server_address,
 )
-from shardgit.cli.operations import EagerOption, ThrottleOption, on_store, run_operation, speed
+from shardgit.cli.operations import (
+    EagerOption,
+    ShardArgument,
+    ThrottleOption,
+    on_store,
+    run_operation,
+    speed,
+)
 from shardgit.cli.output import (
     LOAD_COLUMNS,
     human_bytes,
@@ -34,11 +41,6 @@ if TYPE_CHECKING:
     from shardgit.operate.receipt import Receipt, ReceiptCheck
     from shardgit.operate.shrinking import ShardsCompacted
     from shardgit.service.store import Store
-
-ShardArgument = Annotated[
-    int,
-    typer.Argument(metavar="ID", min=0, help="Number of the shard.", autocompletion=shard_numbers),
-]
 
 
 def add(

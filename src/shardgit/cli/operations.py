@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from shardgit.cli.completing import shard_numbers
 from shardgit.cli.context import UsageRefused, opened, server_address
 from shardgit.cli.output import print_json, progress_bar
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from shardgit.v1 import shard_pb2
 
 T = TypeVar("T")
+ShardArgument = Annotated[
+    int,
+    typer.Argument(metavar="ID", min=0, help="Number of the shard.", autocompletion=shard_numbers),
+]
 ThrottleOption = Annotated[
     str | None,
     typer.Option("--throttle", metavar="RATE", help="At most so much a second, as 50MiB/s."),

@@ -20,6 +20,7 @@ from shardgit.cli.context import (
 )
 from shardgit.cli.operations import EagerOption, ThrottleOption, run_operation, speed
 from shardgit.cli.output import human_bytes, load_bar, print_json, print_table
+from shardgit.cli.store import shard_read_only
 
 if TYPE_CHECKING:
     from shardgit.operate.planning import RingPlan
@@ -32,6 +33,7 @@ app.command("remove")(moves.remove)
 app.command("rebalance")(moves.rebalance)
 app.command("receipt")(moves.receipt)
 app.command("compact")(moves.compact)
+app.command("read-only")(shard_read_only)
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""shardgit store: whether the store takes changes."""
+"""shardgit store, and shard read-only: whether the store and its shards take changes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import typer
 
 from shardgit.cli.completing import one_of
 from shardgit.cli.context import DataOption, JsonOption, ServerOption, UsageRefused, failing
-from shardgit.cli.operations import on_store
+from shardgit.cli.operations import ShardArgument, on_store, run_operation
 from shardgit.cli.output import print_json
 
 if TYPE_CHECKING:
+    from shardgit.operate.holding import ShardMode
     from shardgit.service.modes import StoreMode
 
 app = typer.Typer(help="Make the store read-only, and writable again.", no_args_is_help=True)
 WORDS = {"on": True, "off": False}
+WordArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="on|off", help="Whether it shall be.", autocompletion=one_of("on", "off")
+    ),
+]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Told to whoever is refused.")
+]
 
 
 @app.command("read-only")
 def read_only(
-    word: Annotated[
-        str,
-        typer.Argument(
-            metavar="on|off", help="Whether it shall be.", autocompletion=one_of("on", "off")
-        ),
-    ],
-    reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Told to whoever is refused.")
-    ] = "",
+    word: WordArgument,
+    reason: ReasonOption = "",
     data: DataOption = None,
     server: ServerOption = None,
     json: JsonOption = False,
@@ -45,8 +48,7 @@ def read_only(
       shardgit store read-only off
     """
     with failing(json=json):
-        if word not in WORDS or (reason and not WORDS[word]):
-            raise UsageRefused("say on, with a reason if you like, or off", word=word[:20])
+        on = _checked(word, reason)
         from shardgit.cli.local import note_of_user
         from shardgit.service.modes import set_mode
 
@@ -54,11 +56,54 @@ def read_only(
             server,
             data,
             local=lambda store: set_mode(
-                store, read_only=WORDS[word], why=reason, by=note_of_user("").actor
+                store, read_only=on, why=reason, by=note_of_user("").actor
             ),
-            remote=lambda client: client.set_mode(read_only=WORDS[word], why=reason),
+            remote=lambda client: client.set_mode(read_only=on, why=reason),
         )
         _print(found, json=json)
+
+
+def shard_read_only(
+    shard: ShardArgument,
+    word: WordArgument,
+    reason: ReasonOption = "",
+    data: DataOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write nothing to a shard until it is off again; what it holds is read as ever.
+
+    No block moves: new ones are born where other shards keep them, also those of pushes. What is deleted meanwhile
+    stays until a gc behind it. The rebalance, shard repair and changes of weights wait until it is off. Once the
+    command has ended nothing writes to the shard's file, which may then be copied.
+
+    \b
+    Examples:
+      shardgit shard read-only 2 on --reason "its disk is copied"
+      shardgit shard read-only 2 off
+    """
+    with failing(json=json):
+        on = _checked(word, reason)
+        from shardgit.cli.local import note_of_user
+        from shardgit.operate.holding import set_shard_mode
+
+        run_operation(
+            server,
+            data,
+            local=lambda store, control: set_shard_mode(
+                store,
+                shard,
+                read_only=on,
+                why=reason,
+                by=note_of_user("").actor,
+                control=control,
+            ),
+            remote=lambda client, report: client.set_shard_mode(
+                shard, read_only=on, why=reason, report=report
+            ),
+            show=lambda mode: typer.echo(f"shard {mode.id}: {_words(mode)}"),
+            json=json,
+        )
 
 
 @app.command()
@@ -71,11 +116,21 @@ def show(data: DataOption = None, server: ServerOption = None, json: JsonOption 
         _print(found, json=json)
 
 
+def _checked(word: str, reason: str) -> bool:
+    if word not in WORDS or (reason and not WORDS[word]):
+        raise UsageRefused("say on, with a reason if you like, or off", word=word[:20])
+    return WORDS[word]
+
+
 def _print(mode: StoreMode, *, json: bool) -> None:
     if json:
         print_json(mode)
-    elif mode.read_only:
-        since = f"{datetime.fromtimestamp(mode.since_ms / 1_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-        typer.echo(f"read-only since {since}, by {mode.by}: {mode.why or 'no reason was given'}")
     else:
-        typer.echo("takes changes")
+        typer.echo(_words(mode))
+
+
+def _words(mode: StoreMode | ShardMode) -> str:
+    if not mode.read_only:
+        return "takes changes"
+    since = f"{datetime.fromtimestamp(mode.since_ms / 1_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"read-only since {since}, by {mode.by}: {mode.why or 'no reason was given'}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
+from shardgit.blocks.routed import RoutedStore
 from shardgit.operate.named import named_blocks
 from shardgit.progress import Progress
 
@@ -63,24 +64,52 @@ def sweep(
         before_ms = min(now - age_ms, asked.before_ms())
     named = named_blocks(store, control=control)
     orphans, young = _orphans(store, named, before_ms, pool, control)
+    kept, holds = _held(store, orphans)
+    orphans = [one for one in orphans if one not in kept]
+    if dry_run:
+        damaged = {one.hex(): why for one, why in named.damaged.items()}
+        done = Swept(len(orphans), sum(one.size for one in orphans), damaged=damaged)
+    else:
+        done = _let_go(store, orphans, named, before_ms, wait_s, control)
+    waiting, holders = done.waiting_blocks + len(kept), (*done.holders, *holds)
+    return replace(done, young_blocks=young, waiting_blocks=waiting, holders=holders)
+
+
+def _let_go(
+    store: Store,
+    orphans: list[_Orphan],
+    named: Named,
+    before_ms: int,
+    wait_s: float,
+    control: Control,
+) -> Swept:
+    """Delete orphans once nobody may want them any more."""
     damaged = {one.hex(): why for one, why in named.damaged.items()}
-    if not orphans or dry_run:
-        total = sum(one.size for one in orphans) if dry_run else 0
-        return Swept(len(orphans), total, young, damaged=damaged)
+    if not orphans:
+        return Swept(damaged=damaged)
     if named.pins:
-        return Swept(0, 0, young, len(orphans), tuple(named.pins), damaged)
+        return Swept(0, 0, 0, len(orphans), tuple(named.pins), damaged)
     with store.holders.asking() as asked:
         holders = _awaited(asked, named.revision, before_ms, wait_s, control)
         if holders:
-            return Swept(0, 0, young, len(orphans), holders, damaged)
+            return Swept(0, 0, 0, len(orphans), holders, damaged)
         # Whoever came and went meanwhile, by whatever clock, has committed, or never will.
         now_named = named_blocks(store, control=control)
         if now_named.pins:
-            return Swept(0, 0, young, len(orphans), tuple(now_named.pins), damaged)
+            return Swept(0, 0, 0, len(orphans), tuple(now_named.pins), damaged)
         orphans = [one for one in orphans if not now_named.has(one.id)]
         damaged |= {one.hex(): why for one, why in now_named.damaged.items()}
         size = _delete(store, orphans, control)
-    return Swept(len(orphans), size, young, damaged=damaged)
+    return Swept(len(orphans), size, damaged=damaged)
+
+
+def _held(store: Store, orphans: Sequence[_Orphan]) -> tuple[frozenset[_Orphan], tuple[str, ...]]:
+    """Return the orphans in shards that are read-only, and which these are."""
+    blocks = store.blocks
+    if not isinstance(blocks, RoutedStore):
+        return frozenset(), ()
+    kept = frozenset(one for one in orphans if blocks.is_held(one.id))
+    return kept, tuple(f"shard {n}, read-only" for n in sorted(blocks.held.shards) if kept)
 
 
 def _orphans(

@@ -25,6 +25,7 @@ from blake3 import blake3
 from shardgit import clock, faultpoints
 from shardgit.blocks.block import partition_of
 from shardgit.errors import BlockCorrupt, Conflict, DataLoss, Refused, Stopped
+from shardgit.journal.held import check_open
 from shardgit.journal.interface import Compare, DeleteRange, Put
 from shardgit.journal.operations import (
     Saved,
@@ -167,8 +168,10 @@ def groups(store: Store) -> list[Group]:
         return [decode_operation(row.value, Group) for row in snapshot.range(*pieces_range(KIND))]
 
 
-def require_settled(store: Store) -> None:
-    """Raise Refused while blocks move between two tables."""
+def require_settled(store: Store, *, held: bool = False) -> None:
+    """Raise Refused while blocks move between two tables, and ReadOnly while a shard is read-only but for ``held``."""
+    if not held:
+        check_open(store.journal)
     store.routed.refresh()
     now = status(store)
     if store.routed.ring.phase is not Phase.SETTLED or (now is not None and not now.ended):

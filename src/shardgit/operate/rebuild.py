@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from shardgit._fastpack import tree_children
 from shardgit._graph import PoolGraph, unpack_stream
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header
 from shardgit.errors import Conflict, DataLoss
 from shardgit.faultpoints import reach
 from shardgit.journal.interface import DeleteRange
@@ -135,7 +135,7 @@ class _Rebuild:
         head = new_header(
             kind, self.view.hash_kind, self.state.record.id, HEADER_SIZE + len(payload)
         )
-        block = NewBlock(block_id(head + payload), head + payload)
+        block = NewBlock(*named(head + payload))
         self.batch.add(block)
         return block.ref
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shardgit import metrics
 from shardgit.blocks.block import BlockKind, parse_header, verify_block
 from shardgit.errors import Conflict, DataLoss
+from shardgit.journal.held import check_open
 from shardgit.oid import BlockId, PoolId
 from shardgit.operate.damage import Damage, damage_of
 from shardgit.operate.findings import (
@@ -95,6 +96,8 @@ def repair_store(
     """
     before: Repair | None = None
     with running(store, KIND):
+        if not dry_run:
+            check_open(store.journal)
         for _ in range(PASSES_MAX):
             with StoreFiles(store.scratch.parent) as files:
                 work = _Repair(store, files, control, sources, dry_run=dry_run)

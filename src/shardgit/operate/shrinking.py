@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.shrinking import clear_left_environments, shrink
 from shardgit.errors import ShardMissing
+from shardgit.journal.held import check_open
 from shardgit.journal.mode import check_writable
 from shardgit.operate.operation import running
 from shardgit.progress import Progress
@@ -45,10 +46,11 @@ class ShardsCompacted:
 def compact_shards(
     store: Store, numbers: Sequence[int] = (), *, force: bool = False, control: Control
 ) -> ShardsCompacted:
-    """Copy shards (all without ``numbers``) whose files are more than 15% free into fresh files, and swap these in.
+    """Copy shards whose files are more than 15% free into fresh files, and swap these in.
 
-    ``force`` copies them however full they are. Processes that serve go on, and take the new file over within seconds.
-    Errors: ShardMissing, StorageFull when there is no room beside the old file, ReadOnly, Refused, Stopped.
+    Without ``numbers`` these are all that are not read-only. ``force`` copies them however full they are. Processes
+    that serve go on, and take the new file over within seconds. Errors: ShardMissing, StorageFull when there is no room
+    beside the old file, ReadOnly, Refused, Stopped.
     """
     check_writable(store.journal)
     with running(store, COMPACTING):
@@ -56,8 +58,11 @@ def compact_shards(
         for number in numbers:
             if number not in stats:
                 raise ShardMissing("store has no such shard", shard=number)
+        if numbers:
+            check_open(store.journal, numbers)
+        chosen = numbers or [n for n in stats if n not in store.routed.held.shards]
         return ShardsCompacted(
-            tuple(_compact(store, n, force=force, control=control) for n in numbers or stats)
+            tuple(_compact(store, n, force=force, control=control) for n in chosen)
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt
 from shardgit.formats import check_row
 from shardgit.limits import DEFAULT
@@ -53,7 +53,10 @@ def segments_of(view: PoolView, run: PlacedRun) -> list[PlacedSegment]:
 
 
 def run_key(view: PoolView, run: PlacedRun) -> bytes:
-    """Return what tells a run apart in all manifests: its segments. Equal keys have equal objects in equal order."""
+    """Return what tells a run apart in all manifests: its segments. Equal keys have equal objects in equal order.
+
+    A run whose embedded segments get places of their own has another key where these are born anew.
+    """
     names = b"".join(segment.entry.ref.id for segment in segments_of(view, run))
     return blake3(names).digest()
 
@@ -127,7 +130,7 @@ def new_record(
         some = body[at : at + room]
         size = HEADER_SIZE + len(some)
         head = new_header(BlockKind.PART, hash_kind, pool, size, flags=CONDEMNED_FLAG)
-        blocks.append((block_id(head + some), head + some))
+        blocks.append(named(head + some))
     names = tuple(name for name, _ in blocks)
     return CondemnedRecord(hash_kind, time_ms, blocks=names), blocks
 

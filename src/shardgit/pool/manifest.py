@@ -6,7 +6,14 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import (
+    HEADER_SIZE,
+    BlockKind,
+    block_id,
+    named,
+    new_header,
+    parse_header,
+)
 from shardgit.errors import BlockCorrupt
 from shardgit.oid import BlockId, HashKind, PoolId
 
@@ -133,7 +140,7 @@ def encode_placed(
             new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, length, flags=PAGE_FLAG)
             + payload
         )
-        page = block_id(data)
+        page, data = named(data)
         if embedded:
             places[page] = at
             inline[page] = data
@@ -179,7 +186,7 @@ def encode_placed(
     data = new_header(BlockKind.MANIFEST, manifest.hash_kind, pool, HEADER_SIZE + len(out)) + bytes(
         out
     )
-    root = block_id(data)
+    root, data = named(data)
     return root, [*extra, (root, data)], manifest
 
 

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from shardgit import _segment
 from shardgit._graph import PoolGraph, unpack_stream
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, on_its_own, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, LimitExceeded
 from shardgit.kept import Kept
 from shardgit.limits import DEFAULT, Limits
@@ -794,12 +794,16 @@ class PoolView:
         They are given to ``put``.
         """
         whole = self._root if root is None else root
+        known: dict[BlockRef, BlockRef] = {}
 
         def out(ref: BlockRef) -> BlockRef:
             if not ref.inline:
                 return ref
-            put(ref.id, embedded_block(whole, ref))
-            return BlockRef(ref.id, ref.length)
+            if ref not in known:
+                made, data = on_its_own(ref.id, embedded_block(whole, ref))
+                put(made, data)
+                known[ref] = BlockRef(made, ref.length)
+            return known[ref]
 
         runs = tuple(
             replace(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import _graph, _segment
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header
 from shardgit.limits import DEFAULT, Limits
 from shardgit.pool.manifest import BlockRef, RunRecord, SegmentEntry
 
@@ -73,7 +73,7 @@ class RunWriter:
                 BlockKind.SEGMENT, self.hash_kind, self.pool, length + len(part_ids)
             )
             data = self.ingest.segment(number, header, part_ids)
-            block = NewBlock(block_id(data), data)
+            block = NewBlock(*named(data))
             flags = (ALONE if alone else 0) | (
                 EXTERNAL_BASES if self.ingest.segment_facts(number)[4] else 0
             )
@@ -159,4 +159,4 @@ def _index_pieces(
 
 def _new_block(kind: BlockKind, hash_kind: HashKind, pool: PoolId, payload: bytes) -> NewBlock:
     data = new_header(kind, hash_kind, pool, HEADER_SIZE + len(payload)) + payload
-    return NewBlock(block_id(data), data)
+    return NewBlock(*named(data))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardgit import clock
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss, JournalCorrupt, LimitExceeded
 from shardgit.formats import check_row
 from shardgit.limits import DEFAULT
@@ -327,8 +327,7 @@ class _Spill:
     def _block(self, count: int, payload: bytes) -> BlockId:
         length = HEADER_SIZE + _BLOCK.size + len(payload)
         head = new_header(BlockKind.REFS, self._hash_kind, self._pool, length, flags=LOG_FLAG)
-        data = head + _BLOCK.pack(b"SGRL", count) + payload
-        made = block_id(data)
+        made, data = named(head + _BLOCK.pack(b"SGRL", count) + payload)
         self._held.append((made, data))
         if len(self._held) == HELD_BLOCKS:
             self._flush()

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from shardgit._refpage import PageWriter, render, take
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.journal.interface import END
 from shardgit.oid import BlockId, HashKind, PoolId
@@ -342,7 +342,7 @@ class _Writer:
             self._pages.append(PageEntry(made, count, first))
 
     def _put(self, data: bytes) -> BlockId:
-        made = block_id(data)
+        made, data = named(data)
         self._blocks.append((made, data))
         return made
 
@@ -350,13 +350,13 @@ class _Writer:
         self, pages: tuple[PageEntry, ...], overlay: bytes | None, count: int | None
     ) -> NewSnapshot:
         self._take_pages()
-        named = [*pages, *self._pages]
+        entries = [*pages, *self._pages]
         if count is None:
-            count = sum(page.count for page in named)
+            count = sum(page.count for page in entries)
         if not count:
             return NewSnapshot(None, [], 0)
-        payload = _ROOT.pack(b"SGR2", len(named), count, len(overlay or b"")) + b"".join(
-            _ROOT_PAGE.pack(page.id, page.count, len(page.first)) + page.first for page in named
+        payload = _ROOT.pack(b"SGR2", len(entries), count, len(overlay or b"")) + b"".join(
+            _ROOT_PAGE.pack(page.id, page.count, len(page.first)) + page.first for page in entries
         )
         payload += overlay or b""
         length = HEADER_SIZE + len(payload)

@@ -1,4 +1,4 @@
-"""The mode of the store and the quotas of its owners over gRPC: a part of ShardService."""
+"""The modes of the store and its shards, and the quotas of its owners over gRPC: a part of ShardService."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardgit.rpc.status import unary
+from shardgit.operate.holding import ShardMode, set_shard_mode
+from shardgit.rpc.operations import stream_operation
+from shardgit.rpc.status import stream, unary
 from shardgit.service.access import Action, caller, may
 from shardgit.service.modes import set_mode, store_mode
 from shardgit.service.quotas import Quotas
 from shardgit.v1 import shard_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import grpc
 
+    from shardgit.operate.operation import Control
     from shardgit.service.modes import StoreMode
     from shardgit.service.quotas import OwnerQuota
     from shardgit.service.store import Store
@@ -39,6 +44,29 @@ class ModeMethods:
         may(Action.ADMIN, None)
         job = partial(set_mode, read_only=request.read_only, why=request.why, by=caller().name)
         return shard_pb2.SetModeResponse(mode=_mode(await self.store.workers.run(job, self.store)))
+
+    @stream
+    async def SetShardMode(
+        self, request: shard_pb2.SetShardModeRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[shard_pb2.SetShardModeResponse]:
+        may(Action.ADMIN, None)
+        who = caller().name
+
+        def job(control: Control) -> ShardMode:
+            return set_shard_mode(
+                self.store,
+                request.id,
+                read_only=request.read_only,
+                why=request.why,
+                by=who,
+                control=control,
+            )
+
+        async for one in stream_operation(self.store, request.pace, job):
+            if isinstance(one, ShardMode):
+                yield shard_pb2.SetShardModeResponse(result=shard_pb2.ShardMode(**asdict(one)))
+            else:
+                yield shard_pb2.SetShardModeResponse(progress=one)
 
     @unary
     async def ListQuotas(

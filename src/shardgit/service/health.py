@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shardgit.blocks.routed import RoutedStore
 from shardgit.errors import ShardgitError
+from shardgit.journal.held import held_shards
 from shardgit.journal.mode import UNSAID, mode_of
 from shardgit.journal.records import STORE_KEY
 
@@ -43,9 +44,12 @@ class Health:
             with self._store.journal.snapshot() as snapshot:
                 if snapshot.get(STORE_KEY) is None:
                     problems["journal"] = "it has no store"
-                mode = mode_of(snapshot)
+                mode, held = mode_of(snapshot), held_shards(snapshot)
             if mode is not None:
                 warnings["store"] = f"it is read-only: {mode.why or UNSAID}"
+            for one in held:
+                state = "read-only" if one.closed else "being made read-only"
+                warnings[f"shard {one.id}"] = f"it is {state}: {one.why or UNSAID}"
         except (ShardgitError, OSError) as error:
             problems["journal"] = str(error)
         if getattr(self._store.journal, "is_away", False):

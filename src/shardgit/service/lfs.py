@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardgit import clock, faultpoints
-from shardgit.blocks.block import HEADER_SIZE, block_id
+from shardgit.blocks.block import HEADER_SIZE, named
 from shardgit.errors import (
     Conflict,
     DataLoss,
@@ -264,9 +264,9 @@ class _Upload:
             self._put(blocks, self._parts)
 
     def _put(self, blocks: Sequence[bytes], names: list[BlockId]) -> None:
-        named = [(block_id(block), block) for block in blocks]
-        names += [name for name, _ in named]  # before the put: what half succeeded is dropped too
-        self.store.blocks.put_many_sync(named)
+        made = [named(block) for block in blocks]
+        names += [name for name, _ in made]  # before the put: what half succeeded is dropped too
+        self.store.blocks.put_many_sync(made)
 
     def finish(self, data: bytes) -> None:
         """Take the last bytes, check all, and make the object visible."""

@@ -27,6 +27,13 @@ class StoreMode:
     since_ms: int = 0
 
 
+def checked_reason(why: str) -> str:
+    """Return a reason that a mode may have; InvalidArgument otherwise."""
+    if len(why) > WHY_MAX or not (why.isprintable() or not why):
+        raise InvalidArgument("reason is too long or not printable", limit=WHY_MAX)
+    return why
+
+
 def store_mode(store: Store) -> StoreMode:
     """Return the mode of a store."""
     with store.journal.snapshot() as snapshot:
@@ -39,8 +46,7 @@ def set_mode(store: Store, *, read_only: bool, why: str = "", by: str = "") -> S
 
     Errors: InvalidArgument, Conflict.
     """
-    if len(why) > WHY_MAX or not (why.isprintable() or not why):
-        raise InvalidArgument("reason is too long or not printable", limit=WHY_MAX)
+    checked_reason(why)
     for _ in range(ROUNDS_MAX):
         with store.journal.snapshot() as snapshot:
             row = snapshot.get(MODE_KEY)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shardgit.blocks.routed import Held
+    from shardgit.ring.ring import RingShard
     from shardgit.service.store import Store
 
 
@@ -28,7 +30,7 @@ class ShardInfo:
 def list_shards(store: Store) -> list[ShardInfo]:
     """Return every shard of the ring by rising number."""
     store.routed.refresh()
-    ring = store.routed.ring
+    ring, held = store.routed.ring, store.routed.held
     partitions: Counter[int] = Counter()
     for row in ring.table:
         partitions.update(row)
@@ -44,7 +46,7 @@ def list_shards(store: Store) -> list[ShardInfo]:
                 path=str(shard.folder),
                 zone=place.zone,
                 weight=place.weight,
-                state=_state(place.weight, partitions[place.number]),
+                state=_state(held, place, partitions[place.number]),
                 blocks=stats.blocks,
                 bytes=stats.live_bytes,
                 file_bytes=stats.file_bytes,
@@ -54,7 +56,9 @@ def list_shards(store: Store) -> list[ShardInfo]:
     return found
 
 
-def _state(weight: float, partitions: int) -> str:
-    if weight:
+def _state(held: Held, place: RingShard, partitions: int) -> str:
+    if place.number in held.shards:
+        return "read-only" if place.number in held.closed else "closing"
+    if place.weight:
         return "active"
     return "draining" if partitions else "drained"

@@ -13,6 +13,7 @@ from weakref import ref as weak
 from blake3 import blake3
 
 from shardgit import clock, faultpoints
+from shardgit.blocks.block import keep_off
 from shardgit.blocks.routed import RoutedStore
 from shardgit.errors import (
     Conflict,
@@ -27,6 +28,7 @@ from shardgit.graph.closure import Move, carried, closure, followed
 from shardgit.graph.closures import Closures
 from shardgit.holders import LocalHolders
 from shardgit.journal.graft_records import decode_grafts, encode_grafts, grafts_key
+from shardgit.journal.held import HELD_KEY
 from shardgit.journal.interface import Compare, Delete, Put
 from shardgit.journal.leases import Lease, Leases
 from shardgit.journal.mode import check_mode
@@ -424,7 +426,7 @@ class Store:
         row = snapshot.get(pool_key(pool))
         if row is None:
             raise RepositoryMissing("pool does not exist", pool=pool.hex())
-        lease = self.leases.take(snapshot.revision)
+        lease = self._leased(snapshot)
         record = PoolRecord.decode(pool, row.value)
         line = self._line(record, grafts)
         with line.lock:
@@ -457,7 +459,16 @@ class Store:
         For what puts blocks, or reads them, without holding a pool's state meanwhile.
         """
         with self.journal.snapshot() as snapshot:
-            return self.leases.take(snapshot.revision)
+            return self._leased(snapshot)
+
+    def _leased(self, snapshot: JournalSnapshot) -> Lease:
+        """Return a lease on what a snapshot shows; blocks that are born from then on keep off what it says is held."""
+        lease = self.leases.take(snapshot.revision)
+        if isinstance(self.blocks, RoutedStore):
+            row = snapshot.get(HELD_KEY)
+            if (row.revision if row is not None else 0) != self.blocks.held_revision:
+                self.blocks.refresh()
+        return lease
 
     def view(self, pool: PoolState) -> PoolView | None:
         """Return the view of a pool's state, None while the pool is empty."""
@@ -765,6 +776,7 @@ class Store:
 
     def close(self) -> None:
         """Close everything."""
+        keep_off(self.blocks, None)
         self.workers.close()
         self.leases.close()
         self.journal.close()

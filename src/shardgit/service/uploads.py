@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardgit import clock
-from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, parse_header
+from shardgit.blocks.block import HEADER_SIZE, BlockKind, named, new_header, parse_header
 from shardgit.errors import BlockCorrupt, DataLoss
 from shardgit.graph.closure import bit
 from shardgit.journal.interface import Compare, Delete, Put
@@ -194,7 +194,7 @@ class Uploads:
             header = new_header(
                 BlockKind.PART, kind, pool, HEADER_SIZE + len(some), flags=UPLOAD_FLAG
             )
-            blocks.append((block_id(header + some), header + some))
+            blocks.append(named(header + some))
         self._blocks.put_many_sync(blocks)
         return UploadRecord(kind, now_ms, blocks=tuple(name for name, _ in blocks))
 
