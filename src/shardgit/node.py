@@ -43,7 +43,6 @@ from shardgit.errors import AlreadyExists, JournalCorrupt, Refused, ShardMissing
 from shardgit.journal.held import HELD_KEY, decode_held, held_shards
 from shardgit.journal.interface import END, Compare, Put
 from shardgit.journal.lmdb import LmdbJournal
-from shardgit.journal.mode import UNSAID
 from shardgit.journal.operations import put_operation
 from shardgit.journal.records import RING_KEY, STORE_KEY, StoreRecord
 from shardgit.limits import DEFAULT, Limits
@@ -279,14 +278,15 @@ class JournalRings:
         except JournalCorrupt as error:  # reads go on; who would write to a shard meets it
             telemetry.log().error("held_shards_unknown", error=str(error))
             return row.revision, Held()
-        closed = {one.id: one.why or UNSAID for one in shards if one.closed}
+        closed = frozenset(one.id for one in shards if one.closed)
         return row.revision, Held(frozenset(one.id for one in shards), closed)
 
-    def why_closed(self, number: int) -> str | None:
+    def check_open(self, number: int) -> None:
         """See RingSource."""
         with self._journal.snapshot() as snapshot:
-            shards = held_shards(snapshot)
-        return next((one.why or UNSAID for one in shards if one.closed and one.id == number), None)
+            for one in held_shards(snapshot):
+                if one.closed and one.id == number:
+                    raise one.refusal()
 
     def now(self) -> tuple[int, Ring]:
         """Return the ring and its row's revision."""

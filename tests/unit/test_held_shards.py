@@ -357,14 +357,14 @@ def test_it_is_closed_once_all_have_ended_who_began_before(store: Store) -> None
     lease = store.lease()
     held = started(lambda: hold(store))
     assert stays(held)
-    assert store.routed.held.closed == {}
+    assert store.routed.held.closed == set()
     assert [one.state for one in list_shards(store)] == ["active", "closing", "active"]
     block, data = in_shard(store, 1)
     store.blocks.put_many_sync([(block, data)])  # born before
     with store.lease():  # began behind
         lease.end()
         held.result(20)
-    assert store.routed.held.closed == {1: WHY}
+    assert store.routed.held.closed == {1}
     assert store.blocks.get_many_sync([block]) == [data]
 
 
@@ -423,6 +423,33 @@ def test_a_hold_that_is_stopped_says_that_it_is_not_closed(
         store.blocks.put_many_sync([in_shard(store, 1)])
     hold(store)
     assert list_shards(store)[1].state == "read-only"
+
+
+def test_the_wait_for_a_writer_can_be_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(point: str) -> None:
+        if point == "shard.before_put":
+            inside.set()
+            assert go_on.wait(20)
+
+    def stop(_: float) -> None:
+        raise Stopped("stopped")
+
+    control = silent_control()
+    monkeypatch.setattr(control, "sleep", stop)
+    with faultpoints.listening(slow):
+        put = started(lambda: store.routed.shards[1].put_verified_sync([in_shard(store, 1)]))
+        assert inside.wait(20)
+        with pytest.raises(Stopped):
+            set_shard_mode(store, 1, read_only=True, why=WHY, control=control)
+        again = started(lambda: hold(store))
+        assert stays(again)
+        go_on.set()
+        put.result(20)
+        again.result(20)
 
 
 def test_no_other_operation_on_shards_runs_beside(store: Store) -> None:

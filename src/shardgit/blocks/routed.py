@@ -7,7 +7,7 @@ import heapq
 import os
 from array import array
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from shardgit import metrics, telemetry
 from shardgit.blocks.block import keep_off, parse_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
-from shardgit.errors import DataLoss, ReadOnly, ShardgitError, ShardMissing
+from shardgit.errors import DataLoss, ShardgitError, ShardMissing
 from shardgit.ring.ring import PARTITIONS
 from shardgit.workers import Workers
 
@@ -36,13 +36,10 @@ SCAN_PARTITIONS = 1_024  # after so many a scan looks at the ring again
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Shards that take no blocks: new ones keep off them all, and those that are ``closed`` are not written at all.
-
-    Of a closed one its value tells why.
-    """
+    """Shards that take no blocks: new ones keep off them all, and those that are ``closed`` are not written at all."""
 
     shards: frozenset[int] = frozenset()
-    closed: Mapping[int, str] = field(default_factory=dict)
+    closed: frozenset[int] = frozenset()
 
 
 class RingSource(Protocol):
@@ -56,8 +53,8 @@ class RingSource(Protocol):
         """Return what is held as it is now and its row's revision (0 without), None while that is ``known``; cheap."""
         ...
 
-    def why_closed(self, number: int) -> str | None:
-        """Return why a shard is closed right now, None where it is not."""
+    def check_open(self, number: int) -> None:
+        """Raise ReadOnly where a shard is closed right now; cheap beside a write."""
         ...
 
     def open_shard(self, number: int) -> ShardStore:
@@ -133,8 +130,8 @@ class RoutedStore(OnWorkers):
         # Threads of their own: a put runs on a worker and waits, and a pool that waits for itself
         # stands still.
         self._writers = Workers(WRITERS_MAX)
-        if source is not None:
-            self._guard(self._routes.shards)
+        keep_off(self, None)  # of another that had its place in memory
+        self._guard(self._routes.shards)
 
     @property
     def ring(self) -> Ring:
@@ -226,15 +223,10 @@ class RoutedStore(OnWorkers):
         self._routes = routes
 
     def _guard(self, shards: Mapping[int, ShardStore]) -> None:
-        for number, shard in shards.items():
-            shard.guard = partial(self._check_open, number)
-
-    def _check_open(self, number: int) -> None:
-        """Raise ReadOnly for a shard that is closed, by the journal as it is now: under the lock of who would write."""
-        assert self._source is not None
-        why = self._source.why_closed(number)
-        if why is not None:
-            raise ReadOnly("shard is read-only", shard=number, why=why)
+        """Have who would write to a shard ask under its lock."""
+        if self._source is not None:
+            for number, shard in shards.items():
+                shard.guard = partial(self._source.check_open, number)
 
     def headers(self, ids: Sequence[BlockId]) -> list[BlockHeader | None]:
         """See StoreBlocks."""

@@ -10,8 +10,10 @@ The second, once all have ended who began before the first, has what would write
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,13 +34,14 @@ from shardgit.service.modes import checked_reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from shardgit.blocks.shard import ShardStore
     from shardgit.operate.operation import Control
     from shardgit.ring.ring import Ring
     from shardgit.service.store import Store
 
 OPEN_LEAST = (
     PARTITIONS // 32
-)  # partitions that must be left: a block is hashed once for each that it may not have
+)  # partitions that must be left: a birth tries nonces until one leads to these
 NEWS_S = 2.0  # until each process has heard of it: workers look each second, and who takes a lease looks then
 WAIT_MAX_S = 60.0  # for those who began before: who puts blocks later is refused
 LOOK_S = 0.1
@@ -62,15 +65,12 @@ def set_shard_mode(
     """Make a shard read-only, or let it take changes again; behind the answer nothing is written to it.
 
     Errors: ShardMissing; Refused while a rebalance, a repair or a compaction of shards runs, or when too few partitions
-    were left for new blocks; InvalidArgument, Conflict, Stopped (then the shard is closing: the same call ends it).
+    were left for new blocks; InvalidArgument, Conflict, Stopped (then the same call goes on with it).
     """
     checked_reason(why)
     with ExitStack() as held:
-        for kind in (
-            REBALANCE,
-            COMPACTING,
-            REPAIR,
-        ):  # neither the ring nor a file may change meanwhile
+        # Neither the ring nor a file may change meanwhile.
+        for kind in (REBALANCE, COMPACTING, REPAIR):
             held.enter_context(running(store, kind))
         require_settled(store, held=True)
         known = store.routed.shards.keys() | (set() if read_only else store.routed.held.shards)
@@ -84,7 +84,7 @@ def set_shard_mode(
         if not _of(shards, number).closed:
             _await_earlier(store, store.journal.revision(), control)
             shards = _change(store, lambda before: [_closed(one, number) for one in before])
-        store.routed.shards[number].await_writers()
+        _await_writers(store.routed.shards[number], control)
         one = _of(shards, number)
         return ShardMode(number, True, one.why, one.by, one.since_ms)
 
@@ -144,6 +144,26 @@ def _await_earlier(store: Store, revision: int, control: Control) -> None:
                 break
             control.report(Progress("waiting for requests", int(took), int(WAIT_MAX_S), "seconds"))
             control.sleep(LOOK_S)
+
+
+def _await_writers(shard: ShardStore, control: Control) -> None:
+    """Wait for who writes to a shard now, in a thread that may be left: a process that is stopped keeps the lock."""
+    done: Future[None] = Future()
+
+    def wait() -> None:
+        try:
+            shard.await_writers()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    begun = clock.monotonic()
+    Thread(target=wait, name="shardgit-await-writers", daemon=True).start()
+    while not done.done():
+        waited = int(clock.monotonic() - begun)
+        control.report(Progress("waiting for the last writer", waited, None, "seconds"))
+        control.sleep(LOOK_S)
+    done.result()
 
 
 def _of(shards: Sequence[HeldShard], number: int) -> HeldShard:

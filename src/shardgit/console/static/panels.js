@@ -122,7 +122,7 @@ export function showMethods(traffic) {
 
 // ---- shards
 
-const stateMark = { active: "●", joined: "◌", draining: "◐", drained: "○", silent: "✕" };
+const stateMark = { active: "●", joined: "◌", draining: "◐", drained: "○", closing: "◍", "read-only": "◉", silent: "✕" };
 let clustered = null;
 let bars = null;
 
