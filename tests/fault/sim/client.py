@@ -342,7 +342,6 @@ class Client:
         """Read all that some refs reach, slowly, and judge every byte."""
         world, history = self.world, self.world.history
         name = self._some(process)
-        _, refs, look = self._refs(process, name)
         with process.store.journal.snapshot() as snapshot:
             look = ShownLook(process.store, name)
             refs = {
@@ -354,6 +353,10 @@ class Client:
         if not wanted or look.view is None:
             return
         view = look.view
+        try:
+            world.learn(process.store, look, wanted)
+        except Conflict as error:  # of one look: no other push comes between
+            raise Wrong("what a ref reaches is not all there") from error
         ids = sorted(history.closure(self.dice.choice(wanted)))
         world.reads += 1
         if self.dice.random() < 0.5:
