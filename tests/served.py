@@ -111,7 +111,7 @@ class Server:
     def ask(self, path: str) -> tuple[int, str]:
         """Ask the admin port."""
         try:
-            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as refused:
             with refused:

@@ -8,11 +8,11 @@ import http.server
 import socket
 import subprocess
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
+from waiting import until
 
 from shardgit.errors import InvalidArgument, LimitExceeded, NotFound, Refused, Unavailable
 from shardgit.limits import Limits
@@ -363,9 +363,7 @@ def test_a_source_without_end_does_not_fill_the_disk(tmp_path: Path) -> None:
         finally:
             stopped.set()
             job.join(20)
-    deadline = time.monotonic() + 20
-    while list(tmp_path.iterdir()):  # git's children may die a moment later
-        assert time.monotonic() < deadline
+    until(lambda: not list(tmp_path.iterdir()))  # git's children may die a moment later
 
 
 def test_git_is_in_no_repository_and_asks_nobody() -> None:

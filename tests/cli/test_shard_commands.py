@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 import unittest.mock
 import xml.etree.ElementTree as ElementTree
 from contextlib import contextmanager, suppress
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from served import clean_environment, git, serving, shardgit, small_repository
+from waiting import until
 
 from shardgit.cli.context import UsageRefused
 from shardgit.cli.operations import speed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -212,7 +212,7 @@ def test_a_disk_joins_and_another_leaves_while_git_clones_and_pushes(
         git(tmp_path, "clone", "--quiet", url, str(tmp_path / "last"))
         git(tmp_path / "last", "fsck", "--strict")
         assert (tmp_path / "last" / "during").exists()
-        wait_until(lambda: not mapped(place.data / "shards" / "000"))
+        until(lambda: not mapped(place.data / "shards" / "000"))
     assert list((place.data / "shards" / "000").iterdir()) == []
 
 
@@ -232,13 +232,6 @@ def running(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def mapped(folder: Path) -> bool:

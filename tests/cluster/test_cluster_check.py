@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster.opening import Cluster
 from reference.gits import git, make_history
+from waiting import WAIT_S, until
 
 from shardgit.blocks.block import BlockKind, parse_header, partition_of
 from shardgit.errors import BackupCorrupt, BlockCorrupt, InvalidArgument, Refused, Unavailable
@@ -68,10 +69,7 @@ def store(cluster: Cluster) -> Store:
     git(work, "commit", "-qm", "noise")
     import_repository(store, "demo", str(work))
     ids = named(store)
-    end = time.monotonic() + 20
-    while not all(blocks_of(store).tier.has_many(ids)):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: all(blocks_of(store).tier.has_many(ids)))
     return store
 
 
@@ -85,7 +83,7 @@ def file_of(cluster: Cluster, block: BlockId) -> Path:
 
 def checked(store: Store, **words: object) -> ClusterChecked:
     """Check; a node hears a moment late that another is done with it."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + WAIT_S
     while True:
         try:
             return check_cluster(store, control=silent_control(), **words)  # type: ignore[arg-type]

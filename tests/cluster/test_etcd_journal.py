@@ -19,6 +19,7 @@ from etcds import binary, running, turn_on_passwords
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moved import Moved
+from waiting import until
 
 from shardgit.clock import replaced
 from shardgit.errors import (
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from etcds import Etcds
 
 pytestmark = pytest.mark.cluster
-PATIENCE_S = 60
 
 
 class Node:
@@ -94,13 +94,6 @@ def get(journal: EtcdJournal, key: bytes) -> bytes | None:
     with journal.snapshot() as snapshot:
         row = snapshot.get(key)
     return None if row is None else row.value
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # -- as the one in memory

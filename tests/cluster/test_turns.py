@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from etcds import running
 from hypothesis import given
 from hypothesis import strategies as st
 from moved import Moved
+from waiting import until
 
 from shardgit.cluster.owners import Owners
 from shardgit.cluster.records import OwnerRecord, SessionRecord, owner_key, session_key
@@ -33,7 +33,7 @@ from shardgit.journal.interface import Put
 from shardgit.turns import holding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from etcds import Etcds
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from shardgit.etcd.access import Access
     from shardgit.turns import Turn
 
-PATIENCE_S = 60.0
 TAKE_AND_DIE = """
 import os, sys
 from pathlib import Path
@@ -90,13 +89,6 @@ def cluster(etcds: Etcds, tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path, etcds.access())
     with made.opened:
         yield made
-
-
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 @pytest.mark.cluster

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hooking import SHARDGIT, program
 from served import Server, clean_environment, git, serving, shardgit, small_repository
+from waiting import until
 
 import shardgit as shardgit_client
 from shardgit.errors import Refused
@@ -21,7 +22,7 @@ from shardgit.oid import ObjectId
 from shardgit.refs.update import ANY, RefUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.interop
 
@@ -62,13 +63,6 @@ class Host:
     def refs(self) -> dict[str, str]:
         lines = git(self.work, "ls-remote", self.server.url("demo"), "refs/*").splitlines()
         return {name: oid for oid, name in (line.split("\t") for line in lines)}
-
-
-def until(says: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not says():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from served import Server, clean_environment, git, serving, small_repository
+from waiting import until
 
 from shardgit.client import connect
 from shardgit.errors import RateLimited
@@ -110,9 +111,7 @@ def test_a_hot_repository_is_bounded_and_the_others_are_not(data: Path, tmp_path
         assert any(one.Unpack(info) for one in status.details)
         assert info.retry_delay.seconds > 0
         held.close()
-        end = time.monotonic() + 20
-        while clone(server, "hot", tmp_path / f"again-{time.monotonic()}").returncode:
-            assert time.monotonic() < end
+        until(lambda: not clone(server, "hot", tmp_path / f"again-{time.monotonic()}").returncode)
         _, metrics = server.ask("/metrics")
         assert 'shardgit_requests_refused_total{reason="repository_requests"}' in metrics
 

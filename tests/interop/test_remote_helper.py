@@ -14,6 +14,7 @@ import grpc
 import pytest
 from reference.gits import ENVIRONMENT, make_history, reachable
 from served import Server, serving, shardgit
+from waiting import until
 
 from shardgit.calling import is_ours
 from shardgit.node import create_store, open_store
@@ -23,7 +24,7 @@ from shardgit.service.importing import import_repository
 from shardgit.v1 import transport_pb2, transport_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.interop
@@ -77,13 +78,6 @@ def git(folder: Path, *words: str, home: Path | None = None, check: bool = True)
 
 def url(server: Server, name: str) -> str:
     return f"shardgit://{server.grpc}/{name}"
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # ---- git as the client ----

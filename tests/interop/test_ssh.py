@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 import pytest
 from reference.gits import ENVIRONMENT, extend_history, make_history, reachable
 from served import FREE, Server, serving, shardgit
+from waiting import until
 
 from shardgit.node import create_store, open_store
 from shardgit.service.importing import import_repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.interop,
@@ -104,13 +105,6 @@ def ssh(
         timeout=60,
     )
     return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("utf-8", "replace")
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # ---- what git does ----

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from reference.gits import git
+from waiting import until
 
 from shardgit.errors import MalformedPacket, StorageFull
 from shardgit.faultpoints import listening
@@ -353,10 +354,7 @@ def test_pushes_that_shared_a_commit_hold_no_lease_behind_their_answers(store: S
     with listening(at):
         told = asyncio.run(answers())
     assert all(b"ok refs/heads/b" in one for one in told)
-    until = time.monotonic() + 10
-    while list(store.leases.all()) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert list(store.leases.all()) == []
+    until(lambda: not list(store.leases.all()))
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -393,10 +391,7 @@ def test_a_push_that_fails_holds_no_lease_behind_its_answer(
             with listening(at):
                 told = asyncio.run(answer(store))
             assert told is None or b"ng refs/heads/x no space left" in told
-            until = time.monotonic() + 10
-            while list(store.leases.all()) and time.monotonic() < until:
-                time.sleep(0.01)
-            assert list(store.leases.all()) == []
+            until(lambda: not list(store.leases.all()))
         finally:
             gc.enable()
 

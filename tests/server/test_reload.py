@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 from loading import Load, run
 from served import Server, clean_environment, git, serving, shardgit, small_repository
+from waiting import until
 
 from shardgit.client import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAIT_S = 60.0
 SHORT_CONNECTIONS = {"SHARDGIT_GRPC_CONNECTION_S": "1"}
 
 
@@ -34,14 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = shardgit(*words, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder / "data"
-
-
-def until(true: Callable[[], bool], *, seconds: float = WAIT_S) -> None:
-    """Wait for something that must come true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.05)
 
 
 def lines(server: Server, event: str) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from served import Server, git, serving, shardgit, small_repository
+from waiting import until
 
 from shardgit.counts import MEMORY
 from shardgit.errors import Refused
@@ -46,14 +47,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = shardgit(*words, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder / "data"
-
-
-def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
-    """Wait for something that must come true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.05)
 
 
 def alive(process: int) -> bool:
@@ -413,7 +406,7 @@ def test_a_second_signal_does_not_wait_for_a_request(data: Path) -> None:
             time.sleep(0.2)
             assert server.process.poll() is None
             server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(timeout=10) == 0
+            assert server.process.wait(timeout=60) == 0
 
 
 def test_what_another_process_imports_is_served_at_once(data: Path, tmp_path: Path) -> None:

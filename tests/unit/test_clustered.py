@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from clustering import Cluster, CountedBucket, ring_at, take_away
 from hypothesis import given
 from hypothesis import strategies as st
 from moved import Moved
+from waiting import until
 
 from shardgit.blocks.block import (
     BLOCK_MAX_BYTES,
@@ -47,7 +47,7 @@ from shardgit.ring.nodes import NodeRing, is_address
 from shardgit.rpc.peer import MESSAGE_BYTES, Joining, ids_of, in_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 POOL = PoolId(b"p" * 16)
@@ -78,13 +78,6 @@ def cold(bucket: CountedBucket, count: int, size: int = 3_000) -> list[tuple[Blo
     for block, data in blocks:
         bucket.bucket.put(f"blocks/{block.hex()[:2]}/{block.hex()}", data)
     return blocks
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENT_S
-    while not is_so():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
 
 
 def test_a_block_that_all_nodes_want_is_taken_from_the_store_once(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from shardgit.errors import ShardgitError, Unavailable
 from shardgit.journal import freshness
@@ -61,16 +61,6 @@ class Caller:
         return self.error
 
 
-def comes_back(asked: Freshness) -> bool:
-    """Wait until it is no longer away."""
-    until = time.monotonic() + 10
-    while asked.is_away:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.005)
-    return True
-
-
 @pytest.fixture
 def journal() -> Journal:
     return Journal()
@@ -113,10 +103,7 @@ def test_a_question_that_goes_wrong_is_asked_again_by_the_thread(
     assert journal.asked_by_thread
     assert not asked.is_away
     again = Caller(asked)
-    until = time.monotonic() + 10
-    while len(journal.asked) < 2:  # the thread may be about to send it
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    until(lambda: len(journal.asked) >= 2)  # the thread may be about to send it
     journal.asked[-1](1)
     assert again.waits() is None
 
@@ -132,7 +119,7 @@ def test_while_etcd_is_away_all_hear_it_and_the_thread_sees_it_come_back(
     assert isinstance(Caller(asked).waits(), Unavailable)
     assert len(journal.asked) == 1
     journal.away = False
-    assert comes_back(asked)
+    until(lambda: not asked.is_away)
 
 
 def test_a_replica_that_does_not_follow_is_away_until_it_does(
@@ -144,7 +131,7 @@ def test_a_replica_that_does_not_follow_is_away_until_it_does(
     assert isinstance(first.waits(), Unavailable)
     assert asked.is_away
     journal.shows = True
-    assert comes_back(asked)
+    until(lambda: not asked.is_away)
 
 
 def test_what_cannot_be_sent_is_asked_by_the_thread(

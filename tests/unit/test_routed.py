@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from shardgit import metrics
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, partition_of
@@ -20,7 +20,7 @@ from shardgit.ring.ring import RingShard
 from shardgit.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from prometheus_client import Counter
@@ -92,7 +92,7 @@ def test_a_block_that_one_replica_lost_is_read_from_the_other(two: RoutedStore) 
     # What was read from the other is put again behind it, and counted.
     read = value_of(metrics.BLOCK_FALLBACKS.labels("missing")) - before
     assert 0 < read <= here
-    wait_for(lambda: two.shards[0].stats().blocks == read)
+    until(lambda: two.shards[0].stats().blocks == read)
     assert [block for block, _ in two.scan_sync()] == sorted(ids)
 
 
@@ -119,8 +119,8 @@ def test_a_damaged_copy_is_counted_and_put_right_behind_the_read(two: RoutedStor
     rot(two.shards[first], block, data[:-1] + b"!")
     assert two.get_many_sync([block]) == [data]
     assert value_of(metrics.BLOCK_FALLBACKS.labels("damaged")) == before + 1
-    wait_for(lambda: is_whole(two.shards[first], block, data))
-    wait_for(lambda: value_of(repairs) == repaired + 1)
+    until(lambda: is_whole(two.shards[first], block, data))
+    until(lambda: value_of(repairs) == repaired + 1)
     assert two.use(block, bytes) == data
 
 
@@ -133,13 +133,6 @@ def is_whole(shard: ShardStore, block: BlockId, data: bytes) -> bool:
         return shard.get_many_sync([block]) == [data]
     except DataLoss:
         return False
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 async def test_data_loss_only_when_no_replica_has_it_whole(two: RoutedStore) -> None:
