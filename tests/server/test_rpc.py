@@ -103,6 +103,24 @@ async def test_errors_come_back_as_the_classes_that_were_raised(target: str) -> 
             assert failed.value.facts
 
 
+async def test_a_call_that_is_refused_while_its_requests_are_written_says_why(target: str) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"PACK" * 100_000
+            await asyncio.sleep(0)
+
+    async with shardgit.aio.connect(target) as client:
+        nobody = client.repo("nobody")
+
+        async def objects() -> None:
+            async for _ in nobody.objects([bytes(20)] * 20_000):
+                pass
+
+        calls = [*(objects() for _ in range(40)), *(nobody.store_pack(pieces()) for _ in range(10))]
+        said = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in said} == {RepositoryMissing}
+
+
 async def test_a_status_has_the_code_and_the_details_of_its_error(target: str) -> None:
     async with grpc.aio.insecure_channel(target) as channel:
         stub = repository_pb2_grpc.RepositoryServiceStub(channel)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from shardgit.aio.answers import (
     hash_kind_name,
     repository_of,
 )
+from shardgit.aio.ending import Ending
 from shardgit.aio.failure import error_of
 from shardgit.aio.repo import Repo
 from shardgit.calling import Calling, split_target
@@ -82,20 +83,22 @@ class Client:
 
     async def call(self, stub: Any, method: str, request: Any) -> Any:
         """Make one call with one answer."""
+        call = getattr(stub(next(self._turn)), method)(request, metadata=self._metadata)
+        ending = Ending(call)
         try:
-            return await getattr(stub(next(self._turn)), method)(request, metadata=self._metadata)
+            return await call
         except grpc.RpcError as error:
-            raise error_of(error) from error
+            raise error_of(await ending.of(error)) from error
 
     async def stream(self, stub: Any, method: str, request: Any) -> AsyncIterator[Any]:
         """Make one call with a stream of answers."""
+        call = getattr(stub(next(self._turn)), method)(request, metadata=self._metadata)
+        ending = Ending(call)
         try:
-            async for answer in getattr(stub(next(self._turn)), method)(
-                request, metadata=self._metadata
-            ):
+            async for answer in call:
                 yield answer
         except grpc.RpcError as error:
-            raise error_of(error) from error
+            raise error_of(await ending.of(error)) from error
 
     # ---- repositories ----
 
