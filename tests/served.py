@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from forking import mother
 
@@ -124,7 +124,11 @@ class Server:
 
     def events(self) -> list[str]:
         """Return the events that were logged so far."""
-        return [json.loads(line)["event"] for line in self.errors.read_text().splitlines()]
+        return [line["event"] for line in self.lines()]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines that were logged so far, but for one that is being written."""
+        return [json.loads(line) for line in self.errors.read_text().split("\n")[:-1]]
 
     def stop(self) -> int:
         """Ask the server to stop; return its exit code."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -37,9 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(server: Server, event: str) -> list[dict[str, object]]:
-    whole = server.errors.read_text().rpartition("\n")[0]  # a line may be written just now
-    told = map(json.loads, whole.splitlines())
-    return [line for line in told if line["event"] == event]
+    return [line for line in server.lines() if line["event"] == event]
 
 
 def reload(server: Server, event: str = "reloaded") -> dict[str, object]:
