@@ -802,9 +802,14 @@ def test_every_change_stands_in_the_audit_log_and_every_refusal(home: Home, tmp_
         return [json.loads(line) for line in whole]
 
     def last(**wanted: object) -> dict[str, Any]:
-        # the client may have its answer a moment before
-        until(lambda: (some := lines()) and wanted.items() <= some[-1].items())
-        found = lines()[-1]
+        seen = list[dict[str, Any]]()
+
+        def came() -> bool:
+            seen[:] = lines()[-1:]
+            return bool(seen) and wanted.items() <= seen[0].items()
+
+        until(came)  # the client may have its answer a moment before
+        (found,) = seen
         assert datetime.fromisoformat(found["time"]).tzinfo is not None
         return found
 
