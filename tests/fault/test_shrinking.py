@@ -14,16 +14,23 @@ from typing import TYPE_CHECKING
 import pytest
 from moving import check_whole, full_store, opened, parts, placed
 from served import clean_environment, shardgit
+from waiting import WAIT_S
 
 from shardgit import faultpoints
+from shardgit.blocks.block import partition_of
 from shardgit.blocks.identity import environment_of
+from shardgit.blocks.shard import ShardStore
 from shardgit.errors import BlockCorrupt, Refused, ShardMissing, Stopped
 from shardgit.node import check_readers
 from shardgit.operate.operation import Control, running, silent_control
 from shardgit.operate.shrinking import COMPACTING, compact_shards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moving import Blocks
+
+    from shardgit.oid import BlockId
 
 CALM = silent_control()
 
@@ -158,6 +165,48 @@ def test_a_copier_that_is_killed_loses_nothing(tmp_path: Path, point: str) -> No
     with opened(folder) as store:
         check_whole(store, blocks)
     assert len(files(folder / "shards" / "000")) == 2
+
+
+SWAPPER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from moving import opened, parts
+from shardgit.operate.operation import silent_control
+from shardgit.operate.shrinking import compact_shards
+with opened(Path(sys.argv[1])) as store:
+    compact_shards(store, force=True, control=silent_control())
+    store.blocks.put_many_sync(list(parts(20, seed=8, most=3_000).items()))
+"""
+
+READS: dict[str, Callable[[ShardStore, list[BlockId]], bool]] = {
+    "use": lambda shard, ids: all(shard.use(block, len) for block in ids),
+    "has": lambda shard, ids: all(shard.has_many_sync(ids)),
+    "scan": lambda shard, ids: {block for block, _ in shard.scan_sync()}.issuperset(ids),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_who_misses_what_another_thread_has_just_taken_over_looks_again(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = half_empty(tmp_path / "s")
+    take_over = ShardStore.refresh
+
+    def second(shard: ShardStore) -> bool:
+        take_over(shard)  # of a thread that was faster
+        return take_over(shard)
+
+    with opened(folder) as store:
+        tests = str(Path(__file__).parent.parent)
+        words = [sys.executable, "-c", SWAPPER, str(folder), tests]
+        subprocess.run(words, env=clean_environment(), check=True, timeout=WAIT_S)
+        monkeypatch.setattr(ShardStore, "refresh", second)
+        fresh = parts(20, seed=8, most=3_000)
+        for number, shard in store.routed.shards.items():
+            ids = [b for b in fresh if number in store.routed.ring.shards_of(partition_of(b))]
+            assert ids
+            assert READS[how](shard, ids)
 
 
 WRITER = """

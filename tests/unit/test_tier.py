@@ -17,6 +17,7 @@ from clustering import take_away
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moved import Moved
+from waiting import WAIT_S
 
 from shardgit import faultpoints
 from shardgit.blocks import generation_folder
@@ -326,6 +327,40 @@ def test_a_second_process_finds_what_the_first_has_put_and_begun(tmp_path: Path)
         process.stdin.close()
         assert process.wait(30) == 0
     assert len(list(tmp_path.glob("g-*"))) == GENERATIONS
+    workers.close()
+    part.close()
+
+
+BEGINNER = """
+import sys
+from pathlib import Path
+from shardgit.blocks.generations import Generations
+from shardgit.workers import Workers
+
+data, workers = sys.stdin.buffer.read(), Workers(1)
+part = Generations(Path(sys.argv[1]), workers, bytes_max=8 << 20)
+assert part.put([(bytes.fromhex(sys.argv[2]), data)]) == 1
+workers.close()
+part.close()
+"""
+
+
+def test_who_misses_in_a_generation_that_another_thread_has_just_taken_over_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, data = make_block(5_000, 1)
+    workers = Workers(1)
+    part = Generations(tmp_path, workers, bytes_max=8 * MIB)
+    words = [sys.executable, "-c", BEGINNER, str(tmp_path), block.hex()]
+    subprocess.run(words, input=data, check=True, timeout=WAIT_S)
+    take_over = Generations._refresh
+
+    def second(part: Generations) -> None:
+        take_over(part)  # of a thread that was faster
+        take_over(part)
+
+    monkeypatch.setattr(Generations, "_refresh", second)
+    assert part.use(block, bytes) == Found(data, ages=False)
     workers.close()
     part.close()
 

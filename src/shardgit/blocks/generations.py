@@ -112,14 +112,14 @@ class Generations:
 
     # ---- who is here ----
 
-    def _refresh(self) -> bool:
-        """Take over generations that came and went; says whether any did."""
+    def _refresh(self) -> None:
+        """Take over generations that came and went."""
         with self._lock:
             if not self.folder.exists():
                 self._files.set_up()  # taken away under us
             mark = self.folder.stat().st_mtime_ns
             if mark == self._mark or self._closed:
-                return False
+                return
             if abs(time.time_ns() - mark) < TICK_NS:
                 mark = 0  # another change in the same tick would have the same time
             before = {(one.number, one.inode): one for one in self._open}
@@ -146,12 +146,11 @@ class Generations:
                         mark = 0  # it is being dropped, or will open later
                         continue
                 now.append(one)
-            changed = tuple(now) != self._open
-            self._open = tuple(now)
+            if tuple(now) != self._open:
+                self._open = tuple(now)  # another tuple for other generations alone; see ``use``
             for gone in before.values():
                 self._retire(gone)
             self._mark = mark
-            return changed
 
     def _retire(self, gone: _Generation) -> None:
         gone.store.retire()
@@ -177,11 +176,13 @@ class Generations:
         """Run a job over a block's bytes where they lie; None when it is not here. What the job raises is raised."""
         if self.is_away():
             return None
+        used = self._open
         found = self._use(block, job)
         if not isinstance(found, Found):
             with self._tried("look for generations"):
-                if self._refresh():
-                    return self._use(block, job) or found
+                self._refresh()
+            if self._open is not used:  # whichever thread has taken the others over
+                return self._use(block, job) or found
         return found
 
     def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> Found[T] | Dropped | None:

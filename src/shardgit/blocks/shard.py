@@ -204,6 +204,11 @@ class ShardStore(OnWorkers):
     def _open_again(self) -> _Opened:
         return _open(self.folder, durable=self._durable, map_bytes=self._map_bytes)
 
+    def _is_swapped(self, used: _Opened) -> bool:
+        """Say whether the environment is another one than that, whichever thread has taken it over."""
+        self.refresh()
+        return self._opened is not used
+
     def retire(self) -> None:
         """Let no further use begin: the shard has left the store. ``idle`` says when all have ended."""
         with self._swapping:
@@ -225,10 +230,13 @@ class ShardStore(OnWorkers):
 
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore. The transaction lives as long as the job."""
-        found = self._use(block, job)
-        if isinstance(found, _Missing) and self.refresh():
+        while True:
+            used = self._opened
             found = self._use(block, job)
-        return None if isinstance(found, _Missing) else found
+            if not isinstance(found, _Missing):
+                return found
+            if not self._is_swapped(used):
+                return None
 
     def _use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | _Missing:
         # As ``_reading`` does: its generators were a third of what a small segment's read costs.
@@ -266,9 +274,12 @@ class ShardStore(OnWorkers):
 
     def has_many_sync(self, ids: Sequence[BlockId]) -> list[bool]:
         """See BlockStore."""
-        with self._reading() as transaction:
-            found = [transaction.get(block) is not None for block in ids]
-        return found if all(found) or not self.refresh() else self.has_many_sync(ids)
+        while True:
+            used = self._opened
+            with self._reading() as transaction:
+                found = [transaction.get(block) is not None for block in ids]
+            if all(found) or not self._is_swapped(used):
+                return found
 
     def read_sync(self, block: BlockId) -> bytes | None:
         """Return a copy of a block after a check of its bytes as they lie here now.
@@ -382,6 +393,7 @@ class ShardStore(OnWorkers):
         more = True
         while more:
             rows: list[tuple[BlockId, int]] = []
+            self.refresh()  # in the environment of before a swap, what came since would be missing
             with self._reading() as transaction, transaction.cursor() as cursor:
                 more = cursor.set_range(at)
                 while more and len(rows) < SCAN_BATCH:
