@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS = [0.5, 1.0, 1.0, 2.0, 4.0]
 # An example deals 65,536 partitions a few times: half a second, so shrinking one takes too long.
 FEW = settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
