@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,16 @@ def _logs_as_they_were() -> Iterator[None]:
     """A test that sends logs to its own, captured standard error leaves no other test a closed file."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _priority_as_it_was() -> Iterator[None]:
+    """A test of work that steps back leaves the others, and the servers that they start, at their priority."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    if os.getpriority(os.PRIO_PROCESS, 0) != before:
+        with suppress(PermissionError):  # only root may
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 @pytest.fixture(scope="session")
