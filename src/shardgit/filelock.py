@@ -52,6 +52,20 @@ class FileLock:
             return False
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
+    def is_taken(self) -> bool:
+        """Say whether somebody holds the lock. Many may ask at once; who would take it meanwhile may fail for once."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     @property
     def held(self) -> bool:
         """Whether the lock is ours."""

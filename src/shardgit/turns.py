@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from shardgit import clock
 from shardgit.filelock import FileLock
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+TRY_AGAIN_S = 0.02
 MAINTENANCE = "maintenance"  # the turn of whose rounds go over the store
 
 
@@ -45,9 +47,13 @@ class Turns(Protocol):
 
 
 @contextmanager
-def holding(turns: Turns, name: str) -> Iterator[bool]:
+def holding(turns: Turns, name: str, *, tries: int = 1) -> Iterator[bool]:
     """Hold a turn, or give False when another has it. What this thread commits meanwhile is fenced."""
     turn = turns.try_take(name)
+    for _ in range(tries - 1):
+        if turn is None:
+            clock.sleep(TRY_AGAIN_S)
+            turn = turns.try_take(name)
     if turn is None:
         yield False
         return
@@ -84,14 +90,8 @@ class FileTurns:
 
     def note_of(self, name: str) -> bytes | None:
         """See Turns. One that is half written is b""."""
-        lock = self._lock(name)
-        try:
-            if lock.try_take():
-                return None
-        except FileNotFoundError:  # nobody has taken any of its group yet
+        if not self._lock(name).is_taken():
             return None
-        finally:
-            lock.release()
         with suppress(FileNotFoundError):
             return self._note(name).read_bytes()
         return b""

@@ -18,10 +18,12 @@ from waiting import WAIT_S
 
 from shardgit import faultpoints
 from shardgit.blocks.block import partition_of
-from shardgit.blocks.identity import environment_of
+from shardgit.blocks.identity import IDENTITY_FILE, environment_of
 from shardgit.blocks.shard import ShardStore
-from shardgit.errors import BlockCorrupt, Refused, ShardMissing, Stopped
+from shardgit.blocks.shrinking import clear_left_environments
+from shardgit.errors import BlockCorrupt, DataLoss, Refused, ShardMissing, Stopped, Unavailable
 from shardgit.node import check_readers
+from shardgit.oid import BlockId
 from shardgit.operate.operation import Control, running, silent_control
 from shardgit.operate.shrinking import COMPACTING, compact_shards
 
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
 
     from moving import Blocks
 
-    from shardgit.oid import BlockId
-
 CALM = silent_control()
+UNKNOWN = BlockId(bytes(32))
 
 
 def half_empty(folder: Path) -> tuple[Path, Blocks]:
@@ -165,6 +166,56 @@ def test_a_copier_that_is_killed_loses_nothing(tmp_path: Path, point: str) -> No
     with opened(folder) as store:
         check_whole(store, blocks)
     assert len(files(folder / "shards" / "000")) == 2
+
+
+def test_a_shard_that_was_not_to_be_seen_for_a_moment_is_as_it_was(tmp_path: Path) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    with opened(folder) as store:
+        compact_shards(store, [1], force=True, control=CALM)
+        ids_of = {n: sorted(ids) for n, ids in placed(store).items()}
+        for number, shard in store.routed.shards.items():
+            file = shard.folder / IDENTITY_FILE
+            file.rename(tmp_path / "away")
+            for _ in range(2):
+                with pytest.raises(Unavailable):  # who cannot look does not say that it is missing
+                    shard.use(UNKNOWN, bytes)
+                assert shard.get_many_sync(ids_of[number]) == [blocks[b] for b in ids_of[number]]
+            with pytest.raises(Unavailable):
+                shard.put_many_sync(list(parts(1, seed=5).items()))
+            (tmp_path / "away").rename(file)
+            assert shard.use(UNKNOWN, bytes) is None
+            text = file.read_text()
+            file.unlink()
+            file.write_text(text)  # the same facts in another file
+            assert shard.use(UNKNOWN, bytes) is None
+            shard.put_many_sync([(ids_of[number][0], blocks[ids_of[number][0]])])
+        check_whole(store, blocks)
+
+
+@pytest.mark.parametrize("trouble", ["gone", "noise", "a folder"])
+def test_no_environment_goes_while_nothing_tells_which_one_counts(
+    tmp_path: Path, trouble: str
+) -> None:
+    folder, blocks = half_empty(tmp_path / "s")
+    with opened(folder) as store:
+        compact_shards(store, [0], force=True, control=CALM)
+        file = store.routed.shards[0].folder / IDENTITY_FILE
+        before = files(file.parent)
+        file.rename(tmp_path / "away")
+        if trouble == "noise":
+            file.write_bytes(b"\xff\x00")
+        if trouble == "a folder":
+            file.mkdir()
+        with pytest.raises(Refused, match="identity file"):
+            clear_left_environments(file.parent)
+        with pytest.raises((DataLoss, Unavailable)):
+            compact_shards(store, [0], control=CALM)
+        if file.is_dir():
+            file.rmdir()
+        (tmp_path / "away").rename(file)
+        assert files(file.parent) == before
+        compact_shards(store, [0], force=True, control=CALM)
+        check_whole(store, blocks)
 
 
 SWAPPER = """

@@ -481,6 +481,9 @@ def test_strays_are_swept_and_what_they_alone_hold_is_put_home(tmp_path: Path) -
         lost = min(by_shard[0])
         store.routed.shards[1].put_many_sync([(b, blocks[b]) for b in by_shard[0]])
         store.routed.shards[0].delete_many_sync([lost])
+        damaged = max(by_shard[0])
+        with store.routed.shards[0]._environment.write() as transaction:
+            transaction.put(damaged, blocks[damaged][:-1] + b"?")
         assert sweep(store, CALM) == len(by_shard[0])
         check_whole(store, blocks)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
+from array import array
 from typing import TYPE_CHECKING
 
 import pytest
-from waiting import until
+from waiting import WAIT_S, until
 
 from shardgit import metrics
 from shardgit.blocks.block import HEADER_SIZE, BlockKind, block_id, new_header, partition_of
 from shardgit.blocks.routed import RoutedStore
 from shardgit.blocks.shard import ShardStore
-from shardgit.errors import BlockCorrupt, DataLoss, ShardMissing, StorageFull
+from shardgit.errors import BlockCorrupt, DataLoss, ShardMissing, StorageFull, Unavailable
 from shardgit.oid import BlockId, HashKind, PoolId
 from shardgit.ring.builder import build
 from shardgit.ring.ring import RingShard
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client import Counter
+
+    from shardgit.ring.ring import Ring
 
 SHARDS = [RingShard(n, n % 2) for n in range(4)]
 ONE, TWO = build(SHARDS), build(SHARDS, replicas=2)
@@ -133,6 +136,81 @@ def is_whole(shard: ShardStore, block: BlockId, data: bytes) -> bool:
         return shard.get_many_sync([block]) == [data]
     except DataLoss:
         return False
+
+
+def test_a_replica_that_cannot_say_is_passed_over_and_what_only_it_may_have_is_not_missing(
+    two: RoutedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(block: BlockId, job: object) -> None:
+        raise Unavailable("away")
+
+    (block, data), (unknown, _) = make_blocks(2)
+    two.put_many_sync([(block, data)])
+    for home in two._routes.reads(block):
+        with monkeypatch.context() as patch:
+            patch.setattr(two.shards[home], "use", away)
+            assert two.get_many_sync([block]) == [data]
+    for home in two._routes.reads(unknown):
+        with monkeypatch.context() as patch:
+            patch.setattr(two.shards[home], "use", away)
+            with pytest.raises(Unavailable):
+                two.get_many_sync([unknown])
+    assert two.get_many_sync([unknown]) == [None]
+
+
+class Rings:
+    """A source that gives what a test has put there."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring, self.revision = ring, 1
+
+    def take(self, ring: Ring) -> None:
+        self.ring, self.revision = ring, self.revision + 1
+
+    def newer(self, known: int) -> tuple[int, Ring] | None:
+        return None if known == self.revision else (self.revision, self.ring)
+
+    def held(self, known: int) -> None:
+        return None
+
+    def check_open(self, number: int) -> None:
+        pass
+
+    def open_shard(self, number: int) -> ShardStore:
+        raise ShardMissing("none", shard=number)
+
+    def is_open_shard(self, number: int, shard: ShardStore) -> bool:
+        return True
+
+
+def test_a_copy_is_put_right_while_a_rebalance_drops_the_one_that_it_was_taken_from(
+    shards: dict[int, ShardStore], workers: Workers
+) -> None:
+    (block, data), *_ = make_blocks(1)
+    at = partition_of(block)
+    (old,) = ONE.shards_of(at)
+    new = (old + 1) % len(SHARDS)
+    (row,) = ONE.table
+    moved = ONE.towards((array(row.typecode, [*row[:at], new, *row[at + 1 :]]),)).moved()
+    source = Rings(moved)
+    store = RoutedStore(moved, shards, workers, source=source, revision=1)
+    shards[old].put_many_sync([(block, data)])
+    rot(shards[new], block, data[:-1] + b"!")
+    put = shards[new].put_verified_sync
+    settled = threading.Event()
+
+    def put_and_settle(blocks: list[tuple[BlockId, bytes]]) -> None:
+        put(blocks)
+        if not settled.is_set():  # in another process: it settles, and sweeps the old copies
+            settled.set()
+            source.take(moved.settled())
+            shards[old].delete_many_sync([block])
+
+    shards[new].put_verified_sync = put_and_settle  # type: ignore[method-assign, assignment]
+    assert store.get_many_sync([block]) == [data]
+    assert settled.wait(WAIT_S)
+    until(lambda: not store._repairing)
+    assert store.get_many_sync([block]) == [data]
 
 
 async def test_data_loss_only_when_no_replica_has_it_whole(two: RoutedStore) -> None:

@@ -365,6 +365,21 @@ def test_who_misses_in_a_generation_that_another_thread_has_just_taken_over_look
     part.close()
 
 
+def test_a_generation_is_dropped_once_and_not_the_next_of_its_number(tmp_path: Path) -> None:
+    workers = Workers(1)
+    part = Generations(tmp_path, workers, bytes_max=8 * MIB)
+    part.put([make_block(5_000, 1)])
+    (first,) = part._open
+    part._drop_damaged(first)
+    block, data = make_block(5_000, 2)
+    part.put([(block, data)])
+    assert [one.number for one in part._open] == [first.number]
+    part._drop_damaged(first)  # of a thread that met the same damage
+    assert part.use(block, bytes) == Found(data, ages=False)
+    workers.close()
+    part.close()
+
+
 WRITER = """
 import random, sys
 from pathlib import Path

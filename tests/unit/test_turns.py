@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+from threading import Timer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +41,19 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     with holding(others, "job") as held, holding(turns, "job") as again:
         assert (held, again) == (True, False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_asks_disturbs_no_other_who_asks(tmp_path: Path) -> None:
+    turns = FileTurns(tmp_path)
+    (tmp_path / "job.lock").touch()
+    with (tmp_path / "job.lock").open() as other:  # that asks just now
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert turns.note_of("job") is None
+        asking = Timer(0.01, other.close)
+        asking.start()
+        with holding(turns, "job", tries=6_000) as held:
+            assert held
+        asking.join()
 
 
 def test_a_note_is_read_while_its_turn_lasts(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ class Generations:
                     metrics.TIER_DROPS.labels("block").inc()
                     self._delete_from(one, [block])
                 elif isinstance(error, DataLoss):
-                    self.drop_damaged(one.number)
+                    self._drop_damaged(one)
                 else:
                     self.leave_alone("read", error)
                 continue
@@ -211,14 +211,14 @@ class Generations:
                 return Found(found[0], ages=age >= GENERATIONS - CARRIED)
         return dropped
 
-    def drop_damaged(self, number: int) -> None:
-        """Drop a generation whose trees are damaged."""
+    def _drop_damaged(self, one: _Generation) -> None:
+        """Drop a generation whose trees are damaged, unless that was done: another one may have its number by now."""
         with self._tried("drop a damaged generation"), self._lock:
-            for one in self._open:
-                if one.number == number:
-                    metrics.TIER_DROPS.labels("damaged").inc()
-                    self._open = tuple(other for other in self._open if other is not one)
-                    self._retire(one)
+            if one in self._open:
+                metrics.TIER_DROPS.labels("damaged").inc()
+                self._open = tuple(other for other in self._open if other is not one)
+                self._retire(one)
+                if one.store.folder.stat().st_ino == one.inode:
                     self._files.remove(one.store.folder)
 
     def recheck(self, block: BlockId) -> bool:
@@ -307,7 +307,7 @@ class Generations:
                 continue
             except DataLoss:
                 if newest is not None:
-                    self.drop_damaged(newest.number)
+                    self._drop_damaged(newest)
                 continue
             self._begin_one(newest.number if newest is not None else -1)
         raise Unavailable("generations come and go too fast", path=str(self.folder))

@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from shardgit import faultpoints
-from shardgit.errors import Refused
+from shardgit.errors import DataLoss, Refused, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 IDENTITY_FILE = "shard.json"
 ENVIRONMENT_PREFIX = "env-"
+NO_MARK = (0, 0)  # of a folder without an identity file
 _ENVIRONMENT = re.compile(r"env-[0-9a-f]{16}")
 
 
@@ -38,9 +39,30 @@ def check_identity(path: Path, store_id: str, number: int) -> None:
 
 
 def environment_of(path: Path) -> Path:
-    """Return the folder of a shard's environment: the shard's own until it was compacted."""
-    facts = read_identity(path)
-    name = facts.get("environment") if facts else None
+    """Return the folder of a shard's environment: the shard's own until it was compacted, or without identity file.
+
+    Errors: Unavailable and DataLoss when there is an identity file that does not tell.
+    """
+    try:
+        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise DataLoss("shard's identity file is damaged", path=str(path / IDENTITY_FILE))
+    return environment_by(path, facts)
+
+
+def _unreadable(path: Path, cause: OSError) -> Unavailable:
+    return Unavailable("shard's identity file cannot be read", path=str(path), cause=str(cause))
+
+
+def environment_by(path: Path, facts: dict[str, Any]) -> Path:
+    """Return the folder of the environment that the facts of a shard's identity file name."""
+    name = facts.get("environment")
     if name is None:
         return path
     if not isinstance(name, str) or not _ENVIRONMENT.fullmatch(name):
@@ -49,11 +71,16 @@ def environment_of(path: Path) -> Path:
 
 
 def identity_mark(path: Path) -> tuple[int, int]:
-    """Return what changes when the identity file is replaced; cheap, one look at the folder entry."""
+    """Return what changes when the identity file is replaced; cheap, one look at the folder entry.
+
+    NO_MARK without one. Errors: Unavailable when that is not to be seen.
+    """
     try:
         found = (path / IDENTITY_FILE).stat()
-    except OSError:
-        return (0, 0)
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_MARK
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
     return (found.st_ino, found.st_mtime_ns)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from shardgit import metrics, telemetry
 from shardgit.blocks.block import keep_off, parse_header, partition_of, verify_block
 from shardgit.blocks.on_workers import OnWorkers
-from shardgit.errors import DataLoss, ShardgitError, ShardMissing
+from shardgit.errors import DataLoss, ShardgitError, ShardMissing, Unavailable
 from shardgit.ring.ring import PARTITIONS
 from shardgit.workers import Workers
 
@@ -241,12 +241,13 @@ class RoutedStore(OnWorkers):
     def use(self, block: BlockId, job: Callable[[memoryview], T]) -> T | None:
         """See BlockStore. A job that meets DataLoss is run again over the next replica.
 
-        DataLoss only when no replica has the block whole and one has it damaged.
+        DataLoss only when no replica has the block whole and one has it damaged; Unavailable when one cannot say.
         """
         routes: _Routes | None = self._routes
         damaged: DataLoss | None = None
+        away: Unavailable | None = None
         while routes is not None:
-            damaged = None
+            damaged = away = None
             bad: list[int] = []
             for home in routes.reads(block):
                 try:
@@ -257,6 +258,9 @@ class RoutedStore(OnWorkers):
                     continue
                 except ShardMissing:
                     continue
+                except Unavailable as error:
+                    away = away or error
+                    continue
                 if found is not None:
                     if bad and self._fresh(routes) is None:  # else the ring explains it
                         self._fell_back(block, bad, home, "damaged" if damaged else "missing")
@@ -266,6 +270,8 @@ class RoutedStore(OnWorkers):
         if damaged is not None:
             metrics.BLOCK_FALLBACKS.labels("lost").inc()
             raise damaged
+        if away is not None:
+            raise away
         return None
 
     def _fell_back(self, block: BlockId, bad: list[int], good: int, outcome: str) -> None:
@@ -303,10 +309,19 @@ class RoutedStore(OnWorkers):
             except ShardgitError:
                 metrics.BLOCK_REPAIRS.labels("failed").inc()
                 raise
-            # Whoever deletes a block deletes it everywhere; one that came in between must win.
-            if not routes.shards[good].has_many_sync([block])[0]:
+            # Whoever deletes a block deletes it everywhere; one that came in between must win. Under another ring it
+            # may be gone there because it is here.
+            if not routes.shards[good].has_many_sync([block])[0] and self._routes_as(
+                routes, block, good
+            ):
                 routes.shards[number].delete_many_sync([block])
             metrics.BLOCK_REPAIRS.labels("done").inc()
+
+    def _routes_as(self, routes: _Routes, block: BlockId, home: int) -> bool:
+        """Say whether the ring is that of the routes still, and has a shard among those where a block may be."""
+        now = self._fresh(routes)
+        same = now is None or now.ring is routes.ring
+        return same and home in routes.ring.reads_of(partition_of(block))
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """See BlockStore."""

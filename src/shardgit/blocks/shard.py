@@ -13,7 +13,7 @@ import lmdb
 
 from shardgit import faultpoints
 from shardgit.blocks.block import verify_block
-from shardgit.blocks.identity import environment_of, identity_mark
+from shardgit.blocks.identity import NO_MARK, environment_of, identity_mark
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.blocks.seen import Seen
 from shardgit.errors import (
@@ -61,13 +61,22 @@ _MISSING = _Missing()
 class _Opened:
     """One environment of a shard, and who is using it."""
 
-    __slots__ = ("active", "environment", "mark")
+    __slots__ = ("active", "environment", "inode", "mark")
 
     def __init__(self, environment: Environment, mark: tuple[int, int]) -> None:
         self.environment = environment
+        self.inode = environment.file.stat().st_ino
         self.mark = mark
         # As long as many use it; appending and popping are atomic, and cheaper than a lock.
         self.active: deque[None] = deque()
+
+    def is_in(self, folder: Path) -> bool:
+        """Say whether it is the one that lies in a folder."""
+        with suppress(FileNotFoundError):
+            return folder == self.environment.folder and (
+                self.environment.file.stat().st_ino == self.inode
+            )
+        return False
 
 
 def _open(
@@ -191,13 +200,23 @@ class ShardStore(OnWorkers):
                 raise
 
     def refresh(self) -> bool:
-        """Take over the environment that a compaction has put in this one's place; says whether it did."""
+        """Take over the environment that a compaction has put in this one's place; says whether it did.
+
+        Errors: Unavailable when the identity file is not to be seen, and all goes on as it was.
+        """
         with self._swapping:
             self._close_idle()
-            if self._closed or self._retired or identity_mark(self.folder) == self._opened.mark:
+            mark = NO_MARK if self._closed or self._retired else identity_mark(self.folder)
+            if self._closed or self._retired or mark == self._opened.mark:
                 return False
+            if mark == NO_MARK:
+                raise Unavailable("shard is not there now", path=str(self.folder))
+            if self._opened.is_in(environment_of(self.folder)):  # the same facts, written again
+                self._opened.mark = mark
+                return False
+            fresh = self._open_again()  # may fail: then this one is not closed either
             self._before.append(self._opened)
-            self._opened = self._open_again()
+            self._opened = fresh
             self._close_idle()
             return True
 
@@ -307,8 +326,9 @@ class ShardStore(OnWorkers):
         """Write the identity file that names another environment, open already, and go on with that one."""
         with self._swapping:  # a process may open an environment once
             write()
+            opened = _Opened(fresh, identity_mark(self.folder))
             self._before.append(self._opened)
-            self._opened = _Opened(fresh, identity_mark(self.folder))
+            self._opened = opened
 
     def has_whole(self, block: BlockId, data: bytes) -> bool:
         """Say whether these are the bytes that lie here."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardgit import faultpoints
 from shardgit.blocks.block import verify_block
 from shardgit.blocks.identity import (
     ENVIRONMENT_PREFIX,
-    environment_of,
+    environment_by,
     fsync,
     read_identity,
     write_identity,
@@ -58,13 +58,10 @@ def shrink(shard: ShardStore, copied: Callable[[int], None]) -> Shrunk:
 
     Errors: StorageFull, Refused for a shard without an identity file.
     """
-    facts = read_identity(shard.folder)
-    if facts is None:
-        raise Refused("shard has no identity file", path=str(shard.folder))
-    clear_left_environments(shard.folder)
+    facts = clear_left_environments(shard.folder)
     _check_room(shard)
     before = shard.stats().file_bytes
-    old = environment_of(shard.folder)
+    old = environment_by(shard.folder, facts)
     name = ENVIRONMENT_PREFIX + os.urandom(8).hex()
     fresh = Environment(shard.folder / name, create=True, part="shard")
     swapped = False
@@ -100,14 +97,21 @@ def shrink(shard: ShardStore, copied: Callable[[int], None]) -> Shrunk:
     return Shrunk(blocks, before, shard.stats().file_bytes, len(copy.damaged))
 
 
-def clear_left_environments(folder: Path) -> None:
-    """Remove environments of a shard that do not count: those of copies that were cut short, or were swapped."""
-    current = environment_of(folder)
+def clear_left_environments(folder: Path) -> dict[str, Any]:
+    """Remove environments of a shard that do not count: those of copies that were cut short, or were swapped.
+
+    Returns the facts of its identity file. Errors: Refused when it does not tell which one counts; none is removed.
+    """
+    facts = read_identity(folder)
+    if facts is None:
+        raise Refused("shard has no identity file that can be read", path=str(folder))
+    current = environment_by(folder, facts)
     for left in folder.glob(f"{ENVIRONMENT_PREFIX}*"):
         if left != current:
             shutil.rmtree(left, ignore_errors=True)
     if current != folder:
         _remove(folder, folder)
+    return facts
 
 
 def _remove(folder: Path, environment: Path) -> None:

@@ -45,6 +45,7 @@ PROBE_IDS = 8
 PROBE_SLEEP_S = 0.0005
 BURST_S = 0.25  # what a throttle forgives after a pause
 NICE = 10
+TRIES = 4  # to take a turn: who asks whether somebody has it keeps it for a moment
 
 
 class Throttle:
@@ -175,7 +176,7 @@ def running(store: Store, kind: str) -> Iterator[None]:
 
     Who watches the store is shown it with its progress. Errors: Refused when one is running already.
     """
-    with holding(store.turns, f"operation-{kind}") as held:
+    with holding(store.turns, f"operation-{kind}", tries=TRIES) as held:
         if not held:
             raise Refused("operation is running already", operation=kind)
         with notes.noted(store.scratch, kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shardgit.blocks.block import partition_of
@@ -56,11 +57,12 @@ def _drop(store: Store, ring: Ring, shard: ShardStore, strays: list[BlockId]) ->
 
 
 def _is_safe(store: Store, ring: Ring, shard: ShardStore, block: BlockId) -> bool:
-    """Put a stray where its homes lack it; False when it is damaged and the only one of its kind."""
+    """Put a stray where its homes do not have it whole; False when it is damaged and the only one of its kind."""
     for home in ring.shards_of(partition_of(block)):
         target = store.routed.shards[home]
-        if target.has_many_sync([block])[0]:
-            continue
+        with suppress(BlockCorrupt):  # else it is put right from here
+            if target.use(block, len) is not None:
+                continue
         try:
             data = shard.read_sync(block)
         except BlockCorrupt:
