@@ -94,7 +94,7 @@ def _open(
                 part="shard",
             )
             opened = _Opened(environment, mark)
-        except DataLoss:
+        except (DataLoss, FileNotFoundError):
             if identity_mark(folder) == mark:
                 raise
             continue  # swapped by a compaction while we looked
