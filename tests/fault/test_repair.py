@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -113,16 +114,18 @@ def everything(store: Store) -> dict[tuple[int, BlockId], bytes | None]:
 
 
 def rot(store: Store, number: int, block: BlockId) -> None:
-    """Flip a bit of a block where it lies in its shard's file."""
+    """Flip a bit of a block where it lies in its shard's file; a small one may lie in freed pages too."""
     shard = store.routed.shards[number]
     (data,) = shard.get_many_sync([block])
     assert data is not None
     file = shard.folder / "data.mdb"
     whole = file.read_bytes()
-    at = whole.index(data[:200])
+    places = [found.start() + 150 for found in re.finditer(re.escape(data[:200]), whole)]
+    assert places
     with file.open("r+b") as opened:
-        opened.seek(at + 150)
-        opened.write(bytes([whole[at + 150] ^ 4]))
+        for at in places:
+            opened.seek(at)
+            opened.write(bytes([whole[at] ^ 4]))
     shard._seen.__init__()  # type: ignore[misc]
 
 
