@@ -26,6 +26,7 @@ from shardgit.node import check_readers
 from shardgit.oid import BlockId
 from shardgit.operate.operation import Control, running, silent_control
 from shardgit.operate.shrinking import COMPACTING, compact_shards
+from shardgit.operate.store_files import StoreFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,6 +217,25 @@ def test_no_environment_goes_while_nothing_tells_which_one_counts(
         assert files(file.parent) == before
         compact_shards(store, [0], force=True, control=CALM)
         check_whole(store, blocks)
+
+
+def test_a_verification_goes_on_where_it_was_while_nothing_tells_where_that_is(
+    tmp_path: Path,
+) -> None:
+    folder, _ = half_empty(tmp_path / "s")
+    with opened(folder) as store:
+        compact_shards(store, [0], force=True, control=CALM)
+    with StoreFiles(folder) as reading:
+        before = reading.shards[0].folder
+        file = folder / "shards" / "000" / IDENTITY_FILE
+        file.rename(tmp_path / "away")
+        reading.refresh()
+        assert reading.shards[0].folder == before
+        (tmp_path / "away").rename(file)
+        with opened(folder) as store:
+            compact_shards(store, [0], force=True, control=CALM)
+        reading.refresh()
+        assert reading.shards[0].folder == environment_of(file.parent) != before
 
 
 SWAPPER = """

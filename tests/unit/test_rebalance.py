@@ -21,6 +21,7 @@ from shardgit.journal.interface import Put
 from shardgit.journal.records import RING_KEY
 from shardgit.journal.uploads import UploadRecord, upload_key
 from shardgit.oid import HashKind, RepositoryId
+from shardgit.operate import strays
 from shardgit.operate.membership import add_shard, remove_shard, set_weight
 from shardgit.operate.operation import Control, running, silent_control
 from shardgit.operate.planning import plan_ring
@@ -486,6 +487,25 @@ def test_strays_are_swept_and_what_they_alone_hold_is_put_home(tmp_path: Path) -
             transaction.put(damaged, blocks[damaged][:-1] + b"?")
         assert sweep(store, CALM) == len(by_shard[0])
         check_whole(store, blocks)
+
+
+@pytest.mark.parametrize("is_met", [False, True])
+def test_a_sweep_keeps_the_pace_of_what_it_reads(
+    tmp_path: Path, is_met: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = parts(60)
+    control, paced = Control(), list[int]()
+    monkeypatch.setattr(control, "pace", paced.append)
+    monkeypatch.setattr(strays, "BATCH", 4)
+    with opened(full_store(tmp_path / "s", blocks)) as store:
+        here = placed(store)[0]
+        store.routed.shards[1].put_many_sync([(block, blocks[block]) for block in here])
+        if is_met:
+            store.blocks.get_many_sync(list(here))  # whole: this process need not read them again
+        assert sweep(store, control) == len(here)
+    dropping = len(here) // 4 * 4 * strays.DELETED_BYTES
+    reading = sum(len(blocks[block]) for block in here)
+    assert sum(paced) == dropping if is_met else sum(paced) > dropping + 0.5 * reading
 
 
 def test_changes_that_make_no_ring_are_refused(tmp_path: Path) -> None:

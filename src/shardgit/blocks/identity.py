@@ -43,21 +43,7 @@ def environment_of(path: Path) -> Path:
 
     Errors: Unavailable and DataLoss when there is an identity file that does not tell.
     """
-    try:
-        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return path
-    except OSError as cause:
-        raise _unreadable(path, cause) from cause
-    except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise DataLoss("shard's identity file is damaged", path=str(path / IDENTITY_FILE))
-    return environment_by(path, facts)
-
-
-def _unreadable(path: Path, cause: OSError) -> Unavailable:
-    return Unavailable("shard's identity file cannot be read", path=str(path), cause=str(cause))
+    return environment_by(path, _facts(path) or {})
 
 
 def environment_by(path: Path, facts: dict[str, Any]) -> Path:
@@ -86,11 +72,29 @@ def identity_mark(path: Path) -> tuple[int, int]:
 
 def read_identity(path: Path) -> dict[str, Any] | None:
     """Return what the identity file says, None without a whole one."""
-    with suppress(OSError, ValueError, RecursionError):
-        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
-        if isinstance(facts, dict):
-            return facts
+    with suppress(Unavailable, DataLoss):
+        return _facts(path)
     return None
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """Return what the identity file says, None when there is none."""
+    facts: object = None
+    try:
+        facts = json.loads((path / IDENTITY_FILE).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+    except (ValueError, RecursionError):
+        pass
+    if not isinstance(facts, dict):
+        raise DataLoss("shard's identity file is damaged", path=str(path / IDENTITY_FILE))
+    return facts
+
+
+def _unreadable(path: Path, cause: OSError) -> Unavailable:
+    return Unavailable("shard's identity file cannot be read", path=str(path), cause=str(cause))
 
 
 def write_durably(path: Path, text: str) -> None:

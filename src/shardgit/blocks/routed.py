@@ -311,9 +311,8 @@ class RoutedStore(OnWorkers):
                 raise
             # Whoever deletes a block deletes it everywhere; one that came in between must win. Under another ring it
             # may be gone there because it is here.
-            if not routes.shards[good].has_many_sync([block])[0] and self._routes_as(
-                routes, block, good
-            ):
+            gone = not routes.shards[good].has_many_sync([block])[0]
+            if gone and self._routes_as(routes, block, good):
                 routes.shards[number].delete_many_sync([block])
             metrics.BLOCK_REPAIRS.labels("done").inc()
 

@@ -206,8 +206,10 @@ class ShardStore(OnWorkers):
         """
         with self._swapping:
             self._close_idle()
-            mark = NO_MARK if self._closed or self._retired else identity_mark(self.folder)
-            if self._closed or self._retired or mark == self._opened.mark:
+            if self._closed or self._retired:
+                return False
+            mark = identity_mark(self.folder)
+            if mark == self._opened.mark:
                 return False
             if mark == NO_MARK:
                 raise Unavailable("shard is not there now", path=str(self.folder))
@@ -286,6 +288,10 @@ class ShardStore(OnWorkers):
             # The pages may be reused as soon as the transaction ends.
             raise Internal("a job kept a view of a block", block=block.hex()) from cause
         return result
+
+    def has_met(self, block: BlockId) -> bool:
+        """Say whether this process has found a block whole, so that its use does not read all of it."""
+        return block in self._seen
 
     def get_many_sync(self, ids: Sequence[BlockId]) -> list[bytes | None]:
         """See BlockStore. One transaction a block: no reader outlives one block's copy."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shardgit.blocks.block import partition_of
-from shardgit.blocks.identity import environment_of
+from shardgit.blocks.identity import environment_by, environment_of, read_identity
 from shardgit.blocks.layout import open_layout
 from shardgit.blocks.on_workers import OnWorkers
 from shardgit.errors import DataLoss, Refused
@@ -62,8 +62,11 @@ class StoreFiles(OnWorkers):
     def refresh(self) -> None:
         """Look whether shards were compacted meanwhile: their blocks lie in another database then."""
         for place in self.layout.shards:
+            facts = read_identity(place.path)
+            if facts is None:
+                continue  # not to be seen now
             with suppress(Refused):
-                folder = environment_of(place.path)
+                folder = environment_by(place.path, facts)
                 if folder != self.shards[place.number].folder:
                     self.shards[place.number].close()
                     self.shards[place.number] = Scrub(folder)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardgit.service.store import Store
 
 BATCH = 256
+BATCH_BYTES = 8 << 20
 DELETED_BYTES = 4_096  # what a deletion costs, for the throttle
 
 
@@ -32,14 +33,17 @@ def sweep(store: Store, control: Control, *, stage: str = "sweeping") -> int:
     seen = dropped = 0
     for number, shard in sorted(shards.items()):
         strays: list[BlockId] = []
-        for block, _ in shard.scan_sync():
+        cost = 0
+        for block, size in shard.scan_sync():
             seen += 1
             if number not in ring.reads_of(partition_of(block)):
                 strays.append(block)
-            if len(strays) == BATCH:
+                homes = [shards[home] for home in ring.shards_of(partition_of(block))]
+                cost += DELETED_BYTES + size * sum(not home.has_met(block) for home in homes)
+            if len(strays) == BATCH or cost >= BATCH_BYTES:
                 dropped += _drop(store, ring, shard, strays)
-                control.pace(len(strays) * DELETED_BYTES)
-                strays = []
+                control.pace(cost)
+                strays, cost = [], 0
             if seen % BATCH == 0:
                 control.report(Progress(stage, seen, max(total, seen), "blocks"))
                 control.check()
