@@ -217,6 +217,9 @@ class SimShard:
         self._seen.discard(block)
         return self.use(block, bytes)
 
+    def has_met(self, block: BlockId) -> bool:
+        return block in self._seen
+
     def refresh(self) -> bool:
         return False
 
